@@ -1,0 +1,464 @@
+/* SPDX-License-Identifier: MIT */
+/**
+ * @file shmalloc.h - a heap in a file, shared by processes.
+ *
+ * Several processes map the file, allocate and free in it at malloc speed and build shared data
+ * structures from position-independent references. Link with `pkg-config --libs shmalloc`.
+ *
+ * @code
+ *   #include <shmalloc/shmalloc.h>
+ *   #include <stdio.h>
+ *
+ *   struct counter { uint64_t runs; };
+ *
+ *   int main(void)
+ *   {
+ *       shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+ *       options.flags = SHMALLOC_CREATE;
+ *       shmalloc_heap *heap;
+ *       shmalloc_ref ref;
+ *       if (shmalloc_open("runs.heap", &options, &heap) < 0 ||
+ *           shmalloc_root_get_or_create(heap, "counter", 0, sizeof(struct counter), NULL, NULL, &ref) < 0)
+ *           return fprintf(stderr, "%s\n", shmalloc_errmsg()), 1;
+ *       struct counter *counter = shmalloc_ptr(heap, ref);
+ *       printf("run %llu\n", (unsigned long long)++counter->runs);
+ *       return shmalloc_close(heap) < 0;
+ *   }
+ * @endcode
+ *
+ * Three words are used in exactly these senses:
+ *   **visible**       other processes see it when the call returns;
+ *   **crash-atomic**  after SIGKILL at any instruction it happened wholly or not at all;
+ *   **durable**       it survives power loss. Nothing is durable until shmalloc_sync() or the last
+ *                     orderly shmalloc_close() returned 0.
+ *
+ * What holds after a death: SIGKILL of any process at any instruction leaves no lock held and the
+ * heap's own data sound; what the dead process had cached comes back to the others; a block that
+ * was handed to the program stays allocated. All processes may die: the next open finds the heap as
+ * it was, as long as the machine stays up. After power loss or a kernel crash without an orderly
+ * close, shmalloc_open() says SHMALLOC_EUNCLEAN and shmalloc_recover() decides.
+ *
+ * Errors: every function that can fail returns 0 or a count, or a negative code: a negated errno
+ * value when the system refused, or one of enum shmalloc_error. Out-parameters are written only on
+ * success, and a failed call changed nothing unless its text says otherwise. shmalloc_errmsg()
+ * explains the calling thread's last failure for people. errno is left unspecified. The library
+ * never prints, exits or aborts.
+ *
+ * Threads and processes: every function that takes a heap may be called from any thread of any
+ * process that has it open, at the same time as any other, except shmalloc_close(), which must be
+ * the process's last use of that handle. What may be done at once to one *block* or to one user's
+ * *ref word* is for the program to order, as with malloc:
+ *
+ *                       | same block, free | same ref word, alloc/free/realloc | other blocks
+ *   read or write it    | exclude          | exclude                           | free
+ *   shmalloc_free       | exclude          | exclude                           | free
+ *   shmalloc_alloc      | free             | exclude                           | free
+ *
+ * "exclude" for a ref word in the heap means: hold a shmalloc_mutex, whose next owner after a death
+ * finds the dead thread's unfinished step resolved.
+ *
+ * No function may be called from a signal handler that interrupted another function here.
+ *
+ * Caveats
+ *  - Network and FUSE file systems do not keep what a shared mapping needs; do not put a heap there.
+ *  - A reflinked copy, or a copy-on-write file system, can make a store fail for lack of space
+ *    (SIGBUS) although blocks were reserved.
+ *  - Processes on one heap must be in one PID namespace and use the same C library: robust mutexes
+ *    rely on both. Other combinations are refused at open.
+ *  - After fork() the child has the heap too and attaches by itself at its first call; a child that
+ *    only calls exec costs nothing.
+ *  - The heap file is not a backup of itself. Copy it while no process has it open.
+ *  - Processes with write access are trusted not to be hostile; they need not be free of bugs.
+ */
+#ifndef SHMALLOC_SHMALLOC_H
+#define SHMALLOC_SHMALLOC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <shmalloc/version.h>
+
+#if defined(__GNUC__)
+#define SHMALLOC_API __attribute__((visibility("default")))
+#else
+#define SHMALLOC_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** An open heap in this process. */
+typedef struct shmalloc_heap shmalloc_heap;
+
+/** A position-independent reference: bytes from the start of the heap; 0 is none. Never a pointer. */
+typedef uint64_t shmalloc_ref;
+
+/** The library's own causes of failure. Never renumbered. System causes are negated errno values. */
+enum shmalloc_error {
+    SHMALLOC_EFULL = -20001,      /**< no free run is long enough and the heap may not grow further */
+    SHMALLOC_ENOTHEAP = -20002,   /**< the file is not a heap */
+    SHMALLOC_EVERSION = -20003,   /**< the file needs a format or feature this library lacks */
+    SHMALLOC_EFOREIGN = -20004,   /**< a sound heap of another architecture, libc or PID namespace */
+    SHMALLOC_ECORRUPT = -20005,   /**< a check of the file's contents failed */
+    SHMALLOC_EPOISONED = -20006,  /**< an earlier SHMALLOC_ECORRUPT stopped all mutation */
+    SHMALLOC_EUNCLEAN = -20007,   /**< the machine stopped, or the file was copied, while in use */
+    SHMALLOC_ELAYOUT = -20008,    /**< the application's layout name or version differs */
+    SHMALLOC_EBUSY = -20009,      /**< another process is attaching, or has the heap open, too long */
+    SHMALLOC_EPROCESSES = -20010, /**< 128 processes have the heap open */
+    SHMALLOC_ETHREADS = -20011,   /**< 1,024 threads use the heap */
+    SHMALLOC_EADDRESS = -20012,   /**< no address range: fixed base taken, or a limit too small */
+    SHMALLOC_EBADREF = -20013,    /**< not a block of this heap: foreign, misaligned or inside one */
+    SHMALLOC_EDOUBLEFREE = -20014, /**< the block is free already */
+    SHMALLOC_EREADONLY = -20015,  /**< the heap was opened read-only */
+    SHMALLOC_ENOROOT = -20016,    /**< no root of that name */
+    SHMALLOC_ETYPE = -20017,      /**< the root's type id differs */
+    SHMALLOC_ENOTOWNER = -20018,  /**< the mutex is not held by the calling thread */
+    SHMALLOC_ECLOSED = -20019,    /**< the handle is closed */
+};
+
+/** What a code means, in a few words. Static storage; never NULL. Any thread. */
+SHMALLOC_API const char *shmalloc_strerror(int code);
+
+/** The calling thread's last failure for people: file, expected, found, remedy. Valid until the
+ *  thread's next call into the library. "" when nothing failed yet; never NULL. */
+SHMALLOC_API const char *shmalloc_errmsg(void);
+
+/** The library's version, as in SHMALLOC_VERSION of its headers. */
+SHMALLOC_API const char *shmalloc_version(void);
+
+/* ---- opening ------------------------------------------------------------------------------------ */
+
+enum shmalloc_flag {
+    SHMALLOC_CREATE = 1,          /**< make the heap if the file does not exist (or is empty, by descriptor) */
+    SHMALLOC_EXCLUSIVE = 2,       /**< with SHMALLOC_CREATE: fail with -EEXIST if it exists */
+    SHMALLOC_READ_ONLY = 4,       /**< map without write permission; only reading calls work */
+    SHMALLOC_HARDENED = 8,        /**< at creation: detect every double and foreign free at once */
+    SHMALLOC_ACCEPT_UNCLEAN = 16, /**< go on although the answer would be SHMALLOC_EUNCLEAN */
+};
+
+/** How to open. Start from SHMALLOC_OPTIONS_INIT; fields marked [create] are ignored for a heap that
+ *  exists. */
+typedef struct shmalloc_options {
+    size_t struct_size;      /**< sizeof(shmalloc_options), so that later versions can add fields */
+    unsigned flags;          /**< enum shmalloc_flag, or-ed */
+    unsigned mode;           /**< [create] permission bits, whatever the umask; 0 means 0600 */
+    uint64_t initial_size;   /**< [create] bytes to begin with; 0 means 1 MiB; rounded up to 1 MiB */
+    uint64_t max_size;       /**< [create] bytes the heap never exceeds; 0 means 1 TiB; up to 16 TiB */
+    const char *layout;      /**< the application's name for its data, up to 63 bytes; NULL: do not check */
+    uint64_t layout_version; /**< and its version; compared when `layout` is given */
+    void *base;              /**< [create] address that every process maps the heap at, so that raw
+                                  pointers in it persist; multiple of 2 MiB; NULL means anywhere */
+    unsigned arenas;         /**< [create] independent central heaps, 1..64; 0 means 4 */
+} shmalloc_options;
+
+#define SHMALLOC_OPTIONS_INIT { sizeof(shmalloc_options), 0, 0, 0, 0, NULL, 0, NULL, 0 }
+
+/**
+ * Open, or with SHMALLOC_CREATE create, the heap in the file `path`.
+ *
+ * A new heap is built under an unnamed file and linked into place when complete, so no process ever
+ * sees half of one. The same file opened twice in one process shares one mapping; close each handle.
+ *
+ * @param options  NULL opens an existing heap for reading and writing.
+ * @return 0, or a negative code and no handle:
+ *   -ENOENT, -EACCES, -EEXIST, -EISDIR, -ENOSPC, ...  from the system
+ *   -EINVAL               an option is out of range
+ *   SHMALLOC_ENOTHEAP, _EVERSION, _EFOREIGN, _ECORRUPT, _ELAYOUT   what the file is
+ *   SHMALLOC_EUNCLEAN     the machine stopped (or the file was copied) while the heap was in use:
+ *                         run shmalloc_recover(), or accept with SHMALLOC_ACCEPT_UNCLEAN
+ *   SHMALLOC_EPROCESSES   128 processes are attached
+ *   SHMALLOC_EADDRESS     the fixed base is taken or the address space limit is too small
+ *   SHMALLOC_EBUSY        an attaching process did not finish within 10 seconds
+ *
+ * Ownership: the handle belongs to the process; shmalloc_close() ends it.
+ * Threads:   any thread. Blocks while another process attaches.
+ * Crash:     crash-atomic: a killed creator leaves no file, a killed opener is adopted.
+ * Cost:      independent of the number of objects; one fdatasync after an orderly close.
+ */
+SHMALLOC_API int shmalloc_open(const char *path, const shmalloc_options *options,
+                               shmalloc_heap **out);
+
+/**
+ * The same for an open descriptor, such as a memfd that came over a socket. The descriptor stays the
+ * caller's and may be closed after the call. An empty file is made a heap with SHMALLOC_CREATE; its
+ * identifying first word is written last.
+ */
+SHMALLOC_API int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **out);
+
+/**
+ * End the use of the heap by this process (or of one of several handles of the same file).
+ *
+ * Cached blocks of all threads of the process go back; allocated blocks stay. The last process to
+ * close syncs the data and marks the file clean, after which it is whole even if power fails.
+ * No other thread of the process may be inside a call on the heap. NULL does nothing.
+ *
+ * @return 0, or a negative code; the handle is gone in any case:
+ *   -EIO, -ENOSPC, ...   the final sync failed: the file is exact while the machine is up
+ * Durability: durable when the caller was the last process and 0 was returned.
+ */
+SHMALLOC_API int shmalloc_close(shmalloc_heap *heap);
+
+/**
+ * Remove the heap file `path` and the files that belong to it.
+ * @return 0; -ENOENT; SHMALLOC_ENOTHEAP for a file that is not a heap (it is left alone);
+ *         SHMALLOC_EBUSY while any process has it open.
+ */
+SHMALLOC_API int shmalloc_destroy(const char *path);
+
+/**
+ * Decide about a heap that shmalloc_open() calls unclean: resolve what was in flight, run the full
+ * check, and mark the heap sound if it is.
+ * @return 0: it can be opened; SHMALLOC_ECORRUPT: it is damaged, shmalloc_errmsg() names the first
+ *         violation; SHMALLOC_EBUSY: processes have it open; codes of shmalloc_open().
+ * Cost: reads all metadata, about 1 % of the file.
+ */
+SHMALLOC_API int shmalloc_recover(const char *path);
+
+/** Raise the size the heap may grow to (bytes, rounded up to 1 MiB, at most 16 TiB).
+ *  @return 0; -EINVAL when below the current maximum; SHMALLOC_EREADONLY. Visible; crash-atomic.
+ *  Processes whose mapping is smaller get SHMALLOC_EADDRESS for blocks beyond it until they reopen. */
+SHMALLOC_API int shmalloc_set_max_size(shmalloc_heap *heap, uint64_t bytes);
+
+/* ---- references --------------------------------------------------------------------------------- */
+
+/** Address of `ref` in this process; NULL for 0 and for anything outside the heap. Stays valid until
+ *  the handle is closed, however the heap grows. Never fails otherwise; any thread; O(1). */
+SHMALLOC_API void *shmalloc_ptr(const shmalloc_heap *heap, shmalloc_ref ref);
+
+/** The same, and NULL unless all of `len` bytes from `ref` lie inside the heap. */
+SHMALLOC_API void *shmalloc_ptr_range(const shmalloc_heap *heap, shmalloc_ref ref, uint64_t len);
+
+/** The ref of an address in this process; 0 for NULL and for anything outside the heap. */
+SHMALLOC_API shmalloc_ref shmalloc_ref_of(const shmalloc_heap *heap, const void *address);
+
+/* ---- allocation: refs --------------------------------------------------------------------------- */
+
+/**
+ * Allocate a block of at least `size` bytes and store its ref in `*out`.
+ *
+ * @param size  Bytes; 0 counts as 1. The block is aligned to 8 bytes up to size 8, else to 16.
+ *              Contents indeterminate.
+ * @param out   Written only on success. If `out` points into this heap (8-aligned), the allocation
+ *              and the store are one crash-atomic step: no kill leaks the block or leaves `*out`
+ *              dangling. Otherwise a kill can leave one unreferenced block.
+ *
+ * @return 0, or a negative code, in which case nothing changed:
+ *   -EINVAL              out is NULL, or in the heap and not 8-aligned
+ *   -ENOSPC              the file system is full
+ *   -EFBIG               RLIMIT_FSIZE or the file system's limit
+ *   SHMALLOC_EFULL       no free run is long enough and the heap is at its maximum; the message names
+ *                        the largest free run
+ *   SHMALLOC_EREADONLY   the heap was opened read-only
+ *   SHMALLOC_ETHREADS    1,024 threads use the heap
+ *   SHMALLOC_EPROCESSES  a forked child could not attach: 128 processes have the heap open
+ *   SHMALLOC_ECORRUPT    a check of the file's contents failed; the heap is poisoned
+ *   SHMALLOC_EPOISONED   it was poisoned before
+ *
+ * Ownership: the block belongs to the heap until it is freed; no process's exit frees it.
+ * Threads:   any thread of any process. May wait for a class lock or the page lock.
+ * Crash:     crash-atomic, as said for `out`. Durability: none by itself.
+ * Cost:      O(1) from the thread's cache; otherwise one lock and at most one search of free runs.
+ */
+SHMALLOC_API int shmalloc_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out);
+
+/** shmalloc_alloc() of zeroed bytes. */
+SHMALLOC_API int shmalloc_alloc_zeroed(shmalloc_heap *heap, size_t size, shmalloc_ref *out);
+
+/** shmalloc_alloc() at a multiple of `alignment` bytes from the start of the heap and, since mappings
+ *  are 2 MiB-aligned, in memory too. A power of two up to 1 MiB, else -EINVAL. */
+SHMALLOC_API int shmalloc_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t size,
+                                        shmalloc_ref *out);
+
+/** shmalloc_alloc() of zeroed bytes with a type tag, 1..65535, that shmalloc_tag(),
+ *  shmalloc_each_block() and shmalloc-inspect show. Costs 2 bytes for each slot of the slab and a
+ *  slower free. 0 is no tag. */
+SHMALLOC_API int shmalloc_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag,
+                                       shmalloc_ref *out);
+
+/** The tag of a block, 0 when it has none or is not a block. */
+SHMALLOC_API uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref);
+
+/**
+ * Free the block `*ref` and store 0 there.
+ *
+ * If `ref` points into this heap, unlinking and freeing are one crash-atomic step. A ref of 0 does
+ * nothing.
+ *
+ * @return 0, or a negative code, in which case nothing changed:
+ *   SHMALLOC_EBADREF      not the first byte of a block of this heap
+ *   SHMALLOC_EDOUBLEFREE  the block is free. In hardened heaps always found; otherwise at once for
+ *                         the last block freed and for large blocks, and for others when the cache
+ *                         is emptied: then it is counted and reported here although `*ref` was freed
+ *   -EINVAL, SHMALLOC_EREADONLY, _ECORRUPT, _EPOISONED   as for shmalloc_alloc()
+ */
+SHMALLOC_API int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref);
+
+/**
+ * Change the size of the block `*ref`; its first min(old, new) bytes stay. In place when the size
+ * class stays or, for large blocks, when the pages behind are free; otherwise a new block, and
+ * `*ref` changes. If `ref` points into this heap, the change is one crash-atomic step. A `*ref` of 0
+ * allocates. Tag and alignment above 16 are kept only in place. Codes of shmalloc_alloc() and
+ * shmalloc_free(); on failure the old block is as it was.
+ */
+SHMALLOC_API int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size);
+
+/* ---- allocation: pointers ----------------------------------------------------------------------- */
+/* The malloc-shaped family, for libraries that take allocator hooks. NULL on failure, with the cause
+ * in shmalloc_errmsg() and errno ENOMEM (EINVAL for a bad alignment). A kill between the return and
+ * the program's own store leaves one unreferenced block. */
+
+/** As malloc(3). */
+SHMALLOC_API void *shmalloc_malloc(shmalloc_heap *heap, size_t size);
+/** As calloc(3). */
+SHMALLOC_API void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size);
+/** As realloc(3), except that size 0 counts as 1. On failure the old block is as it was. */
+SHMALLOC_API void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size);
+/** As aligned_alloc(3); any size; alignment a power of two up to 1 MiB. */
+SHMALLOC_API void *shmalloc_aligned_alloc(shmalloc_heap *heap, size_t alignment, size_t size);
+/** As free(3), but says what was wrong: the codes of shmalloc_free(). */
+SHMALLOC_API int shmalloc_mfree(shmalloc_heap *heap, void *block);
+/** Bytes that may be used in a block; 0 for NULL and for what is not a block. */
+SHMALLOC_API size_t shmalloc_usable_size(const shmalloc_heap *heap, const void *block);
+
+/* ---- named roots -------------------------------------------------------------------------------- */
+/* Thousands of names of 1 to 255 bytes, each with a ref and an optional type id. All calls are
+ * visible and crash-atomic. Codes beside those below: -EINVAL for a bad name, and those of
+ * shmalloc_alloc(). */
+
+/** Bind `name` to `ref` (0 is allowed) and `type` (0: none), replacing what it was bound to. */
+SHMALLOC_API int shmalloc_root_set(shmalloc_heap *heap, const char *name, uint64_t type,
+                                   shmalloc_ref ref);
+
+/** Look `name` up. `type` other than 0 must equal the root's, else SHMALLOC_ETYPE. SHMALLOC_ENOROOT
+ *  when there is none. Works read-only. */
+SHMALLOC_API int shmalloc_root_get(const shmalloc_heap *heap, const char *name, uint64_t type,
+                                   shmalloc_ref *out);
+
+/** Unbind `name`. The block it named is not freed. SHMALLOC_ENOROOT when there is none. */
+SHMALLOC_API int shmalloc_root_remove(shmalloc_heap *heap, const char *name);
+
+/** A root, for shmalloc_root_each(). */
+typedef struct shmalloc_root {
+    const char *name; /**< valid during the callback */
+    uint64_t type;    /**< 0 none */
+    shmalloc_ref ref; /**< 0 none */
+} shmalloc_root;
+
+/** Call `visit` for a snapshot of all roots, in no particular order, holding no lock; a value other
+ *  than 0 from it stops and is returned. Works read-only. */
+SHMALLOC_API int shmalloc_root_each(const shmalloc_heap *heap,
+                                    int (*visit)(const shmalloc_root *root, void *arg), void *arg);
+
+/**
+ * Find the root `name`, or allocate `size` zeroed bytes, let `init` fill them and publish them under
+ * the name. Of several that create at once one wins; the others free theirs and get the winner's.
+ * A process killed in here leaks nothing.
+ *
+ * @param init  May be NULL. Called with the block before anybody else can see it; a value other than
+ *              0 frees the block and is returned (use negative values).
+ * @return 0 found, 1 created, or a negative code (SHMALLOC_ETYPE when found with another type id).
+ */
+SHMALLOC_API int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t type,
+                                             size_t size,
+                                             int (*init)(shmalloc_heap *heap, void *block, void *arg),
+                                             void *arg, shmalloc_ref *out);
+
+/* ---- mutex -------------------------------------------------------------------------------------- */
+
+/** A robust mutex that lives in the heap. Zeroed bytes are a valid, unlocked one, so blocks from
+ *  shmalloc_alloc_zeroed() need no initialisation. Valid again after reboot or copy. 64 bytes,
+ *  8-aligned; free it only when nobody holds it or waits. */
+typedef struct shmalloc_mutex {
+    uint64_t opaque[8];
+} shmalloc_mutex;
+
+/**
+ * Lock. Not recursive.
+ * @return 0; 1: locked, but the owner before died holding it: its unfinished alloc, free or realloc is
+ *         resolved, what it was doing to *your* data you must judge; -EDEADLK: the caller holds it;
+ *         -EINVAL: not in this heap; SHMALLOC_EREADONLY.
+ */
+SHMALLOC_API int shmalloc_mutex_lock(shmalloc_heap *heap, shmalloc_mutex *mutex);
+
+/** Lock unless it is held: then -EBUSY. */
+SHMALLOC_API int shmalloc_mutex_trylock(shmalloc_heap *heap, shmalloc_mutex *mutex);
+
+/** Lock, waiting at most `timeout_ns` nanoseconds: then -ETIMEDOUT. */
+SHMALLOC_API int shmalloc_mutex_timedlock(shmalloc_heap *heap, shmalloc_mutex *mutex,
+                                          uint64_t timeout_ns);
+
+/** Unlock. SHMALLOC_ENOTOWNER when the calling thread does not hold it. */
+SHMALLOC_API int shmalloc_mutex_unlock(shmalloc_heap *heap, shmalloc_mutex *mutex);
+
+/* ---- the heap as a whole ------------------------------------------------------------------------ */
+
+/**
+ * Make `len` bytes from `ref` durable (msync); ref 0 and len 0 mean the whole heap. Durable, not
+ * atomic: the kernel may write any page earlier. A failure is sticky: once a sync failed, every later
+ * one returns -EIO, because the kernel may have dropped the pages.
+ * @return 0; -EIO and other errnos; SHMALLOC_EBADREF for a range outside the heap.
+ */
+SHMALLOC_API int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t len);
+
+/**
+ * Give unused memory back: the calling thread's cache to the heap, empty slabs to the free runs, free
+ * runs of 64 KiB and more to the file system, free chunks at the tail by shortening the file.
+ * @return bytes given back to the file system, or a negative code.
+ */
+SHMALLOC_API int64_t shmalloc_trim(shmalloc_heap *heap);
+
+/** Figures of a heap, bytes unless said otherwise. A moving heap gives a moving picture. */
+typedef struct shmalloc_stats {
+    size_t struct_size;         /**< set to sizeof(shmalloc_stats) by the caller */
+    uint64_t file_size;         /**< length of the file */
+    uint64_t max_size;          /**< it may grow to */
+    uint64_t metadata;          /**< fixed areas, page words and descriptors, the library's spans */
+    uint64_t allocated;         /**< blocks that users have, rounded up to their slots or pages */
+    uint64_t allocated_blocks;  /**< their number */
+    uint64_t cached;            /**< free slots in thread caches */
+    uint64_t central_free;      /**< free slots in slabs */
+    uint64_t free_pages;        /**< free runs */
+    uint64_t free_reserved;     /**< part of free_pages that has blocks of the file system */
+    uint64_t largest_free_run;  /**< largest block that fits without growing */
+    uint64_t chunks;            /**< number of times the heap grew, plus one */
+    uint64_t roots;             /**< number of named roots */
+    uint64_t processes;         /**< number attached */
+    uint64_t threads;           /**< number of threads with a cache */
+    uint64_t generation;        /**< number of times the heap was attached from rest */
+    uint64_t repairs;           /**< number of locks taken over from dead owners since the first attach */
+    uint64_t lock_waits;        /**< number of times a thread waited for a lock since the first attach */
+    uint64_t double_frees;      /**< number found when caches were emptied */
+} shmalloc_stats;
+
+/** Fill `*out`. Set out->struct_size first, else -EINVAL. Works read-only. Walks the slabs. */
+SHMALLOC_API int shmalloc_get_stats(const shmalloc_heap *heap, shmalloc_stats *out);
+
+/** An allocated block, for shmalloc_each_block(). */
+typedef struct shmalloc_block {
+    shmalloc_ref ref;
+    uint64_t size; /**< usable bytes */
+    uint16_t tag;  /**< 0 none */
+} shmalloc_block;
+
+/**
+ * Call `visit` for every allocated block in ascending order of refs, holding no lock; a value other
+ * than 0 from it stops and is returned. Blocks allocated or freed meanwhile may or may not be seen.
+ * Needs private memory for the list of cached slots. Works read-only.
+ */
+SHMALLOC_API int shmalloc_each_block(const shmalloc_heap *heap,
+                                     int (*visit)(const shmalloc_block *block, void *arg),
+                                     void *arg);
+
+/**
+ * Check all of the heap's own data against each other.
+ * @return 0 sound; SHMALLOC_ECORRUPT with the first violation in shmalloc_errmsg(). Complete when no
+ *         other thread allocates or frees meanwhile; otherwise caches in motion are left out.
+ */
+SHMALLOC_API int shmalloc_check(const shmalloc_heap *heap);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
