@@ -1,0 +1,501 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * api.c - the public calls on blocks, roots and the heap as a whole: check the arguments, call down.
+ *
+ * The fast paths stand here in line: a pop from, or a push to, the calling thread's stack of the class. They
+ * take no lock and make no atomic read-modify-write; the store of the count commits. Whatever is unusual
+ * (another heap than last time, a forked child, an empty or full stack, a tagged slab, a hardened heap, a
+ * pointer that is no block) fails one of their comparisons and goes the long way, which finds out.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "block.h"
+#include "cache.h"
+#include "central.h"
+#include "check.h"
+#include "os.h"
+#include "pages.h"
+#include "process.h"
+#include "roots.h"
+#include "slab.h"
+
+/* ---- fast paths ---- */
+
+/* Pop a slot for `size` bytes; 0 when that takes the long way. */
+static inline uint64_t pop(const shmalloc_heap *heap, size_t size)
+{
+    struct smi_thread *t = smi_current;
+    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || size > SMI_MAX_SMALL))
+        return 0;
+    const struct smi_bin *bin = &t->bin[smi_class_of(size)];
+    uint64_t *array = bin->array, count = array[0];
+    if (SMI_UNLIKELY(count - 1 >= bin->limit)) /* 0, or a count that cannot be */
+        return 0;
+    uint64_t ref = array[count];
+    if (SMI_UNLIKELY(ref >= SMI_LOAD(t->size)))
+        return 0;
+    SMI_STORE(&array[0], count - 1);
+    return ref;
+}
+
+/* Push the block at `ref`; 0 when that takes the long way. */
+static inline int push(const shmalloc_heap *heap, uint64_t ref)
+{
+    struct smi_thread *t = smi_current;
+    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || ref >= SMI_LOAD(t->size)))
+        return 0;
+    uintptr_t words = SMI_LOAD(&t->words[ref >> SMF_GRANULE_SHIFT]);
+    if (SMI_UNLIKELY(words == 0))
+        return 0;
+    uint16_t word = SMI_LOAD((uint16_t *)words + (ref >> SMF_PAGE_SHIFT));
+    uint32_t k = (uint32_t)(word & (SMF_WORD_KIND | SMF_WORD_SIDE | SMF_WORD_INTERNAL)) - 1;
+    if (SMI_UNLIKELY(k >= SMF_CLASSES))
+        return 0;
+    const struct smi_bin *bin = &t->bin[k];
+    uint64_t *array = bin->array, count = array[0];
+    if (SMI_UNLIKELY(smi_slot_index(ref, word, &smi_classes[k]) >= smi_classes[k].slots ||
+                     count >= bin->limit || array[count] == ref)) /* array[0] is no ref */
+        return 0;
+    SMI_STORE(&array[count + 1], ref);
+    SMI_STORE(&array[0], count + 1);
+    return 1;
+}
+
+/* ---- the long way ---- */
+
+/* A cancelled thread must not end in the middle: run a call with cancellation off. */
+struct entry {
+    struct smi_thread *t;
+    int cancel_state;
+};
+
+static int enter(shmalloc_heap *heap, struct entry *entry)
+{
+    int rc;
+    entry->cancel_state = smi_os_cancel_off();
+    entry->t = smi_thread_enter(heap, &rc);
+    if (!entry->t)
+        smi_os_cancel_restore(entry->cancel_state);
+    return rc;
+}
+
+static void leave(const struct entry *entry)
+{
+    smi_os_cancel_restore(entry->cancel_state);
+}
+
+static int take_long(shmalloc_heap *heap, const struct smi_request *request, uint64_t *dest, uint64_t *ref)
+{
+    struct entry entry;
+    int rc = enter(heap, &entry);
+    if (rc < 0)
+        return rc;
+    rc = smi_block_take(entry.t, request, dest, ref);
+    leave(&entry);
+    return rc;
+}
+
+static int give_long(shmalloc_heap *heap, uint64_t ref, uint64_t *dest)
+{
+    struct entry entry;
+    int rc = enter(heap, &entry);
+    if (rc < 0)
+        return rc;
+    rc = smi_block_free(entry.t, ref, dest);
+    leave(&entry);
+    return rc;
+}
+
+/* Is the word at `out` the heap's? Then 1, and it must be aligned: else -EINVAL. */
+static int destination(const shmalloc_heap *heap, const void *out)
+{
+    uint64_t ref;
+    if (!out)
+        return smi_error(-EINVAL, "%s: no place for the ref", heap->path);
+    if (!smi_ref_of(heap, out, &ref))
+        return 0;
+    return ref % 8 == 0 ? 1
+                        : smi_error(-EINVAL, "%s: the ref word at %#llx is not 8-aligned", heap->path,
+                                    (unsigned long long)ref);
+}
+
+/* ---- refs ---- */
+
+void *shmalloc_ptr(const shmalloc_heap *heap, shmalloc_ref ref)
+{
+    return ref != 0 && ref < smi_size(heap) ? smi_at(heap, ref) : NULL;
+}
+
+void *shmalloc_ptr_range(const shmalloc_heap *heap, shmalloc_ref ref, uint64_t len)
+{
+    uint64_t size = smi_size(heap);
+    return ref != 0 && ref < size && len <= size - ref ? smi_at(heap, ref) : NULL;
+}
+
+shmalloc_ref shmalloc_ref_of(const shmalloc_heap *heap, const void *address)
+{
+    uint64_t ref;
+    return address && smi_ref_of(heap, address, &ref) ? ref : 0;
+}
+
+static int alloc(shmalloc_heap *heap, const struct smi_request *request, shmalloc_ref *out)
+{
+    uint64_t ref;
+    int in_heap = destination(heap, out);
+    if (in_heap < 0)
+        return in_heap;
+    int rc = take_long(heap, request, in_heap ? out : NULL, &ref);
+    if (rc == 0 && !in_heap)
+        *out = ref;
+    return rc;
+}
+
+int shmalloc_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
+{
+    uint64_t outside, ref;
+    if (SMI_LIKELY(out && !smi_ref_of(heap, out, &outside)) && (ref = pop(heap, size)) != 0) {
+        *out = ref;
+        return 0;
+    }
+    return alloc(heap, &(struct smi_request){.size = size}, out);
+}
+
+int shmalloc_alloc_zeroed(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
+{
+    return alloc(heap, &(struct smi_request){.size = size, .zero = 1}, out);
+}
+
+static int bad_alignment(const shmalloc_heap *heap, size_t alignment)
+{
+    if (alignment != 0 && (alignment & (alignment - 1)) == 0 && alignment <= SMI_MAX_ALIGNMENT)
+        return 0;
+    return smi_error(-EINVAL, "%s: alignment %zu is not a power of two up to 1 MiB", heap->path, alignment);
+}
+
+int shmalloc_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t size, shmalloc_ref *out)
+{
+    int rc = bad_alignment(heap, alignment);
+    return rc < 0 ? rc : alloc(heap, &(struct smi_request){.size = size, .alignment = alignment}, out);
+}
+
+int shmalloc_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag, shmalloc_ref *out)
+{
+    return alloc(heap, &(struct smi_request){.size = size, .zero = 1, .tag = tag}, out);
+}
+
+uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref)
+{
+    return smi_block_tag(heap, ref);
+}
+
+int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
+{
+    int in_heap = destination(heap, ref);
+    if (in_heap < 0)
+        return in_heap;
+    if (*ref == 0)
+        return 0;
+    if (!in_heap && push(heap, *ref)) {
+        *ref = 0;
+        return 0;
+    }
+    int rc = give_long(heap, *ref, in_heap ? ref : NULL);
+    if (rc == 0 && !in_heap)
+        *ref = 0;
+    return rc;
+}
+
+int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
+{
+    struct entry entry;
+    int in_heap = destination(heap, ref);
+    if (in_heap < 0)
+        return in_heap;
+    if (*ref == 0)
+        return shmalloc_alloc(heap, size, ref);
+    int rc = enter(heap, &entry);
+    if (rc < 0)
+        return rc;
+    uint64_t moved = *ref;
+    rc = smi_block_resize(entry.t, &moved, size ? size : 1, in_heap ? ref : NULL);
+    leave(&entry);
+    if (!in_heap && moved != *ref)
+        *ref = moved;
+    return rc;
+}
+
+/* ---- pointers ---- */
+
+static void *no_memory(int rc)
+{
+    errno = rc == -EINVAL ? EINVAL : ENOMEM;
+    return NULL;
+}
+
+static void *take_pointer(shmalloc_heap *heap, const struct smi_request *request)
+{
+    uint64_t ref;
+    int rc = take_long(heap, request, NULL, &ref);
+    return rc < 0 ? no_memory(rc) : smi_at(heap, ref);
+}
+
+void *shmalloc_malloc(shmalloc_heap *heap, size_t size)
+{
+    uint64_t ref = pop(heap, size);
+    if (SMI_LIKELY(ref != 0))
+        return smi_at(heap, ref);
+    return take_pointer(heap, &(struct smi_request){.size = size});
+}
+
+void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
+{
+    size_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes))
+        return no_memory(smi_error(-ENOMEM, "%s: %zu times %zu bytes do not fit in memory", heap->path, count,
+                                   size));
+    uint64_t ref = pop(heap, bytes);
+    if (SMI_LIKELY(ref != 0))
+        return memset(smi_at(heap, ref), 0, bytes);
+    return take_pointer(heap, &(struct smi_request){.size = bytes, .zero = 1});
+}
+
+void *shmalloc_aligned_alloc(shmalloc_heap *heap, size_t alignment, size_t size)
+{
+    int rc = bad_alignment(heap, alignment);
+    return rc < 0 ? no_memory(rc)
+                  : take_pointer(heap, &(struct smi_request){.size = size, .alignment = alignment});
+}
+
+int shmalloc_mfree(shmalloc_heap *heap, void *block)
+{
+    uint64_t ref;
+    if (!block)
+        return 0;
+    if (SMI_UNLIKELY(!smi_ref_of(heap, block, &ref)))
+        return smi_error(SHMALLOC_EBADREF, "%s: %p is not in this heap", heap->path, block);
+    return SMI_LIKELY(push(heap, ref)) ? 0 : give_long(heap, ref, NULL);
+}
+
+void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size)
+{
+    struct entry entry;
+    uint64_t ref;
+    if (!block)
+        return shmalloc_malloc(heap, size);
+    if (!smi_ref_of(heap, block, &ref))
+        return no_memory(smi_error(SHMALLOC_EBADREF, "%s: %p is not in this heap", heap->path, block));
+    int rc = enter(heap, &entry);
+    if (rc < 0)
+        return no_memory(rc);
+    uint64_t before = ref;
+    rc = smi_block_resize(entry.t, &ref, size ? size : 1, NULL);
+    leave(&entry);
+    return rc < 0 && ref == before ? no_memory(rc) : smi_at(heap, ref);
+}
+
+size_t shmalloc_usable_size(const shmalloc_heap *heap, const void *block)
+{
+    uint64_t ref;
+    return block && smi_ref_of(heap, block, &ref) ? smi_block_size(heap, ref) : 0;
+}
+
+/* ---- roots ---- */
+
+int shmalloc_root_set(shmalloc_heap *heap, const char *name, uint64_t type, shmalloc_ref ref)
+{
+    struct entry entry;
+    struct smi_name n;
+    int rc = smi_name_of(heap, name, &n);
+    if (rc < 0 || (rc = enter(heap, &entry)) < 0)
+        return rc;
+    rc = smi_roots_bind(heap, &n, &type, &ref, 0, NULL);
+    leave(&entry);
+    return rc;
+}
+
+/* Find a root and compare types. Readers without an entry of their own are let in too. */
+static int find_root(const shmalloc_heap *heap, const struct smi_name *name, uint64_t type, shmalloc_ref *out)
+{
+    uint64_t found_type = 0, ref = 0;
+    int rc = smi_roots_find(heap, name, &found_type, &ref);
+    if (rc < 0)
+        return rc;
+    if (type != 0 && type != found_type)
+        return smi_error(SHMALLOC_ETYPE, "%s: root \"%s\" has type %#llx, %#llx was expected", heap->path,
+                         name->text, (unsigned long long)found_type, (unsigned long long)type);
+    *out = ref;
+    return 0;
+}
+
+int shmalloc_root_get(const shmalloc_heap *heap, const char *name, uint64_t type, shmalloc_ref *out)
+{
+    struct entry entry;
+    struct smi_name n;
+    int rc = out ? smi_name_of((shmalloc_heap *)heap, name, &n)
+                 : smi_error(-EINVAL, "%s: no place for the ref", heap->path);
+    if (rc < 0)
+        return rc;
+    if (heap->read_only)
+        return find_root(heap, &n, type, out);
+    rc = enter((shmalloc_heap *)heap, &entry);
+    if (rc < 0)
+        return rc;
+    rc = find_root(heap, &n, type, out);
+    leave(&entry);
+    return rc;
+}
+
+int shmalloc_root_remove(shmalloc_heap *heap, const char *name)
+{
+    struct entry entry;
+    struct smi_name n;
+    int rc = smi_name_of(heap, name, &n);
+    if (rc < 0 || (rc = enter(heap, &entry)) < 0)
+        return rc;
+    rc = smi_roots_remove(heap, &n);
+    leave(&entry);
+    return rc;
+}
+
+/* What `building` names becomes a root, unless somebody else's did meanwhile: then it is freed. */
+static int publish(struct smi_thread *t, const struct smi_name *name, uint64_t type, shmalloc_ref *out)
+{
+    shmalloc_heap *heap = t->heap;
+    uint64_t *building = &t->slot->building;
+    uint64_t ref = *building, found_type = type;
+    int rc = smi_roots_bind(heap, name, &found_type, &ref, 1, building);
+    if (rc == 0) {
+        *out = ref;
+        return 1;
+    }
+    int given = smi_block_give(heap, *building, building);
+    if (rc < 0 || given < 0)
+        return rc < 0 ? rc : given;
+    return find_root(heap, name, type, out);
+}
+
+static int create_root(struct smi_thread *t, const struct smi_name *name, uint64_t type, size_t size,
+                       int (*init)(shmalloc_heap *, void *, void *), void *arg, shmalloc_ref *out)
+{
+    shmalloc_heap *heap = t->heap;
+    uint64_t *building = &t->slot->building, ref;
+    if (*building != 0)
+        return smi_error(-EDEADLK, "%s: root \"%s\" is wanted while another root's init runs; create it before",
+                         heap->path, name->text);
+    int rc = smi_block_take(t, &(struct smi_request){.size = size, .zero = 1}, building, &ref);
+    if (rc < 0)
+        return rc;
+    rc = init ? init(heap, smi_at(heap, ref), arg) : 0;
+    if (rc == 0)
+        return publish(t, name, type, out);
+    smi_block_give(heap, ref, building);
+    return rc;
+}
+
+int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t type, size_t size,
+                                int (*init)(shmalloc_heap *heap, void *block, void *arg), void *arg,
+                                shmalloc_ref *out)
+{
+    struct entry entry;
+    struct smi_name n;
+    int rc = out ? smi_name_of(heap, name, &n) : smi_error(-EINVAL, "%s: no place for the ref", heap->path);
+    if (rc < 0 || (rc = enter(heap, &entry)) < 0)
+        return rc;
+    rc = find_root(heap, &n, type, out);
+    if (rc == SHMALLOC_ENOROOT)
+        rc = create_root(entry.t, &n, type, size, init, arg, out);
+    leave(&entry);
+    return rc;
+}
+
+/* ---- the heap as a whole ---- */
+
+int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t len)
+{
+    int rc = heap->read_only ? smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only", heap->path) : 0;
+    if (rc < 0)
+        return rc;
+    if (ref == 0 && len == 0)
+        len = smi_size(heap);
+    else if (!shmalloc_ptr_range(heap, ref, len))
+        return smi_error(SHMALLOC_EBADREF, "%s: %llu bytes from %#llx are not inside the heap", heap->path,
+                         (unsigned long long)len, (unsigned long long)ref);
+    if (SMI_LOAD(&heap->state->sync_failed))
+        return smi_error(-EIO, "%s: an earlier sync failed (%s); the kernel may have dropped the pages, so "
+                               "nothing is durable until the heap is copied to a new file",
+                         heap->path, shmalloc_strerror(-(int)SMI_LOAD(&heap->state->sync_failed)));
+    uint64_t start = ref & ~(uint64_t)(heap->header->os_page_bytes - 1);
+    rc = smi_os_sync_range(smi_at(heap, start), len + (ref - start));
+    if (rc < 0) {
+        SMI_STORE(&heap->state->sync_failed, (uint64_t)-rc);
+        return smi_error(rc, "%s: cannot sync: %s", heap->path, shmalloc_strerror(rc));
+    }
+    return 0;
+}
+
+int64_t shmalloc_trim(shmalloc_heap *heap)
+{
+    struct entry entry;
+    int64_t rc = enter(heap, &entry);
+    if (rc < 0)
+        return rc;
+    rc = smi_cache_drain(heap, entry.t->slot);
+    if (rc == 0 || rc == SHMALLOC_EDOUBLEFREE)
+        rc = smi_central_trim(heap);
+    if (rc == 0)
+        rc = smi_pages_trim(heap, 65536 / SMF_PAGE);
+    leave(&entry);
+    return rc;
+}
+
+int shmalloc_get_stats(const shmalloc_heap *heap, shmalloc_stats *out)
+{
+    struct smi_view view;
+    if (!out || out->struct_size != sizeof(*out))
+        return smi_error(-EINVAL, "%s: set stats.struct_size to sizeof(shmalloc_stats) first", heap->path);
+    smi_view_of_mapping(&view, heap->base, smi_size(heap), heap->path);
+    int rc = smi_view_stats(&view, out);
+    smi_view_finish(&view);
+    return rc;
+}
+
+int shmalloc_each_block(const shmalloc_heap *heap, int (*visit)(const shmalloc_block *block, void *arg),
+                        void *arg)
+{
+    struct smi_view view;
+    smi_view_of_mapping(&view, heap->base, smi_size(heap), heap->path);
+    int rc = smi_view_each_block(&view, visit, arg);
+    smi_view_finish(&view);
+    return rc;
+}
+
+int shmalloc_root_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *root, void *arg),
+                       void *arg)
+{
+    struct smi_view view;
+    smi_view_of_mapping(&view, heap->base, smi_size(heap), heap->path);
+    int rc = smi_view_each_root(&view, visit, arg);
+    smi_view_finish(&view);
+    return rc;
+}
+
+/* The first violation goes into the message. */
+static void note_first(const char *invariant, uint64_t ref, const char *text, void *arg)
+{
+    int *seen = arg;
+    if (!(*seen)++)
+        smi_error(SHMALLOC_ECORRUPT, "%s at %#llx: %s", invariant, (unsigned long long)ref, text);
+}
+
+int shmalloc_check(const shmalloc_heap *heap)
+{
+    struct smi_view view;
+    struct smi_check_result result;
+    int seen = 0;
+    smi_view_of_mapping(&view, heap->base, smi_size(heap), heap->path);
+    int rc = smi_check(&view, 1, note_first, &seen, &result);
+    smi_view_finish(&view);
+    return rc < 0 ? rc : result.violations ? SHMALLOC_ECORRUPT : 0;
+}

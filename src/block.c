@@ -1,0 +1,337 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * block.c - single blocks, with every option. The common case never comes here: api.c serves it from the
+ * thread's cache in line.
+ *
+ * Small blocks: the slot on top of the cache is prepared while it still is the cache's (zeroed, tagged,
+ * marked), then counted out; with a destination the link record makes the store and the count one step.
+ * Large blocks: the page heap's operation stores the destination itself. A large block that must be filled
+ * before anybody sees it (zeroed, or a realloc's copy) is named by the thread's `scratch` meanwhile.
+ */
+#include "block.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "cache.h"
+#include "central.h"
+#include "pages.h"
+#include "slab.h"
+
+static uint64_t ref_of_word(const struct smi_thread *t, const uint64_t *word)
+{
+    return (uint64_t)((const uint8_t *)word - t->base);
+}
+
+/* ---- the link record ---- */
+
+/* One side of a step: a ref and the cache array it leaves or enters; array NULL: scratch, or a large block. */
+struct side {
+    uint64_t ref;
+    uint64_t *array;
+};
+
+/* *dest := fresh.ref and the counts that go with it. A large old block stays for the caller to give back
+ * with the record still armed. */
+static void link_take(struct smi_thread *t, uint64_t *dest, struct side fresh, struct side old)
+{
+    struct smf_link *link = &t->slot->link;
+    link->dest = ref_of_word(t, dest);
+    link->fresh = fresh.ref;
+    link->fresh_array = fresh.array ? ref_of_word(t, fresh.array) : 0;
+    link->fresh_count = fresh.array ? fresh.array[0] : 0;
+    link->old = old.ref;
+    link->old_array = old.array ? ref_of_word(t, old.array) : 0;
+    link->old_count = old.array ? old.array[0] : 0;
+    SMI_STORE(&link->op, SMF_LINK_TAKE); /* kill from here: undone */
+    SMI_STORE(dest, fresh.ref);          /* kill from here: finished */
+    if (fresh.array)
+        SMI_STORE(&fresh.array[0], link->fresh_count - 1);
+    else
+        SMI_STORE(&t->slot->scratch, 0);
+    if (old.array) {
+        SMI_STORE(&old.array[link->old_count + 1], old.ref);
+        SMI_STORE(&old.array[0], link->old_count + 1);
+    }
+    if (old.ref == 0 || old.array)
+        SMI_STORE(&link->op, SMF_LINK_NONE);
+}
+
+/* *dest := 0 and the slot into the cache. */
+static void link_give(struct smi_thread *t, uint64_t *dest, struct side old)
+{
+    struct smf_link *link = &t->slot->link;
+    link->dest = ref_of_word(t, dest);
+    link->old = old.ref;
+    link->old_array = ref_of_word(t, old.array);
+    link->old_count = old.array[0];
+    SMI_STORE(&link->op, SMF_LINK_GIVE); /* kill from here: finished */
+    SMI_STORE(dest, 0);
+    SMI_STORE(&old.array[link->old_count + 1], old.ref);
+    SMI_STORE(&old.array[0], link->old_count + 1);
+    SMI_STORE(&link->op, SMF_LINK_NONE);
+}
+
+/* ---- taking ---- */
+
+/* The slab gets a side array if it has none, and all its pages say so. */
+static int add_side(shmalloc_heap *heap, const struct smi_slot *slot)
+{
+    int rc = smi_central_take_own(heap, smi_side_bytes(heap, slot->k), &slot->slab->side);
+    if (rc == 0 && !(slot->word & SMF_WORD_SIDE))
+        rc = smi_pages_flag_slab(heap, slot->page, SMF_WORD_SIDE);
+    return rc;
+}
+
+static int prepare_slot(struct smi_thread *t, const struct smi_request *request, uint64_t ref,
+                        const struct smi_slot *slot)
+{
+    shmalloc_heap *heap = t->heap;
+    if (request->tag != 0) {
+        int rc = slot->slab->side && (slot->word & SMF_WORD_SIDE) ? 0 : add_side(heap, slot);
+        uint16_t *tag = rc == 0 ? smi_slot_tag(heap, slot) : NULL;
+        if (!tag)
+            return rc < 0 ? rc : smi_heap_poison(heap, "slab at page %u has no side array", slot->page);
+        SMI_STORE(tag, request->tag);
+    }
+    uint64_t *bits = smi_slot_user_bits(heap, slot);
+    if (bits)
+        __atomic_fetch_or(bits, 1ull << (slot->index % 64), __ATOMIC_RELAXED);
+    if (request->zero)
+        memset(smi_at(heap, ref), 0, request->size);
+    return 0;
+}
+
+/* The slot on top of the cache of class k, made ready, but the cache's still. */
+static int top_slot(struct smi_thread *t, const struct smi_request *request, uint32_t k, struct side *out)
+{
+    int rc = smi_cache_refill(t, k);
+    if (rc < 0)
+        return rc;
+    struct smi_slot slot;
+    uint64_t *array = t->bin[k].array, ref = array[array[0]];
+    if (smi_slot_find(t->heap, ref, &slot) < 0 || slot.k != k)
+        return smi_heap_poison(t->heap, "cache of class %u holds %#llx, which is no slot of it", k,
+                               (unsigned long long)ref);
+    *out = (struct side){ref, array};
+    return prepare_slot(t, request, ref, &slot);
+}
+
+static uint64_t pages_for(size_t size)
+{
+    return size / SMF_PAGE + (size % SMF_PAGE != 0);
+}
+
+static int take_large(struct smi_thread *t, const struct smi_request *request, uint64_t *name, uint64_t *ref)
+{
+    uint64_t alignment = request->alignment > SMF_PAGE ? request->alignment / SMF_PAGE : 1;
+    struct smi_take take = {.count = pages_for(request->size ? request->size : 1),
+                            .alignment = alignment,
+                            .kind = SMF_PAGE_LARGE,
+                            .tag = request->tag,
+                            .name = name};
+    uint32_t page;
+    int zero, rc = smi_pages_take(t->heap, &take, &page, &zero);
+    if (rc < 0)
+        return rc;
+    *ref = (uint64_t)page << SMF_PAGE_SHIFT;
+    if (request->zero && !zero)
+        memset(smi_at(t->heap, *ref), 0, request->size);
+    return 0;
+}
+
+static uint32_t class_for(const struct smi_request *request)
+{
+    if (request->size > SMI_MAX_SMALL)
+        return SMF_CLASSES;
+    size_t size = request->size ? request->size : 1;
+    return request->alignment > 8 ? smi_class_of_aligned(size, request->alignment) : smi_class_of(size);
+}
+
+static const struct side none = {0, NULL};
+
+int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint64_t *dest, uint64_t *ref)
+{
+    uint32_t k = class_for(request);
+    struct side fresh = none;
+    int rc;
+    if (k < SMF_CLASSES) {
+        rc = top_slot(t, request, k, &fresh);
+        if (rc < 0)
+            return rc;
+        if (dest)
+            link_take(t, dest, fresh, none);
+        else
+            SMI_STORE(&fresh.array[0], fresh.array[0] - 1);
+    } else if (dest && request->zero) {
+        rc = take_large(t, request, &t->slot->scratch, &fresh.ref);
+        if (rc < 0)
+            return rc;
+        link_take(t, dest, fresh, none);
+    } else {
+        rc = take_large(t, request, dest, &fresh.ref);
+        if (rc < 0)
+            return rc;
+    }
+    *ref = fresh.ref;
+    return 0;
+}
+
+/* ---- giving ---- */
+
+static int not_a_block(const shmalloc_heap *heap, uint64_t ref)
+{
+    return smi_error(SHMALLOC_EBADREF, "%s: %#llx is not the first byte of a block of this heap", heap->path,
+                     (unsigned long long)ref);
+}
+
+static int is_large(const shmalloc_heap *heap, uint64_t ref)
+{
+    const uint16_t *word = ref < smi_size(heap) ? smi_word(heap, ref >> SMF_PAGE_SHIFT) : NULL;
+    return word && ref % SMF_PAGE == 0 && (SMI_LOAD(word) & SMF_WORD_KIND) == SMF_WORD_LARGE;
+}
+
+/* A slot that a user may have: not of the library's own arena. */
+static int find_user_slot(const shmalloc_heap *heap, uint64_t ref, struct smi_slot *slot)
+{
+    return smi_slot_find(heap, ref, slot) < 0 || slot->arena >= heap->arena_count ||
+                   (slot->word & SMF_WORD_INTERNAL)
+               ? not_a_block(heap, ref)
+               : 0;
+}
+
+static int double_free(const shmalloc_heap *heap, uint64_t ref)
+{
+    return smi_error(SHMALLOC_EDOUBLEFREE, "%s: block at %#llx is free already", heap->path,
+                     (unsigned long long)ref);
+}
+
+/* The cache of the slot's class gets room; the slot loses its tag and, in hardened heaps, its user. *late: a
+ * double free of another block came to light. */
+static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int *late)
+{
+    shmalloc_heap *heap = t->heap;
+    uint64_t bit = 1ull << (slot->index % 64);
+    uint64_t *array = t->bin[slot->k].array;
+    if (array[0] > 0 && array[0] <= t->bin[slot->k].limit && array[array[0]] == ref)
+        return double_free(heap, ref);
+    uint64_t *bits = smi_slot_user_bits(heap, slot);
+    if (bits && !(SMI_LOAD(bits) & bit))
+        return double_free(heap, ref);
+    int rc = smi_cache_make_room(t, slot->k);
+    *late = rc == SHMALLOC_EDOUBLEFREE;
+    if (rc < 0 && !*late)
+        return rc;
+    uint16_t *tag = smi_slot_tag(heap, slot);
+    if (tag && SMI_LOAD(tag) != 0)
+        SMI_STORE(tag, 0);
+    if (bits && !(__atomic_fetch_and(bits, ~bit, __ATOMIC_RELAXED) & bit))
+        return double_free(heap, ref); /* another thread was faster */
+    return 0;
+}
+
+int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest)
+{
+    struct smi_slot slot;
+    int late = 0;
+    if (is_large(t->heap, ref))
+        return smi_pages_give(t->heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, dest, NULL);
+    int rc = find_user_slot(t->heap, ref, &slot);
+    if (rc == 0)
+        rc = prepare_give(t, ref, &slot, &late);
+    if (rc < 0)
+        return rc;
+    uint64_t *array = t->bin[slot.k].array;
+    if (dest) {
+        link_give(t, dest, (struct side){ref, array});
+    } else {
+        SMI_STORE(&array[array[0] + 1], ref);
+        SMI_STORE(&array[0], array[0] + 1);
+    }
+    return late ? SHMALLOC_EDOUBLEFREE : 0;
+}
+
+/* ---- resizing ---- */
+
+/* Move to a new block with a destination that follows: one crash-atomic step. */
+static int move_linked(struct smi_thread *t, uint64_t *ref, size_t old_size, size_t size, uint64_t *dest)
+{
+    struct smi_request request = {.size = size};
+    struct smi_slot slot;
+    struct side fresh = none, old = {*ref, NULL};
+    int late = 0, rc = 0;
+    int small = !is_large(t->heap, *ref);
+    if (small && (rc = find_user_slot(t->heap, *ref, &slot)) < 0)
+        return rc;
+    uint32_t k = class_for(&request);
+    rc = k < SMF_CLASSES ? top_slot(t, &request, k, &fresh)
+                         : take_large(t, &request, &t->slot->scratch, &fresh.ref);
+    if (rc == 0 && small) {
+        rc = prepare_give(t, *ref, &slot, &late);
+        old.array = t->bin[slot.k].array;
+    }
+    if (rc < 0) {
+        if (t->slot->scratch)
+            smi_block_give(t->heap, t->slot->scratch, &t->slot->scratch);
+        return rc;
+    }
+    memcpy(smi_at(t->heap, fresh.ref), smi_at(t->heap, *ref), old_size < size ? old_size : size);
+    link_take(t, dest, fresh, old);
+    if (!small)
+        rc = smi_pages_give(t->heap, (uint32_t)(*ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &t->slot->link.op,
+                            NULL);
+    *ref = fresh.ref;
+    return rc < 0 ? rc : late ? SHMALLOC_EDOUBLEFREE : 0;
+}
+
+static int move_free(struct smi_thread *t, uint64_t *ref, size_t old_size, size_t size)
+{
+    struct smi_request request = {.size = size};
+    uint64_t fresh;
+    int rc = smi_block_take(t, &request, NULL, &fresh);
+    if (rc < 0)
+        return rc;
+    memcpy(smi_at(t->heap, fresh), smi_at(t->heap, *ref), old_size < size ? old_size : size);
+    rc = smi_block_free(t, *ref, NULL);
+    *ref = fresh;
+    return rc;
+}
+
+int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t *dest)
+{
+    size_t old_size = smi_block_size(t->heap, *ref);
+    if (old_size == 0)
+        return not_a_block(t->heap, *ref);
+    if (is_large(t->heap, *ref) && size > SMI_MAX_SMALL) {
+        int rc = smi_pages_resize(t->heap, (uint32_t)(*ref >> SMF_PAGE_SHIFT), pages_for(size));
+        if (rc != SHMALLOC_EFULL && rc != -ENOSPC)
+            return rc;
+    } else if (size <= old_size && size >= old_size / 2) {
+        return 0; /* a smaller slot would not be worth the copy */
+    }
+    return dest ? move_linked(t, ref, old_size, size, dest) : move_free(t, ref, old_size, size);
+}
+
+/* ---- looking ---- */
+
+size_t smi_block_size(const shmalloc_heap *heap, uint64_t ref)
+{
+    struct smi_slot slot;
+    if (is_large(heap, ref)) {
+        const struct smf_page *page = smi_page(heap, ref >> SMF_PAGE_SHIFT);
+        uint64_t count = page ? SMI_LOAD(&page->page_count) : 0;
+        return smi_in_heap(heap, ref, count << SMF_PAGE_SHIFT) ? count << SMF_PAGE_SHIFT : 0;
+    }
+    return find_user_slot(heap, ref, &slot) < 0 ? 0 : smi_classes[slot.k].size;
+}
+
+uint16_t smi_block_tag(const shmalloc_heap *heap, uint64_t ref)
+{
+    struct smi_slot slot;
+    if (is_large(heap, ref)) {
+        const struct smf_page *page = smi_page(heap, ref >> SMF_PAGE_SHIFT);
+        return page ? SMI_LOAD(&page->tag) : 0;
+    }
+    const uint16_t *tag = find_user_slot(heap, ref, &slot) < 0 ? NULL : smi_slot_tag(heap, &slot);
+    return tag ? SMI_LOAD(tag) : 0;
+}

@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * cache.c - thread slots: stacks of free slots in the file, owned by one thread each.
+ *
+ * A stack is an array whose word 0 is the count. It starts inside the thread slot and moves to a span of its
+ * own when it proves too short; bins[k] names it, so storing bins[k] switches array and count at once.
+ *
+ * Invariants (check.c):
+ *   T1  a count is at most its array's capacity
+ *   T2  every cached ref is a slot of the class, free nowhere else
+ *   T3  a span of kind META is a thread slot, an array some bin names, or in `spare`
+ *
+ * Crash: a push or pop commits with the count. Refill and flush commit inside the central heap's operation.
+ * An exchange of arrays names each span in `spare` before it can be orphaned; who releases the slot gives
+ * back those that no bin names.
+ */
+#include "cache.h"
+
+#include <string.h>
+
+#include "central.h"
+#include "pages.h"
+#include "slab.h"
+
+#define SHARE (8ull << 20)     /* bytes of slots that a thread's arrays may be sized for beyond the first */
+#define DEEPEST (1ull << 20)   /* bytes of slots in one stack */
+#define MAX_ARRAY_PAGES 16u    /* 16,383 slots */
+#define FIRST_BYTES (128u << 10) /* a stack's first limit, within the inside array */
+#define MAX_BATCH 256u
+#define FIRST_BATCH 4u
+
+static int array_of_word(shmalloc_heap *heap, uint64_t slot_ref, uint32_t k, uint64_t bin, uint64_t **array,
+                         uint32_t *capacity)
+{
+    uint64_t pages = bin & SMF_BIN_PAGES, ref = bin & ~(uint64_t)SMF_BIN_PAGES;
+    if (pages == 0) {
+        if (ref != slot_ref + smi_inline_offset(k))
+            return -1;
+        *capacity = smi_inline_words(k) - 1;
+    } else {
+        if (pages > MAX_ARRAY_PAGES || ref % SMF_PAGE != 0 || !smi_in_heap(heap, ref, pages * SMF_PAGE))
+            return -1;
+        *capacity = (uint32_t)(pages * (SMF_PAGE / 8)) - 1;
+    }
+    *array = smi_at(heap, ref);
+    return (*array)[0] <= *capacity ? 0 : -1;
+}
+
+int smi_cache_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, uint64_t **array,
+                    uint32_t *capacity)
+{
+    uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base);
+    if (array_of_word(heap, slot_ref, k, slot->bins[k], array, capacity) < 0)
+        return smi_heap_poison(heap, "cache of class %u in the thread slot at %#llx is damaged", k,
+                               (unsigned long long)slot_ref);
+    return 0;
+}
+
+void smi_cache_format(struct smf_thread *slot, uint64_t own_ref)
+{
+    memset(&slot->link, 0, sizeof(slot->link));
+    slot->section = slot->tx_log = 0;
+    slot->scratch = slot->building = slot->spare[0] = slot->spare[1] = 0;
+    for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        uint64_t offset = smi_inline_offset(k);
+        *(uint64_t *)(void *)((uint8_t *)slot + offset) = 0;
+        slot->bins[k] = own_ref + offset;
+    }
+}
+
+static uint32_t deepest(uint32_t k)
+{
+    uint64_t slots = DEEPEST / smi_classes[k].size;
+    uint64_t most = MAX_ARRAY_PAGES * (SMF_PAGE / 8) - 1;
+    return (uint32_t)(slots < most ? slots : most);
+}
+
+int smi_cache_load(struct smi_thread *t)
+{
+    t->room = SHARE < t->heap->state->max_size / 32 ? SHARE : t->heap->state->max_size / 32;
+    for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        uint32_t capacity, first = FIRST_BYTES / smi_classes[k].size;
+        int rc = smi_cache_array(t->heap, t->slot, k, &t->bin[k].array, &capacity);
+        if (rc < 0)
+            return rc;
+        t->bin[k].limit = first < 4 ? 4 : first < capacity ? first : capacity;
+        t->bin[k].batch = FIRST_BATCH;
+    }
+    return 0;
+}
+
+/* ---- refill and room ---- */
+
+int smi_cache_refill(struct smi_thread *t, uint32_t k)
+{
+    struct smi_bin *bin = &t->bin[k];
+    uint64_t count = bin->array[0];
+    if (count > bin->limit)
+        return smi_heap_poison(t->heap, "cache of class %u holds %llu slots of at most %u", k,
+                               (unsigned long long)count, bin->limit);
+    if (count > 0)
+        return 0;
+    uint32_t most = bin->limit / 2 < MAX_BATCH ? bin->limit / 2 : MAX_BATCH;
+    uint32_t want = bin->batch < most ? bin->batch : most;
+    bin->batch = bin->batch < MAX_BATCH ? bin->batch * 2 : MAX_BATCH; /* who comes often gets more */
+    return smi_central_refill(t->heap, t->arena, k, bin->array, want ? want : 1);
+}
+
+/* Replace the array of class k by a span of `pages`. */
+static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
+{
+    shmalloc_heap *heap = t->heap;
+    struct smf_thread *slot = t->slot;
+    struct smi_bin *bin = &t->bin[k];
+    uint64_t old = slot->bins[k];
+    struct smi_take request = {
+        .count = pages, .alignment = 1, .kind = SMF_PAGE_META, .name = &slot->spare[0]};
+    uint32_t page;
+    int zero, rc = smi_pages_take(heap, &request, &page, &zero);
+    if (rc < 0)
+        return rc;
+    uint64_t ref = (uint64_t)page << SMF_PAGE_SHIFT;
+    uint64_t *array = smi_at(heap, ref);
+    memcpy(array, bin->array, (bin->array[0] + 1) * sizeof(uint64_t));
+    if (old & SMF_BIN_PAGES)
+        SMI_STORE(&slot->spare[1], old & ~(uint64_t)SMF_BIN_PAGES);
+    SMI_STORE(&slot->bins[k], ref | pages); /* kill around here: of each span in `spare`, only those that
+                                               no bin names are given back */
+    bin->array = array;
+    SMI_STORE(&slot->spare[0], 0);
+    if (old & SMF_BIN_PAGES)
+        rc = smi_pages_give(heap, (uint32_t)(old >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[1], NULL);
+    return rc;
+}
+
+/* Let the stack of class k get deeper if the thread's share allows it: 1 when it did. */
+static int deepen(struct smi_thread *t, uint32_t k)
+{
+    struct smi_bin *bin = &t->bin[k];
+    uint32_t size = smi_classes[k].size, most = deepest(k), limit = bin->limit * 2 + 1;
+    if (limit > most)
+        limit = most;
+    if (limit <= bin->limit || (uint64_t)(limit - bin->limit) * size > t->room)
+        return 0;
+    uint64_t bin_word = t->slot->bins[k];
+    uint32_t pages = (uint32_t)(bin_word & SMF_BIN_PAGES);
+    uint32_t capacity = pages ? pages * (uint32_t)(SMF_PAGE / 8) - 1 : smi_inline_words(k) - 1;
+    if (limit > capacity) {
+        uint32_t more = pages ? pages * 2 : 1;
+        if (exchange_array(t, k, more) < 0)
+            return 0; /* no memory for a longer array: the short one goes on */
+        capacity = more * (uint32_t)(SMF_PAGE / 8) - 1;
+        limit = capacity < most ? capacity : most;
+    }
+    uint64_t cost = (uint64_t)(limit - bin->limit) * size;
+    t->room -= cost < t->room ? cost : t->room;
+    bin->limit = limit;
+    return 1;
+}
+
+int smi_cache_make_room(struct smi_thread *t, uint32_t k)
+{
+    struct smi_bin *bin = &t->bin[k];
+    uint64_t count = bin->array[0];
+    if (count > bin->limit)
+        return smi_heap_poison(t->heap, "cache of class %u holds %llu slots of at most %u", k,
+                               (unsigned long long)count, bin->limit);
+    if (count < bin->limit || deepen(t, k))
+        return 0;
+    uint32_t batch = bin->limit / 2 < MAX_BATCH ? bin->limit / 2 : MAX_BATCH;
+    return smi_central_flush(t->heap, k, bin->array, bin->limit - (batch ? batch : 1));
+}
+
+int smi_cache_drain(shmalloc_heap *heap, struct smf_thread *slot)
+{
+    int result = 0;
+    for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        uint64_t *array;
+        uint32_t capacity;
+        int rc = smi_cache_array(heap, slot, k, &array, &capacity);
+        if (rc == 0)
+            rc = smi_central_flush(heap, k, array, 0);
+        if (rc < 0 && rc != SHMALLOC_EDOUBLEFREE)
+            return rc;
+        if (rc < 0)
+            result = rc;
+    }
+    return result;
+}
+
+/* ---- what the dead leave ---- */
+
+int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name)
+{
+    const uint16_t *word = smi_word(heap, ref >> SMF_PAGE_SHIFT);
+    if (word && (SMI_LOAD(word) & SMF_WORD_KIND) == SMF_WORD_LARGE)
+        return smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, name, NULL);
+    return smi_central_give(heap, ref, name, NULL);
+}
+
+/* A cache array named by a link record: its words, or NULL when there is none at that ref. */
+static uint64_t *link_array(shmalloc_heap *heap, struct smf_thread *slot, uint64_t ref, uint64_t count)
+{
+    for (uint32_t k = 0; ref != 0 && k < SMF_CLASSES; k++) {
+        uint64_t *array;
+        uint32_t capacity;
+        if ((slot->bins[k] & ~(uint64_t)SMF_BIN_PAGES) == ref &&
+            smi_cache_array(heap, slot, k, &array, &capacity) == 0)
+            return count <= capacity ? array : NULL;
+    }
+    return NULL;
+}
+
+/* Count the old block in, however far the dead thread came. Disarms. */
+static int finish_old(shmalloc_heap *heap, struct smf_thread *slot)
+{
+    struct smf_link *link = &slot->link;
+    if (link->old != 0 && link->old_array == 0) /* large: given back and disarmed in one operation */
+        return smi_pages_give(heap, (uint32_t)(link->old >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &link->op,
+                              NULL);
+    if (link->old != 0) {
+        uint64_t *array = link_array(heap, slot, link->old_array, link->old_count + 1);
+        if (!array)
+            return smi_heap_poison(heap, "link record names a cache at %#llx that is none",
+                                   (unsigned long long)link->old_array);
+        SMI_STORE(&array[link->old_count + 1], link->old);
+        SMI_STORE(&array[0], link->old_count + 1);
+    }
+    SMI_STORE(&link->op, SMF_LINK_NONE);
+    return 0;
+}
+
+static int resolve_take(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *dest)
+{
+    struct smf_link *link = &slot->link;
+    int done = SMI_LOAD(dest) == link->fresh;
+    if (link->fresh_array != 0) {
+        uint64_t *array = link_array(heap, slot, link->fresh_array, link->fresh_count);
+        if (!array || link->fresh_count == 0)
+            return smi_heap_poison(heap, "link record names a cache at %#llx that is none",
+                                   (unsigned long long)link->fresh_array);
+        SMI_STORE(&array[0], link->fresh_count - (done ? 1 : 0));
+    } else if (done && slot->scratch == link->fresh) {
+        SMI_STORE(&slot->scratch, 0);
+    }
+    if (done)
+        return finish_old(heap, slot);
+    SMI_STORE(&link->op, SMF_LINK_NONE);
+    return 0;
+}
+
+int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot)
+{
+    struct smf_link *link = &slot->link;
+    uint64_t op = SMI_LOAD(&link->op);
+    if (op == SMF_LINK_NONE)
+        return 0;
+    if (op > SMF_LINK_GIVE || link->dest % 8 != 0 || !smi_in_heap(heap, link->dest, 8))
+        return smi_heap_poison(heap, "link record at %#llx says operation %llu on the word %#llx",
+                               (unsigned long long)((uint8_t *)link - heap->base), (unsigned long long)op,
+                               (unsigned long long)link->dest);
+    uint64_t *dest = smi_at(heap, link->dest);
+    if (op == SMF_LINK_TAKE)
+        return resolve_take(heap, slot, dest);
+    if (SMI_LOAD(dest) == link->old)
+        SMI_STORE(dest, 0);
+    return finish_old(heap, slot);
+}
+
+static int named_by_a_bin(const struct smf_thread *slot, uint64_t ref)
+{
+    for (uint32_t k = 0; k < SMF_CLASSES; k++)
+        if ((slot->bins[k] & SMF_BIN_PAGES) && (slot->bins[k] & ~(uint64_t)SMF_BIN_PAGES) == ref)
+            return 1;
+    return 0;
+}
+
+static int resolve_spares(shmalloc_heap *heap, struct smf_thread *slot)
+{
+    int rc = 0;
+    for (int i = 0; i < 2 && rc == 0; i++) {
+        uint64_t ref = slot->spare[i];
+        if (ref != 0 && named_by_a_bin(slot, ref))
+            SMI_STORE(&slot->spare[i], 0);
+        else if (ref != 0)
+            rc = smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[i],
+                                NULL);
+    }
+    return rc;
+}
+
+/* All bins use their inside arrays again, which are empty. */
+static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
+{
+    uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base);
+    for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        if (!(slot->bins[k] & SMF_BIN_PAGES))
+            continue;
+        SMI_STORE(&slot->spare[0], slot->bins[k] & ~(uint64_t)SMF_BIN_PAGES);
+        SMI_STORE((uint64_t *)(void *)((uint8_t *)slot + smi_inline_offset(k)), 0);
+        SMI_STORE(&slot->bins[k], slot_ref + smi_inline_offset(k));
+        int rc = resolve_spares(heap, slot);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot)
+{
+    int rc = smi_cache_resolve_link(heap, slot);
+    if (rc == 0 && slot->scratch != 0)
+        rc = smi_block_give(heap, slot->scratch, &slot->scratch);
+    if (rc == 0 && slot->building != 0)
+        rc = smi_block_give(heap, slot->building, &slot->building);
+    if (rc == 0)
+        rc = resolve_spares(heap, slot);
+    if (rc == 0)
+        rc = smi_cache_drain(heap, slot);
+    if (rc == SHMALLOC_EDOUBLEFREE) /* counted; the program that did it is gone */
+        rc = 0;
+    if (rc == 0)
+        rc = give_arrays(heap, slot);
+    if (rc == 0) {
+        SMI_STORE(&slot->section, 0);
+        SMI_STORE(&slot->tid, 0);
+        SMI_STORE(&slot->owner, 0);
+    }
+    return rc;
+}

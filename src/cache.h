@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * cache.h - a thread slot: its stacks of free slots, its link record, what it holds half built.
+ *
+ * A thread slot belongs to one thread, which works on it without a lock: storing an array's count commits.
+ * When the thread ends or its process dies, somebody else brings the slot to rest under the RECOVER lock.
+ */
+#ifndef SMI_CACHE_H
+#define SMI_CACHE_H
+
+#include "heap.h"
+
+/* Words of the inside array of class k, its count included, and where it begins. */
+static inline uint32_t smi_inline_words(uint32_t k)
+{
+    return k < SMF_SMALL_CLASSES ? SMF_INLINE_SMALL : SMF_INLINE_LARGE;
+}
+
+static inline uint64_t smi_inline_offset(uint32_t k)
+{
+    uint64_t small = k < SMF_SMALL_CLASSES ? k : SMF_SMALL_CLASSES;
+    return SMF_THREAD_ARRAYS + 8 * (small * SMF_INLINE_SMALL + (k - small) * SMF_INLINE_LARGE);
+}
+
+/* The cache array of class k of a thread slot, and the slots it can hold. SHMALLOC_ECORRUPT (poisoned) when
+ * what the file says cannot be. */
+int smi_cache_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, uint64_t **array,
+                    uint32_t *capacity);
+
+/* A thread slot that nobody owns gets its initial contents. `own_ref` is the slot's ref. */
+void smi_cache_format(struct smf_thread *slot, uint64_t own_ref);
+
+/* The bins of a context, from its slot. */
+int smi_cache_load(struct smi_thread *t);
+
+/* See that the stack of class k holds a slot at least. Commits nothing to the caller. */
+int smi_cache_refill(struct smi_thread *t, uint32_t k);
+
+/* See that the stack of class k has room for a slot: by a longer array while the thread's share allows it,
+ * else by giving a batch back. SHMALLOC_EDOUBLEFREE: there is room, and a double free came to light. */
+int smi_cache_make_room(struct smi_thread *t, uint32_t k);
+
+/* Give all cached slots back. */
+int smi_cache_drain(shmalloc_heap *heap, struct smf_thread *slot);
+
+/* Finish or undo the link record of a thread that is dead. The class and page locks that it may have died
+ * in have been passed; the RECOVER lock is held. */
+int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot);
+
+/* Bring the slot of a thread that is gone to rest: resolve the link record, free what it was building, give
+ * its cached slots and long arrays back, and last make it free. May be killed and run again. RECOVER held. */
+int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot);
+
+/* Free a block, small or large, without a cache, and store 0 to *name in the same step. */
+int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name);
+
+#endif

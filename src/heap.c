@@ -1,0 +1,686 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * heap.c - open, create, close: from a file to a handle and back.
+ *
+ * Creation: the whole heap is built in a file without a name, which gets its name when it is complete; by
+ * descriptor, the first word is stored last. Opening: read and validate the identity, take the attach lock,
+ * map, then either take the heap into use in a new generation or join those who have it. Closing: bring this
+ * process's thread slots to rest, leave the table; the last one syncs and marks the file clean.
+ */
+#include "heap.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "check.h"
+#include "os.h"
+#include "pages.h"
+#include "process.h"
+#include "recover.h"
+
+#define DEFAULT_MAX_SIZE (1ull << 40)
+#define DEFAULT_ARENAS 4
+#define MAP_UNIT (2ull << 20)
+#define RECOVER_ONLY 0x80000000u /* open flag of shmalloc_recover: nobody else may have it open */
+
+/* ---- state ---- */
+
+int smi_heap_poison(shmalloc_heap *heap, const char *format, ...)
+{
+    char text[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    if (!heap->read_only)
+        SMI_STORE(&heap->state->poison, (uint64_t)-SHMALLOC_ECORRUPT);
+    return smi_error(SHMALLOC_ECORRUPT, "%s: %s; the heap can now only be read", heap->path, text);
+}
+
+int smi_heap_writable(shmalloc_heap *heap)
+{
+    if (heap->closed)
+        return smi_error(SHMALLOC_ECLOSED, "the heap handle is closed");
+    if (heap->read_only)
+        return smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only", heap->path);
+    if (SMI_LOAD(&heap->state->poison))
+        return smi_error(SHMALLOC_EPOISONED,
+                         "%s: was found damaged (code -%llu) and can only be read; check it with "
+                         "shmalloc-inspect",
+                         heap->path, (unsigned long long)SMI_LOAD(&heap->state->poison));
+    return 0;
+}
+
+int smi_heap_descriptor(shmalloc_heap *heap)
+{
+    struct smi_file_info info;
+    if (smi_os_stat(heap->fd, &info) == 0 && info.device == heap->device && info.inode == heap->inode)
+        return 0;
+    /* Somebody closed our descriptor, and its number may be another file's by now: leave that alone. */
+    heap->fd = -1;
+    int fd = smi_os_open(heap->path, heap->read_only);
+    if (fd >= 0 && smi_os_stat(fd, &info) == 0 && info.device == heap->device &&
+        info.inode == heap->inode) {
+        heap->fd = fd;
+        return 0;
+    }
+    smi_os_close(fd);
+    return smi_error(-EBADF, "%s: the library's descriptor was closed and the file is not there any more",
+                     heap->path);
+}
+
+int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)
+{
+    uint64_t page = granule << (SMF_GRANULE_SHIFT - SMF_PAGE_SHIFT);
+    uint64_t count = SMI_LOAD(&heap->state->chunk_count);
+    if (count > SMF_CHUNKS)
+        return 0;
+    for (uint64_t i = count; i-- > 0;) {
+        struct smf_chunk chunk = heap->directory[i];
+        if (page < chunk.first_page || page - chunk.first_page >= chunk.page_count)
+            continue;
+        uint64_t offset = smi_chunk_words_offset(&chunk, &heap->header->areas);
+        uint64_t end = ((uint64_t)chunk.first_page + chunk.page_count) << SMF_PAGE_SHIFT;
+        if (chunk.first_page % (SMF_GRANULE >> SMF_PAGE_SHIFT) != 0 || end % SMF_GRANULE != 0 ||
+            end > heap->reserved || offset + smi_chunk_metadata_bytes(chunk.page_count) > end)
+            return 0;
+        uintptr_t words = (uintptr_t)heap->base + offset;
+        uintptr_t descriptors = words + chunk.page_count * sizeof(uint16_t);
+        /* Descriptors first: who sees the words' entry uses both. */
+        __atomic_store_n(&heap->descriptors[granule],
+                         descriptors - chunk.first_page * sizeof(struct smf_page), __ATOMIC_RELAXED);
+        __atomic_store_n(&heap->words[granule], words - chunk.first_page * sizeof(uint16_t),
+                         __ATOMIC_RELEASE);
+        return 1;
+    }
+    return 0;
+}
+
+/* ---- handle ---- */
+
+static void set_areas(shmalloc_heap *heap)
+{
+    uint8_t *base = heap->base;
+    heap->header = (void *)base;
+    const struct smf_areas *areas = &heap->header->areas;
+    heap->state = (void *)(base + SMF_STATE_OFFSET);
+    heap->runtime = (void *)(base + areas->runtime);
+    heap->processes = (void *)(base + areas->processes);
+    heap->locks = (void *)(base + areas->locks);
+    heap->directory = (void *)(base + areas->directory);
+    heap->page_heap = (void *)(base + areas->page_heap);
+    heap->roots = (void *)(base + areas->roots);
+    heap->threads = (void *)(base + areas->threads);
+    heap->central = (void *)(base + areas->central);
+    heap->arena_count = heap->header->arena_count;
+    heap->lock_count = heap->header->lock_count;
+    heap->hardened = (heap->header->mode & SMF_HEAP_HARDENED) != 0;
+}
+
+static size_t table_bytes(const shmalloc_heap *heap)
+{
+    return (heap->reserved >> SMF_GRANULE_SHIFT) * sizeof(uintptr_t);
+}
+
+/* Free the handle and its mapping; the descriptor too. */
+static void drop_handle(shmalloc_heap *heap)
+{
+    if (!heap)
+        return;
+    smi_os_unmap(heap->base, heap->base ? heap->reserved : 0);
+    smi_os_unmap(heap->words, table_bytes(heap));
+    smi_os_unmap(heap->descriptors, table_bytes(heap));
+    smi_os_close(heap->fd);
+    free(heap->path);
+    smi_os_unmap(heap, sizeof(*heap));
+}
+
+/* Map the file: as much of `max_size` as there are addresses for, at least `size`. */
+static int map_file(shmalloc_heap *heap, uint64_t max_size, uint64_t size, void *fixed)
+{
+    int rc = -ENOMEM;
+    heap->reserved = (max_size + MAP_UNIT - 1) & ~(MAP_UNIT - 1);
+    for (;;) {
+        rc = smi_os_map(heap->fd, heap->reserved, heap->read_only, fixed, (void **)&heap->base);
+        if (rc == 0) {
+            heap->words = smi_os_private(table_bytes(heap), 0);
+            heap->descriptors = smi_os_private(table_bytes(heap), 0);
+            if (heap->words && heap->descriptors)
+                return 0;
+            rc = -ENOMEM;
+            smi_os_unmap(heap->words, table_bytes(heap));
+            smi_os_unmap(heap->descriptors, table_bytes(heap));
+            heap->words = heap->descriptors = NULL;
+            smi_os_unmap(heap->base, heap->reserved);
+            heap->base = NULL;
+        }
+        uint64_t half = (heap->reserved / 2 + MAP_UNIT - 1) & ~(MAP_UNIT - 1);
+        if (rc != -ENOMEM || half < size || half == heap->reserved)
+            break;
+        heap->reserved = half; /* a limit on addresses: take what there is */
+    }
+    if (rc == -EADDRINUSE)
+        return smi_error(SHMALLOC_EADDRESS,
+                         "%s: the heap must be mapped at %p, where this process has something else; run it "
+                         "without that, or make a heap without a fixed base",
+                         heap->path, fixed);
+    if (rc == -ENOMEM)
+        return smi_error(SHMALLOC_EADDRESS,
+                         "%s: no free address range of %llu bytes; raise the limit on address space "
+                         "(ulimit -v)",
+                         heap->path, (unsigned long long)size);
+    return smi_error(rc, "%s: cannot map the file: %s", heap->path, shmalloc_strerror(rc));
+}
+
+static int make_handle(int fd, const char *path, int read_only, shmalloc_heap **out)
+{
+    struct smi_file_info info;
+    int rc = smi_os_stat(fd, &info);
+    if (rc < 0)
+        return smi_error(rc, "%s: %s", path, shmalloc_strerror(rc));
+    shmalloc_heap *heap = smi_os_private(sizeof(*heap), 0);
+    char *name = smi_os_absolute(path);
+    if (!name)
+        name = strdup(path);
+    if (!heap || !name) {
+        smi_os_unmap(heap, heap ? sizeof(*heap) : 0);
+        free(name);
+        return smi_error(-ENOMEM, "%s: no private memory for a handle", path);
+    }
+    heap->fd = fd;
+    heap->path = name;
+    heap->read_only = read_only;
+    heap->device = info.device;
+    heap->inode = info.inode;
+    heap->handles = 1;
+    heap->process_index = -1;
+    *out = heap;
+    return 0;
+}
+
+/* ---- creation ---- */
+
+static int check_options(const shmalloc_options *o, const char *path)
+{
+    if (o->struct_size != sizeof(*o))
+        return smi_error(-EINVAL, "%s: options.struct_size is %zu, expected %zu; begin with "
+                                  "SHMALLOC_OPTIONS_INIT",
+                         path, o->struct_size, sizeof(*o));
+    if (o->max_size > SMF_MAX_SIZE)
+        return smi_error(-EINVAL, "%s: maximum size %llu is over the limit of 16 TiB", path,
+                         (unsigned long long)o->max_size);
+    if (o->initial_size > (o->max_size ? o->max_size : DEFAULT_MAX_SIZE))
+        return smi_error(-EINVAL, "%s: initial size %llu is over the maximum size %llu", path,
+                         (unsigned long long)o->initial_size,
+                         (unsigned long long)(o->max_size ? o->max_size : DEFAULT_MAX_SIZE));
+    if (o->arenas > SMF_ARENAS_MAX)
+        return smi_error(-EINVAL, "%s: %u arenas are over the limit of %u", path, o->arenas, SMF_ARENAS_MAX);
+    if (o->layout && strlen(o->layout) >= sizeof(((struct smf_header *)0)->layout_name))
+        return smi_error(-EINVAL, "%s: layout name has %zu bytes, at most 63 fit", path, strlen(o->layout));
+    if ((uintptr_t)o->base % MAP_UNIT != 0)
+        return smi_error(-EINVAL, "%s: base %p is not a multiple of 2 MiB", path, o->base);
+    if ((o->mode & ~07777u) != 0)
+        return smi_error(-EINVAL, "%s: mode %o has more than permission bits", path, o->mode);
+    if ((o->flags & SHMALLOC_READ_ONLY) && (o->flags & (SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE)))
+        return smi_error(-EINVAL, "%s: a heap cannot be created read-only", path);
+    return 0;
+}
+
+static uint64_t round_granule(uint64_t n)
+{
+    return (n + SMF_GRANULE - 1) & ~(SMF_GRANULE - 1);
+}
+
+static int fill_header(struct smf_header *h, const shmalloc_options *o)
+{
+    struct smi_platform here;
+    int rc = smi_os_platform(&here);
+    if (rc < 0)
+        return rc;
+    h->format_version = SMF_FORMAT_VERSION;
+    h->endian = SMF_ENDIAN;
+    smi_os_random(h->uuid, sizeof(h->uuid));
+    h->word_bits = 64;
+    h->page_bytes = SMF_PAGE;
+    h->os_page_bytes = here.os_page_bytes;
+    h->machine = here.machine;
+    h->mutex_fingerprint = here.mutex_fingerprint;
+    h->mutex_bytes = here.mutex_bytes;
+    h->class_count = SMF_CLASSES;
+    h->arena_count = o->arenas ? o->arenas : DEFAULT_ARENAS;
+    h->mode = o->flags & SHMALLOC_HARDENED ? SMF_HEAP_HARDENED : 0;
+    h->fixed_base = (uintptr_t)o->base;
+    h->layout_version = o->layout_version;
+    if (o->layout)
+        snprintf(h->layout_name, sizeof(h->layout_name), "%s", o->layout);
+    smi_areas(h->arena_count, &h->areas, &h->lock_count);
+    h->created_at = (uint64_t)time(NULL);
+    return 0;
+}
+
+/* The bytes of a new heap in an empty file. */
+static int format_file(int fd, const char *path, const shmalloc_options *o)
+{
+    struct smf_header header = {0};
+    int rc = fill_header(&header, o);
+    if (rc < 0)
+        return smi_error(rc, "%s: cannot make a robust mutex: %s", path, shmalloc_strerror(rc));
+    uint64_t least = round_granule(header.areas.end + 8 * SMF_PAGE);
+    uint64_t size = round_granule(o->initial_size);
+    uint64_t max_size = round_granule(o->max_size ? o->max_size : DEFAULT_MAX_SIZE);
+    size = size < least ? least : size;
+    if (max_size < size)
+        return smi_error(-EINVAL, "%s: maximum size %llu is below the %llu bytes that an empty heap has",
+                         path, (unsigned long long)max_size, (unsigned long long)size);
+    header.magic = SMF_MAGIC;
+    header.checksum = smi_hash(&header, offsetof(struct smf_header, checksum));
+    header.magic = 0;
+    shmalloc_heap *heap = NULL;
+    rc = smi_os_truncate(fd, size);
+    if (rc == 0 && (rc = smi_os_reserve(fd, 0, header.areas.end)) < 0)
+        smi_os_truncate(fd, 0);
+    if (rc == 0)
+        rc = smi_os_write(fd, &header, sizeof(header), 0);
+    if (rc < 0)
+        return smi_error(rc, "%s: cannot make a heap of %llu bytes: %s", path, (unsigned long long)size,
+                         shmalloc_strerror(rc));
+    int own = smi_os_reopen(fd, 0);
+    rc = own < 0 ? own : make_handle(own, path, 0, &heap);
+    if (rc == 0)
+        rc = map_file(heap, size, size, NULL);
+    if (rc == 0) {
+        set_areas(heap);
+        heap->state->max_size = max_size;
+        heap->state->mark = SMF_CLEAN;
+        rc = smi_pages_format(heap, size);
+    }
+    if (rc == 0)
+        SMI_STORE(&heap->header->magic, SMF_MAGIC);
+    else
+        smi_error(rc, "%s: cannot make a heap of %llu bytes: %s", path, (unsigned long long)size,
+                  shmalloc_strerror(rc));
+    drop_handle(heap);
+    return rc;
+}
+
+/* Make the heap under no name and link it into place. -EEXIST: somebody else was faster. */
+static int create_file(const char *path, const shmalloc_options *o)
+{
+    char temp_name[PATH_MAX];
+    int fd = smi_os_create_unnamed(path, o->mode ? o->mode : 0600, temp_name);
+    if (fd < 0)
+        return smi_error(fd, "%s: cannot create: %s", path, shmalloc_strerror(fd));
+    int rc = format_file(fd, path, o);
+    if (rc < 0)
+        smi_os_discard(temp_name);
+    else if ((rc = smi_os_publish(fd, path, temp_name)) < 0)
+        smi_error(rc, "%s: cannot create: %s", path, shmalloc_strerror(rc));
+    smi_os_close(fd);
+    return rc;
+}
+
+/* ---- opening ---- */
+
+static int check_layout(const struct smf_header *h, const shmalloc_options *o, const char *path)
+{
+    if (!o->layout || (strcmp(o->layout, h->layout_name) == 0 && o->layout_version == h->layout_version))
+        return 0;
+    return smi_error(SHMALLOC_ELAYOUT,
+                     "%s: holds layout \"%s\" version %llu, the program expects \"%s\" version %llu; run the "
+                     "program that made it, or convert it",
+                     path, h->layout_name, (unsigned long long)h->layout_version, o->layout,
+                     (unsigned long long)o->layout_version);
+}
+
+static int read_identity(int fd, const char *path, const shmalloc_options *o, struct smf_header *header,
+                         struct smf_state *state)
+{
+    struct smi_file_info info;
+    int rc = smi_os_stat(fd, &info);
+    if (rc == 0 && S_ISDIR(info.mode))
+        rc = -EISDIR;
+    else if (rc == 0 && !S_ISREG(info.mode))
+        return smi_error(SHMALLOC_ENOTHEAP, "%s: not a regular file", path);
+    int64_t got = rc < 0 ? rc : smi_os_read(fd, header, sizeof(*header), 0);
+    if (got >= 0)
+        got = smi_os_read(fd, state, sizeof(*state), SMF_STATE_OFFSET);
+    if (got < 0)
+        return smi_error((int)got, "%s: cannot read: %s", path, shmalloc_strerror((int)got));
+    rc = smi_layout_validate(header, state, info.size, (o->flags & SHMALLOC_READ_ONLY) != 0, path);
+    return rc < 0 ? rc : check_layout(header, o, path);
+}
+
+/* Become a process of the heap; the attach lock is held. */
+static int attach(shmalloc_heap *heap, const shmalloc_options *o)
+{
+    int others = smi_others_alive(heap);
+    if (others < 0)
+        return smi_error(others, "%s: cannot look for locks: %s", heap->path, shmalloc_strerror(others));
+    if (others && (o->flags & RECOVER_ONLY))
+        return smi_error(SHMALLOC_EBUSY, "%s: other processes have the heap open", heap->path);
+    int rc = others ? smi_recover_join(heap)
+                    : smi_recover_first(heap, (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0);
+    if (rc < 0)
+        return rc;
+    rc = smi_process_claim(heap);
+    if (rc == 0 && heap->state->poison == 0) /* a poisoned heap is as it is */
+        smi_recover_adopt(heap);
+    return rc;
+}
+
+/* A read-only user takes no entry; it only must not read what a machine crash may have torn. */
+static int check_read_only(shmalloc_heap *heap, const shmalloc_options *o)
+{
+    uint8_t boot_id[16];
+    smi_os_boot_id(boot_id);
+    if (heap->state->mark == SMF_CLEAN || (o->flags & SHMALLOC_ACCEPT_UNCLEAN) ||
+        (memcmp(heap->runtime->boot_id, boot_id, 16) == 0 && heap->runtime->inode == heap->inode &&
+         heap->runtime->device == heap->device))
+        return 0;
+    return smi_error(SHMALLOC_EUNCLEAN,
+                     "%s: was in use when the machine stopped or the file was copied; run "
+                     "shmalloc_recover() to check it, or open it with SHMALLOC_ACCEPT_UNCLEAN",
+                     heap->path);
+}
+
+static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
+{
+    struct smf_header header;
+    struct smf_state state;
+    int rc = heap->read_only ? 0 : smi_attach_lock(heap);
+    if (rc < 0)
+        return rc;
+    rc = read_identity(heap->fd, heap->path, o, &header, &state);
+    if (rc == 0)
+        rc = map_file(heap, state.max_size, state.size, (void *)(uintptr_t)header.fixed_base);
+    if (rc == 0) {
+        set_areas(heap);
+        rc = heap->read_only ? check_read_only(heap, o) : attach(heap, o);
+    }
+    if (!heap->read_only)
+        smi_attach_unlock(heap);
+    return rc;
+}
+
+/* The handle this process has of the file already; counted. */
+static shmalloc_heap *find_open(const struct smi_file_info *info, int read_only)
+{
+    for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next)
+        if (heap->device == info->device && heap->inode == info->inode && heap->read_only == read_only)
+            return heap;
+    return NULL;
+}
+
+/* Open what `fd` is; the descriptor becomes the handle's. The registry lock is held. */
+static int open_registered(int fd, const char *path, const shmalloc_options *o, shmalloc_heap **out)
+{
+    int read_only = (o->flags & SHMALLOC_READ_ONLY) != 0;
+    struct smi_file_info info;
+    int rc = smi_os_stat(fd, &info);
+    shmalloc_heap *heap = rc == 0 ? find_open(&info, read_only) : NULL;
+    if (heap) {
+        smi_os_close(fd);
+        if (o->flags & RECOVER_ONLY)
+            return smi_error(SHMALLOC_EBUSY, "%s: this process has the heap open", path);
+        rc = check_layout(heap->header, o, path);
+        if (rc == 0) {
+            heap->handles++;
+            *out = heap;
+        }
+        return rc;
+    }
+    struct smf_header header;
+    struct smf_state state;
+    rc = rc < 0 ? smi_error(rc, "%s: %s", path, shmalloc_strerror(rc))
+                : read_identity(fd, path, o, &header, &state); /* before anything is locked */
+    if (rc == 0)
+        rc = make_handle(fd, path, read_only, &heap);
+    if (rc < 0) {
+        smi_os_close(fd);
+        return rc;
+    }
+    rc = map_and_attach(heap, o);
+    if (rc < 0) {
+        drop_handle(heap);
+        return rc;
+    }
+    heap->next = smi_heaps;
+    smi_heaps = heap;
+    *out = heap;
+    return 0;
+}
+
+static int open_file(int fd, const char *path, const shmalloc_options *options, shmalloc_heap **out)
+{
+    int state = smi_os_cancel_off();
+    smi_registry_lock();
+    int rc = open_registered(fd, path, options, out);
+    smi_registry_unlock();
+    smi_os_cancel_restore(state);
+    return rc;
+}
+
+static const shmalloc_options defaults = SHMALLOC_OPTIONS_INIT;
+
+static int open_path(const char *path, const shmalloc_options *o, shmalloc_heap **out)
+{
+    for (int tries = 0; tries < 100; tries++) {
+        int fd = -ENOENT;
+        if (!(o->flags & SHMALLOC_CREATE) || !(o->flags & SHMALLOC_EXCLUSIVE))
+            fd = smi_os_open(path, (o->flags & SHMALLOC_READ_ONLY) != 0);
+        if (fd >= 0)
+            return open_file(fd, path, o, out);
+        if (fd != -ENOENT || !(o->flags & SHMALLOC_CREATE))
+            return smi_error(fd, "%s: cannot open: %s", path, shmalloc_strerror(fd));
+        int rc = create_file(path, o);
+        if (rc < 0 && (rc != -EEXIST || (o->flags & SHMALLOC_EXCLUSIVE)))
+            return rc;
+        if (o->flags & SHMALLOC_EXCLUSIVE) {
+            fd = smi_os_open(path, 0);
+            return fd < 0 ? smi_error(fd, "%s: cannot open: %s", path, shmalloc_strerror(fd))
+                          : open_file(fd, path, o, out);
+        }
+    }
+    return smi_error(SHMALLOC_EBUSY, "%s: is created and removed by others all the time", path);
+}
+
+int shmalloc_open(const char *path, const shmalloc_options *options, shmalloc_heap **out)
+{
+    const shmalloc_options *o = options ? options : &defaults;
+    if (!path || !*path || !out)
+        return smi_error(-EINVAL, "shmalloc_open needs a path and a place for the handle");
+    int rc = check_options(o, path);
+    return rc < 0 ? rc : open_path(path, o, out);
+}
+
+/* Has a creator by descriptor been killed before it stored the first word? */
+static int is_unfinished(int fd)
+{
+    struct smf_header h;
+    int64_t got = smi_os_read(fd, &h, sizeof(h), 0);
+    return got == 0 || (got > 0 && h.magic == 0 && (h.endian == SMF_ENDIAN || h.endian == 0) &&
+                        h.format_version <= SMF_FORMAT_VERSION && h.features_must == 0);
+}
+
+/* Make the heap in a descriptor unless it is made; one process at a time. */
+static int create_in(int fd, const char *path, const shmalloc_options *o)
+{
+    uint64_t start = smi_os_tick();
+    int rc;
+    while ((rc = smi_os_lock_byte(fd, SMF_ATTACH_BYTE)) == -EAGAIN) {
+        if (smi_os_tick() - start > 10000000000ull)
+            return smi_error(SHMALLOC_EBUSY, "%s: another process is making a heap here", path);
+        smi_os_sleep(200000);
+    }
+    if (rc < 0)
+        return smi_error(rc, "%s: cannot lock: %s", path, shmalloc_strerror(rc));
+    if (is_unfinished(fd)) {
+        rc = smi_os_truncate(fd, 0);
+        if (rc == 0)
+            rc = format_file(fd, path, o);
+    } else if (o->flags & SHMALLOC_EXCLUSIVE) {
+        rc = smi_error(-EEXIST, "%s: is not empty", path);
+    }
+    smi_os_unlock_byte(fd, SMF_ATTACH_BYTE);
+    return rc;
+}
+
+int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **out)
+{
+    const shmalloc_options *o = options ? options : &defaults;
+    char path[32];
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    if (!out)
+        return smi_error(-EINVAL, "shmalloc_open_fd needs a place for the handle");
+    int rc = check_options(o, path);
+    int own = rc < 0 ? -1 : smi_os_reopen(fd, (o->flags & SHMALLOC_READ_ONLY) != 0);
+    if (rc == 0 && own < 0)
+        rc = smi_error(own, "%s: cannot open the descriptor's file: %s", path, shmalloc_strerror(own));
+    if (rc == 0 && (o->flags & SHMALLOC_CREATE) && (rc = create_in(own, path, o)) < 0)
+        smi_os_close(own);
+    return rc < 0 ? rc : open_file(own, path, o, out);
+}
+
+/* ---- closing ---- */
+
+/* The last one out: data first, then the mark, each synced. */
+static int mark_clean(shmalloc_heap *heap)
+{
+    int rc = heap->state->sync_failed ? -EIO : smi_os_sync_file(heap->fd);
+    if (rc == 0) {
+        SMI_STORE(&heap->state->mark, SMF_CLEAN);
+        rc = smi_os_sync_file(heap->fd);
+    }
+    if (rc == 0)
+        return 0;
+    SMI_STORE(&heap->state->mark, SMF_IN_USE);
+    SMI_STORE(&heap->state->sync_failed, (uint64_t)-rc);
+    return smi_error(rc, "%s: cannot sync: %s; the file is exact only while the machine is up", heap->path,
+                     shmalloc_strerror(rc));
+}
+
+/* Leave the heap; the registry lock is held. */
+static int detach(shmalloc_heap *heap)
+{
+    int rc = smi_attach_lock(heap);
+    if (rc < 0)
+        return rc;
+    rc = smi_process_leave(heap);
+    int others = smi_others_alive(heap);
+    if (rc == 0 && others == 0 && heap->state->poison == 0) {
+        rc = smi_recover_adopt(heap); /* nobody is alive: what the dead left is brought to rest */
+        if (rc == 0)
+            rc = mark_clean(heap);
+    }
+    smi_attach_unlock(heap);
+    return rc;
+}
+
+static void unregister(shmalloc_heap *heap)
+{
+    shmalloc_heap **at = &smi_heaps;
+    while (*at && *at != heap)
+        at = &(*at)->next;
+    if (*at)
+        *at = heap->next;
+}
+
+static int close_registered(shmalloc_heap *heap)
+{
+    if (--heap->handles > 0)
+        return 0;
+    int rc = 0;
+    if (!heap->read_only && heap->epoch != 0)
+        rc = detach(heap);
+    unregister(heap);
+    drop_handle(heap);
+    return rc;
+}
+
+int shmalloc_close(shmalloc_heap *heap)
+{
+    if (!heap)
+        return 0;
+    int state = smi_os_cancel_off();
+    smi_registry_lock();
+    int rc = close_registered(heap);
+    smi_registry_unlock();
+    smi_os_cancel_restore(state);
+    return rc;
+}
+
+/* A process that ends without closing: what it has cached goes back. If other threads of it may still be at
+ * work, their caches must be left alone; then the next process that looks adopts it. */
+__attribute__((destructor)) static void leave_all(void)
+{
+    if (!smi_registry_trylock())
+        return;
+    for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next)
+        if (!heap->read_only && heap->epoch != 0 && smi_only_mine(heap))
+            detach(heap);
+    smi_registry_unlock();
+}
+
+/* ---- the heap as a file ---- */
+
+int shmalloc_destroy(const char *path)
+{
+    struct smf_header header = {0};
+    if (!path || !*path)
+        return smi_error(-EINVAL, "shmalloc_destroy needs a path");
+    int fd = smi_os_open(path, 0);
+    if (fd < 0)
+        return smi_error(fd, "%s: cannot open: %s", path, shmalloc_strerror(fd));
+    int64_t got = smi_os_read(fd, &header, sizeof(header), 0);
+    int rc = 0;
+    if (got < 0)
+        rc = smi_error((int)got, "%s: cannot read: %s", path, shmalloc_strerror((int)got));
+    else if (header.magic != SMF_MAGIC)
+        rc = smi_error(SHMALLOC_ENOTHEAP, "%s: not a shmalloc heap; nothing was removed", path);
+    else if (smi_os_lock_byte(fd, SMF_ATTACH_BYTE) < 0 ||
+             smi_os_is_locked(fd, SMF_LOCK_BYTES, SMF_PROCESSES) != 0)
+        rc = smi_error(SHMALLOC_EBUSY, "%s: processes have the heap open; nothing was removed", path);
+    else if ((rc = smi_os_unlink(path)) < 0)
+        smi_error(rc, "%s: cannot remove: %s", path, shmalloc_strerror(rc));
+    smi_os_close(fd);
+    return rc;
+}
+
+int shmalloc_recover(const char *path)
+{
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    shmalloc_heap *heap;
+    options.flags = SHMALLOC_ACCEPT_UNCLEAN | RECOVER_ONLY;
+    int rc = shmalloc_open(path, &options, &heap);
+    if (rc < 0)
+        return rc;
+    rc = heap->state->poison ? smi_heap_writable(heap) : shmalloc_check(heap);
+    if (rc < 0) { /* later opens may read, not change */
+        char text[400];
+        snprintf(text, sizeof(text), "%s", shmalloc_errmsg());
+        SMI_STORE(&heap->state->poison, (uint64_t)-SHMALLOC_ECORRUPT);
+        shmalloc_close(heap);
+        return smi_error(SHMALLOC_ECORRUPT, "%s", text);
+    }
+    return shmalloc_close(heap);
+}
+
+int shmalloc_set_max_size(shmalloc_heap *heap, uint64_t bytes)
+{
+    int rc;
+    if (!smi_thread_enter(heap, &rc))
+        return rc;
+    uint64_t size = round_granule(bytes);
+    if (bytes > SMF_MAX_SIZE || size < SMI_LOAD(&heap->state->max_size))
+        return smi_error(-EINVAL, "%s: maximum size %llu is not between the present %llu and 16 TiB",
+                         heap->path, (unsigned long long)bytes,
+                         (unsigned long long)heap->state->max_size);
+    SMI_STORE(&heap->state->max_size, size); /* one store */
+    return 0;
+}

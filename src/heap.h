@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * heap.h - the handle of an open heap in this process, and the way from refs and pages to addresses.
+ *
+ * Nothing in the handle is a truth about the heap: it caches where things are mapped. Two tables lead
+ * from a granule (1 MiB of the file) to its chunk's page words and descriptors in one load. An entry is
+ * filled at first use from the chunk directory and never becomes wrong, because a chunk keeps its
+ * bounds for ever; whether a page exists *now* is a comparison with smf_state.size.
+ */
+#ifndef SMI_HEAP_H
+#define SMI_HEAP_H
+
+#include <stdint.h>
+
+#include <shmalloc/shmalloc.h>
+
+#include "debug.h"
+#include "error.h"
+#include "layout.h"
+#include "sizeclass.h"
+
+/* Loads and stores of words that other processes see, or that a kill may cut between. Stores stay in
+ * program order: on one processor a killed process's stores all arrive, so the compiler is the only
+ * one to be kept from reordering. */
+#define SMI_BARRIER() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+#define SMI_LOAD(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+#define SMI_STORE(p, v)                                                                                \
+    do {                                                                                               \
+        SMI_BARRIER();                                                                                 \
+        __atomic_store_n((p), (v), __ATOMIC_RELAXED);                                                  \
+        SMI_BARRIER();                                                                                 \
+    } while (0)
+
+struct smi_thread;
+
+struct shmalloc_heap {
+    /* First OS page: wiped in a forked child, however it was forked. The epoch is unique for each
+     * attachment of each handle in this process, so a thread's context that carries another one belongs
+     * to another heap or to the parent. 0: not attached (yet, or any more). */
+    uint64_t epoch;
+    uint8_t wiped[4096 - sizeof(uint64_t)];
+
+    uint8_t *base;     /* of the mapping */
+    uint64_t reserved; /* its length, bytes; the file may be shorter, the heap not longer */
+    int fd;
+    int read_only;
+    int closed;
+    unsigned handles; /* opens minus closes */
+    uint64_t device, inode;
+    char *path; /* absolute if it could be had; "fd N" for heaps opened by descriptor */
+
+    struct smf_header *header;
+    struct smf_state *state;
+    struct smf_runtime *runtime;
+    struct smf_process *processes;
+    struct smf_lock *locks;
+    struct smf_chunk *directory;
+    struct smf_page_heap *page_heap;
+    struct smf_roots *roots;
+    uint64_t *threads;
+    struct smf_central *central;
+    uint32_t arena_count;
+    uint32_t lock_count;
+    int hardened;
+
+    uintptr_t *words; /* by granule: address that page 0's word would have; 0 = not looked up yet */
+    uintptr_t *descriptors; /* by granule: the same for descriptors */
+
+    int process_index;   /* -1: not attached */
+    void *liveness;      /* the mapping that pins this process's lock byte */
+    uint64_t generation; /* at attach */
+    struct smi_thread *contexts; /* of all threads of this process */
+    struct shmalloc_heap *next;  /* in the process's list of heaps */
+
+    uint64_t adopted_at; /* smi_os_tick of the last look for dead processes */
+    int adopt_wanted;    /* somebody died holding a lock */
+};
+
+/* A slot stack of one class in the thread's cache; the truth is `array`, in the file. */
+struct smi_bin {
+    uint64_t *array; /* word 0 is the count, then refs */
+    uint32_t limit;  /* slots it may hold; what a corrupt count is compared with */
+    uint32_t batch;  /* slots the next refill asks for */
+};
+
+/* What a thread needs to use a heap. The first fields are the fast path's. */
+struct smi_thread {
+    uint64_t epoch; /* heap->epoch, or ~0 in hardened heaps, whose calls all take the long way */
+    uint8_t *base;
+    const uint64_t *size; /* smf_state.size */
+    const uintptr_t *words;
+    struct smi_bin bin[SMF_CLASSES];
+
+    shmalloc_heap *heap;
+    struct smf_thread *slot;
+    uint32_t slot_index;
+    uint32_t arena;
+    uint64_t true_epoch; /* heap->epoch at attach */
+    uint64_t room;       /* bytes of slots its arrays may still grow by */
+    struct smi_thread *next_in_thread; /* this thread's contexts of other heaps */
+    struct smi_thread *next_in_heap;
+};
+
+/* The context the calling thread used last; never NULL. */
+extern _Thread_local struct smi_thread *smi_current __attribute__((tls_model("initial-exec")));
+
+/* ---- addresses ---- */
+
+static inline uint64_t smi_size(const shmalloc_heap *heap)
+{
+    uint64_t size = SMI_LOAD(&heap->state->size);
+    return size < heap->reserved ? size : heap->reserved;
+}
+
+static inline void *smi_at(const shmalloc_heap *heap, uint64_t ref)
+{
+    return heap->base + ref;
+}
+
+/* Does [ref, ref + len) lie inside the heap, behind the fixed areas' first page? */
+static inline int smi_in_heap(const shmalloc_heap *heap, uint64_t ref, uint64_t len)
+{
+    uint64_t size = smi_size(heap);
+    return ref >= SMF_PAGE && ref < size && len <= size - ref;
+}
+
+/* Does an address lie in this heap's part of memory? Then *ref is set. */
+static inline int smi_ref_of(const shmalloc_heap *heap, const void *address, uint64_t *ref)
+{
+    *ref = (uint64_t)((uintptr_t)address - (uintptr_t)heap->base);
+    return *ref < smi_size(heap);
+}
+
+/* Fill the tables' entries of a granule from the directory; 0 when no chunk has it. */
+int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule);
+
+/* The word of a page, NULL when no chunk has the page. */
+static inline uint16_t *smi_word(const shmalloc_heap *heap, uint64_t page)
+{
+    if (page << SMF_PAGE_SHIFT >= smi_size(heap))
+        return NULL;
+    uint64_t granule = page >> (SMF_GRANULE_SHIFT - SMF_PAGE_SHIFT);
+    if (SMI_UNLIKELY(!SMI_LOAD(&heap->words[granule])) && !smi_heap_map_granule(heap, granule))
+        return NULL;
+    return (uint16_t *)SMI_LOAD(&heap->words[granule]) + page;
+}
+
+/* The descriptor of a page, NULL when no chunk has the page. */
+static inline struct smf_page *smi_page(const shmalloc_heap *heap, uint64_t page)
+{
+    if (page == 0 || page << SMF_PAGE_SHIFT >= smi_size(heap))
+        return NULL;
+    uint64_t granule = page >> (SMF_GRANULE_SHIFT - SMF_PAGE_SHIFT);
+    if (SMI_UNLIKELY(!SMI_LOAD(&heap->words[granule])) && !smi_heap_map_granule(heap, granule))
+        return NULL;
+    return (struct smf_page *)SMI_LOAD(&heap->descriptors[granule]) + page;
+}
+
+/* ---- state of the heap ---- */
+
+/* Stop all mutation: the file contradicts itself. Returns SHMALLOC_ECORRUPT with a message. */
+int smi_heap_poison(shmalloc_heap *heap, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* 0, or why the heap may not be changed: read-only, closed, poisoned. */
+int smi_heap_writable(shmalloc_heap *heap);
+
+/* The descriptor still is the heap's file, or is made so again (a daemon may have closed it). */
+int smi_heap_descriptor(shmalloc_heap *heap);
+
+#endif

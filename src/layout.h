@@ -1,0 +1,416 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * layout.h - every byte in the file.
+ *
+ * Nothing else defines what is in a heap file. All integers are little-endian and of fixed width;
+ * there are no pointers, only refs (byte offsets from the start of the file, 0 = none) and page
+ * numbers (ref / SMF_PAGE, 0 = none, because page 0 holds the header). "Page" means a page of
+ * SMF_PAGE bytes; the kernel's are called OS pages.
+ *
+ *   byte 0        smf_header     identity: written at creation, never changes, has a checksum
+ *   byte 4096     smf_state      the few words about the whole heap that do change
+ *   byte 8192     runtime area   smf_runtime, smf_process[SMF_PROCESSES], smf_lock[]: meaningless
+ *                                after a reboot or in a copy; the first attacher writes it anew
+ *   directory     smf_chunk[SMF_CHUNKS]
+ *   page heap     smf_page_heap
+ *   roots         smf_roots
+ *   threads       uint64_t[SMF_THREADS]: ref of each smf_thread, 0 = not made yet
+ *   central       smf_central[arenas + 1][SMF_CLASSES]; the last arena serves the library itself
+ *   chunk 0's page words and descriptors, then the pages that users see
+ *   chunk 1       page words, descriptors, pages
+ *   ...
+ *
+ * The areas' places follow from the number of arenas alone (smi_areas in layout.c) and are checked
+ * against the header when a file is opened.
+ *
+ * Who may write a field is in square brackets: [I] nobody after creation; [A] under the attach
+ * lock of the file; [R] RECOVER lock; [O] roots lock; [P] page lock; [C] the class lock of its
+ * class and arena; [T] the owning thread, or who adopted it under the RECOVER lock.
+ */
+#ifndef SMI_LAYOUT_H
+#define SMI_LAYOUT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define SMF_MAGIC 0x434f4c4c414d4853ull /* "SHMALLOC" */
+#define SMF_FORMAT_VERSION 1u
+#define SMF_ENDIAN 0x01020304u
+
+#define SMF_PAGE_SHIFT 13
+#define SMF_PAGE (1ull << SMF_PAGE_SHIFT) /* 8192 bytes */
+#define SMF_GRANULE_SHIFT 20
+#define SMF_GRANULE (1ull << SMF_GRANULE_SHIFT) /* chunks begin and end at multiples of 1 MiB */
+#define SMF_MAX_SIZE (1ull << 44)               /* 16 TiB: page numbers stay below 2^31 */
+
+#define SMF_CLASSES 89
+#define SMF_ARENAS_MAX 64 /* for users; one more serves the library itself */
+#define SMF_PROCESSES 128
+#define SMF_THREADS 1024
+#define SMF_CHUNKS 2048
+#define SMF_ROOT_BUCKETS 512
+#define SMF_ROOT_NAME_MAX 255
+#define SMF_EXACT_BINS 255 /* free spans of 1..255 pages have a set each, longer ones share one */
+
+/* ---- header ---------------------------------------------------------------------------------- */
+
+/* Feature bits a newer library may set. An unknown bit in `features_ignore` means nothing; in
+ * `features_read_only` it allows read-only opens; in `features_must` it forbids the open. */
+#define SMF_KNOWN_MUST 0ull
+#define SMF_KNOWN_READ_ONLY 0ull
+
+#define SMF_HEAP_HARDENED 1ull /* smf_header.mode: every slab keeps an allocated bit per slot */
+
+/* Places of the areas, bytes from the start of the file. [I] */
+struct smf_areas {
+    uint64_t runtime;   /* smf_runtime */
+    uint64_t processes; /* smf_process[SMF_PROCESSES] */
+    uint64_t locks;     /* smf_lock[lock_count] */
+    uint64_t directory; /* smf_chunk[SMF_CHUNKS] */
+    uint64_t page_heap; /* smf_page_heap */
+    uint64_t roots;     /* smf_roots */
+    uint64_t threads;   /* uint64_t[SMF_THREADS] */
+    uint64_t central;   /* smf_central[arenas + 1][SMF_CLASSES] */
+    uint64_t end;       /* first byte after the fixed areas, a multiple of SMF_PAGE */
+};
+_Static_assert(sizeof(struct smf_areas) == 72, "src/README.md");
+
+/* Identity, at byte 0. */
+struct smf_header {
+    uint64_t magic;              /* SMF_MAGIC; stored last when a heap is made in a descriptor  [I] */
+    uint32_t format_version;     /* SMF_FORMAT_VERSION                                          [I] */
+    uint32_t endian;             /* SMF_ENDIAN as the creator stores it                         [I] */
+    uint64_t features_ignore;    /*                                                             [I] */
+    uint64_t features_read_only; /*                                                             [I] */
+    uint64_t features_must;      /*                                                             [I] */
+    uint8_t uuid[16];            /* of this heap, random                                        [I] */
+    uint32_t word_bits;          /* 64                                                          [I] */
+    uint32_t page_bytes;         /* SMF_PAGE                                                    [I] */
+    uint32_t os_page_bytes;      /* the creator's kernel page, 4096 on x86-64                   [I] */
+    uint32_t machine;            /* ELF e_machine of the creator: 62 x86-64, 183 aarch64        [I] */
+    uint64_t mutex_fingerprint;  /* hash of a fresh robust shared mutex of the creator's libc   [I] */
+    uint32_t mutex_bytes;        /* sizeof(pthread_mutex_t)                                     [I] */
+    uint32_t class_count;        /* SMF_CLASSES                                                 [I] */
+    uint32_t arena_count;        /* 1..SMF_ARENAS_MAX, without the library's own                [I] */
+    uint32_t lock_count;         /* smf_lock records                                            [I] */
+    uint64_t mode;               /* SMF_HEAP_* bits                                             [I] */
+    uint64_t fixed_base;         /* address every process maps byte 0 at; 0 = wherever          [I] */
+    uint64_t layout_version;     /* of the application                                          [I] */
+    char layout_name[64];        /* of the application, NUL-terminated; "" = none               [I] */
+    struct smf_areas areas;      /*                                                             [I] */
+    uint64_t created_at;         /* seconds since 1970                                          [I] */
+    uint8_t durable_uuid[16];    /* of the base image that commits go to; 0 = no commits        [I] */
+    char durable_path[256];      /* its path, NUL-terminated; "" = no commits                   [I] */
+    uint64_t checksum;           /* FNV-1a 64 of all bytes before it                            [I] */
+};
+_Static_assert(offsetof(struct smf_header, uuid) == 40, "src/README.md");
+_Static_assert(offsetof(struct smf_header, layout_name) == 120, "src/README.md");
+_Static_assert(offsetof(struct smf_header, checksum) == 536, "src/README.md");
+_Static_assert(sizeof(struct smf_header) == 544, "src/README.md");
+
+#define SMF_STATE_OFFSET 4096u
+#define SMF_CLEAN 1ull  /* the last process closed in order and synced: true even after a reboot */
+#define SMF_IN_USE 2ull /* attached, or everybody died: exact while the machine stays up */
+
+/* The heap as a whole, at byte SMF_STATE_OFFSET. */
+struct smf_state {
+    uint64_t size;        /* bytes that belong to the heap; the file may be longer for a moment  [P] */
+    uint64_t chunk_count; /* entries of the directory that lie inside `size`                     [P] */
+    uint64_t max_size;    /* the heap never grows beyond; multiple of SMF_GRANULE                [P] */
+    uint64_t mark;        /* SMF_CLEAN or SMF_IN_USE                                             [A] */
+    uint64_t generation;  /* counts first attaches; stamps user mutexes; never 0 when attached   [A] */
+    uint64_t poison;      /* 0, or the negated code of the damage that stopped all mutation          */
+    uint64_t sync_failed; /* 0, or the errno of a failed sync: nothing later is durable              */
+    uint64_t commit_sequence; /* of the last commit; 0 = commits are off                             */
+    uint64_t gate;            /* 0 = open for sections; else the committing thread slot + 1          */
+    uint64_t reserved[7];     /* written 0, ignored                                                  */
+};
+_Static_assert(sizeof(struct smf_state) == 128, "src/README.md");
+
+/* ---- runtime area ---------------------------------------------------------------------------- */
+
+#define SMF_RUNTIME_OFFSET 8192u
+
+/* Where and when the heap is attached now. Valid only if `device`, `inode` and `boot_id` are those
+ * of the file that it was read from. */
+struct smf_runtime {
+    uint8_t boot_id[16];    /* of the kernel                                        [A] */
+    uint64_t device;        /* st_dev of the file                                   [A] */
+    uint64_t inode;         /* st_ino of the file                                   [A] */
+    uint64_t pid_namespace; /* inode of /proc/self/ns/pid; robust mutexes need one  [A] */
+    uint64_t generation;    /* equals smf_state.generation when complete            [A] */
+    uint64_t reserved[2];
+};
+_Static_assert(sizeof(struct smf_runtime) == 64, "src/README.md");
+
+/* One attached process. Its life is the OFD lock on byte SMF_LOCK_BYTES + index of the file. */
+struct smf_process {
+    uint32_t state;      /* 0 free, 1 in use; in use without the lock = dead, to be adopted  [R] */
+    uint32_t pid;        /* for display: in the creator's PID namespace                      [R] */
+    uint64_t start_time; /* for display: field 22 of /proc/PID/stat, clock ticks since boot  [R] */
+    uint64_t attached_at; /* for display: nanoseconds since 1970                             [R] */
+    uint32_t uid;        /* for display                                                      [R] */
+    uint32_t serial;     /* counts the claims of this entry                                  [R] */
+    char name[16];       /* for display: the process's short name, NUL-terminated            [R] */
+    uint64_t reserved[2];
+};
+_Static_assert(sizeof(struct smf_process) == 64, "src/README.md");
+
+/* OFD lock bytes, far beyond any data: one for attaching and detaching, one for each process. */
+#define SMF_ATTACH_BYTE (1ull << 62)
+#define SMF_LOCK_BYTES (SMF_ATTACH_BYTE + 4096)
+
+/* A robust process-shared mutex on a cache line of its own. */
+struct smf_lock {
+    uint64_t mutex[5];  /* pthread_mutex_t, 40 bytes in glibc and musl on 64-bit */
+    uint64_t waits;     /* times somebody had to wait; statistics only           */
+    uint64_t repairs;   /* times an owner died holding it; statistics only       */
+    uint64_t reserved;
+};
+_Static_assert(sizeof(struct smf_lock) == 64, "src/README.md");
+
+/* Indices into the lock array, in rank order (lower is acquired first). */
+enum smf_lock_index {
+    SMF_LOCK_COMMIT = 0,
+    SMF_LOCK_TX = 1,
+    SMF_LOCK_ROOTS = 2,
+    SMF_LOCK_RECOVER = 3,
+    SMF_LOCK_CLASS_FIRST = 16, /* + arena * SMF_CLASSES + class, the library's own arena last */
+    /* the page lock is the last one: lock_count - 1 */
+};
+
+/* ---- undo log -------------------------------------------------------------------------------- */
+
+/* Before a word changes under a lock, its ref and old value are appended; count = 0 commits. */
+struct smf_undo {
+    uint64_t ref; /* of the word, multiple of 8 */
+    uint64_t old; /* its value before           */
+};
+#define SMF_CLASS_LOG 30
+#define SMF_PAGE_LOG 126
+#define SMF_ROOT_LOG 14
+
+/* ---- pages ----------------------------------------------------------------------------------- */
+
+/* A run of the file with its own page words and descriptors. An entry is written once and kept when
+ * the file is truncated below it, so that growing again makes the same chunk again. */
+struct smf_chunk {
+    uint32_t first_page; /* of the chunk, metadata included; 0 only for chunk 0              [P] */
+    uint32_t page_count; /* metadata included; 0 = entry never used                          [P] */
+};
+_Static_assert(sizeof(struct smf_chunk) == 8, "src/README.md");
+
+/* Page words: uint16_t per page, read by every free. 0 in the low bits = no block starts here. [P] */
+#define SMF_WORD_KIND 0x007fu     /* 0, 1 + class of a slab, or one of the next two               */
+#define SMF_WORD_LARGE 0x0070u    /* first page of a large block                                  */
+#define SMF_WORD_META 0x0071u     /* first page of a span the library uses                        */
+#define SMF_WORD_INDEX_SHIFT 7    /* slabs: this page's place in its span, 0..31                  */
+#define SMF_WORD_INDEX 0x0f80u
+#define SMF_WORD_SIDE 0x1000u     /* slabs: has a side array (tags, allocated bits)               */
+#define SMF_WORD_INTERNAL 0x2000u /* slabs: of the library's own arena                            */
+#define SMF_WORD_ZERO 0x4000u     /* reads as zeros                                               */
+#define SMF_WORD_RESERVED 0x8000u /* has blocks of the file system behind it                      */
+
+enum smf_page_kind { /* smf_page.kind */
+    SMF_PAGE_NONE = 0, /* inside a span */
+    SMF_PAGE_FREE = 1, /* first page of a free span */
+    SMF_PAGE_FREE_TAIL = 2, /* last page of a free span of 2 pages or more */
+    SMF_PAGE_SLAB = 3,
+    SMF_PAGE_LARGE = 4,
+    SMF_PAGE_META = 5,
+};
+
+/*
+ * Descriptor of a page, one cache line. Only a span's first page uses the fields; the bits of a
+ * slab's later pages continue the bitmap of its first. The free span's tail repeats `page_count`.
+ * A bit is 1 when the central heap holds the slot, 0 when a cache or the user does.
+ */
+struct smf_page {
+    uint32_t left;       /* ordered set: page number of the child, 0 none           [P] free, [C] slab */
+    uint32_t right;      /*                                                         [P] free, [C] slab */
+    uint32_t page_count; /* of the span, 1..                                                       [P] */
+    uint8_t kind;        /* enum smf_page_kind                                                     [P] */
+    uint8_t size_class;  /* slab: 0..SMF_CLASSES-1                                                 [P] */
+    uint8_t arena;       /* slab: 0..arena_count, the last is the library's own                    [P] */
+    uint8_t reserved0;
+    uint16_t free_slots; /* slab: bits that are 1                                                  [C] */
+    uint16_t hint;       /* slab: no word of the bitmap before this one has a bit                  [C] */
+    uint16_t tag;        /* large: type tag                                                        [P] */
+    uint16_t in_set;     /* slab: 1 while in its central heap's set of slabs with free slots       [C] */
+    uint64_t side;       /* slab: ref of the side array, 0 none;  free: freed at, CLOCK_BOOTTIME ns
+                            since boot                                                                 */
+    uint64_t bits[4];    /* slab: 256 slots a page                                                 [C] */
+};
+_Static_assert(sizeof(struct smf_page) == 64, "src/README.md");
+
+/* Classes of 8 and 16 bytes have more slots than fit in descriptors: their slabs begin with a page
+ * that is only bitmap, so that no allocator byte lies beside user blocks. */
+#define SMF_BITS_PER_PAGE 256u
+
+/* A slab's side array: uint16_t tag[slots], then, in hardened heaps, a bit per slot that is 1 while
+ * the user has it, in uint64_t words from the next multiple of 8. */
+
+struct smf_page_heap {
+    uint64_t log_count;                  /* 0 = nothing to undo                             [P] */
+    struct smf_undo log[SMF_PAGE_LOG];   /*                                                 [P] */
+    uint64_t set[SMF_EXACT_BINS + 1];    /* [n-1]: spans of n pages by address; [255]: longer
+                                            ones by length, then address; page number of the
+                                            root, 0 = empty                                 [P] */
+    uint64_t bin_bits[4];                /* bit n-1: set[n-1] is not empty                  [P] */
+    uint64_t free_pages;                 /* sum of all free spans                           [P] */
+    uint64_t takes, gives, grows, punched_pages; /* statistics only                         [P] */
+};
+_Static_assert(offsetof(struct smf_page_heap, set) == 2024, "src/README.md");
+_Static_assert(sizeof(struct smf_page_heap) == 4144, "src/README.md");
+
+/* ---- central heap ---------------------------------------------------------------------------- */
+
+struct smf_central {
+    uint64_t log_count;                 /* 0 = nothing to undo                              [C] */
+    struct smf_undo log[SMF_CLASS_LOG]; /*                                                  [C] */
+    uint64_t set;                       /* slabs with free slots by address; root or 0      [C] */
+    uint64_t pending;                   /* page of a slab that is between page heap and here; 0
+                                           none; set in a [P] operation when it comes from there,
+                                           in a [C] operation when it goes there                */
+    uint64_t slab_count;                /*                                                  [C] */
+    uint64_t free_slots;                /* bits that are 1 in all slabs                     [C] */
+    uint64_t refills, flushes;          /* batches; statistics only                         [C] */
+    uint64_t refilled_slots, flushed_slots; /* statistics only                              [C] */
+    uint64_t slabs_made, slabs_retired; /* statistics only                                  [C] */
+    uint64_t double_frees;              /* statistics only                                  [C] */
+    uint64_t reserved[8];
+};
+_Static_assert(offsetof(struct smf_central, set) == 488, "src/README.md");
+_Static_assert(sizeof(struct smf_central) == 640, "src/README.md");
+
+/* ---- thread slots ---------------------------------------------------------------------------- */
+
+enum smf_link_op {
+    SMF_LINK_NONE = 0,
+    SMF_LINK_TAKE = 1, /* *dest := fresh, then count the fresh slot out, then the old one in */
+    SMF_LINK_GIVE = 2, /* *dest := 0, then count the old slot in */
+};
+
+/* A step that stores to a user's word and to a cache: armed by storing `op` last. Repair of TAKE:
+ * if *dest == fresh the step is finished, else undone. GIVE is always finished. A side that does
+ * not come from a cache has array 0: fresh is then the slot's scratch, old a large block. */
+struct smf_link {
+    uint64_t op;          /* enum smf_link_op; one store arms, one disarms     [T] */
+    uint64_t dest;        /* ref of the user's word, multiple of 8             [T] */
+    uint64_t fresh;       /* ref that *dest gets                               [T] */
+    uint64_t fresh_array; /* ref of the cache array it comes from, 0 = scratch [T] */
+    uint64_t fresh_count; /* that array's count before                         [T] */
+    uint64_t old;         /* ref that *dest had and that is freed; 0 none      [T] */
+    uint64_t old_array;   /* ref of the cache array it goes to, 0 = large      [T] */
+    uint64_t old_count;   /* that array's count before                         [T] */
+};
+_Static_assert(sizeof(struct smf_link) == 64, "src/README.md");
+
+/* Cached slots of a class: word 0 is the count, words 1..count are refs, the last is the next to
+ * go. bins[k] holds ref | pages: the ref of the array (a multiple of 64) with, in the low 6 bits,
+ * 0 for the array inside the thread slot or the pages of its own span (1..16). */
+#define SMF_BIN_PAGES 63u
+#define SMF_THREAD_PAGES 4u
+#define SMF_INLINE_SMALL 64u /* words of the inside array for classes up to 512 bytes (0..32) */
+#define SMF_INLINE_LARGE 24u /* and above */
+#define SMF_SMALL_CLASSES 33u
+
+/* A thread slot, at the first byte of a SMF_PAGE_META span of SMF_THREAD_PAGES. */
+struct smf_thread {
+    uint64_t owner;      /* process index + 1; 0 = free slot                                 [R] */
+    uint64_t serial;     /* counts the claims of this slot                                   [R] */
+    uint64_t tid;        /* kernel thread id                                                 [R] */
+    uint64_t start_time; /* field 22 of /proc/PID/task/TID/stat                              [R] */
+    uint64_t section;    /* depth of commit sections                                         [T] */
+    uint64_t tx_log;     /* ref of the transaction log, 0 none                               [T] */
+    uint64_t scratch;    /* ref of a block that a realloc is filling; whoever adopts frees it [T] */
+    uint64_t building;   /* ref of a block that is to be a root; whoever adopts frees it     [T] */
+    struct smf_link link;        /* [T] */
+    uint64_t spare[2];           /* page refs of array spans being exchanged; a span that no bin
+                                    refers to is given back                                  [T] */
+    uint64_t reserved1[6];
+    uint64_t bins[SMF_CLASSES];  /* [T] */
+    uint64_t reserved2[15];
+    /* the inside arrays follow at SMF_THREAD_ARRAYS */
+};
+#define SMF_THREAD_ARRAYS 1024u
+_Static_assert(sizeof(struct smf_thread) == SMF_THREAD_ARRAYS, "src/README.md");
+_Static_assert(SMF_THREAD_ARRAYS + 8 * (SMF_SMALL_CLASSES * SMF_INLINE_SMALL +
+                                        (SMF_CLASSES - SMF_SMALL_CLASSES) * SMF_INLINE_LARGE)
+                   <= SMF_THREAD_PAGES * SMF_PAGE,
+               "the inside arrays fit");
+
+/* ---- roots ----------------------------------------------------------------------------------- */
+
+/* A named root: an internal block of sizeof(smf_root) + name_len + 1 bytes. */
+struct smf_root {
+    uint64_t next;     /* ref of the next in its bucket, 0 ends                              [O] */
+    uint64_t ref;      /* what it names                                                      [O] */
+    uint64_t type;     /* the user's type id, 0 none                                         [O] */
+    uint32_t hash;     /* low half of FNV-1a 64 of the name                                  [O] */
+    uint32_t name_len; /* 1..SMF_ROOT_NAME_MAX                                               [O] */
+    /* name, NUL-terminated, follows */
+};
+_Static_assert(sizeof(struct smf_root) == 32, "src/README.md");
+
+struct smf_roots {
+    uint64_t log_count;                /* 0 = nothing to undo                                [O] */
+    struct smf_undo log[SMF_ROOT_LOG]; /*                                                    [O] */
+    uint64_t scratch;  /* ref of an smf_root not linked yet, or no longer; freed in repair   [O] */
+    uint64_t sequence; /* odd while the lists change: lets a read-only process read          [O] */
+    uint64_t count;    /*                                                                    [O] */
+    uint64_t reserved[4];
+    uint64_t bucket[SMF_ROOT_BUCKETS]; /* ref of the first smf_root                          [O] */
+};
+_Static_assert(sizeof(struct smf_roots) == 4384, "src/README.md");
+
+/* ---- user mutex ------------------------------------------------------------------------------ */
+
+/* What shmalloc_mutex holds. All zeros is a valid, unlocked one. */
+struct smf_user_mutex {
+    uint64_t generation; /* of the heap when `mutex` was initialised; else it is initialised anew */
+    uint64_t owner;      /* thread slot + 1 in the low 16 bits, its serial above; 0 nobody        */
+    uint64_t mutex[5];   /* pthread_mutex_t */
+    uint64_t reserved;
+};
+_Static_assert(sizeof(struct smf_user_mutex) == 64, "src/README.md");
+
+/* ---- derived --------------------------------------------------------------------------------- */
+
+/* Where everything lies for a number of arenas; the header must agree. */
+void smi_areas(uint32_t arena_count, struct smf_areas *out, uint32_t *lock_count);
+
+/* FNV-1a 64 (Fowler, Noll, Vo): identity checksums and name hashes. */
+uint64_t smi_hash(const void *bytes, size_t len);
+
+/* Bytes that a chunk of `page_count` pages needs for its words and descriptors. */
+static inline uint64_t smi_chunk_metadata_bytes(uint64_t page_count)
+{
+    return page_count * (sizeof(uint16_t) + sizeof(struct smf_page));
+}
+
+/* Byte of the file where the words of a chunk begin: its own start, or behind the fixed areas. */
+static inline uint64_t smi_chunk_words_offset(const struct smf_chunk *chunk,
+                                              const struct smf_areas *areas)
+{
+    return chunk->first_page ? (uint64_t)chunk->first_page << SMF_PAGE_SHIFT : areas->end;
+}
+
+/* First page of a chunk that can be handed out. */
+static inline uint32_t smi_chunk_data_page(const struct smf_chunk *chunk,
+                                           const struct smf_areas *areas)
+{
+    uint64_t end = smi_chunk_words_offset(chunk, areas) +
+                   smi_chunk_metadata_bytes(chunk->page_count);
+    return (uint32_t)((end + SMF_PAGE - 1) >> SMF_PAGE_SHIFT);
+}
+
+/*
+ * Is this the identity of a heap that this library, here, can use? `header` is a private copy of the
+ * first bytes of the file, `file_size` its length, `state` the copy of its state. Sets the detail
+ * message and returns SHMALLOC_ENOTHEAP, _EVERSION, _EFOREIGN or _ECORRUPT.
+ */
+int smi_layout_validate(const struct smf_header *header, const struct smf_state *state,
+                        uint64_t file_size, int read_only, const char *path);
+
+#endif

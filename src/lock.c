@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: MIT */
+/* lock.c - the only caller of pthread mutexes in the file; see lock.h. */
+#include "lock.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <time.h>
+
+#include "central.h"
+#include "pages.h"
+#include "roots.h"
+#include "undo.h"
+
+#ifndef NDEBUG
+/* Indices of the heap locks this thread holds, ascending. */
+static _Thread_local struct {
+    uint32_t index[8];
+    unsigned count;
+} held;
+
+static void note_acquired(uint32_t index)
+{
+    SMI_ASSERT(held.count < 8);
+    SMI_ASSERT(held.count == 0 || held.index[held.count - 1] < index);
+    held.index[held.count++] = index;
+}
+
+static void note_released(uint32_t index)
+{
+    SMI_ASSERT(held.count > 0 && held.index[held.count - 1] == index);
+    held.count--;
+}
+
+void smi_lock_forget(void)
+{
+    held.count = 0;
+}
+#else
+static void note_acquired(uint32_t index)
+{
+    (void)index;
+}
+
+static void note_released(uint32_t index)
+{
+    (void)index;
+}
+
+void smi_lock_forget(void)
+{
+}
+#endif
+
+int smi_lock_repair(shmalloc_heap *heap, uint32_t index)
+{
+    if (index == smi_lock_of_pages(heap))
+        return smi_pages_repair(heap);
+    if (index >= SMF_LOCK_CLASS_FIRST)
+        return smi_central_repair(heap, (index - SMF_LOCK_CLASS_FIRST) / SMF_CLASSES,
+                                  (index - SMF_LOCK_CLASS_FIRST) % SMF_CLASSES);
+    if (index == SMF_LOCK_ROOTS)
+        return smi_roots_repair(heap);
+    return 0; /* RECOVER: what it guards is done anew by the next who adopts */
+}
+
+static int take_over(shmalloc_heap *heap, uint32_t index)
+{
+    struct smf_lock *lock = &heap->locks[index];
+    /* We hold the lock, but its owner may have stopped between any two stores. Repair first: a mutex
+     * made consistent over half a change would pass the damage on without a trace. If we are killed in
+     * the repair, the next owner repairs again. */
+    int rc = smi_lock_repair(heap, index);
+    lock->repairs++;
+    heap->adopt_wanted = 1;
+    pthread_mutex_consistent((pthread_mutex_t *)lock->mutex);
+    if (rc < 0)
+        smi_lock_release(heap, index);
+    return rc;
+}
+
+int smi_lock_acquire(shmalloc_heap *heap, uint32_t index)
+{
+    struct smf_lock *lock = &heap->locks[index];
+    pthread_mutex_t *mutex = (pthread_mutex_t *)lock->mutex;
+    int rc = pthread_mutex_trylock(mutex);
+    if (rc == EBUSY) {
+        __atomic_fetch_add(&lock->waits, 1, __ATOMIC_RELAXED);
+        rc = pthread_mutex_lock(mutex);
+    }
+    if (rc != 0 && rc != EOWNERDEAD)
+        return smi_heap_poison(heap, "lock %u answers \"%s\"", index, shmalloc_strerror(-rc));
+    note_acquired(index);
+    return rc == EOWNERDEAD ? take_over(heap, index) : 0;
+}
+
+void smi_lock_release(shmalloc_heap *heap, uint32_t index)
+{
+    note_released(index);
+    pthread_mutex_unlock((pthread_mutex_t *)heap->locks[index].mutex);
+}
+
+int smi_lock_raw(uint64_t mutex[5], uint64_t timeout_ns)
+{
+    pthread_mutex_t *m = (pthread_mutex_t *)mutex;
+    int rc;
+    if (timeout_ns == 0) {
+        rc = pthread_mutex_trylock(m);
+    } else if (timeout_ns == UINT64_MAX) {
+        rc = pthread_mutex_lock(m);
+    } else {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        uint64_t ns = (uint64_t)until.tv_nsec + timeout_ns % 1000000000ull;
+        until.tv_sec += (time_t)(timeout_ns / 1000000000ull + ns / 1000000000ull);
+        until.tv_nsec = (long)(ns % 1000000000ull);
+        rc = pthread_mutex_timedlock(m, &until);
+    }
+    if (rc != EOWNERDEAD)
+        return -rc;
+    return pthread_mutex_consistent(m) == 0 ? 1 : -EINVAL;
+}
+
+int smi_unlock_raw(uint64_t mutex[5])
+{
+    return -pthread_mutex_unlock((pthread_mutex_t *)mutex);
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * lock.h - robust process-shared mutexes: the heap's own, and the raw form below shmalloc_mutex.
+ *
+ * Ranks are the indices of enum smf_lock_index, ascending: commit, tx, roots, RECOVER, class locks (by
+ * arena, then class, the library's own arena last), pages. A thread only ever waits for a lock above
+ * all that it holds; user mutexes come before all of them. Debug builds assert it.
+ */
+#ifndef SMI_LOCK_H
+#define SMI_LOCK_H
+
+#include "heap.h"
+
+static inline uint32_t smi_lock_of_class(const shmalloc_heap *heap, uint32_t arena, uint32_t k)
+{
+    (void)heap;
+    return SMF_LOCK_CLASS_FIRST + arena * SMF_CLASSES + k;
+}
+
+static inline uint32_t smi_lock_of_pages(const shmalloc_heap *heap)
+{
+    return heap->lock_count - 1;
+}
+
+/* Wait for a lock. If its owner died, what the owner left is repaired before this returns. Returns 0, or
+ * SHMALLOC_ECORRUPT when the repair found damage (then the heap is poisoned and the lock not held). */
+int smi_lock_acquire(shmalloc_heap *heap, uint32_t index);
+void smi_lock_release(shmalloc_heap *heap, uint32_t index);
+
+/* Repair what the owner of lock `index` may have left, with the lock held or nobody else attached. */
+int smi_lock_repair(shmalloc_heap *heap, uint32_t index);
+
+/* A child has no lock, whatever its parent held. */
+void smi_lock_forget(void);
+
+/* The 40 bytes below shmalloc_mutex: 0, 1 (previous owner died; already made consistent), or a negated
+ * errno. timeout_ns: 0 = do not wait, ~0 = for ever. */
+int smi_lock_raw(uint64_t mutex[5], uint64_t timeout_ns);
+int smi_unlock_raw(uint64_t mutex[5]);
+
+#endif

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * mutex.c - shmalloc_mutex: a robust mutex in a user's block.
+ *
+ * The generation tells whether the pthread mutex inside was initialised since the heap was last attached
+ * from rest; if not, its words mean nothing (a reboot or a copy may have frozen them while held) and it is
+ * made anew. The owner names the thread slot, so that whoever gets the mutex after a death first resolves
+ * what the dead thread was doing to a ref word under it.
+ */
+#include <errno.h>
+
+#include "lock.h"
+#include "os.h"
+#include "process.h"
+#include "recover.h"
+
+_Static_assert(sizeof(shmalloc_mutex) == sizeof(struct smf_user_mutex), "one layout");
+
+static struct smi_thread *thread_of(shmalloc_heap *heap, int *rc)
+{
+    struct smi_thread *t = smi_current;
+    if (SMI_LIKELY(t->true_epoch == SMI_LOAD(&heap->epoch))) {
+        *rc = 0;
+        return t;
+    }
+    return smi_thread_enter(heap, rc);
+}
+
+static uint64_t name_of(const struct smi_thread *t)
+{
+    return t->slot->serial << 16 | (t->slot_index + 1);
+}
+
+/* Make the inside anew if it is of another generation. */
+static int renew(shmalloc_heap *heap, struct smf_user_mutex *m)
+{
+    int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
+    if (rc < 0)
+        return rc;
+    if (m->generation != heap->generation) {
+        rc = smi_os_mutex_init(m->mutex);
+        SMI_STORE(&m->owner, 0);
+        if (rc == 0)
+            __atomic_store_n(&m->generation, heap->generation, __ATOMIC_RELEASE);
+        else
+            smi_error(rc, "%s: cannot make a robust mutex: %s", heap->path, shmalloc_strerror(rc));
+    }
+    smi_lock_release(heap, SMF_LOCK_RECOVER);
+    return rc;
+}
+
+static int lock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
+{
+    int rc;
+    uint64_t ref;
+    struct smf_user_mutex *m = (struct smf_user_mutex *)mutex;
+    struct smi_thread *t = thread_of(heap, &rc);
+    if (!t)
+        return rc;
+    if (!smi_ref_of(heap, mutex, &ref) || ref % 8 != 0 || !smi_in_heap(heap, ref, sizeof(*m)))
+        return smi_error(-EINVAL, "%s: the mutex at %p is not an 8-aligned block of the heap", heap->path,
+                         (void *)mutex);
+    if (__atomic_load_n(&m->generation, __ATOMIC_ACQUIRE) != heap->generation &&
+        (rc = renew(heap, m)) < 0)
+        return rc;
+    rc = smi_lock_raw(m->mutex, timeout_ns);
+    if (rc < 0)
+        return smi_error(rc, "%s: mutex at %#llx: %s", heap->path, (unsigned long long)ref,
+                         shmalloc_strerror(rc));
+    uint64_t dead = SMI_LOAD(&m->owner);
+    if (rc == 1 && dead != 0) { /* kill here: the next one finds the same owner and resolves it */
+        int resolved = smi_recover_owner(heap, (uint32_t)(dead & 0xffff) - 1, dead >> 16);
+        if (resolved < 0) {
+            smi_unlock_raw(m->mutex);
+            return resolved;
+        }
+    }
+    SMI_STORE(&m->owner, name_of(t));
+    return rc;
+}
+
+int shmalloc_mutex_lock(shmalloc_heap *heap, shmalloc_mutex *mutex)
+{
+    return lock(heap, mutex, UINT64_MAX);
+}
+
+int shmalloc_mutex_trylock(shmalloc_heap *heap, shmalloc_mutex *mutex)
+{
+    return lock(heap, mutex, 0);
+}
+
+int shmalloc_mutex_timedlock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
+{
+    /* 0 and the largest value mean something else to lock() */
+    return lock(heap, mutex, timeout_ns == 0 ? 1 : timeout_ns == UINT64_MAX ? timeout_ns - 1 : timeout_ns);
+}
+
+int shmalloc_mutex_unlock(shmalloc_heap *heap, shmalloc_mutex *mutex)
+{
+    int rc;
+    uint64_t ref;
+    struct smf_user_mutex *m = (struct smf_user_mutex *)mutex;
+    struct smi_thread *t = thread_of(heap, &rc);
+    if (!t)
+        return rc;
+    if (!smi_ref_of(heap, mutex, &ref) || SMI_LOAD(&m->owner) != name_of(t))
+        return smi_error(SHMALLOC_ENOTOWNER, "%s: the calling thread does not hold the mutex at %p",
+                         heap->path, (void *)mutex);
+    SMI_STORE(&m->owner, 0);
+    return smi_unlock_raw(m->mutex);
+}

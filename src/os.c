@@ -1,0 +1,497 @@
+/* SPDX-License-Identifier: MIT */
+/* os.c - the only module that talks to the kernel; see os.h. */
+#include "os.h"
+
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "layout.h"
+
+#define MAP_ALIGNMENT (2ull << 20)
+
+/* ---- platform ---- */
+
+static uint32_t machine(void)
+{
+#if defined(__x86_64__)
+    return EM_X86_64;
+#elif defined(__aarch64__)
+    return EM_AARCH64;
+#elif defined(__riscv)
+    return EM_RISCV;
+#elif defined(__powerpc64__)
+    return EM_PPC64;
+#elif defined(__s390x__)
+    return EM_S390;
+#else
+#error "which machine is this? add its ELF number"
+#endif
+}
+
+int smi_os_mutex_init(void *mutex)
+{
+    _Static_assert(sizeof(pthread_mutex_t) <= 40, "a mutex fits its 40 bytes");
+    pthread_mutexattr_t attr;
+    int rc = pthread_mutexattr_init(&attr);
+    if (rc != 0)
+        return -rc;
+    rc = pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+    if (rc == 0)
+        rc = pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
+    if (rc == 0)
+        rc = pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ERRORCHECK);
+    if (rc == 0)
+        rc = pthread_mutex_init(mutex, &attr);
+    pthread_mutexattr_destroy(&attr);
+    return -rc;
+}
+
+int smi_os_platform(struct smi_platform *out)
+{
+    uint64_t fresh[5] = {0};
+    int rc = smi_os_mutex_init(fresh);
+    if (rc < 0)
+        return rc;
+    out->machine = machine();
+    out->os_page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
+    out->mutex_bytes = sizeof(pthread_mutex_t);
+    out->mutex_fingerprint = smi_hash(fresh, sizeof(fresh));
+    return 0;
+}
+
+/* ---- files ---- */
+
+int smi_os_stat(int fd, struct smi_file_info *out)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    *out = (struct smi_file_info){
+        .size = (uint64_t)st.st_size,
+        .device = st.st_dev,
+        .inode = st.st_ino,
+        .blocks = (uint64_t)st.st_blocks * 512,
+        .mode = st.st_mode,
+        .links = st.st_nlink,
+    };
+    return 0;
+}
+
+int smi_os_open(const char *path, int read_only)
+{
+    int fd = open(path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    return fd < 0 ? -errno : fd;
+}
+
+int smi_os_reopen(int fd, int read_only)
+{
+    char name[32];
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+    return smi_os_open(name, read_only);
+}
+
+void smi_os_close(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
+static void directory_of(const char *path, char *out)
+{
+    const char *slash = strrchr(path, '/');
+    size_t len = slash ? (size_t)(slash - path) + 1 : 0;
+    if (len == 0)
+        strcpy(out, ".");
+    else
+        snprintf(out, PATH_MAX, "%.*s", (int)len, path);
+}
+
+static int create_named(const char *path, uint32_t mode, char *temp_name)
+{
+    for (int i = 0; i < 100; i++) {
+        uint32_t salt;
+        smi_os_random(&salt, sizeof(salt));
+        int len = snprintf(temp_name, PATH_MAX, "%s.%08x.new", path, salt);
+        if (len >= PATH_MAX)
+            return -ENAMETOOLONG;
+        int fd = open(temp_name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+        if (fd >= 0)
+            return fd;
+        if (errno != EEXIST)
+            return -errno;
+    }
+    return -EEXIST;
+}
+
+int smi_os_create_unnamed(const char *path, uint32_t mode, char *temp_name)
+{
+    char directory[PATH_MAX];
+    if (strlen(path) >= PATH_MAX)
+        return -ENAMETOOLONG;
+    directory_of(path, directory);
+    temp_name[0] = 0;
+    int fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, mode);
+    if (fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL))
+        fd = create_named(path, mode, temp_name);
+    else if (fd < 0)
+        return -errno;
+    if (fd >= 0 && fchmod(fd, mode) < 0) { /* whatever the umask */
+        int rc = -errno;
+        smi_os_close(fd);
+        smi_os_discard(temp_name);
+        return rc;
+    }
+    return fd;
+}
+
+int smi_os_publish(int fd, const char *path, const char *temp_name)
+{
+    char name[32];
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+    const char *from = temp_name[0] ? temp_name : name;
+    int rc = 0;
+    if (linkat(AT_FDCWD, from, AT_FDCWD, path, temp_name[0] ? 0 : AT_SYMLINK_FOLLOW) < 0)
+        rc = -errno;
+    smi_os_discard(temp_name);
+    return rc;
+}
+
+void smi_os_discard(const char *temp_name)
+{
+    if (temp_name[0])
+        unlink(temp_name);
+}
+
+int smi_os_unlink(const char *path)
+{
+    return unlink(path) < 0 ? -errno : 0;
+}
+
+int64_t smi_os_read(int fd, void *buf, size_t len, uint64_t offset)
+{
+    size_t done = 0;
+    while (done < len) {
+        ssize_t n = pread(fd, (char *)buf + done, len - done, (off_t)(offset + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            break;
+        done += (size_t)n;
+    }
+    memset((char *)buf + done, 0, len - done);
+    return (int64_t)done;
+}
+
+int smi_os_write(int fd, const void *buf, size_t len, uint64_t offset)
+{
+    size_t done = 0;
+    while (done < len) {
+        ssize_t n = pwrite(fd, (const char *)buf + done, len - done, (off_t)(offset + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        done += (size_t)n;
+    }
+    return 0;
+}
+
+int smi_os_truncate(int fd, uint64_t size)
+{
+    int rc;
+    do
+        rc = ftruncate(fd, (off_t)size);
+    while (rc < 0 && errno == EINTR);
+    return rc < 0 ? -errno : 0;
+}
+
+int smi_os_reserve(int fd, uint64_t offset, uint64_t len)
+{
+    int rc;
+    do
+        rc = fallocate(fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len);
+    while (rc < 0 && errno == EINTR);
+    return rc < 0 ? -errno : 0;
+}
+
+int smi_os_punch(int fd, uint64_t offset, uint64_t len)
+{
+    int rc;
+    do
+        rc = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len);
+    while (rc < 0 && errno == EINTR);
+    return rc < 0 ? -errno : 0;
+}
+
+int smi_os_sync_file(int fd)
+{
+    return fdatasync(fd) < 0 ? -errno : 0;
+}
+
+int smi_os_sync_range(void *address, uint64_t len)
+{
+    return msync(address, len, MS_SYNC) < 0 ? -errno : 0;
+}
+
+/* ---- memory ---- */
+
+static void *reserve_aligned(uint64_t len)
+{
+    char *area = mmap(NULL, len + MAP_ALIGNMENT, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                      -1, 0);
+    if (area == MAP_FAILED)
+        return NULL;
+    char *aligned = (char *)(((uintptr_t)area + MAP_ALIGNMENT - 1) & ~(uintptr_t)(MAP_ALIGNMENT - 1));
+    if (aligned > area)
+        munmap(area, (size_t)(aligned - area));
+    munmap(aligned + len, (size_t)(area + MAP_ALIGNMENT - aligned));
+    return aligned;
+}
+
+int smi_os_map(int fd, uint64_t len, int read_only, void *fixed, void **out)
+{
+    int protection = read_only ? PROT_READ : PROT_READ | PROT_WRITE;
+    void *where = fixed ? fixed : reserve_aligned(len);
+    if (!where)
+        return -ENOMEM;
+    void *area = mmap(where, len, protection,
+                      MAP_SHARED | MAP_NORESERVE | (fixed ? MAP_FIXED_NOREPLACE : MAP_FIXED), fd, 0);
+    if (area == MAP_FAILED) {
+        int rc = -errno;
+        if (!fixed)
+            munmap(where, len);
+        return rc == -EEXIST ? -EADDRINUSE : rc;
+    }
+    if (area != where) { /* a kernel older than MAP_FIXED_NOREPLACE took it as a hint */
+        munmap(area, len);
+        return -EADDRINUSE;
+    }
+    /* A core dump of a large heap would keep its dead owner's locks alive for seconds. */
+    madvise(area, len, MADV_DONTDUMP);
+    *out = area;
+    return 0;
+}
+
+void smi_os_unmap(void *address, uint64_t len)
+{
+    if (address)
+        munmap(address, len);
+}
+
+void *smi_os_private(size_t len, int wipe_on_fork)
+{
+    void *area = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+                      0);
+    if (area == MAP_FAILED)
+        return NULL;
+    if (wipe_on_fork && madvise(area, len, MADV_WIPEONFORK) < 0) {
+        munmap(area, len);
+        return NULL;
+    }
+    return area;
+}
+
+/* ---- OFD locks ---- */
+
+static struct flock byte_range(short type, uint64_t byte, uint64_t count)
+{
+    return (struct flock){
+        .l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)byte, .l_len = (off_t)count};
+}
+
+int smi_os_lock_byte(int fd, uint64_t byte)
+{
+    struct flock lock = byte_range(F_WRLCK, byte, 1);
+    if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+        return 0;
+    return errno == EACCES ? -EAGAIN : -errno;
+}
+
+int smi_os_unlock_byte(int fd, uint64_t byte)
+{
+    struct flock lock = byte_range(F_UNLCK, byte, 1);
+    return fcntl(fd, F_OFD_SETLK, &lock) < 0 ? -errno : 0;
+}
+
+int smi_os_is_locked(int fd, uint64_t byte, uint64_t count)
+{
+    struct flock lock = byte_range(F_WRLCK, byte, count);
+    if (fcntl(fd, F_OFD_GETLK, &lock) < 0)
+        return -errno;
+    return lock.l_type != F_UNLCK;
+}
+
+int smi_os_hold_byte(int fd, uint64_t byte, void **out)
+{
+    int own = smi_os_reopen(fd, 0);
+    if (own < 0)
+        return own;
+    int rc = smi_os_lock_byte(own, byte);
+    if (rc == 0) {
+        void *page = mmap(NULL, 4096, PROT_READ, MAP_SHARED, own, 0);
+        if (page == MAP_FAILED)
+            rc = -errno;
+        else if (madvise(page, 4096, MADV_DONTFORK) < 0) {
+            rc = -errno;
+            munmap(page, 4096);
+        } else {
+            *out = page;
+        }
+    }
+    smi_os_close(own);
+    return rc;
+}
+
+/* ---- who and when ---- */
+
+static int read_text(const char *path, char *buf, size_t size)
+{
+    int fd = smi_os_open(path, 1);
+    if (fd < 0)
+        return fd;
+    ssize_t n = read(fd, buf, size - 1);
+    close(fd);
+    if (n < 0)
+        return -EIO;
+    buf[n] = 0;
+    return 0;
+}
+
+void smi_os_boot_id(uint8_t out[16])
+{
+    char text[64];
+    memset(out, 0, 16);
+    if (read_text("/proc/sys/kernel/random/boot_id", text, sizeof(text)) < 0)
+        return;
+    int digits = 0;
+    for (const char *p = text; *p && digits < 32; p++) {
+        int value = *p >= '0' && *p <= '9' ? *p - '0' : *p >= 'a' && *p <= 'f' ? *p - 'a' + 10 : -1;
+        if (value < 0)
+            continue;
+        out[digits / 2] = (uint8_t)(out[digits / 2] << 4 | value);
+        digits++;
+    }
+}
+
+uint64_t smi_os_pid_namespace(void)
+{
+    struct stat st;
+    return stat("/proc/self/ns/pid", &st) < 0 ? 0 : st.st_ino;
+}
+
+uint64_t smi_os_start_time(pid_t pid, pid_t tid)
+{
+    char path[64], text[1024];
+    snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", (int)pid, (int)tid);
+    if (read_text(path, text, sizeof(text)) < 0)
+        return 0;
+    char *field = strrchr(text, ')'); /* the name may hold anything; field 3 follows it */
+    for (int i = 2; field && i < 22; i++)
+        field = strchr(field + 1, ' ');
+    return field ? strtoull(field + 1, NULL, 10) : 0;
+}
+
+uint32_t smi_os_thread_id(void)
+{
+    return (uint32_t)syscall(SYS_gettid);
+}
+
+int smi_os_thread_exists(pid_t tid, uint64_t start_time)
+{
+    if (syscall(SYS_tgkill, getpid(), tid, 0) < 0 && errno == ESRCH)
+        return 0;
+    return smi_os_start_time(getpid(), tid) == start_time;
+}
+
+int smi_os_thread_known(void)
+{
+    /* An error-checking mutex names its owner by the id that the C library keeps for the thread. */
+    uint64_t probe[5] = {0};
+    uint32_t owner = smi_os_thread_id();
+    if (smi_os_mutex_init(probe) < 0 || pthread_mutex_lock((pthread_mutex_t *)probe) != 0)
+        return 0;
+    int known = memmem(probe, sizeof(probe), &owner, sizeof(owner)) != NULL;
+    pthread_mutex_unlock((pthread_mutex_t *)probe);
+    return known;
+}
+
+void smi_os_process_name(char out[16])
+{
+    memset(out, 0, 16);
+    char text[32];
+    if (read_text("/proc/self/comm", text, sizeof(text)) == 0) {
+        text[strcspn(text, "\n")] = 0;
+        snprintf(out, 16, "%.15s", text);
+    }
+}
+
+void smi_os_random(void *buf, size_t len)
+{
+    size_t done = 0;
+    while (done < len) {
+        ssize_t n = getrandom((char *)buf + done, len - done, 0);
+        if (n > 0)
+            done += (size_t)n;
+        else if (errno != EINTR) { /* no such call here: the clock has to do */
+            struct timespec now;
+            clock_gettime(CLOCK_MONOTONIC, &now);
+            for (uint64_t x = (uint64_t)now.tv_nsec ^ (uint64_t)getpid() << 32; done < len; done++)
+                ((uint8_t *)buf)[done] = (uint8_t)((x = x * 6364136223846793005ull + 1) >> 56);
+        }
+    }
+}
+
+static uint64_t clock_ns(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+}
+
+uint64_t smi_os_now(void)
+{
+    return clock_ns(CLOCK_REALTIME);
+}
+
+uint64_t smi_os_tick(void)
+{
+    return clock_ns(CLOCK_MONOTONIC_COARSE);
+}
+
+void smi_os_sleep(uint64_t ns)
+{
+    struct timespec pause = {(time_t)(ns / 1000000000ull), (long)(ns % 1000000000ull)};
+    nanosleep(&pause, NULL);
+}
+
+int smi_os_cancel_off(void)
+{
+    int state;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+    return state;
+}
+
+void smi_os_cancel_restore(int state)
+{
+    pthread_setcancelstate(state, NULL);
+}
+
+char *smi_os_absolute(const char *path)
+{
+    return realpath(path, NULL);
+}

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * os.h - the only module that talks to the kernel.
+ *
+ * Every function returns 0 or a negated errno unless it says otherwise, and sets no detail message:
+ * callers know what the call was for.
+ */
+#ifndef SMI_OS_H
+#define SMI_OS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* What two processes on one heap must have in common. */
+struct smi_platform {
+    uint32_t machine;           /* ELF e_machine */
+    uint32_t os_page_bytes;
+    uint32_t mutex_bytes;       /* sizeof(pthread_mutex_t) */
+    uint64_t mutex_fingerprint; /* hash of a fresh robust process-shared mutex */
+};
+int smi_os_platform(struct smi_platform *out);
+
+/* A robust, process-shared, error-checking mutex in 40 bytes. */
+int smi_os_mutex_init(void *mutex);
+
+/* What a file is. */
+struct smi_file_info {
+    uint64_t size, device, inode;
+    uint64_t blocks; /* bytes of storage */
+    uint32_t mode;   /* st_mode */
+    uint64_t links;  /* 0: unlinked */
+};
+int smi_os_stat(int fd, struct smi_file_info *out);
+
+/* Open an existing file; returns the descriptor (close-on-exec). */
+int smi_os_open(const char *path, int read_only);
+/* A new open file description of what `fd` is; returns the descriptor. */
+int smi_os_reopen(int fd, int read_only);
+void smi_os_close(int fd);
+/* An unnamed file in the directory of `path`; returns the descriptor. `temp_name` (PATH_MAX bytes) is
+ * "" if it really has no name, else the name that smi_os_publish or smi_os_discard takes away. */
+int smi_os_create_unnamed(const char *path, uint32_t mode, char *temp_name);
+/* Give it the name `path`; -EEXIST if that exists. Either way `temp_name` is gone afterwards. */
+int smi_os_publish(int fd, const char *path, const char *temp_name);
+void smi_os_discard(const char *temp_name);
+int smi_os_unlink(const char *path);
+
+/* All `len` bytes, or fewer at the end of the file (then the rest of `buf` is zero); bytes read. */
+int64_t smi_os_read(int fd, void *buf, size_t len, uint64_t offset);
+int smi_os_write(int fd, const void *buf, size_t len, uint64_t offset);
+int smi_os_truncate(int fd, uint64_t size);
+/* Put storage behind a range of the file, keeping its contents. */
+int smi_os_reserve(int fd, uint64_t offset, uint64_t len);
+/* Take storage away from a range, which then reads as zeros. */
+int smi_os_punch(int fd, uint64_t offset, uint64_t len);
+int smi_os_sync_file(int fd);
+int smi_os_sync_range(void *address, uint64_t len);
+
+/* Reserve `len` bytes of addresses, 2 MiB-aligned (at `fixed` if not NULL), and map the file over all
+ * of them, also beyond its end. -EADDRINUSE, -ENOMEM. */
+int smi_os_map(int fd, uint64_t len, int read_only, void *fixed, void **out);
+void smi_os_unmap(void *address, uint64_t len);
+/* Private zeroed memory, nothing charged until touched. `wipe_on_fork`: zero again in a child. */
+void *smi_os_private(size_t len, int wipe_on_fork);
+
+/* OFD locks. try: 0 got it, -EAGAIN held by another description. */
+int smi_os_lock_byte(int fd, uint64_t byte);
+int smi_os_unlock_byte(int fd, uint64_t byte);
+/* Does another description hold a lock in [byte, byte + count)? 0 or 1. */
+int smi_os_is_locked(int fd, uint64_t byte, uint64_t count);
+/* Hold an OFD lock on `byte` of the file for as long as this process (not a forked child) lives:
+ * an own description, pinned by a mapping of one page that children do not inherit. *out is that
+ * mapping; smi_os_unmap(*out, 4096) ends it. -EAGAIN: held by another. */
+int smi_os_hold_byte(int fd, uint64_t byte, void **out);
+
+void smi_os_boot_id(uint8_t out[16]);
+uint64_t smi_os_pid_namespace(void); /* inode, 0 unknown */
+uint64_t smi_os_start_time(pid_t pid, pid_t tid); /* clock ticks since boot, 0 unknown */
+uint32_t smi_os_thread_id(void);
+int smi_os_thread_exists(pid_t tid, uint64_t start_time); /* in this process */
+/* Does the C library know the calling thread by its real id? Not in a child of a raw clone(2), where its
+ * mutexes would take the child for its parent. */
+int smi_os_thread_known(void);
+void smi_os_process_name(char out[16]);
+void smi_os_random(void *buf, size_t len);
+uint64_t smi_os_now(void);  /* nanoseconds since 1970 */
+uint64_t smi_os_tick(void); /* nanoseconds since boot, coarse and cheap */
+void smi_os_sleep(uint64_t ns);
+
+/* Cancellation points inside the library must not end a thread half way. Returns the state before. */
+int smi_os_cancel_off(void);
+void smi_os_cancel_restore(int state);
+
+/* The absolute form of a path, to be freed; NULL when it cannot be had. */
+char *smi_os_absolute(const char *path);
+
+#endif

@@ -1,0 +1,719 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * pages.c - the page heap.
+ *
+ * Truths: a page's word (what begins here; does it have storage; does it read as zeros) and the
+ * descriptor of each span's first page. Free spans are found through 256 ordered sets: one for each
+ * length up to 255 pages, by address, and one for all longer ones, by length and then address. So a
+ * request gets the best fit, of equal ones the lowest, and the tail of the file drains.
+ *
+ * Invariants (check.c):
+ *   P1  spans tile each chunk's data pages
+ *   P2  no two free spans of a chunk touch
+ *   P3  every free span, and nothing else, is in the set of its length
+ *   P4  only first pages, and all pages of slabs, have a kind in their word
+ *   P5  pages of spans that are not free have storage (RESERVED)
+ *
+ * RESERVED and ZERO are facts about storage, not part of any operation: they are stored outside the log,
+ * in the order that is true at every instant. Storage first, then RESERVED. RESERVED cleared, then the
+ * hole, then ZERO. ZERO cleared before the page is handed out.
+ *
+ * Locking: all of it is [P].  Crash: one logged operation for each call; the log's bound is 126 words,
+ * the longest operation (taking an aligned slab out of the middle of a span) stores about 35.
+ */
+#include "pages.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "lock.h"
+#include "os.h"
+#include "pageset.h"
+#include "undo.h"
+
+#define BIG_BIN SMF_EXACT_BINS
+#define GROWTH_CAP (1ull << 30) /* a step of growth; file length, not storage */
+
+static struct smi_op begin(shmalloc_heap *heap)
+{
+    struct smf_page_heap *ph = heap->page_heap;
+    return smi_op_begin(heap, &ph->log_count, ph->log, SMF_PAGE_LOG);
+}
+
+int smi_pages_repair(shmalloc_heap *heap)
+{
+    struct smf_page_heap *ph = heap->page_heap;
+    return smi_undo_apply(heap, &ph->log_count, ph->log, SMF_PAGE_LOG);
+}
+
+/* Give up half way: what was stored is undone. */
+static int abandon(struct smi_op *op, int rc)
+{
+    smi_pages_repair(op->heap);
+    return rc;
+}
+
+static int damaged(shmalloc_heap *heap, uint64_t page)
+{
+    return smi_heap_poison(heap, "descriptors around page %llu contradict each other",
+                           (unsigned long long)page);
+}
+
+/* ---- words and descriptors ---- */
+
+static uint16_t word_of(shmalloc_heap *heap, uint64_t page)
+{
+    uint16_t *word = smi_word(heap, page);
+    return word ? SMI_LOAD(word) : 0;
+}
+
+/* Store facts (RESERVED, ZERO) of a run of pages. */
+static void set_facts(shmalloc_heap *heap, uint64_t page, uint64_t count, uint16_t clear, uint16_t set)
+{
+    uint16_t *word = smi_word(heap, page); /* the pages of a span lie in one chunk */
+    for (uint64_t i = 0; word && i < count; i++)
+        SMI_STORE(&word[i], (uint16_t)((word[i] & ~clear) | set));
+}
+
+/* Store the kinds of a run of pages, logged: `step` is added for each further page. */
+static void set_kinds(struct smi_op *op, uint64_t page, uint64_t count, uint16_t kind, uint16_t step)
+{
+    const uint16_t facts = SMF_WORD_ZERO | SMF_WORD_RESERVED;
+    for (uint64_t i = 0; i < count;) {
+        uint16_t four[4];
+        uint16_t *first = smi_word(op->heap, (page + i) & ~3ull);
+        memcpy(four, first, sizeof(four));
+        do {
+            unsigned lane = (page + i) & 3;
+            four[lane] = (uint16_t)((four[lane] & facts) | (kind ? kind + step * i : 0));
+            i++;
+        } while (i < count && ((page + i) & 3) != 0);
+        uint64_t value;
+        memcpy(&value, four, sizeof(value));
+        smi_set(op, (uint64_t *)(void *)first, value);
+    }
+}
+
+/* The second word of a descriptor: span length, kind, class, arena. */
+static void set_span(struct smi_op *op, uint64_t page, uint64_t count, uint8_t kind, uint8_t size_class,
+                     uint8_t arena)
+{
+    struct smf_page *d = smi_page(op->heap, page);
+    uint64_t value = (uint64_t)(uint32_t)count | (uint64_t)kind << 32 | (uint64_t)size_class << 40 |
+                     (uint64_t)arena << 48;
+    smi_set(op, (uint64_t *)(void *)&d->page_count, value);
+}
+
+static int bin_of(uint64_t count)
+{
+    return count <= SMF_EXACT_BINS ? (int)count - 1 : BIG_BIN;
+}
+
+static enum smi_order order_of(int bin)
+{
+    return bin == BIG_BIN ? SMI_BY_LENGTH : SMI_BY_ADDRESS;
+}
+
+static void update_bin_bit(struct smi_op *op, int bin)
+{
+    struct smf_page_heap *ph = op->heap->page_heap;
+    uint64_t bit = 1ull << (bin % 64), *word = &ph->bin_bits[bin / 64];
+    uint64_t value = ph->set[bin] ? *word | bit : *word & ~bit;
+    if (value != *word)
+        smi_set(op, word, value);
+}
+
+/* Make [page, page + count) a free span of the sets. */
+static int insert_free(struct smi_op *op, uint64_t page, uint64_t count)
+{
+    int bin = bin_of(count);
+    set_span(op, page, count, SMF_PAGE_FREE, 0, 0);
+    if (count > 1)
+        set_span(op, page + count - 1, count, SMF_PAGE_FREE_TAIL, 0, 0);
+    smi_set(op, &smi_page(op->heap, page)->side, smi_os_tick());
+    int rc = smi_pageset_insert(op, &op->heap->page_heap->set[bin], order_of(bin), (uint32_t)page);
+    update_bin_bit(op, bin);
+    return rc;
+}
+
+/* Take a free span out of the sets; its ends become inside pages. */
+static int remove_free(struct smi_op *op, uint64_t page, uint64_t count)
+{
+    int bin = bin_of(count);
+    int rc = smi_pageset_remove(op, &op->heap->page_heap->set[bin], order_of(bin), (uint32_t)page);
+    update_bin_bit(op, bin);
+    set_span(op, page, 0, SMF_PAGE_NONE, 0, 0);
+    if (count > 1)
+        set_span(op, page + count - 1, 0, SMF_PAGE_NONE, 0, 0);
+    return rc;
+}
+
+/* The free span that begins at `page`, as its descriptors say: length, or 0. */
+static uint64_t free_span_at(shmalloc_heap *heap, uint64_t page)
+{
+    const struct smf_page *d = smi_page(heap, page);
+    if (!d || d->kind != SMF_PAGE_FREE || d->page_count == 0)
+        return 0;
+    const struct smf_page *tail = smi_page(heap, page + d->page_count - 1);
+    if (!tail || (tail != d && (tail->kind != SMF_PAGE_FREE_TAIL || tail->page_count != d->page_count)))
+        return 0;
+    return d->page_count;
+}
+
+/* The free span that ends just before `page`: its first page, or 0. */
+static uint64_t free_span_before(shmalloc_heap *heap, uint64_t page)
+{
+    const struct smf_page *d = smi_page(heap, page - 1);
+    if (!d || d->page_count == 0 || d->page_count >= page)
+        return 0;
+    if (d->kind == SMF_PAGE_FREE && d->page_count == 1)
+        return page - 1;
+    if (d->kind == SMF_PAGE_FREE_TAIL && free_span_at(heap, page - d->page_count) == d->page_count)
+        return page - d->page_count;
+    return 0;
+}
+
+/* ---- storage ---- */
+
+static int all_have(shmalloc_heap *heap, uint64_t page, uint64_t count, uint16_t fact)
+{
+    const uint16_t *word = smi_word(heap, page);
+    for (uint64_t i = 0; i < count; i++)
+        if (!(word[i] & fact))
+            return 0;
+    return 1;
+}
+
+/* Give back what a failed reservation left behind on pages that are not marked. */
+static void drop_partial(shmalloc_heap *heap, uint64_t page, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++)
+        if (!(word_of(heap, page + i) & SMF_WORD_RESERVED))
+            smi_os_punch(heap->fd, (page + i) << SMF_PAGE_SHIFT, SMF_PAGE);
+}
+
+static int reserve_exactly(shmalloc_heap *heap, uint64_t page, uint64_t count)
+{
+    int rc = smi_heap_descriptor(heap);
+    if (rc == 0)
+        rc = smi_os_reserve(heap->fd, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
+    if (rc == 0)
+        set_facts(heap, page, count, 0, SMF_WORD_RESERVED);
+    else if (rc == -ENOSPC)
+        drop_partial(heap, page, count);
+    return rc;
+}
+
+/* See that `count` pages from `page` have storage, and while at it some of the `behind` free pages that
+ * follow, so that small requests do not each pay for a system call. */
+static int reserve(shmalloc_heap *heap, uint64_t page, uint64_t count, uint64_t behind)
+{
+    if (all_have(heap, page, count, SMF_WORD_RESERVED))
+        return 0;
+    uint64_t batch = smi_size(heap) >> (SMF_PAGE_SHIFT + 6); /* 1/64 of the heap */
+    batch = batch < 8 ? 8 : batch > 256 ? 256 : batch;
+    if (count < batch) {
+        uint64_t more = batch - count < behind ? batch - count : behind;
+        if (reserve_exactly(heap, page, count + more) == 0)
+            return 0;
+    }
+    return reserve_exactly(heap, page, count);
+}
+
+/* ---- growth ---- */
+
+static int full(shmalloc_heap *heap, uint64_t count)
+{
+    return smi_error(SHMALLOC_EFULL,
+                     "%s: %llu bytes wanted; the heap has %llu of at most %llu bytes and its largest free "
+                     "run has %llu; free something or raise the maximum size",
+                     heap->path, (unsigned long long)(count << SMF_PAGE_SHIFT),
+                     (unsigned long long)smi_size(heap), (unsigned long long)heap->state->max_size,
+                     (unsigned long long)smi_pages_largest(heap));
+}
+
+static uint64_t round_up(uint64_t n, uint64_t unit)
+{
+    return (n + unit - 1) / unit * unit;
+}
+
+/* Length of a chunk, in pages, that has `count` data pages or is a usual step; 0 if it must be longer
+ * than `limit` pages. */
+static uint64_t chunk_length(shmalloc_heap *heap, uint64_t count, uint64_t limit)
+{
+    const uint64_t granule = SMF_GRANULE >> SMF_PAGE_SHIFT;
+    uint64_t step = heap->state->size / 8;
+    step = round_up((step > GROWTH_CAP ? GROWTH_CAP : step) + 1, SMF_GRANULE) >> SMF_PAGE_SHIFT;
+    if (step > limit)
+        step = limit;
+    /* n pages carry n * 66 bytes of metadata; one more page for rounding */
+    uint64_t per_page = smi_chunk_metadata_bytes(1);
+    uint64_t needed = round_up(count + count * per_page / (SMF_PAGE - per_page) + 2, granule);
+    uint64_t length = needed > step ? needed : step;
+    return length <= limit ? length : 0;
+}
+
+/* Bring the file to `size` bytes with storage for the new chunk's metadata; zeros beyond what was. */
+static int lengthen(shmalloc_heap *heap, uint64_t size, const struct smf_chunk *chunk)
+{
+    struct smi_file_info info;
+    uint64_t old = heap->state->size;
+    int rc = smi_heap_descriptor(heap);
+    if (rc == 0)
+        rc = smi_os_stat(heap->fd, &info);
+    if (rc == 0 && info.size > old) /* a grower died before it was done */
+        rc = smi_os_truncate(heap->fd, old);
+    if (rc == 0)
+        rc = smi_os_truncate(heap->fd, size);
+    if (rc == 0) {
+        rc = smi_os_reserve(heap->fd, smi_chunk_words_offset(chunk, &heap->header->areas),
+                            round_up(smi_chunk_metadata_bytes(chunk->page_count), 4096));
+        if (rc < 0)
+            smi_os_truncate(heap->fd, old);
+    }
+    return rc;
+}
+
+/* Words and descriptors of a new chunk, whose metadata is mapped and zero: one free span of zeros. */
+static void format_chunk(shmalloc_heap *heap, const struct smf_chunk *chunk)
+{
+    uint64_t offset = smi_chunk_words_offset(chunk, &heap->header->areas);
+    uint16_t *words = smi_at(heap, offset);
+    struct smf_page *pages = smi_at(heap, offset + chunk->page_count * sizeof(uint16_t));
+    uint32_t data = smi_chunk_data_page(chunk, &heap->header->areas) - chunk->first_page;
+    for (uint32_t i = data; i < chunk->page_count; i++)
+        words[i] = SMF_WORD_ZERO;
+    uint32_t count = chunk->page_count - data;
+    pages[data].kind = SMF_PAGE_FREE;
+    pages[data].page_count = count;
+    if (count > 1) {
+        pages[chunk->page_count - 1].kind = SMF_PAGE_FREE_TAIL;
+        pages[chunk->page_count - 1].page_count = count;
+    }
+}
+
+/* Add the next chunk: the one that was here before the file was cut, or a new one for `count` pages. */
+static int grow_once(shmalloc_heap *heap, uint64_t count)
+{
+    struct smf_state *state = heap->state;
+    uint64_t limit = state->max_size < heap->reserved ? state->max_size : heap->reserved;
+    uint64_t index = state->chunk_count;
+    if (index >= SMF_CHUNKS || state->size >= limit)
+        return full(heap, count);
+    struct smf_chunk *entry = &heap->directory[index];
+    struct smf_chunk chunk = *entry;
+    if (chunk.page_count == 0) {
+        chunk.first_page = (uint32_t)(state->size >> SMF_PAGE_SHIFT);
+        chunk.page_count = (uint32_t)chunk_length(heap, count, (limit - state->size) >> SMF_PAGE_SHIFT);
+    }
+    uint64_t size = ((uint64_t)chunk.first_page + chunk.page_count) << SMF_PAGE_SHIFT;
+    if (chunk.page_count == 0 || size > limit)
+        return full(heap, count);
+    if ((uint64_t)chunk.first_page << SMF_PAGE_SHIFT != state->size || size % SMF_GRANULE != 0)
+        return smi_heap_poison(heap, "chunk %llu begins at page %u, the heap ends at page %llu",
+                               (unsigned long long)index, chunk.first_page,
+                               (unsigned long long)(state->size >> SMF_PAGE_SHIFT));
+    int rc = lengthen(heap, size, &chunk);
+    if (rc < 0)
+        return smi_error(rc, "%s: cannot grow from %llu to %llu bytes: %s; largest free run %llu bytes",
+                         heap->path, (unsigned long long)state->size, (unsigned long long)size,
+                         shmalloc_strerror(rc), (unsigned long long)smi_pages_largest(heap));
+    SMI_STORE((uint64_t *)(void *)entry, (uint64_t)chunk.page_count << 32 | chunk.first_page);
+    format_chunk(heap, &chunk); /* beyond the heap's end still: a kill leaves a longer file */
+    uint32_t data = smi_chunk_data_page(&chunk, &heap->header->areas);
+    uint64_t data_count = chunk.first_page + chunk.page_count - data;
+    struct smi_op op = begin(heap);
+    smi_set(&op, &state->size, size);
+    smi_set(&op, &state->chunk_count, index + 1);
+    rc = insert_free(&op, data, data_count);
+    if (rc < 0)
+        return abandon(&op, rc);
+    smi_set(&op, &heap->page_heap->free_pages, heap->page_heap->free_pages + data_count);
+    smi_op_commit(&op);
+    heap->page_heap->grows++;
+    return 0;
+}
+
+/* ---- finding ---- */
+
+/* The best free span of at least `count` pages: first page, 0 when there is none. */
+static uint64_t find(shmalloc_heap *heap, uint64_t count)
+{
+    struct smf_page_heap *ph = heap->page_heap;
+    for (unsigned bin = count <= SMF_EXACT_BINS ? (unsigned)count - 1 : BIG_BIN; bin < BIG_BIN; bin++) {
+        uint64_t bits = ph->bin_bits[bin / 64] >> (bin % 64);
+        if (bits == 0) {
+            bin |= 63;
+            continue;
+        }
+        bin += (unsigned)__builtin_ctzll(bits);
+        if (bin < BIG_BIN)
+            return smi_pageset_first(heap, &ph->set[bin], SMI_BY_ADDRESS, 0);
+    }
+    return smi_pageset_first(heap, &ph->set[BIG_BIN], SMI_BY_LENGTH, (uint32_t)count);
+}
+
+struct stored_search {
+    uint64_t count, alignment, page, span, looked_at;
+};
+
+/* A run inside a free span that has storage already. */
+static int look_for_stored(shmalloc_heap *heap, uint32_t page, void *arg)
+{
+    struct stored_search *search = arg;
+    uint64_t length = free_span_at(heap, page), run = 0;
+    for (uint64_t i = 0; i < length; i++) {
+        int fits = run > 0 || (page + i) % search->alignment == 0;
+        run = fits && (word_of(heap, page + i) & SMF_WORD_RESERVED) ? run + 1 : 0;
+        if (run == search->count) {
+            search->span = page;
+            search->page = page + i + 1 - run;
+            return 1;
+        }
+    }
+    return ++search->looked_at > 4096;
+}
+
+/* The disk is full: is there a run with storage anywhere? */
+static int find_stored(shmalloc_heap *heap, struct stored_search *search)
+{
+    for (int bin = 0; bin <= BIG_BIN; bin++)
+        if (bin + 1 >= (int)search->count || bin == BIG_BIN)
+            if (smi_pageset_each(heap, heap->page_heap->set[bin], look_for_stored, search))
+                break;
+    return search->page != 0;
+}
+
+/* ---- taking ---- */
+
+/* Where in which free span. */
+struct place {
+    uint64_t span, span_count, page;
+};
+
+static int find_place(shmalloc_heap *heap, const struct smi_take *request, struct place *place)
+{
+    uint64_t slack = request->alignment - 1;
+    uint64_t span = find(heap, request->count + slack);
+    for (int tries = 0; span == 0 && tries < SMF_CHUNKS; tries++) {
+        int rc = grow_once(heap, request->count + slack);
+        if (rc < 0)
+            return rc;
+        span = find(heap, request->count + slack);
+    }
+    place->span = span;
+    place->span_count = free_span_at(heap, span);
+    place->page = round_up(span, request->alignment);
+    if (span == 0 || place->page + request->count > span + place->span_count)
+        return damaged(heap, span);
+    return 0;
+}
+
+/* See that the place has storage; on a full disk, find one that has. */
+static int store_place(shmalloc_heap *heap, const struct smi_take *request, struct place *place)
+{
+    uint64_t behind = place->span + place->span_count - place->page - request->count;
+    int rc = reserve(heap, place->page, request->count, behind);
+    if (rc == 0)
+        return 0;
+    struct stored_search search = {request->count, request->alignment, 0, 0, 0};
+    if (!find_stored(heap, &search))
+        return smi_error(rc, "%s: no storage for %llu more bytes: %s; largest free run %llu bytes",
+                         heap->path, (unsigned long long)(request->count << SMF_PAGE_SHIFT),
+                         shmalloc_strerror(rc), (unsigned long long)smi_pages_largest(heap));
+    *place = (struct place){search.span, free_span_at(heap, search.span), search.page};
+    return 0;
+}
+
+static uint16_t first_word(const struct smi_take *request)
+{
+    if (request->kind == SMF_PAGE_SLAB)
+        return (uint16_t)(1 + request->size_class) | request->word_flags;
+    return request->kind == SMF_PAGE_LARGE ? SMF_WORD_LARGE : SMF_WORD_META;
+}
+
+/* Cut [place->page, + count) out of its free span: one logged operation. */
+static int cut(shmalloc_heap *heap, const struct smi_take *request, const struct place *place)
+{
+    struct smf_page_heap *ph = heap->page_heap;
+    uint64_t front = place->page - place->span;
+    uint64_t after = place->page + request->count;
+    uint64_t back = place->span + place->span_count - after;
+    struct smi_op op = begin(heap);
+    int rc = remove_free(&op, place->span, place->span_count);
+    if (rc == 0 && front > 0)
+        rc = insert_free(&op, place->span, front);
+    if (rc == 0 && back > 0)
+        rc = insert_free(&op, after, back);
+    if (rc < 0)
+        return abandon(&op, rc);
+    struct smf_page *d = smi_page(heap, place->page);
+    set_span(&op, place->page, request->count, request->kind, request->size_class, request->arena);
+    smi_set(&op, (uint64_t *)(void *)&d->free_slots, (uint64_t)request->tag << 32);
+    smi_set(&op, &d->side, 0);
+    int slab = request->kind == SMF_PAGE_SLAB;
+    set_kinds(&op, place->page, slab ? request->count : 1, first_word(request),
+              slab ? 1u << SMF_WORD_INDEX_SHIFT : 0);
+    smi_set(&op, &ph->free_pages, ph->free_pages - request->count);
+    if (request->name)
+        smi_set(&op, request->name, slab ? place->page : place->page << SMF_PAGE_SHIFT);
+    smi_op_commit(&op);
+    ph->takes++;
+    return 0;
+}
+
+int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t *page, int *zero)
+{
+    struct place place = {0, 0, 0};
+    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
+    if (rc < 0)
+        return rc;
+    if (request->count + request->alignment > heap->state->max_size >> SMF_PAGE_SHIFT)
+        rc = full(heap, request->count);
+    if (rc == 0)
+        rc = find_place(heap, request, &place);
+    if (rc == 0)
+        rc = store_place(heap, request, &place);
+    if (rc == 0) {
+        *zero = all_have(heap, place.page, request->count, SMF_WORD_ZERO);
+        set_facts(heap, place.page, request->count, SMF_WORD_ZERO, 0);
+        /* The library's own records are found by their name from the instant it is stored. */
+        if (request->kind == SMF_PAGE_META)
+            memset(smi_at(heap, place.page << SMF_PAGE_SHIFT), 0, SMF_THREAD_ARRAYS);
+        rc = cut(heap, request, &place);
+        *page = (uint32_t)place.page;
+    }
+    smi_lock_release(heap, smi_lock_of_pages(heap));
+    return rc;
+}
+
+/* ---- giving back ---- */
+
+/* Make [page, page + count), which belongs to no span, free and merge it with its neighbours. */
+static int merge_free(struct smi_op *op, uint64_t page, uint64_t count)
+{
+    shmalloc_heap *heap = op->heap;
+    uint64_t before = free_span_before(heap, page);
+    uint64_t behind = free_span_at(heap, page + count);
+    int rc = 0;
+    if (before) {
+        rc = remove_free(op, before, page - before);
+        count += page - before;
+        page = before;
+    }
+    if (rc == 0 && behind) {
+        rc = remove_free(op, page + count, behind);
+        count += behind;
+    }
+    return rc == 0 ? insert_free(op, page, count) : rc;
+}
+
+int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *name, uint64_t *other)
+{
+    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
+    if (rc < 0)
+        return rc;
+    struct smf_page_heap *ph = heap->page_heap;
+    const struct smf_page *d = smi_page(heap, page);
+    if (!d || d->kind != kind || d->page_count == 0 || !smi_page(heap, page + d->page_count - 1ull)) {
+        rc = smi_error(SHMALLOC_EDOUBLEFREE, "%s: no block at %#llx: freed already, or never allocated",
+                       heap->path, (unsigned long long)page << SMF_PAGE_SHIFT);
+    } else {
+        uint64_t count = d->page_count;
+        struct smi_op op = begin(heap);
+        set_kinds(&op, page, kind == SMF_PAGE_SLAB ? count : 1, 0, 0);
+        set_span(&op, page, 0, SMF_PAGE_NONE, 0, 0);
+        if (name)
+            smi_set(&op, name, 0);
+        if (other)
+            smi_set(&op, other, 0);
+        smi_set(&op, &ph->free_pages, ph->free_pages + count);
+        rc = merge_free(&op, page, count);
+        if (rc < 0)
+            abandon(&op, rc);
+        else
+            smi_op_commit(&op);
+        ph->gives++;
+    }
+    smi_lock_release(heap, smi_lock_of_pages(heap));
+    return rc;
+}
+
+static int shrink_block(shmalloc_heap *heap, uint32_t page, uint64_t old, uint64_t count)
+{
+    struct smf_page_heap *ph = heap->page_heap;
+    const struct smf_page *d = smi_page(heap, page);
+    struct smi_op op = begin(heap);
+    set_span(&op, page, count, d->kind, 0, 0);
+    smi_set(&op, &ph->free_pages, ph->free_pages + old - count);
+    int rc = merge_free(&op, page + count, old - count);
+    if (rc < 0)
+        return abandon(&op, rc);
+    smi_op_commit(&op);
+    return 0;
+}
+
+static int extend_block(shmalloc_heap *heap, uint32_t page, uint64_t old, uint64_t count)
+{
+    struct smf_page_heap *ph = heap->page_heap;
+    const struct smf_page *d = smi_page(heap, page);
+    uint64_t end = page + old, more = count - old, behind = free_span_at(heap, end);
+    if (behind < more)
+        return SHMALLOC_EFULL;
+    int rc = reserve(heap, end, more, behind - more);
+    if (rc < 0)
+        return rc;
+    set_facts(heap, end, more, SMF_WORD_ZERO, 0);
+    struct smi_op op = begin(heap);
+    rc = remove_free(&op, end, behind);
+    if (rc == 0 && behind > more)
+        rc = insert_free(&op, end + more, behind - more);
+    if (rc < 0)
+        return abandon(&op, rc);
+    set_span(&op, page, count, d->kind, 0, 0);
+    smi_set(&op, &ph->free_pages, ph->free_pages - more);
+    smi_op_commit(&op);
+    return 0;
+}
+
+int smi_pages_resize(shmalloc_heap *heap, uint32_t page, uint64_t count)
+{
+    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
+    if (rc < 0)
+        return rc;
+    const struct smf_page *d = smi_page(heap, page);
+    if (!d || d->kind != SMF_PAGE_LARGE)
+        rc = smi_error(SHMALLOC_EBADREF, "%s: no large block at %#llx", heap->path,
+                       (unsigned long long)page << SMF_PAGE_SHIFT);
+    else if (count < d->page_count)
+        rc = shrink_block(heap, page, d->page_count, count);
+    else if (count > d->page_count)
+        rc = extend_block(heap, page, d->page_count, count);
+    smi_lock_release(heap, smi_lock_of_pages(heap));
+    return rc;
+}
+
+int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag)
+{
+    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
+    if (rc < 0)
+        return rc;
+    const struct smf_page *d = smi_page(heap, page);
+    uint64_t count = d && d->kind == SMF_PAGE_SLAB ? d->page_count : 0;
+    if (count > 0 && count <= 32) {
+        struct smi_op op = begin(heap);
+        uint16_t kind = word_of(heap, page) & (uint16_t)~(SMF_WORD_ZERO | SMF_WORD_RESERVED);
+        set_kinds(&op, page, count, kind | flag, 1u << SMF_WORD_INDEX_SHIFT);
+        smi_op_commit(&op);
+    }
+    smi_lock_release(heap, smi_lock_of_pages(heap));
+    return 0;
+}
+
+/* ---- trimming ---- */
+
+struct trim {
+    uint64_t min_pages, pages;
+    int rc;
+};
+
+static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
+{
+    struct trim *trim = arg;
+    uint64_t length = free_span_at(heap, page);
+    for (uint64_t i = 0, run; i < length && trim->rc == 0; i += run ? run : 1) {
+        for (run = 0; i + run < length && (word_of(heap, page + i + run) & SMF_WORD_RESERVED); run++)
+            ;
+        if (run < trim->min_pages || run == 0)
+            continue;
+        set_facts(heap, page + i, run, SMF_WORD_RESERVED, 0);
+        trim->rc = smi_os_punch(heap->fd, (page + i) << SMF_PAGE_SHIFT, run << SMF_PAGE_SHIFT);
+        if (trim->rc == 0) {
+            set_facts(heap, page + i, run, 0, SMF_WORD_ZERO);
+            trim->pages += run;
+        }
+    }
+    return trim->rc;
+}
+
+/* Cut the last chunk off the file if all of it is free. Returns 1 when it did. */
+static int cut_tail(shmalloc_heap *heap, uint64_t *pages)
+{
+    struct smf_state *state = heap->state;
+    uint64_t index = state->chunk_count - 1;
+    if (index == 0 || index >= SMF_CHUNKS)
+        return 0;
+    const struct smf_chunk *chunk = &heap->directory[index];
+    uint64_t data = smi_chunk_data_page(chunk, &heap->header->areas);
+    uint64_t count = (uint64_t)chunk->first_page + chunk->page_count - data;
+    if (free_span_at(heap, data) != count)
+        return 0;
+    for (uint64_t i = 0; i < count; i++)
+        *pages += (word_of(heap, data + i) & SMF_WORD_RESERVED) != 0;
+    struct smi_op op = begin(heap);
+    int rc = remove_free(&op, data, count);
+    if (rc < 0)
+        return abandon(&op, rc);
+    smi_set(&op, &heap->page_heap->free_pages, heap->page_heap->free_pages - count);
+    smi_set(&op, &state->chunk_count, index);
+    smi_set(&op, &state->size, (uint64_t)chunk->first_page << SMF_PAGE_SHIFT);
+    smi_op_commit(&op);
+    rc = smi_os_truncate(heap->fd, state->size); /* kill before: a longer file, cut at the next growth */
+    return rc < 0 ? rc : 1;
+}
+
+int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
+{
+    struct trim trim = {min_pages, 0, 0};
+    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
+    if (rc < 0)
+        return rc;
+    rc = smi_heap_descriptor(heap);
+    while (rc == 0 && (rc = cut_tail(heap, &trim.pages)) == 1)
+        rc = 0;
+    for (int bin = 0; rc == 0 && bin <= BIG_BIN; bin++)
+        rc = smi_pageset_each(heap, heap->page_heap->set[bin], punch_span, &trim);
+    heap->page_heap->punched_pages += trim.pages;
+    smi_lock_release(heap, smi_lock_of_pages(heap));
+    if (rc < 0)
+        return smi_error(rc, "%s: cannot give storage back: %s", heap->path, shmalloc_strerror(rc));
+    return (int64_t)(trim.pages << SMF_PAGE_SHIFT);
+}
+
+static int longer(shmalloc_heap *heap, uint32_t page, void *arg)
+{
+    uint64_t *best = arg, length = free_span_at(heap, page);
+    if (length > *best)
+        *best = length;
+    return 0;
+}
+
+uint64_t smi_pages_largest(shmalloc_heap *heap)
+{
+    uint64_t best = 0;
+    smi_pageset_each(heap, heap->page_heap->set[BIG_BIN], longer, &best);
+    for (int bin = BIG_BIN - 1; bin >= 0 && best == 0; bin--)
+        if (heap->page_heap->set[bin])
+            best = (uint64_t)bin + 1;
+    return best << SMF_PAGE_SHIFT;
+}
+
+int smi_pages_format(shmalloc_heap *heap, uint64_t size)
+{
+    struct smf_chunk chunk = {0, (uint32_t)(size >> SMF_PAGE_SHIFT)};
+    heap->directory[0] = chunk;
+    heap->state->chunk_count = 1;
+    heap->state->size = size;
+    int rc = smi_os_reserve(heap->fd, 0,
+                            round_up(heap->header->areas.end + smi_chunk_metadata_bytes(chunk.page_count),
+                                     4096));
+    if (rc < 0)
+        return rc;
+    format_chunk(heap, &chunk);
+    uint32_t data = smi_chunk_data_page(&chunk, &heap->header->areas);
+    struct smi_op op = begin(heap);
+    rc = insert_free(&op, data, chunk.page_count - data);
+    heap->page_heap->free_pages = chunk.page_count - data;
+    smi_op_commit(&op);
+    return rc;
+}

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * process.h - who uses the heap: this process's entry, its threads' contexts, forked children.
+ */
+#ifndef SMI_PROCESS_H
+#define SMI_PROCESS_H
+
+#include "heap.h"
+
+/* Guards the process's list of heaps and every list of contexts. Comes before all heap locks. */
+void smi_registry_lock(void);
+void smi_registry_unlock(void);
+int smi_registry_trylock(void); /* 1: got it */
+/* The list itself; whoever changes it holds the registry lock. */
+extern shmalloc_heap *smi_heaps;
+
+/* Claim an entry of the process table; the attach lock is held. SHMALLOC_EPROCESSES. */
+int smi_process_claim(shmalloc_heap *heap);
+
+/* Bring all of this process's thread slots to rest and leave the table; the attach lock and the registry
+ * lock are held, no other thread is in a call. */
+int smi_process_leave(shmalloc_heap *heap);
+
+/*
+ * The long way into the heap: the calling thread's context, made if need be; in a forked child after
+ * attaching it; after looking for dead processes now and then. NULL with a message when the heap may not be
+ * changed; *rc is why.
+ */
+struct smi_thread *smi_thread_enter(shmalloc_heap *heap, int *rc);
+
+/* Has no other thread of this process a context of the heap? The registry lock is held. */
+int smi_only_mine(const shmalloc_heap *heap);
+
+/* The thread slot at an index of the table, NULL when there is none (yet). */
+struct smf_thread *smi_thread_slot(const shmalloc_heap *heap, uint32_t index);
+
+#endif

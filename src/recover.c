@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * recover.c - first attach, and adoption of the dead.
+ *
+ * A process lives as long as somebody holds the OFD lock on its byte of the file; the kernel lets go of it
+ * when the process's memory is gone, which is after all its threads' robust mutexes were marked. So who can
+ * take the byte knows that every lock the victim held shows it. Adoption takes the byte, never merely asks
+ * for it: of two that try, one gets it.
+ *
+ * Everything here may be killed at any instruction and is then done again by the next who looks: an entry
+ * of the process table becomes free last.
+ */
+#include "recover.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "cache.h"
+#include "lock.h"
+#include "os.h"
+#include "process.h"
+
+#define ATTACH_PATIENCE_NS 10000000000ull
+
+int smi_attach_lock(shmalloc_heap *heap)
+{
+    uint64_t start = smi_os_tick();
+    int rc = smi_heap_descriptor(heap);
+    while (rc == 0 && (rc = smi_os_lock_byte(heap->fd, SMF_ATTACH_BYTE)) == -EAGAIN) {
+        if (smi_os_tick() - start > ATTACH_PATIENCE_NS)
+            return smi_error(SHMALLOC_EBUSY,
+                             "%s: another process has been attaching or leaving for 10 seconds; is it "
+                             "stopped?",
+                             heap->path);
+        smi_os_sleep(200000);
+        rc = 0;
+    }
+    return rc < 0 ? smi_error(rc, "%s: cannot lock the file: %s", heap->path, shmalloc_strerror(rc)) : 0;
+}
+
+void smi_attach_unlock(shmalloc_heap *heap)
+{
+    smi_os_unlock_byte(heap->fd, SMF_ATTACH_BYTE);
+}
+
+int smi_others_alive(shmalloc_heap *heap)
+{
+    return smi_os_is_locked(heap->fd, SMF_LOCK_BYTES, SMF_PROCESSES);
+}
+
+/* ---- first attach ---- */
+
+static int check_clean(shmalloc_heap *heap, const uint8_t *boot_id, int accept_unclean)
+{
+    const struct smf_runtime *was = heap->runtime;
+    if (heap->state->mark == SMF_CLEAN || accept_unclean)
+        return 0;
+    if (memcmp(was->boot_id, boot_id, 16) != 0)
+        return smi_error(SHMALLOC_EUNCLEAN,
+                         "%s: the machine stopped while the heap was in use; run shmalloc_recover() to "
+                         "check it, or open it with SHMALLOC_ACCEPT_UNCLEAN",
+                         heap->path);
+    if (was->device != heap->device || was->inode != heap->inode)
+        return smi_error(SHMALLOC_EUNCLEAN,
+                         "%s: is a copy of a heap that was in use (inode %llu, copied from %llu); run "
+                         "shmalloc_recover() to check it, or open it with SHMALLOC_ACCEPT_UNCLEAN",
+                         heap->path, (unsigned long long)heap->inode, (unsigned long long)was->inode);
+    return 0;
+}
+
+static int new_mutexes(shmalloc_heap *heap)
+{
+    struct smf_lock fresh = {{0}, 0, 0, 0};
+    int rc = smi_os_mutex_init(fresh.mutex);
+    if (rc < 0)
+        return smi_error(rc, "%s: cannot make a robust mutex: %s", heap->path, shmalloc_strerror(rc));
+    for (uint32_t i = 0; i < heap->lock_count; i++)
+        heap->locks[i] = fresh;
+    return 0;
+}
+
+/* Pages before classes, the library's classes before the users', roots last: each repair may use those
+ * before it. */
+static int repair_all(shmalloc_heap *heap)
+{
+    int rc = smi_lock_repair(heap, smi_lock_of_pages(heap));
+    for (uint32_t i = smi_lock_of_pages(heap); rc == 0 && i-- > SMF_LOCK_CLASS_FIRST;)
+        rc = smi_lock_repair(heap, i);
+    if (rc == 0)
+        rc = smi_lock_repair(heap, SMF_LOCK_ROOTS);
+    return rc;
+}
+
+int smi_recover_first(shmalloc_heap *heap, int accept_unclean)
+{
+    uint8_t boot_id[16];
+    smi_os_boot_id(boot_id);
+    int rc = check_clean(heap, boot_id, accept_unclean);
+    if (rc < 0)
+        return rc;
+    if (heap->state->mark != SMF_IN_USE) {
+        SMI_STORE(&heap->state->mark, SMF_IN_USE);
+        rc = smi_os_sync_file(heap->fd);
+        if (rc < 0)
+            return smi_error(rc, "%s: cannot mark the heap in use: %s", heap->path, shmalloc_strerror(rc));
+    }
+    rc = new_mutexes(heap);
+    if (rc < 0)
+        return rc;
+    struct smf_runtime *runtime = heap->runtime;
+    memcpy(runtime->boot_id, boot_id, 16);
+    runtime->device = heap->device;
+    runtime->inode = heap->inode;
+    runtime->pid_namespace = smi_os_pid_namespace();
+    if (heap->state->poison == 0)
+        rc = repair_all(heap);
+    if (rc < 0 && rc != SHMALLOC_ECORRUPT) /* a damaged heap is poisoned now: it can still be read */
+        return rc;
+    SMI_STORE(&heap->state->generation, heap->state->generation + 1);
+    SMI_STORE(&runtime->generation, heap->state->generation);
+    return 0;
+}
+
+int smi_recover_join(shmalloc_heap *heap)
+{
+    uint64_t here = smi_os_pid_namespace(), there = heap->runtime->pid_namespace;
+    if (heap->runtime->generation != heap->state->generation)
+        return smi_error(SHMALLOC_ECORRUPT, "%s: processes are attached, but no generation is complete",
+                         heap->path);
+    if (here != there)
+        return smi_error(SHMALLOC_EFOREIGN,
+                         "%s: in use by processes of PID namespace %llu, this one is %llu; robust mutexes "
+                         "need one namespace: run the programs in the same container or share its PID "
+                         "namespace",
+                         heap->path, (unsigned long long)there, (unsigned long long)here);
+    return 0;
+}
+
+/* ---- adoption ---- */
+
+/* After this no lock shows the dead as its owner, and nothing is half done under one. */
+static int pass_locks(shmalloc_heap *heap)
+{
+    for (uint32_t i = SMF_LOCK_CLASS_FIRST; i < heap->lock_count; i++) {
+        int rc = smi_lock_acquire(heap, i);
+        if (rc < 0)
+            return rc;
+        smi_lock_release(heap, i);
+    }
+    return 0;
+}
+
+static int release_threads_of(shmalloc_heap *heap, uint32_t process)
+{
+    for (uint32_t i = 0; i < SMF_THREADS; i++) {
+        struct smf_thread *slot = smi_thread_slot(heap, i);
+        int rc = slot && slot->owner == process + 1ull ? smi_cache_release(heap, slot) : 0;
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+/* Adopt process `i` if its byte can be taken on `fd`, a description of our own. */
+static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i)
+{
+    int rc = smi_os_lock_byte(fd, SMF_LOCK_BYTES + i);
+    if (rc < 0)
+        return rc == -EAGAIN ? 0 : rc; /* alive, or somebody else is just claiming it */
+    if (heap->processes[i].state != 0) {
+        rc = pass_locks(heap);
+        if (rc == 0)
+            rc = release_threads_of(heap, i);
+        if (rc == 0)
+            SMI_STORE(&heap->processes[i].state, 0);
+    }
+    smi_os_unlock_byte(fd, SMF_LOCK_BYTES + i);
+    return rc;
+}
+
+static int looks_dead(shmalloc_heap *heap, uint32_t i)
+{
+    return (int)i != heap->process_index && SMI_LOAD(&heap->processes[i].state) != 0 &&
+           smi_os_is_locked(heap->fd, SMF_LOCK_BYTES + i, 1) == 0;
+}
+
+static int adopt_all(shmalloc_heap *heap)
+{
+    /* A dead owner of the roots lock may have named its thread slot in the log; that lock comes before
+     * RECOVER, so it is passed first. The dead take no lock any more. */
+    int rc = smi_lock_acquire(heap, SMF_LOCK_ROOTS);
+    if (rc < 0)
+        return rc;
+    smi_lock_release(heap, SMF_LOCK_ROOTS);
+    rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
+    if (rc < 0)
+        return rc;
+    int fd = smi_os_reopen(heap->fd, 0);
+    rc = fd < 0 ? smi_error(fd, "%s: cannot open the file once more: %s", heap->path, shmalloc_strerror(fd))
+                : 0;
+    for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++)
+        if (looks_dead(heap, i))
+            rc = adopt_one(heap, fd, i);
+    smi_os_close(fd);
+    smi_lock_release(heap, SMF_LOCK_RECOVER);
+    return rc;
+}
+
+int smi_recover_adopt(shmalloc_heap *heap)
+{
+    heap->adopt_wanted = 0;
+    heap->adopted_at = smi_os_tick();
+    int rc = smi_heap_descriptor(heap);
+    for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++)
+        if (looks_dead(heap, i))
+            return adopt_all(heap);
+    return rc;
+}
+
+int smi_recover_owner(shmalloc_heap *heap, uint32_t index, uint64_t serial)
+{
+    struct smf_thread *slot = smi_thread_slot(heap, index);
+    if (!slot)
+        return 0;
+    int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
+    if (rc < 0)
+        return rc;
+    if (slot->owner != 0 && slot->serial == serial) { /* else adopted already, and resolved with that */
+        rc = pass_locks(heap);
+        if (rc == 0)
+            rc = smi_cache_resolve_link(heap, slot);
+    }
+    smi_lock_release(heap, SMF_LOCK_RECOVER);
+    heap->adopt_wanted = 1;
+    return rc;
+}

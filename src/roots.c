@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * roots.c - named roots.
+ *
+ * Each root is a block of the library's own arena in one of 512 chains. Under the roots lock a block goes
+ * from the central heap to `scratch`, is filled, and is linked in one logged operation that clears `scratch`;
+ * removal goes the other way. So repair has one rule: undo the log, free what `scratch` names.
+ *
+ * Invariants (check.c):
+ *   R1  every chain is made of allocated blocks of the library's arena, each in the chain of its hash
+ *   R2  count is the number of roots
+ *
+ * Processes that can write read under the lock. Read-only ones read without, and again if `sequence`
+ * changed meanwhile or is odd.
+ */
+#include "roots.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cache.h"
+#include "central.h"
+#include "lock.h"
+#include "os.h"
+#include "process.h"
+#include "undo.h"
+
+#define LONGEST_CHAIN (1u << 20) /* a bound for damaged chains, far above any that is used */
+
+int smi_name_of(shmalloc_heap *heap, const char *text, struct smi_name *out)
+{
+    size_t len = text ? strnlen(text, SMF_ROOT_NAME_MAX + 1) : 0;
+    if (len == 0 || len > SMF_ROOT_NAME_MAX)
+        return smi_error(-EINVAL, "%s: a root's name has 1 to %d bytes", heap->path, SMF_ROOT_NAME_MAX);
+    *out = (struct smi_name){text, (uint32_t)len, (uint32_t)smi_hash(text, len)};
+    return 0;
+}
+
+static struct smi_op begin(shmalloc_heap *heap)
+{
+    return smi_op_begin(heap, &heap->roots->log_count, heap->roots->log, SMF_ROOT_LOG);
+}
+
+/* The root at `ref`, when all of it lies in the heap. */
+static struct smf_root *root_at(const shmalloc_heap *heap, uint64_t ref)
+{
+    if (ref % 8 != 0 || !smi_in_heap(heap, ref, sizeof(struct smf_root)))
+        return NULL;
+    struct smf_root *root = smi_at(heap, ref);
+    uint32_t len = SMI_LOAD(&root->name_len);
+    return len <= SMF_ROOT_NAME_MAX && smi_in_heap(heap, ref, sizeof(*root) + len + 1) ? root : NULL;
+}
+
+static const char *name_in(const struct smf_root *root)
+{
+    return (const char *)(root + 1);
+}
+
+/* The word that refers to the root of that name, or to the end of its chain; NULL in a damaged chain. */
+static uint64_t *find_link(const shmalloc_heap *heap, const struct smi_name *name)
+{
+    uint64_t *link = &heap->roots->bucket[name->hash % SMF_ROOT_BUCKETS];
+    for (uint32_t steps = 0; steps < LONGEST_CHAIN; steps++) {
+        uint64_t ref = SMI_LOAD(link);
+        if (ref == 0)
+            return link;
+        struct smf_root *root = root_at(heap, ref);
+        if (!root)
+            return NULL;
+        if (root->hash == name->hash && root->name_len == name->len &&
+            memcmp(name_in(root), name->text, name->len) == 0)
+            return link;
+        link = &root->next;
+    }
+    return NULL;
+}
+
+static int damaged(const shmalloc_heap *heap, const struct smi_name *name)
+{
+    return smi_heap_poison((shmalloc_heap *)heap, "chain of root \"%s\" is damaged", name->text);
+}
+
+static void begin_change(shmalloc_heap *heap)
+{
+    SMI_STORE(&heap->roots->sequence, heap->roots->sequence | 1);
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+}
+
+static void end_change(shmalloc_heap *heap)
+{
+    __atomic_store_n(&heap->roots->sequence, (heap->roots->sequence | 1) + 1, __ATOMIC_RELEASE);
+}
+
+/* A new root at the head of its chain. */
+static int add(shmalloc_heap *heap, const struct smi_name *name, uint64_t type, uint64_t ref,
+               uint64_t *scratch)
+{
+    struct smf_roots *roots = heap->roots;
+    int rc = smi_central_take_own(heap, sizeof(struct smf_root) + name->len + 1, &roots->scratch);
+    if (rc < 0)
+        return rc;
+    uint64_t *head = &roots->bucket[name->hash % SMF_ROOT_BUCKETS];
+    struct smf_root *root = smi_at(heap, roots->scratch);
+    *root = (struct smf_root){*head, ref, type, name->hash, name->len};
+    memcpy(root + 1, name->text, name->len + 1);
+    begin_change(heap);
+    struct smi_op op = begin(heap);
+    smi_set(&op, head, roots->scratch);
+    smi_set(&op, &roots->scratch, 0);
+    smi_set(&op, &roots->count, roots->count + 1);
+    if (scratch)
+        smi_set(&op, scratch, 0);
+    smi_op_commit(&op);
+    end_change(heap);
+    return 0;
+}
+
+static void replace(shmalloc_heap *heap, struct smf_root *root, uint64_t type, uint64_t ref)
+{
+    begin_change(heap);
+    struct smi_op op = begin(heap);
+    smi_set(&op, &root->ref, ref);
+    smi_set(&op, &root->type, type);
+    smi_op_commit(&op);
+    end_change(heap);
+}
+
+int smi_roots_bind(shmalloc_heap *heap, const struct smi_name *name, uint64_t *type, uint64_t *ref,
+                   int absent_only, uint64_t *scratch)
+{
+    int rc = smi_lock_acquire(heap, SMF_LOCK_ROOTS);
+    if (rc < 0)
+        return rc;
+    uint64_t *link = find_link(heap, name);
+    if (!link) {
+        rc = damaged(heap, name);
+    } else if (*link == 0) {
+        rc = add(heap, name, *type, *ref, scratch);
+    } else if (absent_only) {
+        struct smf_root *root = smi_at(heap, *link);
+        *type = root->type;
+        *ref = root->ref;
+        rc = 1;
+    } else {
+        replace(heap, smi_at(heap, *link), *type, *ref);
+    }
+    smi_lock_release(heap, SMF_LOCK_ROOTS);
+    return rc;
+}
+
+static int find_once(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type, uint64_t *ref)
+{
+    const uint64_t *link = find_link(heap, name);
+    if (!link)
+        return SHMALLOC_ECORRUPT;
+    uint64_t at = SMI_LOAD(link);
+    const struct smf_root *root = at ? root_at(heap, at) : NULL;
+    if (!root)
+        return at ? SHMALLOC_ECORRUPT : SHMALLOC_ENOROOT;
+    *type = SMI_LOAD(&root->type);
+    *ref = SMI_LOAD(&root->ref);
+    return 0;
+}
+
+/* Without the lock: an answer counts when nothing changed while it was looked for. A writer that died in the
+ * middle leaves the sequence odd; then the last answer has to do. */
+static int find_unlocked(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type,
+                         uint64_t *ref)
+{
+    int rc = SHMALLOC_ENOROOT;
+    for (int tries = 0; tries < 1000; tries++) {
+        uint64_t before = __atomic_load_n(&heap->roots->sequence, __ATOMIC_ACQUIRE);
+        rc = find_once(heap, name, type, ref);
+        __atomic_thread_fence(__ATOMIC_ACQUIRE);
+        if (before % 2 == 0 && SMI_LOAD(&heap->roots->sequence) == before)
+            break;
+        if (tries % 100 == 99)
+            smi_os_sleep(1000000);
+    }
+    return rc;
+}
+
+int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type, uint64_t *ref)
+{
+    int rc = heap->read_only ? 0 : smi_lock_acquire((shmalloc_heap *)heap, SMF_LOCK_ROOTS);
+    if (rc < 0)
+        return rc;
+    rc = heap->read_only ? find_unlocked(heap, name, type, ref) : find_once(heap, name, type, ref);
+    if (!heap->read_only)
+        smi_lock_release((shmalloc_heap *)heap, SMF_LOCK_ROOTS);
+    if (rc == SHMALLOC_ENOROOT)
+        return smi_error(rc, "%s: no root \"%s\"", heap->path, name->text);
+    return rc == SHMALLOC_ECORRUPT ? damaged(heap, name) : rc;
+}
+
+int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name)
+{
+    int rc = smi_lock_acquire(heap, SMF_LOCK_ROOTS);
+    if (rc < 0)
+        return rc;
+    struct smf_roots *roots = heap->roots;
+    uint64_t *link = find_link(heap, name);
+    if (!link) {
+        rc = damaged(heap, name);
+    } else if (*link == 0) {
+        rc = smi_error(SHMALLOC_ENOROOT, "%s: no root \"%s\"", heap->path, name->text);
+    } else {
+        uint64_t ref = *link;
+        begin_change(heap);
+        struct smi_op op = begin(heap);
+        smi_set(&op, link, ((struct smf_root *)smi_at(heap, ref))->next);
+        smi_set(&op, &roots->scratch, ref);
+        smi_set(&op, &roots->count, roots->count - 1);
+        smi_op_commit(&op);
+        end_change(heap);
+        rc = smi_central_give(heap, ref, &roots->scratch, NULL);
+    }
+    smi_lock_release(heap, SMF_LOCK_ROOTS);
+    return rc;
+}
+
+int smi_roots_repair(shmalloc_heap *heap)
+{
+    struct smf_roots *roots = heap->roots;
+    int rc = smi_undo_apply(heap, &roots->log_count, roots->log, SMF_ROOT_LOG);
+    if (rc == 0 && roots->scratch != 0)
+        rc = smi_central_give(heap, roots->scratch, &roots->scratch, NULL);
+    if (rc == 0 && roots->sequence % 2 != 0)
+        end_change(heap);
+    return rc;
+}

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: MIT */
+/* undo.c - applying a log backwards; see undo.h. */
+#include "undo.h"
+
+int smi_undo_apply(shmalloc_heap *heap, uint64_t *count, struct smf_undo *log, uint32_t capacity)
+{
+    uint64_t n = SMI_LOAD(count);
+    if (n > capacity)
+        return smi_heap_poison(heap, "undo log at %#llx has %llu entries, at most %u fit",
+                               (unsigned long long)((uint8_t *)count - heap->base),
+                               (unsigned long long)n, capacity);
+    for (uint64_t i = n; i-- > 0;) {
+        uint64_t ref = log[i].ref;
+        if (ref % 8 != 0 || ref < SMF_STATE_OFFSET || ref > smi_size(heap) - 8)
+            return smi_heap_poison(heap, "undo log at %#llx names the word %#llx, which cannot be",
+                                   (unsigned long long)((uint8_t *)count - heap->base),
+                                   (unsigned long long)ref);
+        SMI_STORE((uint64_t *)smi_at(heap, ref), log[i].old);
+    }
+    SMI_STORE(count, 0);
+    return 0;
+}
