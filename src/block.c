@@ -297,6 +297,12 @@ static int move_free(struct smi_thread *t, uint64_t *ref, size_t old_size, size_
     return rc;
 }
 
+/* A move within a class would take and give in one stack; a little smaller is not worth the copy. */
+static int stays(size_t old_size, size_t size)
+{
+    return size <= old_size && (size >= old_size / 2 || smi_classes[smi_class_of(size)].size == old_size);
+}
+
 int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t *dest)
 {
     size_t old_size = smi_block_size(t->heap, *ref);
@@ -306,8 +312,8 @@ int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t 
         int rc = smi_pages_resize(t->heap, (uint32_t)(*ref >> SMF_PAGE_SHIFT), pages_for(size));
         if (rc != SHMALLOC_EFULL && rc != -ENOSPC)
             return rc;
-    } else if (size <= old_size && size >= old_size / 2) {
-        return 0; /* a smaller slot would not be worth the copy */
+    } else if (stays(old_size, size)) {
+        return 0;
     }
     return dest ? move_linked(t, ref, old_size, size, dest) : move_free(t, ref, old_size, size);
 }

@@ -29,17 +29,19 @@
  *   C7  `pending` names a slab
  *   C8  each set of slabs is in order
  *   S1  a side array is a block of the library's own, long enough; hardened heaps have all of them
- *   S2  in hardened heaps the user's bit of a slot is set exactly while the user has the slot
+ *   S2  in hardened heaps the user's bit of a slot is set exactly while the user has the slot; the
+ *       slot on top of a stack may have it set, being made ready for a user
  *   T1  a cache's array is where it can be; its count is at most its capacity
  *   T2  every cached ref is a slot of the class
  *   T3  a META span is a thread slot, an array that one bin names, or in `spare`
  *   T4  the thread table names thread slots, each once; owners are possible
  *   T5  a thread slot without owner is at rest
- *   T6  `scratch` names a block that is allocated
- *   R1  each bucket's chain ends and consists of root records in blocks long enough
- *   R2  a root's name gives its hash, and the hash its bucket
+ *   T6  `scratch` and `building` name blocks that are allocated
+ *   R1  each chain ends and is made of root records in used blocks of the library's own, long enough,
+ *       each in the chain of its hash
+ *   R2  `count` is the number of roots
  *   R3  no two roots have one name
- *   R4  `count` is the number of roots
+ *   R4  a root's hash is that of its name
  *   O1  every used slot of the library's own arena is named once: by a root, a slab, or roots.scratch
  *
  * Motion. On a heap in use each disagreement carries the parts of the heap it depends on (a class, a
@@ -692,22 +694,24 @@ static void check_bins(struct walk *w, uint32_t i, uint64_t ref, const struct sm
     }
 }
 
-/* A block under construction: allocated, but nobody's yet. */
-static void check_scratch(struct walk *w, uint32_t i, uint64_t ref, uint64_t scratch)
+/* A block under construction, named by the word at `at`: allocated, but nobody's yet. */
+static void check_built(struct walk *w, uint32_t i, uint64_t at, uint64_t ref)
 {
     uint32_t slab, index;
-    uint64_t page = scratch >> SMF_PAGE_SHIFT;
-    struct place place = in_parts(ref + offsetof(struct smf_thread, scratch), THREAD + i, PAGES);
+    uint64_t page = ref >> SMF_PAGE_SHIFT;
     const struct smf_page *d = smi_view_page(w->view, page);
-    if (smi_view_slot(w->view, scratch, &slab, &index) == 0) {
+    if (ref == 0)
+        return;
+    if (smi_view_slot(w->view, ref, &slab, &index) == 0) {
         unsigned k = smi_view_page(w->view, slab)->size_class;
         if (!(smi_view_slab_bits(w->view, slab, k, index / 64) >> index % 64 & 1))
             return;
-    } else if (d && d->kind == SMF_PAGE_LARGE && scratch % SMF_PAGE == 0) {
+    } else if (d && d->kind == SMF_PAGE_LARGE && ref % SMF_PAGE == 0) {
         return;
     }
-    violation(w, "T6", place, "thread slot %u builds a block at %#llx, which is not allocated", i,
-              (unsigned long long)scratch);
+    violation(w, "T6", in_parts(at, THREAD + i, PAGES),
+              "thread slot %u builds a block at %#llx, which is not allocated", i,
+              (unsigned long long)ref);
 }
 
 static void check_spares(struct walk *w, uint32_t i, uint64_t ref, const struct smf_thread *thread)
@@ -736,12 +740,13 @@ static void check_thread(struct walk *w, uint32_t i, uint64_t ref, const struct 
     if (thread->owner && w->view->state.mark == SMF_CLEAN)
         violation(w, "H3", in_parts(ref, THREAD + i, EVERYTHING),
                   "heap is marked clean and thread slot %u has an owner", i);
-    if (!thread->owner && (thread->link.op || thread->scratch || thread->spare[0] || thread->spare[1]))
+    if (!thread->owner && (thread->link.op || thread->scratch || thread->building ||
+                           thread->spare[0] || thread->spare[1]))
         violation(w, "T5", place, "thread slot %u has no owner and something in flight", i);
     check_bins(w, i, ref, thread);
     check_spares(w, i, ref, thread);
-    if (thread->scratch)
-        check_scratch(w, i, ref, thread->scratch);
+    check_built(w, i, ref + offsetof(struct smf_thread, scratch), thread->scratch);
+    check_built(w, i, ref + offsetof(struct smf_thread, building), thread->building);
 }
 
 static void check_threads(struct walk *w)
@@ -817,12 +822,12 @@ static void check_user_bits(struct walk *w, const struct smi_span *span, size_t 
         uint64_t ref = start + (uint64_t)i * smi_classes[k].size;
         while (*next < w->cached_count && w->cached[*next].ref < ref)
             (*next)++;
-        int is_cached = *next < w->cached_count && w->cached[*next].ref == ref;
-        int is_free = is_cached || (free_bits >> i % 64 & 1);
-        if (is_free == (int)(user_bits >> i % 64 & 1))
-            violation(w, "S2", in_parts(ref, EVERYTHING, NOTHING),
-                      "slot %#llx is %s and its user bit is %d", (unsigned long long)ref,
-                      is_free ? "free" : "used", !is_free ? 0 : 1);
+        const struct smi_cached *cached =
+            *next < w->cached_count && w->cached[*next].ref == ref ? &w->cached[*next] : NULL;
+        int is_free = cached || (free_bits >> i % 64 & 1), has_user = (int)(user_bits >> i % 64 & 1);
+        if (is_free == has_user && !(cached && cached->is_top))
+            violation(w, "S2", in_part(ref, EVERYTHING), "slot %#llx is %s and its user bit is %d",
+                      (unsigned long long)ref, is_free ? "free" : "used", has_user);
     }
 }
 
@@ -860,10 +865,10 @@ static void check_root(struct walk *w, uint32_t bucket, uint64_t ref, const stru
         violation(w, "R1", place, "root \"%s\" is longer than its block", (const char *)(root + 1));
     uint32_t hash = (uint32_t)smi_hash(root + 1, root->name_len);
     if (root->hash != hash)
-        violation(w, "R2", place, "root \"%s\" has hash %08x, its name gives %08x",
+        violation(w, "R4", place, "root \"%s\" has hash %08x, its name gives %08x",
                   (const char *)(root + 1), root->hash, hash);
     else if (hash % SMF_ROOT_BUCKETS != bucket)
-        violation(w, "R2", place, "root \"%s\" is in bucket %u and belongs into %u",
+        violation(w, "R1", place, "root \"%s\" is in bucket %u and belongs into %u",
                   (const char *)(root + 1), bucket, hash % SMF_ROOT_BUCKETS);
 }
 
@@ -918,7 +923,7 @@ static void check_roots(struct walk *w)
     for (uint32_t i = 0; i < SMF_ROOT_BUCKETS; i++)
         check_bucket(w, i, at + offsetof(struct smf_roots, bucket) + 8ull * i, table->bucket[i], &roots);
     if (table->count != roots.count)
-        violation(w, "R4", in_part(at + offsetof(struct smf_roots, count), ROOTS),
+        violation(w, "R2", in_part(at + offsetof(struct smf_roots, count), ROOTS),
                   "count says %llu roots, the buckets have %zu", (unsigned long long)table->count,
                   roots.count);
     for (size_t i = 0; i < roots.count; i++)

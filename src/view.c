@@ -562,7 +562,8 @@ int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *coun
                 return rc;
             }
             for (uint32_t i = 0; rc == 1 && i < bin.count; i++)
-                list[used++] = (struct smi_cached){bin.slots[i], (uint16_t)t, (uint16_t)k};
+                list[used++] = (struct smi_cached){bin.slots[i], (uint16_t)t, (uint8_t)k,
+                                                   i + 1 == bin.count};
         }
     }
     if (used)

@@ -126,7 +126,8 @@ const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
 struct smi_cached {
     uint64_t ref;
     uint16_t thread;
-    uint16_t size_class;
+    uint8_t size_class;
+    uint8_t is_top; /* the next to go */
 };
 
 /* All slots in the caches of owned thread slots, ascending by ref. Free `*out`. Bins that cannot be
