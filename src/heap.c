@@ -184,7 +184,7 @@ static int make_handle(int fd, const char *path, int read_only, shmalloc_heap **
     int rc = smi_os_stat(fd, &info);
     if (rc < 0)
         return smi_error(rc, "%s: %s", path, shmalloc_strerror(rc));
-    shmalloc_heap *heap = smi_os_private(sizeof(*heap), 0);
+    shmalloc_heap *heap = smi_os_private(sizeof(*heap), offsetof(struct shmalloc_heap, base));
     char *name = smi_os_absolute(path);
     if (!name)
         name = strdup(path);

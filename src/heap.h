@@ -76,6 +76,8 @@ struct shmalloc_heap {
     int adopt_wanted;    /* somebody died holding a lock */
 };
 
+_Static_assert(offsetof(struct shmalloc_heap, base) == 4096, "what is wiped is one OS page");
+
 /* A slot stack of one class in the thread's cache; the truth is `array`, in the file. */
 struct smi_bin {
     uint64_t *array; /* word 0 is the count, then refs */

@@ -293,13 +293,13 @@ void smi_os_unmap(void *address, uint64_t len)
         munmap(address, len);
 }
 
-void *smi_os_private(size_t len, int wipe_on_fork)
+void *smi_os_private(size_t len, size_t wiped)
 {
     void *area = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
                       0);
     if (area == MAP_FAILED)
         return NULL;
-    if (wipe_on_fork && madvise(area, len, MADV_WIPEONFORK) < 0) {
+    if (wiped > 0 && madvise(area, wiped, MADV_WIPEONFORK) < 0) {
         munmap(area, len);
         return NULL;
     }

@@ -61,8 +61,9 @@ int smi_os_sync_range(void *address, uint64_t len);
  * of them, also beyond its end. -EADDRINUSE, -ENOMEM. */
 int smi_os_map(int fd, uint64_t len, int read_only, void *fixed, void **out);
 void smi_os_unmap(void *address, uint64_t len);
-/* Private zeroed memory, nothing charged until touched. `wipe_on_fork`: zero again in a child. */
-void *smi_os_private(size_t len, int wipe_on_fork);
+/* Private zeroed memory, nothing charged until touched. The first `wiped` bytes are zero again in a child,
+ * however it is forked. */
+void *smi_os_private(size_t len, size_t wiped);
 
 /* OFD locks. try: 0 got it, -EAGAIN held by another description. */
 int smi_os_lock_byte(int fd, uint64_t byte);
