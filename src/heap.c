@@ -128,17 +128,42 @@ static size_t table_bytes(const shmalloc_heap *heap)
     return (heap->reserved >> SMF_GRANULE_SHIFT) * sizeof(uintptr_t);
 }
 
-/* Free the handle and its mapping; the descriptor too. */
-static void drop_handle(shmalloc_heap *heap)
+/* Give back what the handle owns: mapping, tables, descriptor. */
+static void empty_handle(shmalloc_heap *heap)
 {
-    if (!heap)
-        return;
     smi_os_unmap(heap->base, heap->base ? heap->reserved : 0);
     smi_os_unmap(heap->words, table_bytes(heap));
     smi_os_unmap(heap->descriptors, table_bytes(heap));
     smi_os_close(heap->fd);
-    free(heap->path);
+    free((void *)heap->path);
+}
+
+static void drop_handle(shmalloc_heap *heap)
+{
+    if (!heap)
+        return;
+    empty_handle(heap);
     smi_os_unmap(heap, sizeof(*heap));
+}
+
+/* Handles that were closed, the last few of them: a thread that comes with one later gets an answer instead
+ * of a fault. The registry lock is held. */
+#define TOMBSTONES 64
+static void bury_handle(shmalloc_heap *heap)
+{
+    static shmalloc_heap *tombstones[TOMBSTONES];
+    static unsigned next;
+    static struct smf_state nothing; /* size 0: no ref is inside */
+    empty_handle(heap);
+    heap->closed = 1;
+    heap->path = "closed heap";
+    heap->state = &nothing;
+    heap->base = NULL;
+    heap->words = heap->descriptors = NULL;
+    if (tombstones[next])
+        smi_os_unmap(tombstones[next], sizeof(*heap));
+    tombstones[next] = heap;
+    next = (next + 1) % TOMBSTONES;
 }
 
 /* Map the file: as much of `max_size` as there are addresses for, at least `size`. */
@@ -338,8 +363,8 @@ static int check_layout(const struct smf_header *h, const shmalloc_options *o, c
                      (unsigned long long)o->layout_version);
 }
 
-static int read_identity(int fd, const char *path, const shmalloc_options *o, struct smf_header *header,
-                         struct smf_state *state)
+static int read_identity_once(int fd, const char *path, const shmalloc_options *o,
+                              struct smf_header *header, struct smf_state *state)
 {
     struct smi_file_info info;
     int rc = smi_os_stat(fd, &info);
@@ -350,10 +375,24 @@ static int read_identity(int fd, const char *path, const shmalloc_options *o, st
     int64_t got = rc < 0 ? rc : smi_os_read(fd, header, sizeof(*header), 0);
     if (got >= 0)
         got = smi_os_read(fd, state, sizeof(*state), SMF_STATE_OFFSET);
+    if (got >= 0) /* the length after the state: a heap that grows meanwhile is no shorter than it says */
+        got = smi_os_stat(fd, &info);
     if (got < 0)
         return smi_error((int)got, "%s: cannot read: %s", path, shmalloc_strerror((int)got));
     rc = smi_layout_validate(header, state, info.size, (o->flags & SHMALLOC_READ_ONLY) != 0, path);
     return rc < 0 ? rc : check_layout(header, o, path);
+}
+
+static int read_identity(int fd, const char *path, const shmalloc_options *o, struct smf_header *header,
+                         struct smf_state *state)
+{
+    int rc = SHMALLOC_ECORRUPT;
+    for (int tries = 0; rc == SHMALLOC_ECORRUPT && tries < 3; tries++) {
+        if (tries > 0) /* another process may just have cut the tail off between two of our reads */
+            smi_os_sleep(1000000);
+        rc = read_identity_once(fd, path, o, header, state);
+    }
+    return rc;
 }
 
 /* Become a process of the heap; the attach lock is held. */
@@ -593,13 +632,15 @@ static void unregister(shmalloc_heap *heap)
 
 static int close_registered(shmalloc_heap *heap)
 {
+    if (heap->closed)
+        return smi_error(SHMALLOC_ECLOSED, "the heap handle is closed");
     if (--heap->handles > 0)
         return 0;
     int rc = 0;
     if (!heap->read_only && heap->epoch != 0)
         rc = detach(heap);
     unregister(heap);
-    drop_handle(heap);
+    bury_handle(heap);
     return rc;
 }
 

@@ -47,7 +47,7 @@ struct shmalloc_heap {
     int closed;
     unsigned handles; /* opens minus closes */
     uint64_t device, inode;
-    char *path; /* absolute if it could be had; "fd N" for heaps opened by descriptor */
+    const char *path; /* absolute if it could be had; "fd N" for heaps opened by descriptor */
 
     struct smf_header *header;
     struct smf_state *state;
@@ -136,26 +136,33 @@ static inline int smi_ref_of(const shmalloc_heap *heap, const void *address, uin
 /* Fill the tables' entries of a granule from the directory; 0 when no chunk has it. */
 int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule);
 
+#define SMI_GRANULE_PAGES_SHIFT (SMF_GRANULE_SHIFT - SMF_PAGE_SHIFT)
+
+/* Is the page in a chunk of the heap? Then the tables have it. */
+static inline int smi_has_page(const shmalloc_heap *heap, uint64_t page)
+{
+    uint64_t granule = page >> SMI_GRANULE_PAGES_SHIFT;
+    if (SMI_UNLIKELY(page << SMF_PAGE_SHIFT >= smi_size(heap)))
+        return 0;
+    /* acquire: pairs with the release in smi_heap_map_granule; the descriptors' entry is there too */
+    return SMI_LIKELY(__atomic_load_n(&heap->words[granule], __ATOMIC_ACQUIRE) != 0) ||
+           smi_heap_map_granule(heap, granule);
+}
+
 /* The word of a page, NULL when no chunk has the page. */
 static inline uint16_t *smi_word(const shmalloc_heap *heap, uint64_t page)
 {
-    if (page << SMF_PAGE_SHIFT >= smi_size(heap))
-        return NULL;
-    uint64_t granule = page >> (SMF_GRANULE_SHIFT - SMF_PAGE_SHIFT);
-    if (SMI_UNLIKELY(!SMI_LOAD(&heap->words[granule])) && !smi_heap_map_granule(heap, granule))
-        return NULL;
-    return (uint16_t *)SMI_LOAD(&heap->words[granule]) + page;
+    return smi_has_page(heap, page)
+               ? (uint16_t *)SMI_LOAD(&heap->words[page >> SMI_GRANULE_PAGES_SHIFT]) + page
+               : NULL;
 }
 
 /* The descriptor of a page, NULL when no chunk has the page. */
 static inline struct smf_page *smi_page(const shmalloc_heap *heap, uint64_t page)
 {
-    if (page == 0 || page << SMF_PAGE_SHIFT >= smi_size(heap))
-        return NULL;
-    uint64_t granule = page >> (SMF_GRANULE_SHIFT - SMF_PAGE_SHIFT);
-    if (SMI_UNLIKELY(!SMI_LOAD(&heap->words[granule])) && !smi_heap_map_granule(heap, granule))
-        return NULL;
-    return (struct smf_page *)SMI_LOAD(&heap->descriptors[granule]) + page;
+    return page != 0 && smi_has_page(heap, page)
+               ? (struct smf_page *)SMI_LOAD(&heap->descriptors[page >> SMI_GRANULE_PAGES_SHIFT]) + page
+               : NULL;
 }
 
 /* ---- state of the heap ---- */

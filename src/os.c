@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -211,9 +212,19 @@ int smi_os_write(int fd, const void *buf, size_t len, uint64_t offset)
     return 0;
 }
 
+/* Beyond this limit the kernel would send SIGXFSZ, which ends the process. */
+static int beyond_limit(uint64_t size)
+{
+    struct rlimit limit;
+    return getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && size > limit.rlim_cur;
+}
+
 int smi_os_truncate(int fd, uint64_t size)
 {
+    struct stat st;
     int rc;
+    if (beyond_limit(size) && (fstat(fd, &st) < 0 || size > (uint64_t)st.st_size))
+        return -EFBIG;
     do
         rc = ftruncate(fd, (off_t)size);
     while (rc < 0 && errno == EINTR);

@@ -2,6 +2,20 @@
 /* undo.c - applying a log backwards; see undo.h. */
 #include "undo.h"
 
+#include "os.h"
+
+/* May a word of the log be stored to? The log of a growth names words of the new chunk, which lie behind the
+ * heap's end again when an earlier repair was killed; the file is still long enough then. */
+static int can_store(shmalloc_heap *heap, uint64_t ref)
+{
+    struct smi_file_info info;
+    if (ref % 8 != 0 || ref < SMF_STATE_OFFSET || ref > heap->reserved - 8)
+        return 0;
+    if (ref <= smi_size(heap) - 8)
+        return 1;
+    return smi_heap_descriptor(heap) == 0 && smi_os_stat(heap->fd, &info) == 0 && ref + 8 <= info.size;
+}
+
 int smi_undo_apply(shmalloc_heap *heap, uint64_t *count, struct smf_undo *log, uint32_t capacity)
 {
     uint64_t n = SMI_LOAD(count);
@@ -11,7 +25,7 @@ int smi_undo_apply(shmalloc_heap *heap, uint64_t *count, struct smf_undo *log, u
                                (unsigned long long)n, capacity);
     for (uint64_t i = n; i-- > 0;) {
         uint64_t ref = log[i].ref;
-        if (ref % 8 != 0 || ref < SMF_STATE_OFFSET || ref > smi_size(heap) - 8)
+        if (!can_store(heap, ref))
             return smi_heap_poison(heap, "undo log at %#llx names the word %#llx, which cannot be",
                                    (unsigned long long)((uint8_t *)count - heap->base),
                                    (unsigned long long)ref);

@@ -191,7 +191,8 @@ SHMALLOC_API int shmalloc_open_fd(int fd, const shmalloc_options *options, shmal
  *
  * Cached blocks of all threads of the process go back; allocated blocks stay. The last process to
  * close syncs the data and marks the file clean, after which it is whole even if power fails.
- * No other thread of the process may be inside a call on the heap. NULL does nothing.
+ * No other thread of the process may be inside a call on the heap; one that calls later gets
+ * SHMALLOC_ECLOSED for the last 64 handles closed. NULL does nothing.
  *
  * @return 0, or a negative code; the handle is gone in any case:
  *   -EIO, -ENOSPC, ...   the final sync failed: the file is exact while the machine is up
