@@ -23,19 +23,45 @@
 
 /* ---- fast paths ---- */
 
-/* Pop a slot for `size` bytes; 0 when that takes the long way. */
-static inline uint64_t pop(const shmalloc_heap *heap, size_t size)
+/* The stack with a slot for `size` bytes on top; NULL when that takes the long way. */
+static inline uint64_t *stack_for(const shmalloc_heap *heap, struct smi_thread *t, size_t size)
 {
-    struct smi_thread *t = smi_current;
     if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || size > SMI_MAX_SMALL))
-        return 0;
+        return NULL;
     const struct smi_bin *bin = &t->bin[smi_class_of(size)];
     uint64_t *array = bin->array, count = array[0];
     if (SMI_UNLIKELY(count - 1 >= bin->limit)) /* 0, or a count that cannot be */
+        return NULL;
+    return SMI_LIKELY(array[count] < SMI_LOAD(t->size)) ? array : NULL;
+}
+
+/* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. */
+static inline uint64_t *stack_of(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref)
+{
+    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || ref >= SMI_LOAD(t->size)))
+        return NULL;
+    uintptr_t words = SMI_LOAD(&t->words[ref >> SMF_GRANULE_SHIFT]);
+    if (SMI_UNLIKELY(words == 0))
+        return NULL;
+    uint16_t word = SMI_LOAD((uint16_t *)words + (ref >> SMF_PAGE_SHIFT));
+    uint32_t k = (uint32_t)(word & (SMF_WORD_KIND | SMF_WORD_SIDE | SMF_WORD_INTERNAL)) - 1;
+    if (SMI_UNLIKELY(k >= SMF_CLASSES))
+        return NULL;
+    const struct smi_bin *bin = &t->bin[k];
+    uint64_t *array = bin->array, count = array[0];
+    if (SMI_UNLIKELY(smi_slot_index(ref, word, &smi_classes[k]) >= smi_classes[k].slots ||
+                     count >= bin->limit || array[count] == ref)) /* array[0] is no ref */
+        return NULL;
+    return array;
+}
+
+/* Pop a slot for `size` bytes; 0 when that takes the long way. */
+static inline uint64_t pop(const shmalloc_heap *heap, size_t size)
+{
+    uint64_t *array = stack_for(heap, smi_current, size);
+    if (SMI_UNLIKELY(!array))
         return 0;
-    uint64_t ref = array[count];
-    if (SMI_UNLIKELY(ref >= SMI_LOAD(t->size)))
-        return 0;
+    uint64_t count = array[0], ref = array[count];
     SMI_STORE(&array[0], count - 1);
     return ref;
 }
@@ -43,21 +69,10 @@ static inline uint64_t pop(const shmalloc_heap *heap, size_t size)
 /* Push the block at `ref`; 0 when that takes the long way. */
 static inline int push(const shmalloc_heap *heap, uint64_t ref)
 {
-    struct smi_thread *t = smi_current;
-    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || ref >= SMI_LOAD(t->size)))
+    uint64_t *array = stack_of(heap, smi_current, ref);
+    if (SMI_UNLIKELY(!array))
         return 0;
-    uintptr_t words = SMI_LOAD(&t->words[ref >> SMF_GRANULE_SHIFT]);
-    if (SMI_UNLIKELY(words == 0))
-        return 0;
-    uint16_t word = SMI_LOAD((uint16_t *)words + (ref >> SMF_PAGE_SHIFT));
-    uint32_t k = (uint32_t)(word & (SMF_WORD_KIND | SMF_WORD_SIDE | SMF_WORD_INTERNAL)) - 1;
-    if (SMI_UNLIKELY(k >= SMF_CLASSES))
-        return 0;
-    const struct smi_bin *bin = &t->bin[k];
-    uint64_t *array = bin->array, count = array[0];
-    if (SMI_UNLIKELY(smi_slot_index(ref, word, &smi_classes[k]) >= smi_classes[k].slots ||
-                     count >= bin->limit || array[count] == ref)) /* array[0] is no ref */
-        return 0;
+    uint64_t count = array[0];
     SMI_STORE(&array[count + 1], ref);
     SMI_STORE(&array[0], count + 1);
     return 1;
@@ -154,12 +169,17 @@ static int alloc(shmalloc_heap *heap, const struct smi_request *request, shmallo
 
 int shmalloc_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
 {
-    uint64_t outside, ref;
-    if (SMI_LIKELY(out && !smi_ref_of(heap, out, &outside)) && (ref = pop(heap, size)) != 0) {
-        *out = ref;
-        return 0;
-    }
-    return alloc(heap, &(struct smi_request){.size = size}, out);
+    struct smi_thread *t = smi_current;
+    uint64_t *array = stack_for(heap, t, size), at;
+    if (SMI_UNLIKELY(!array || !out))
+        return alloc(heap, &(struct smi_request){.size = size}, out);
+    if (!smi_ref_of(heap, out, &at))
+        *out = pop(heap, size);
+    else if (at % 8 == 0)
+        smi_link_take(t, out, (struct smi_side){array[array[0]], array}, (struct smi_side){0, NULL});
+    else
+        return alloc(heap, &(struct smi_request){.size = size}, out); /* says what is wrong */
+    return 0;
 }
 
 int shmalloc_alloc_zeroed(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
@@ -197,14 +217,20 @@ int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
         return in_heap;
     if (*ref == 0)
         return 0;
-    if (!in_heap && push(heap, *ref)) {
-        *ref = 0;
-        return 0;
+    uint64_t *array = stack_of(heap, smi_current, *ref);
+    if (SMI_UNLIKELY(!array)) {
+        int rc = give_long(heap, *ref, in_heap ? ref : NULL);
+        if (rc == 0 && !in_heap)
+            *ref = 0;
+        return rc;
     }
-    int rc = give_long(heap, *ref, in_heap ? ref : NULL);
-    if (rc == 0 && !in_heap)
+    if (in_heap) {
+        smi_link_give(smi_current, ref, (struct smi_side){*ref, array});
+    } else {
+        push(heap, *ref);
         *ref = 0;
-    return rc;
+    }
+    return 0;
 }
 
 int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)

@@ -25,15 +25,7 @@ static uint64_t ref_of_word(const struct smi_thread *t, const uint64_t *word)
 
 /* ---- the link record ---- */
 
-/* One side of a step: a ref and the cache array it leaves or enters; array NULL: scratch, or a large block. */
-struct side {
-    uint64_t ref;
-    uint64_t *array;
-};
-
-/* *dest := fresh.ref and the counts that go with it. A large old block stays for the caller to give back
- * with the record still armed. */
-static void link_take(struct smi_thread *t, uint64_t *dest, struct side fresh, struct side old)
+void smi_link_take(struct smi_thread *t, uint64_t *dest, struct smi_side fresh, struct smi_side old)
 {
     struct smf_link *link = &t->slot->link;
     link->dest = ref_of_word(t, dest);
@@ -57,8 +49,7 @@ static void link_take(struct smi_thread *t, uint64_t *dest, struct side fresh, s
         SMI_STORE(&link->op, SMF_LINK_NONE);
 }
 
-/* *dest := 0 and the slot into the cache. */
-static void link_give(struct smi_thread *t, uint64_t *dest, struct side old)
+void smi_link_give(struct smi_thread *t, uint64_t *dest, struct smi_side old)
 {
     struct smf_link *link = &t->slot->link;
     link->dest = ref_of_word(t, dest);
@@ -103,7 +94,7 @@ static int prepare_slot(struct smi_thread *t, const struct smi_request *request,
 }
 
 /* The slot on top of the cache of class k, made ready, but the cache's still. */
-static int top_slot(struct smi_thread *t, const struct smi_request *request, uint32_t k, struct side *out)
+static int top_slot(struct smi_thread *t, const struct smi_request *request, uint32_t k, struct smi_side *out)
 {
     int rc = smi_cache_refill(t, k);
     if (rc < 0)
@@ -113,7 +104,7 @@ static int top_slot(struct smi_thread *t, const struct smi_request *request, uin
     if (smi_slot_find(t->heap, ref, &slot) < 0 || slot.k != k)
         return smi_heap_poison(t->heap, "cache of class %u holds %#llx, which is no slot of it", k,
                                (unsigned long long)ref);
-    *out = (struct side){ref, array};
+    *out = (struct smi_side){ref, array};
     return prepare_slot(t, request, ref, &slot);
 }
 
@@ -148,26 +139,26 @@ static uint32_t class_for(const struct smi_request *request)
     return request->alignment > 8 ? smi_class_of_aligned(size, request->alignment) : smi_class_of(size);
 }
 
-static const struct side none = {0, NULL};
+static const struct smi_side none = {0, NULL};
 
 int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint64_t *dest, uint64_t *ref)
 {
     uint32_t k = class_for(request);
-    struct side fresh = none;
+    struct smi_side fresh = none;
     int rc;
     if (k < SMF_CLASSES) {
         rc = top_slot(t, request, k, &fresh);
         if (rc < 0)
             return rc;
         if (dest)
-            link_take(t, dest, fresh, none);
+            smi_link_take(t, dest, fresh, none);
         else
             SMI_STORE(&fresh.array[0], fresh.array[0] - 1);
     } else if (dest && request->zero) {
         rc = take_large(t, request, &t->slot->scratch, &fresh.ref);
         if (rc < 0)
             return rc;
-        link_take(t, dest, fresh, none);
+        smi_link_take(t, dest, fresh, none);
     } else {
         rc = take_large(t, request, dest, &fresh.ref);
         if (rc < 0)
@@ -243,7 +234,7 @@ int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest)
         return rc;
     uint64_t *array = t->bin[slot.k].array;
     if (dest) {
-        link_give(t, dest, (struct side){ref, array});
+        smi_link_give(t, dest, (struct smi_side){ref, array});
     } else {
         SMI_STORE(&array[array[0] + 1], ref);
         SMI_STORE(&array[0], array[0] + 1);
@@ -258,7 +249,7 @@ static int move_linked(struct smi_thread *t, uint64_t *ref, size_t old_size, siz
 {
     struct smi_request request = {.size = size};
     struct smi_slot slot;
-    struct side fresh = none, old = {*ref, NULL};
+    struct smi_side fresh = none, old = {*ref, NULL};
     int late = 0, rc = 0;
     int small = !is_large(t->heap, *ref);
     if (small && (rc = find_user_slot(t->heap, *ref, &slot)) < 0)
@@ -276,7 +267,7 @@ static int move_linked(struct smi_thread *t, uint64_t *ref, size_t old_size, siz
         return rc;
     }
     memcpy(smi_at(t->heap, fresh.ref), smi_at(t->heap, *ref), old_size < size ? old_size : size);
-    link_take(t, dest, fresh, old);
+    smi_link_take(t, dest, fresh, old);
     if (!small)
         rc = smi_pages_give(t->heap, (uint32_t)(*ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &t->slot->link.op,
                             NULL);

@@ -167,6 +167,19 @@ static void after_fork_in_child(void)
     forget_parent();
 }
 
+/* Under the registry lock, so that no fork copies a description that holds the attach lock. */
+static int claim_locked(shmalloc_heap *heap)
+{
+    smi_registry_lock();
+    int rc = smi_attach_lock(heap);
+    if (rc == 0) {
+        rc = smi_process_claim(heap);
+        smi_attach_unlock(heap);
+    }
+    smi_registry_unlock();
+    return rc;
+}
+
 /* A forked child's heap: attach as a process of its own. The first of its threads to come does it. */
 static int attach_child(shmalloc_heap *heap)
 {
@@ -193,11 +206,7 @@ static int attach_child(shmalloc_heap *heap)
             }
             rc = fd < 0 ? smi_error(fd, "%s: cannot open the file once more: %s", heap->path,
                                     shmalloc_strerror(fd))
-                        : smi_attach_lock(heap);
-            if (rc == 0) {
-                rc = smi_process_claim(heap);
-                smi_attach_unlock(heap);
-            }
+                        : claim_locked(heap);
         }
     }
     __atomic_store_n(gate, 0, __ATOMIC_RELEASE);
