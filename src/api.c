@@ -55,27 +55,19 @@ static inline uint64_t *stack_of(const shmalloc_heap *heap, struct smi_thread *t
     return array;
 }
 
-/* Pop a slot for `size` bytes; 0 when that takes the long way. */
-static inline uint64_t pop(const shmalloc_heap *heap, size_t size)
+/* The store of the count commits either. */
+static inline uint64_t pop(uint64_t *array)
 {
-    uint64_t *array = stack_for(heap, smi_current, size);
-    if (SMI_UNLIKELY(!array))
-        return 0;
     uint64_t count = array[0], ref = array[count];
     SMI_STORE(&array[0], count - 1);
     return ref;
 }
 
-/* Push the block at `ref`; 0 when that takes the long way. */
-static inline int push(const shmalloc_heap *heap, uint64_t ref)
+static inline void push(uint64_t *array, uint64_t ref)
 {
-    uint64_t *array = stack_of(heap, smi_current, ref);
-    if (SMI_UNLIKELY(!array))
-        return 0;
     uint64_t count = array[0];
     SMI_STORE(&array[count + 1], ref);
     SMI_STORE(&array[0], count + 1);
-    return 1;
 }
 
 /* ---- the long way ---- */
@@ -174,7 +166,7 @@ int shmalloc_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
     if (SMI_UNLIKELY(!array || !out))
         return alloc(heap, &(struct smi_request){.size = size}, out);
     if (!smi_ref_of(heap, out, &at))
-        *out = pop(heap, size);
+        *out = pop(array);
     else if (at % 8 == 0)
         smi_link_take(t, out, (struct smi_side){array[array[0]], array}, (struct smi_side){0, NULL});
     else
@@ -227,7 +219,7 @@ int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
     if (in_heap) {
         smi_link_give(smi_current, ref, (struct smi_side){*ref, array});
     } else {
-        push(heap, *ref);
+        push(array, *ref);
         *ref = 0;
     }
     return 0;
@@ -269,9 +261,9 @@ static void *take_pointer(shmalloc_heap *heap, const struct smi_request *request
 
 void *shmalloc_malloc(shmalloc_heap *heap, size_t size)
 {
-    uint64_t ref = pop(heap, size);
-    if (SMI_LIKELY(ref != 0))
-        return smi_at(heap, ref);
+    uint64_t *array = stack_for(heap, smi_current, size);
+    if (SMI_LIKELY(array))
+        return smi_at(heap, pop(array));
     return take_pointer(heap, &(struct smi_request){.size = size});
 }
 
@@ -281,9 +273,9 @@ void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
     if (__builtin_mul_overflow(count, size, &bytes))
         return no_memory(smi_error(-ENOMEM, "%s: %zu times %zu bytes do not fit in memory", heap->path, count,
                                    size));
-    uint64_t ref = pop(heap, bytes);
-    if (SMI_LIKELY(ref != 0))
-        return memset(smi_at(heap, ref), 0, bytes);
+    uint64_t *array = stack_for(heap, smi_current, bytes);
+    if (SMI_LIKELY(array))
+        return memset(smi_at(heap, pop(array)), 0, bytes);
     return take_pointer(heap, &(struct smi_request){.size = bytes, .zero = 1});
 }
 
@@ -296,12 +288,17 @@ void *shmalloc_aligned_alloc(shmalloc_heap *heap, size_t alignment, size_t size)
 
 int shmalloc_mfree(shmalloc_heap *heap, void *block)
 {
-    uint64_t ref;
-    if (!block)
+    if (SMI_UNLIKELY(!block))
         return 0;
-    if (SMI_UNLIKELY(!smi_ref_of(heap, block, &ref)))
+    uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)heap->base);
+    uint64_t *array = stack_of(heap, smi_current, ref); /* compares with the heap's end */
+    if (SMI_LIKELY(array)) {
+        push(array, ref);
+        return 0;
+    }
+    if (ref >= smi_size(heap))
         return smi_error(SHMALLOC_EBADREF, "%s: %p is not in this heap", heap->path, block);
-    return SMI_LIKELY(push(heap, ref)) ? 0 : give_long(heap, ref, NULL);
+    return give_long(heap, ref, NULL);
 }
 
 void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size)
