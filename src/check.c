@@ -5,45 +5,6 @@
  * The walk reads a settled view (view.h): armed logs and links have been resolved as the next owner of
  * each lock would, so what is left to disagree is damage, or motion.
  *
- * Invariants
- *   H1  the header is intact; size, maximum, chunk count and mark in the state are possible
- *   H2  the heap is not poisoned
- *   H3  a heap marked clean has no step in flight and no thread slot with an owner
- *   D1  the directory's chunks follow each other without a gap and end where the heap ends
- *   L1  a log has no more entries than fit      L2  and names words inside the file
- *   L3  an armed link record names possible words and arrays
- *   P1  spans tile each chunk's data pages; pages inside a span have no kind
- *   P2  no two free spans of a chunk touch
- *   P3  every free span, and nothing else, is once in the set of its length
- *   P4  only first pages, and all pages of slabs, have a kind in their word, and the right one
- *   P5  pages of spans that are not free have storage and are not marked as zeros
- *   P6  each set of free spans is in order
- *   P7  bin_bits tells which sets have members
- *   P8  free_pages is the sum of all free spans
- *   C1  a slab's free_slots equals its bits; no bit at or beyond its last slot
- *   C2  a slab is in its class's set, once, and says so, exactly when it has free slots
- *   C3  slab_count and free_slots of a class are the sums over its slabs
- *   C4  a slot is free in the central heap, in one cache, or used; never two of them
- *   C5  a slab's class, arena and length are possible and fit each other
- *   C6  no bitmap word before a slab's hint has a bit
- *   C7  `pending` names a slab
- *   C8  each set of slabs is in order
- *   S1  a side array is a block of the library's own, long enough; hardened heaps have all of them
- *   S2  in hardened heaps the user's bit of a slot is set exactly while the user has the slot; the
- *       slot on top of a stack may have it set, being made ready for a user
- *   T1  a cache's array is where it can be; its count is at most its capacity
- *   T2  every cached ref is a slot of the class
- *   T3  a META span is a thread slot, an array that one bin names, or in `spare`
- *   T4  the thread table names thread slots, each once; owners are possible
- *   T5  a thread slot without owner is at rest
- *   T6  `scratch` and `building` name blocks that are allocated
- *   R1  each chain ends and is made of root records in used blocks of the library's own, long enough,
- *       each in the chain of its hash
- *   R2  `count` is the number of roots
- *   R3  no two roots have one name
- *   R4  a root's hash is that of its name
- *   O1  every used slot of the library's own arena is named once: by a root, a slab, or roots.scratch
- *
  * Motion. On a heap in use each disagreement carries the parts of the heap it depends on (a class, a
  * thread's caches, the page heap, the roots). Those parts are hashed before and after the walk: a
  * disagreement about a part that changed proves nothing. See smi_check in check.h for the rest.
@@ -59,6 +20,53 @@
 #include "error.h"
 #include "os.h"
 #include "sizeclass.h"
+
+const struct smi_invariant smi_invariants[] = {
+    {"H1", "the header is intact; size, maximum, chunk count and mark in the state are "
+           "possible"},
+    {"H2", "the heap is not poisoned"},
+    {"H3", "a heap marked clean has no step in flight and no thread slot with an owner"},
+    {"D1", "the directory's chunks follow each other without a gap and end where the heap "
+           "ends"},
+    {"L1", "a log has no more entries than fit"},
+    {"L2", "and names words inside the file"},
+    {"L3", "an armed link record names possible words and arrays"},
+    {"P1", "spans tile each chunk's data pages; pages inside a span have no kind"},
+    {"P2", "no two free spans of a chunk touch"},
+    {"P3", "every free span, and nothing else, is once in the set of its length"},
+    {"P4", "only first pages, and all pages of slabs, have a kind in their word, and the "
+           "right one"},
+    {"P5", "pages of spans that are not free have storage and are not marked as zeros"},
+    {"P6", "each set of free spans is in order"},
+    {"P7", "bin_bits tells which sets have members"},
+    {"P8", "free_pages is the sum of all free spans"},
+    {"C1", "a slab's free_slots equals its bits; no bit at or beyond its last slot"},
+    {"C2", "a slab is in its class's set, once, and says so, exactly when it has free slots"},
+    {"C3", "slab_count and free_slots of a class are the sums over its slabs"},
+    {"C4", "a slot is free in the central heap, in one cache, or used; never two of them"},
+    {"C5", "a slab's class, arena and length are possible and fit each other"},
+    {"C6", "no bitmap word before a slab's hint has a bit"},
+    {"C7", "`pending` names a slab"},
+    {"C8", "each set of slabs is in order"},
+    {"S1", "a side array is a block of the library's own, long enough; hardened heaps have "
+           "all of them"},
+    {"S2", "in hardened heaps the user's bit of a slot is set exactly while the user has the "
+           "slot; the slot on top of a stack may have it set, being made ready for a user"},
+    {"T1", "a cache's array is where it can be; its count is at most its capacity"},
+    {"T2", "every cached ref is a slot of the class"},
+    {"T3", "a META span is a thread slot, an array that one bin names, or in `spare`"},
+    {"T4", "the thread table names thread slots, each once; owners are possible"},
+    {"T5", "a thread slot without owner is at rest"},
+    {"T6", "`scratch` and `building` name blocks that are allocated"},
+    {"R1", "each chain ends and is made of root records in used blocks of the library's own, "
+           "long enough, each in the chain of its hash"},
+    {"R2", "`count` is the number of roots"},
+    {"R3", "no two roots have one name"},
+    {"R4", "a root's hash is that of its name"},
+    {"O1", "every used slot of the library's own arena is named once: by a root, a slab, or "
+           "roots.scratch"},
+    {NULL, NULL},
+};
 
 #define MAX_LOOKS 4
 #define MAX_KEPT 16384 /* disagreements of a live heap that are remembered between looks */

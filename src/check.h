@@ -7,6 +7,13 @@
 
 #include "view.h"
 
+/* What must hold, by number; the last entry's id is NULL. */
+struct smi_invariant {
+    const char *id;
+    const char *text;
+};
+extern const struct smi_invariant smi_invariants[];
+
 struct smi_check_result {
     uint64_t violations; /* number reported */
     uint64_t pages, slabs, blocks, free_runs, cached_slots, roots; /* number of things looked at */

@@ -5,7 +5,7 @@
 const struct smi_class smi_classes[SMF_CLASSES] = {
     /* size, reciprocal, slots, data pages, bitmap pages */
     {8, 536870912u, 16384, 16, 1},
-    {16, 268435456u, 8192, 16, 1},
+    {16, 268435456u, 12288, 24, 1},
     {32, 134217728u, 256, 1, 0},
     {48, 89478486u, 170, 1, 0},
     {64, 67108864u, 128, 1, 0},
