@@ -24,33 +24,25 @@
 
 #define SHARE (8ull << 20)     /* bytes of slots that a thread's arrays may be sized for beyond the first */
 #define DEEPEST (1ull << 20)   /* bytes of slots in one stack */
-#define MAX_ARRAY_PAGES 16u    /* 16,383 slots */
 #define FIRST_BYTES (128u << 10) /* a stack's first limit, within the inside array */
 #define MAX_BATCH 256u
 #define FIRST_BATCH 4u
 
-static int array_of_word(shmalloc_heap *heap, uint64_t slot_ref, uint32_t k, uint64_t bin, uint64_t **array,
-                         uint32_t *capacity)
+/* The ref of the span that a bin's array lies in. */
+static uint64_t span_of(uint64_t bin)
 {
-    uint64_t pages = bin & SMF_BIN_PAGES, ref = bin & ~(uint64_t)SMF_BIN_PAGES;
-    if (pages == 0) {
-        if (ref != slot_ref + smi_inline_offset(k))
-            return -1;
-        *capacity = smi_inline_words(k) - 1;
-    } else {
-        if (pages > MAX_ARRAY_PAGES || ref % SMF_PAGE != 0 || !smi_in_heap(heap, ref, pages * SMF_PAGE))
-            return -1;
-        *capacity = (uint32_t)(pages * (SMF_PAGE / 8)) - 1;
-    }
-    *array = smi_at(heap, ref);
-    return (*array)[0] <= *capacity ? 0 : -1;
+    return bin & ~(SMF_PAGE - 1);
 }
 
 int smi_cache_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, uint64_t **array,
                     uint32_t *capacity)
 {
-    uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base);
-    if (array_of_word(heap, slot_ref, k, slot->bins[k], array, capacity) < 0)
+    uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base), bin = slot->bins[k];
+    uint64_t ref = bin & ~(uint64_t)SMF_BIN_PAGES;
+    *capacity = smi_bin_words(bin, k) - 1;
+    *array = smi_at(heap, ref);
+    if (!smi_bin_is_possible(slot_ref, bin, k) || !smi_in_heap(heap, ref, 8ull * (*capacity + 1)) ||
+        (*array)[0] > *capacity)
         return smi_heap_poison(heap, "cache of class %u in the thread slot at %#llx is damaged", k,
                                (unsigned long long)slot_ref);
     return 0;
@@ -71,7 +63,7 @@ void smi_cache_format(struct smf_thread *slot, uint64_t own_ref)
 static uint32_t deepest(uint32_t k)
 {
     uint64_t slots = DEEPEST / smi_classes[k].size;
-    uint64_t most = MAX_ARRAY_PAGES * (SMF_PAGE / 8) - 1;
+    uint64_t most = smi_bin_words(SMF_BIN_MOST_PAGES, k) - 1;
     return (uint32_t)(slots < most ? slots : most);
 }
 
@@ -119,11 +111,11 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
     int zero, rc = smi_pages_take(heap, &request, &page, &zero);
     if (rc < 0)
         return rc;
-    uint64_t ref = (uint64_t)page << SMF_PAGE_SHIFT;
+    uint64_t ref = ((uint64_t)page << SMF_PAGE_SHIFT) + smi_span_offset(k);
     uint64_t *array = smi_at(heap, ref);
     memcpy(array, bin->array, (bin->array[0] + 1) * sizeof(uint64_t));
     if (old & SMF_BIN_PAGES)
-        SMI_STORE(&slot->spare[1], old & ~(uint64_t)SMF_BIN_PAGES);
+        SMI_STORE(&slot->spare[1], span_of(old));
     SMI_STORE(&slot->bins[k], ref | pages); /* kill around here: of each span in `spare`, only those that
                                                no bin names are given back */
     bin->array = array;
@@ -142,18 +134,15 @@ static int deepen(struct smi_thread *t, uint32_t k)
         limit = most;
     if (limit <= bin->limit || (uint64_t)(limit - bin->limit) * size > t->room)
         return 0;
-    uint64_t bin_word = t->slot->bins[k];
-    uint32_t pages = (uint32_t)(bin_word & SMF_BIN_PAGES);
-    uint32_t capacity = pages ? pages * (uint32_t)(SMF_PAGE / 8) - 1 : smi_inline_words(k) - 1;
-    if (limit > capacity) {
-        uint32_t more = pages ? pages * 2 : 1;
-        if (exchange_array(t, k, more) < 0)
+    uint32_t pages = (uint32_t)(t->slot->bins[k] & SMF_BIN_PAGES);
+    if (limit >= smi_bin_words(t->slot->bins[k], k)) {
+        pages = pages ? pages * 2 : 1;
+        if (exchange_array(t, k, pages) < 0)
             return 0; /* no memory for a longer array: the short one goes on */
-        capacity = more * (uint32_t)(SMF_PAGE / 8) - 1;
-        limit = capacity < most ? capacity : most;
+        if (limit >= smi_bin_words(pages, k))
+            limit = smi_bin_words(pages, k) - 1;
     }
-    uint64_t cost = (uint64_t)(limit - bin->limit) * size;
-    t->room -= cost < t->room ? cost : t->room;
+    t->room -= (uint64_t)(limit - bin->limit) * size;
     bin->limit = limit;
     return 1;
 }
@@ -270,7 +259,7 @@ int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot)
 static int named_by_a_bin(const struct smf_thread *slot, uint64_t ref)
 {
     for (uint32_t k = 0; k < SMF_CLASSES; k++)
-        if ((slot->bins[k] & SMF_BIN_PAGES) && (slot->bins[k] & ~(uint64_t)SMF_BIN_PAGES) == ref)
+        if ((slot->bins[k] & SMF_BIN_PAGES) && span_of(slot->bins[k]) == ref)
             return 1;
     return 0;
 }
@@ -296,7 +285,7 @@ static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         if (!(slot->bins[k] & SMF_BIN_PAGES))
             continue;
-        SMI_STORE(&slot->spare[0], slot->bins[k] & ~(uint64_t)SMF_BIN_PAGES);
+        SMI_STORE(&slot->spare[0], span_of(slot->bins[k]));
         SMI_STORE((uint64_t *)(void *)((uint8_t *)slot + smi_inline_offset(k)), 0);
         SMI_STORE(&slot->bins[k], slot_ref + smi_inline_offset(k));
         int rc = resolve_spares(heap, slot);

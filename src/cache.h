@@ -10,18 +10,6 @@
 
 #include "heap.h"
 
-/* Words of the inside array of class k, its count included, and where it begins. */
-static inline uint32_t smi_inline_words(uint32_t k)
-{
-    return k < SMF_SMALL_CLASSES ? SMF_INLINE_SMALL : SMF_INLINE_LARGE;
-}
-
-static inline uint64_t smi_inline_offset(uint32_t k)
-{
-    uint64_t small = k < SMF_SMALL_CLASSES ? k : SMF_SMALL_CLASSES;
-    return SMF_THREAD_ARRAYS + 8 * (small * SMF_INLINE_SMALL + (k - small) * SMF_INLINE_LARGE);
-}
-
 /* The cache array of class k of a thread slot, and the slots it can hold. SHMALLOC_ECORRUPT (poisoned) when
  * what the file says cannot be. */
 int smi_cache_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, uint64_t **array,

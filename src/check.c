@@ -3,7 +3,8 @@
  * check.c - what must hold in a heap, and the walk that verifies it.
  *
  * The walk reads a settled view (view.h): armed logs and links have been resolved as the next owner of
- * each lock would, so what is left to disagree is damage, or motion.
+ * each lock would, so what is left to disagree is damage, or motion. What must hold is listed, by
+ * number, in smi_invariants below; the headers of the modules use the same numbers.
  *
  * Motion. On a heap in use each disagreement carries the parts of the heap it depends on (a class, a
  * thread's caches, the page heap, the roots). Those parts are hashed before and after the walk: a
@@ -29,7 +30,7 @@ const struct smi_invariant smi_invariants[] = {
     {"D1", "the directory's chunks follow each other without a gap and end where the heap "
            "ends"},
     {"L1", "a log has no more entries than fit"},
-    {"L2", "and names words inside the file"},
+    {"L2", "a log names words inside the file"},
     {"L3", "an armed link record names possible words and arrays"},
     {"P1", "spans tile each chunk's data pages; pages inside a span have no kind"},
     {"P2", "no two free spans of a chunk touch"},
@@ -696,7 +697,7 @@ static void check_bins(struct walk *w, uint32_t i, uint64_t ref, const struct sm
         if (wrong)
             violation(w, "T1", place, "thread slot %u, class %u: %s", i, k, wrong);
         else if (bin.pages)
-            name_span(w, "T3", place, bin.array, bin.pages, "a bin");
+            name_span(w, "T3", place, bin.array - smi_span_offset(k), bin.pages, "a bin");
         if (!thread->owner && (bin.count || bin.pages))
             violation(w, "T5", place, "thread slot %u has no owner and a cache of class %u", i, k);
     }

@@ -306,13 +306,15 @@ struct smf_link {
 };
 _Static_assert(sizeof(struct smf_link) == 64, "src/README.md");
 
-/* Cached slots of a class: word 0 is the count, words 1..count are refs, the last is the next to
- * go. bins[k] holds ref | pages: the ref of the array (a multiple of 64) with, in the low 6 bits,
- * 0 for the array inside the thread slot or the pages of its own span (1..16). */
+/* Cached slots of a class: word 0 is the count, words 1..count are refs, the last is the next to go. bins[k]
+ * holds ref | pages: the ref of the array (a multiple of 64) with, in the low 6 bits, 0 for the array inside the
+ * thread slot or the pages of the span it lies in (1..SMF_BIN_MOST_PAGES). Arrays begin at another cache line for
+ * each class: if all began where a page does, they would share one set of the first-level cache. */
 #define SMF_BIN_PAGES 63u
+#define SMF_BIN_MOST_PAGES 16u
 #define SMF_THREAD_PAGES 4u
-#define SMF_INLINE_SMALL 64u /* words of the inside array for classes up to 512 bytes (0..32) */
-#define SMF_INLINE_LARGE 24u /* and above */
+#define SMF_INLINE_SMALL 72u /* words of the inside array for classes up to 512 bytes (0..32): 9 cache lines */
+#define SMF_INLINE_LARGE 24u /* and above: 3 cache lines */
 #define SMF_SMALL_CLASSES 33u
 
 /* A thread slot, at the first byte of a SMF_PAGE_META span of SMF_THREAD_PAGES. */
@@ -339,6 +341,36 @@ _Static_assert(SMF_THREAD_ARRAYS + 8 * (SMF_SMALL_CLASSES * SMF_INLINE_SMALL +
                                         (SMF_CLASSES - SMF_SMALL_CLASSES) * SMF_INLINE_LARGE)
                    <= SMF_THREAD_PAGES * SMF_PAGE,
                "the inside arrays fit");
+
+/* Where the array of class k begins in a thread slot, or in a span of its own. */
+static inline uint64_t smi_inline_offset(uint32_t k)
+{
+    uint64_t small = k < SMF_SMALL_CLASSES ? k : SMF_SMALL_CLASSES;
+    return SMF_THREAD_ARRAYS + 8 * (small * SMF_INLINE_SMALL + (k - small) * SMF_INLINE_LARGE);
+}
+
+static inline uint64_t smi_span_offset(uint32_t k)
+{
+    return k % 32 * 64;
+}
+
+/* Words of the array that a bin of class k names, its count included. */
+static inline uint32_t smi_bin_words(uint64_t bin, uint32_t k)
+{
+    uint64_t pages = bin & SMF_BIN_PAGES;
+    if (pages == 0)
+        return k < SMF_SMALL_CLASSES ? SMF_INLINE_SMALL : SMF_INLINE_LARGE;
+    return (uint32_t)((pages * SMF_PAGE - smi_span_offset(k)) / 8);
+}
+
+/* Can a bin of class k in the thread slot at `slot_ref` hold that? The span's bounds are not looked at. */
+static inline int smi_bin_is_possible(uint64_t slot_ref, uint64_t bin, uint32_t k)
+{
+    uint64_t pages = bin & SMF_BIN_PAGES, ref = bin & ~(uint64_t)SMF_BIN_PAGES;
+    if (pages == 0)
+        return ref == slot_ref + smi_inline_offset(k);
+    return pages <= SMF_BIN_MOST_PAGES && ref % SMF_PAGE == smi_span_offset(k);
+}
 
 /* ---- roots ----------------------------------------------------------------------------------- */
 

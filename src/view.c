@@ -486,13 +486,6 @@ const struct smf_thread *smi_view_thread(struct smi_view *view, uint32_t i, uint
     return smi_view_at(view, *ref, SMF_THREAD_PAGES * SMF_PAGE);
 }
 
-static uint64_t inside_array(uint64_t thread_ref, unsigned k)
-{
-    uint64_t small = k < SMF_SMALL_CLASSES ? k : SMF_SMALL_CLASSES;
-    return thread_ref + SMF_THREAD_ARRAYS +
-           8 * (small * SMF_INLINE_SMALL + (k - small) * SMF_INLINE_LARGE);
-}
-
 const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
                               const struct smf_thread *thread, unsigned size_class,
                               struct smi_view_bin *out)
@@ -503,13 +496,9 @@ const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
     out->pages = bin & SMF_BIN_PAGES;
     if (bin == 0)
         return NULL;
-    uint32_t words = size_class < SMF_SMALL_CLASSES ? SMF_INLINE_SMALL : SMF_INLINE_LARGE;
-    if (out->pages == 0 && out->array != inside_array(thread_ref, size_class))
-        return "bin's array is not where the inside array of its class is";
-    if (out->pages > 16 || (out->pages != 0 && out->array % SMF_PAGE != 0))
-        return "bin's own array cannot begin there or be so long";
-    if (out->pages != 0)
-        words = out->pages * (uint32_t)(SMF_PAGE / 8);
+    if (!smi_bin_is_possible(thread_ref, bin, size_class))
+        return "bin's array cannot begin there or be so long";
+    uint32_t words = smi_bin_words(bin, size_class);
     const uint64_t *array = smi_view_at(view, out->array, 8ull * words);
     if (!array)
         return "bin's array lies outside the file";
