@@ -259,12 +259,26 @@ static void *take_pointer(shmalloc_heap *heap, const struct smi_request *request
     return rc < 0 ? no_memory(rc) : smi_at(heap, ref);
 }
 
+/* Out of line, so that the fast paths need no stack frame. */
+static __attribute__((noinline)) void *malloc_long(shmalloc_heap *heap, size_t size)
+{
+    return take_pointer(heap, &(struct smi_request){.size = size});
+}
+
+static __attribute__((noinline)) int free_long(shmalloc_heap *heap, void *block)
+{
+    uint64_t ref;
+    if (!block)
+        return 0;
+    if (!smi_ref_of(heap, block, &ref))
+        return smi_error(SHMALLOC_EBADREF, "%s: %p is not in this heap", heap->path, block);
+    return give_long(heap, ref, NULL);
+}
+
 void *shmalloc_malloc(shmalloc_heap *heap, size_t size)
 {
     uint64_t *array = stack_for(heap, smi_current, size);
-    if (SMI_LIKELY(array))
-        return smi_at(heap, pop(array));
-    return take_pointer(heap, &(struct smi_request){.size = size});
+    return SMI_LIKELY(array) ? smi_at(heap, pop(array)) : malloc_long(heap, size);
 }
 
 void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
@@ -288,17 +302,13 @@ void *shmalloc_aligned_alloc(shmalloc_heap *heap, size_t alignment, size_t size)
 
 int shmalloc_mfree(shmalloc_heap *heap, void *block)
 {
-    if (SMI_UNLIKELY(!block))
-        return 0;
+    /* NULL and foreign addresses give a ref beyond the heap's end */
     uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)heap->base);
-    uint64_t *array = stack_of(heap, smi_current, ref); /* compares with the heap's end */
-    if (SMI_LIKELY(array)) {
-        push(array, ref);
-        return 0;
-    }
-    if (ref >= smi_size(heap))
-        return smi_error(SHMALLOC_EBADREF, "%s: %p is not in this heap", heap->path, block);
-    return give_long(heap, ref, NULL);
+    uint64_t *array = stack_of(heap, smi_current, ref);
+    if (SMI_UNLIKELY(!array))
+        return free_long(heap, block);
+    push(array, ref);
+    return 0;
 }
 
 void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size)
