@@ -474,13 +474,29 @@ int64_t shmalloc_trim(shmalloc_heap *heap)
     int64_t rc = enter(heap, &entry);
     if (rc < 0)
         return rc;
-    rc = smi_cache_drain(heap, entry.t->slot);
+    rc = smi_cache_trim(entry.t);
     if (rc == 0 || rc == SHMALLOC_EDOUBLEFREE)
         rc = smi_central_trim(heap);
     if (rc == 0)
         rc = smi_pages_trim(heap, 65536 / SMF_PAGE);
     leave(&entry);
     return rc;
+}
+
+int shmalloc_set_give_back(shmalloc_heap *heap, uint64_t decay_ms, uint64_t retain)
+{
+    struct entry entry;
+    const uint64_t most_ms = 100ull * 366 * 24 * 3600 * 1000;
+    if (decay_ms != SHMALLOC_NEVER && decay_ms > most_ms)
+        return smi_error(-EINVAL, "%s: a decay of %llu ms is over 100 years; did you mean SHMALLOC_NEVER?",
+                         heap->path, (unsigned long long)decay_ms);
+    int rc = enter(heap, &entry);
+    if (rc < 0)
+        return rc;
+    SMI_STORE(&heap->state->decay_ns, decay_ms == SHMALLOC_NEVER ? SMF_NEVER : decay_ms * 1000000);
+    SMI_STORE(&heap->state->retain, retain);
+    leave(&entry);
+    return 0;
 }
 
 int shmalloc_get_stats(const shmalloc_heap *heap, shmalloc_stats *out)

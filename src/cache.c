@@ -160,7 +160,7 @@ int smi_cache_make_room(struct smi_thread *t, uint32_t k)
     return smi_central_flush(t->heap, k, bin->array, bin->limit - (batch ? batch : 1));
 }
 
-int smi_cache_drain(shmalloc_heap *heap, struct smf_thread *slot)
+static int drain(shmalloc_heap *heap, struct smf_thread *slot)
 {
     int result = 0;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
@@ -295,6 +295,16 @@ static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
     return 0;
 }
 
+int smi_cache_trim(struct smi_thread *t)
+{
+    int result = drain(t->heap, t->slot);
+    if (result < 0 && result != SHMALLOC_EDOUBLEFREE)
+        return result;
+    int rc = give_arrays(t->heap, t->slot);
+    int loaded = smi_cache_load(t);
+    return rc < 0 ? rc : loaded < 0 ? loaded : result;
+}
+
 int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot)
 {
     int rc = smi_cache_resolve_link(heap, slot);
@@ -305,7 +315,7 @@ int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot)
     if (rc == 0)
         rc = resolve_spares(heap, slot);
     if (rc == 0)
-        rc = smi_cache_drain(heap, slot);
+        rc = drain(heap, slot);
     if (rc == SHMALLOC_EDOUBLEFREE) /* counted; the program that did it is gone */
         rc = 0;
     if (rc == 0)

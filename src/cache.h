@@ -28,8 +28,9 @@ int smi_cache_refill(struct smi_thread *t, uint32_t k);
  * else by giving a batch back. SHMALLOC_EDOUBLEFREE: there is room, and a double free came to light. */
 int smi_cache_make_room(struct smi_thread *t, uint32_t k);
 
-/* Give all cached slots back. */
-int smi_cache_drain(shmalloc_heap *heap, struct smf_thread *slot);
+/* Give all cached slots back, and the arrays that have grown; the context starts afresh. SHMALLOC_EDOUBLEFREE: all
+ * the same, and a double free came to light. */
+int smi_cache_trim(struct smi_thread *t);
 
 /* Finish or undo the link record of a thread that is dead. The class and page locks that it may have died
  * in have been passed; the RECOVER lock is held. */

@@ -919,7 +919,8 @@ static const char *name_at(struct walk *w, uint64_t ref)
 static int by_name(const void *a, const void *b, void *arg)
 {
     const struct named *x = a, *y = b;
-    return strcmp(name_at(arg, x->ref), name_at(arg, y->ref));
+    int order = strcmp(name_at(arg, x->ref), name_at(arg, y->ref));
+    return order ? order : by_ref(a, b);
 }
 
 static void check_roots(struct walk *w)
@@ -945,7 +946,7 @@ static void check_roots(struct walk *w)
     if (roots.count)
         qsort_r(roots.at, roots.count, sizeof(*roots.at), by_name, w);
     for (size_t i = 1; i < roots.count; i++)
-        if (by_name(&roots.at[i - 1], &roots.at[i], w) == 0)
+        if (strcmp(name_at(w, roots.at[i - 1].ref), name_at(w, roots.at[i].ref)) == 0)
             violation(w, "R3", in_part(roots.at[i].ref, ROOTS), "two roots have the name \"%s\"",
                       name_at(w, roots.at[i].ref));
     free(roots.at);

@@ -26,6 +26,7 @@
 
 #define DEFAULT_MAX_SIZE (1ull << 40)
 #define DEFAULT_ARENAS 4
+#define DEFAULT_DECAY_NS 10000000000ull
 #define MAP_UNIT (2ull << 20)
 #define RECOVER_ONLY 0x80000000u /* open flag of shmalloc_recover: nobody else may have it open */
 
@@ -322,6 +323,7 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
     if (rc == 0) {
         set_areas(heap);
         heap->state->max_size = max_size;
+        heap->state->decay_ns = DEFAULT_DECAY_NS;
         heap->state->mark = SMF_CLEAN;
         rc = smi_pages_format(heap, size);
     }

@@ -72,8 +72,9 @@ struct shmalloc_heap {
     struct smi_thread *contexts; /* of all threads of this process */
     struct shmalloc_heap *next;  /* in the process's list of heaps */
 
-    uint64_t adopted_at; /* smi_os_tick of the last look for dead processes */
-    int adopt_wanted;    /* somebody died holding a lock */
+    uint64_t looked_at; /* smi_os_tick of the last look for dead processes and stale free memory */
+    uint64_t decayed;   /* smf_page_heap.gives as of the last complete look for stale free memory */
+    int adopt_wanted;   /* somebody died holding a lock */
 };
 
 _Static_assert(offsetof(struct shmalloc_heap, base) == 4096, "what is wiped is one OS page");

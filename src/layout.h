@@ -123,8 +123,12 @@ struct smf_state {
     uint64_t sync_failed; /* 0, or the errno of a failed sync: nothing later is durable              */
     uint64_t commit_sequence; /* of the last commit; 0 = commits are off                             */
     uint64_t gate;            /* 0 = open for sections; else the committing thread slot + 1          */
-    uint64_t reserved[7];     /* written 0, ignored                                                  */
+    uint64_t decay_ns;        /* free storage goes back to the file system this long after it was
+                                 freed; 0 at once, SMF_NEVER never                               [P] */
+    uint64_t retain;          /* bytes of free storage that are kept all the same                [P] */
+    uint64_t reserved[5];     /* written 0, ignored                                                  */
 };
+#define SMF_NEVER UINT64_MAX
 _Static_assert(sizeof(struct smf_state) == 128, "src/README.md");
 
 /* ---- runtime area ---------------------------------------------------------------------------- */
@@ -237,8 +241,8 @@ struct smf_page {
     uint16_t hint;       /* slab: no word of the bitmap before this one has a bit                  [C] */
     uint16_t tag;        /* large: type tag                                                        [P] */
     uint16_t in_set;     /* slab: 1 while in its central heap's set of slabs with free slots       [C] */
-    uint64_t side;       /* slab: ref of the side array, 0 none;  free: freed at, CLOCK_BOOTTIME ns
-                            since boot                                                                 */
+    uint64_t side;       /* slab: ref of the side array, 0 none;  free: when it became free or was
+                            merged, CLOCK_MONOTONIC ns; a later time than now is of another boot       */
     uint64_t bits[4];    /* slab: 256 slots a page                                                 [C] */
 };
 _Static_assert(sizeof(struct smf_page) == 64, "src/README.md");

@@ -71,11 +71,26 @@ static int take_over(shmalloc_heap *heap, uint32_t index)
      * the repair, the next owner repairs again. */
     int rc = smi_lock_repair(heap, index);
     lock->repairs++;
-    heap->adopt_wanted = 1;
+    SMI_STORE(&heap->adopt_wanted, 1);
     pthread_mutex_consistent((pthread_mutex_t *)lock->mutex);
     if (rc < 0)
         smi_lock_release(heap, index);
     return rc;
+}
+
+/* What pthread_mutex_lock or _trylock answered, other than EBUSY. */
+static int answer(shmalloc_heap *heap, uint32_t index, int rc)
+{
+    if (rc != 0 && rc != EOWNERDEAD)
+        return smi_heap_poison(heap, "lock %u answers \"%s\"", index, shmalloc_strerror(-rc));
+    note_acquired(index);
+    return rc == EOWNERDEAD ? take_over(heap, index) : 0;
+}
+
+int smi_lock_try(shmalloc_heap *heap, uint32_t index)
+{
+    int rc = pthread_mutex_trylock((pthread_mutex_t *)heap->locks[index].mutex);
+    return rc == EBUSY ? -EBUSY : answer(heap, index, rc);
 }
 
 int smi_lock_acquire(shmalloc_heap *heap, uint32_t index)
@@ -87,10 +102,7 @@ int smi_lock_acquire(shmalloc_heap *heap, uint32_t index)
         __atomic_fetch_add(&lock->waits, 1, __ATOMIC_RELAXED);
         rc = pthread_mutex_lock(mutex);
     }
-    if (rc != 0 && rc != EOWNERDEAD)
-        return smi_heap_poison(heap, "lock %u answers \"%s\"", index, shmalloc_strerror(-rc));
-    note_acquired(index);
-    return rc == EOWNERDEAD ? take_over(heap, index) : 0;
+    return answer(heap, index, rc);
 }
 
 void smi_lock_release(shmalloc_heap *heap, uint32_t index)

@@ -25,6 +25,8 @@ static inline uint32_t smi_lock_of_pages(const shmalloc_heap *heap)
 /* Wait for a lock. If its owner died, what the owner left is repaired before this returns. Returns 0, or
  * SHMALLOC_ECORRUPT when the repair found damage (then the heap is poisoned and the lock not held). */
 int smi_lock_acquire(shmalloc_heap *heap, uint32_t index);
+/* The same without waiting: -EBUSY when somebody has it. */
+int smi_lock_try(shmalloc_heap *heap, uint32_t index);
 void smi_lock_release(shmalloc_heap *heap, uint32_t index);
 
 /* Repair what the owner of lock `index` may have left, with the lock held or nobody else attached. */

@@ -32,6 +32,8 @@
 #include "undo.h"
 
 #define BIG_BIN SMF_EXACT_BINS
+#define DECAY_MIN_PAGES (65536 / SMF_PAGE)         /* shorter holes cost more than they give */
+#define DECAY_MOST_PAGES ((16ull << 20) / SMF_PAGE) /* in one look */
 #define GROWTH_CAP (1ull << 30) /* a step of growth; file length, not storage */
 
 static struct smi_op begin(shmalloc_heap *heap)
@@ -489,6 +491,8 @@ int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t
 
 /* ---- giving back ---- */
 
+static int decay(shmalloc_heap *heap);
+
 /* Make [page, page + count), which belongs to no span, free and merge it with its neighbours. */
 static int merge_free(struct smi_op *op, uint64_t page, uint64_t count)
 {
@@ -534,6 +538,8 @@ int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *n
         else
             smi_op_commit(&op);
         ph->gives++;
+        if (rc == 0 && heap->state->decay_ns == 0)
+            decay(heap); /* a failure to give storage back is no failure to free */
     }
     smi_lock_release(heap, smi_lock_of_pages(heap));
     return rc;
@@ -612,44 +618,96 @@ int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag)
 
 /* ---- trimming ---- */
 
+/* What goes back: runs of at least `min_pages` with storage, in spans freed at `before` or earlier, until
+ * `budget` pages have gone. */
 struct trim {
-    uint64_t min_pages, pages;
+    uint64_t min_pages, before, budget, pages;
+    int young; /* a span was passed over because it is not old enough */
     int rc;
 };
+
+static int punch_run(shmalloc_heap *heap, struct trim *trim, uint64_t page, uint64_t count)
+{
+    set_facts(heap, page, count, SMF_WORD_RESERVED, 0);
+    int rc = smi_os_punch(heap->fd, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
+    if (rc < 0)
+        return rc;
+    set_facts(heap, page, count, 0, SMF_WORD_ZERO);
+    trim->pages += count;
+    return 0;
+}
+
+/* Storage that a run at `page` has, up to `length` pages. */
+static uint64_t stored_run(shmalloc_heap *heap, uint64_t page, uint64_t length)
+{
+    uint64_t run = 0;
+    while (run < length && (word_of(heap, page + run) & SMF_WORD_RESERVED))
+        run++;
+    return run;
+}
 
 static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
 {
     struct trim *trim = arg;
-    uint64_t length = free_span_at(heap, page);
-    for (uint64_t i = 0, run; i < length && trim->rc == 0; i += run ? run : 1) {
-        for (run = 0; i + run < length && (word_of(heap, page + i + run) & SMF_WORD_RESERVED); run++)
-            ;
-        if (run < trim->min_pages || run == 0)
-            continue;
-        set_facts(heap, page + i, run, SMF_WORD_RESERVED, 0);
-        trim->rc = smi_os_punch(heap->fd, (page + i) << SMF_PAGE_SHIFT, run << SMF_PAGE_SHIFT);
-        if (trim->rc == 0) {
-            set_facts(heap, page + i, run, 0, SMF_WORD_ZERO);
-            trim->pages += run;
-        }
+    uint64_t length = free_span_at(heap, page), run;
+    uint64_t freed_at = smi_page(heap, page)->side;
+    if (freed_at > trim->before && freed_at <= smi_os_tick()) { /* later than now: of another boot, so old */
+        trim->young = 1;
+        return 0;
+    }
+    for (uint64_t i = 0; i < length && trim->rc == 0; i += run ? run : 1) {
+        run = stored_run(heap, page + i, length - i);
+        uint64_t left = trim->budget - trim->pages;
+        if (left < trim->min_pages)
+            return 1;
+        if (run >= trim->min_pages)
+            trim->rc = punch_run(heap, trim, page + i, run < left ? run : left);
     }
     return trim->rc;
 }
 
-/* Cut the last chunk off the file if all of it is free. Returns 1 when it did. */
-static int cut_tail(shmalloc_heap *heap, uint64_t *pages)
+static int punch_spans(shmalloc_heap *heap, struct trim *trim)
+{
+    /* Spans shorter than `min_pages` lie in the sets before; no need to look at them. */
+    for (int bin = trim->min_pages > SMF_EXACT_BINS ? BIG_BIN : (int)trim->min_pages - 1; bin <= BIG_BIN; bin++)
+        if (smi_pageset_each(heap, heap->page_heap->set[bin], punch_span, trim))
+            break;
+    heap->page_heap->punched_pages += trim->pages;
+    return trim->rc;
+}
+
+static int count_stored(shmalloc_heap *heap, uint32_t page, void *arg)
+{
+    uint64_t *sum = arg, length = free_span_at(heap, page);
+    for (uint64_t i = 0; i < length; i++)
+        *sum += (word_of(heap, page + i) & SMF_WORD_RESERVED) != 0;
+    return 0;
+}
+
+/* Free pages with storage. */
+static uint64_t stored_pages(shmalloc_heap *heap)
+{
+    uint64_t sum = 0;
+    for (int bin = 0; bin <= BIG_BIN; bin++)
+        smi_pageset_each(heap, heap->page_heap->set[bin], count_stored, &sum);
+    return sum;
+}
+
+/* Cut the last chunk off the file if all of it is free and old enough. Returns 1 when it did. */
+static int cut_tail(shmalloc_heap *heap, struct trim *trim)
 {
     struct smf_state *state = heap->state;
     uint64_t index = state->chunk_count - 1;
     if (index == 0 || index >= SMF_CHUNKS)
         return 0;
     const struct smf_chunk *chunk = &heap->directory[index];
-    uint64_t data = smi_chunk_data_page(chunk, &heap->header->areas);
+    uint64_t data = smi_chunk_data_page(chunk, &heap->header->areas), stored = 0;
     uint64_t count = (uint64_t)chunk->first_page + chunk->page_count - data;
-    if (free_span_at(heap, data) != count)
+    if (free_span_at(heap, data) != count || smi_page(heap, data)->side > trim->before)
         return 0;
-    for (uint64_t i = 0; i < count; i++)
-        *pages += (word_of(heap, data + i) & SMF_WORD_RESERVED) != 0;
+    count_stored(heap, (uint32_t)data, &stored);
+    if (stored > trim->budget - trim->pages)
+        return 0;
     struct smi_op op = begin(heap);
     int rc = remove_free(&op, data, count);
     if (rc < 0)
@@ -658,26 +716,59 @@ static int cut_tail(shmalloc_heap *heap, uint64_t *pages)
     smi_set(&op, &state->chunk_count, index);
     smi_set(&op, &state->size, (uint64_t)chunk->first_page << SMF_PAGE_SHIFT);
     smi_op_commit(&op);
+    trim->pages += stored;
     rc = smi_os_truncate(heap->fd, state->size); /* kill before: a longer file, cut at the next growth */
     return rc < 0 ? rc : 1;
 }
 
 int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
 {
-    struct trim trim = {min_pages, 0, 0};
+    struct trim trim = {.min_pages = min_pages, .before = UINT64_MAX, .budget = UINT64_MAX};
     int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
     if (rc < 0)
         return rc;
     rc = smi_heap_descriptor(heap);
-    while (rc == 0 && (rc = cut_tail(heap, &trim.pages)) == 1)
+    while (rc == 0 && (rc = cut_tail(heap, &trim)) == 1)
         rc = 0;
-    for (int bin = 0; rc == 0 && bin <= BIG_BIN; bin++)
-        rc = smi_pageset_each(heap, heap->page_heap->set[bin], punch_span, &trim);
-    heap->page_heap->punched_pages += trim.pages;
+    if (rc == 0)
+        rc = punch_spans(heap, &trim);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     if (rc < 0)
         return smi_error(rc, "%s: cannot give storage back: %s", heap->path, shmalloc_strerror(rc));
     return (int64_t)(trim.pages << SMF_PAGE_SHIFT);
+}
+
+/* Give back what is stale; the page lock is held. */
+static int decay(shmalloc_heap *heap)
+{
+    uint64_t now = smi_os_tick(), decay_ns = heap->state->decay_ns, gives = heap->page_heap->gives;
+    if (decay_ns == SMF_NEVER || heap->decayed == gives)
+        return 0; /* nothing was freed since all of it was looked at */
+    uint64_t stored = stored_pages(heap), retain = heap->state->retain >> SMF_PAGE_SHIFT;
+    struct trim trim = {.min_pages = DECAY_MIN_PAGES,
+                        .before = now > decay_ns ? now - decay_ns : 0,
+                        .budget = stored > retain ? stored - retain : 0};
+    int bounded = trim.budget > DECAY_MOST_PAGES;
+    if (bounded)
+        trim.budget = DECAY_MOST_PAGES;
+    int rc = smi_heap_descriptor(heap);
+    if (rc == 0)
+        rc = punch_spans(heap, &trim);
+    while (rc == 0 && !bounded && trim.pages < trim.budget && (rc = cut_tail(heap, &trim)) == 1)
+        rc = 0;
+    if (rc == 0 && !bounded && !trim.young)
+        heap->decayed = gives;
+    return rc;
+}
+
+int smi_pages_decay(shmalloc_heap *heap)
+{
+    int rc = smi_lock_try(heap, smi_lock_of_pages(heap));
+    if (rc < 0)
+        return rc == -EBUSY ? 0 : rc;
+    rc = decay(heap);
+    smi_lock_release(heap, smi_lock_of_pages(heap));
+    return rc;
 }
 
 static int longer(shmalloc_heap *heap, uint32_t page, void *arg)

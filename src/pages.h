@@ -41,6 +41,10 @@ int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag);
  * cut off. Returns bytes, or a negative code. */
 int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages);
 
+/* Storage that has been free for longer than the heap's decay time goes back, down to what it retains; a
+ * bounded part of it at a time. Does nothing while somebody else holds the page lock. */
+int smi_pages_decay(shmalloc_heap *heap);
+
 /* Bytes of the longest free span (with the page lock held, or as a guess without). */
 uint64_t smi_pages_largest(shmalloc_heap *heap);
 

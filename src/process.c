@@ -22,7 +22,7 @@
 #include "pages.h"
 #include "recover.h"
 
-#define ADOPT_EVERY_NS 1000000000ull
+#define LOOK_EVERY_NS 1000000000ull
 
 static struct smi_thread nobody = {.epoch = UINT64_MAX, .true_epoch = UINT64_MAX};
 _Thread_local struct smi_thread *smi_current = &nobody;
@@ -370,6 +370,20 @@ static struct smi_thread *find_context(shmalloc_heap *heap, uint64_t epoch)
     return NULL;
 }
 
+/* Now and then: is somebody dead, has free memory been free for long? */
+static void look_around(shmalloc_heap *heap)
+{
+    uint64_t now = smi_os_tick(), last = SMI_LOAD(&heap->looked_at);
+    int due = now - last > LOOK_EVERY_NS;
+    if (due && !__atomic_compare_exchange_n(&heap->looked_at, &last, now, 0, __ATOMIC_RELAXED,
+                                            __ATOMIC_RELAXED))
+        return; /* another thread does it */
+    if (due || SMI_LOAD(&heap->adopt_wanted))
+        smi_recover_adopt(heap);
+    if (due)
+        smi_pages_decay(heap);
+}
+
 struct smi_thread *smi_thread_enter(shmalloc_heap *heap, int *rc)
 {
     pthread_once(&once, set_up);
@@ -384,7 +398,6 @@ struct smi_thread *smi_thread_enter(shmalloc_heap *heap, int *rc)
     if (!t)
         return NULL;
     smi_current = t;
-    if (heap->adopt_wanted || smi_os_tick() - heap->adopted_at > ADOPT_EVERY_NS)
-        smi_recover_adopt(heap);
+    look_around(heap);
     return t;
 }

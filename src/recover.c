@@ -208,8 +208,7 @@ static int adopt_all(shmalloc_heap *heap)
 
 int smi_recover_adopt(shmalloc_heap *heap)
 {
-    heap->adopt_wanted = 0;
-    heap->adopted_at = smi_os_tick();
+    SMI_STORE(&heap->adopt_wanted, 0);
     int rc = smi_heap_descriptor(heap);
     for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++)
         if (looks_dead(heap, i))
@@ -231,6 +230,6 @@ int smi_recover_owner(shmalloc_heap *heap, uint32_t index, uint64_t serial)
             rc = smi_cache_resolve_link(heap, slot);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);
-    heap->adopt_wanted = 1;
+    SMI_STORE(&heap->adopt_wanted, 1);
     return rc;
 }

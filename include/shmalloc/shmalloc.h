@@ -409,6 +409,21 @@ SHMALLOC_API int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t l
  */
 SHMALLOC_API int64_t shmalloc_trim(shmalloc_heap *heap);
 
+/** For shmalloc_set_give_back(): never by itself. */
+#define SHMALLOC_NEVER UINT64_MAX
+
+/**
+ * Set when free memory goes back to the file system by itself: free runs of 64 KiB and more that have been
+ * free for `decay_ms` milliseconds (0: at once; SHMALLOC_NEVER: only shmalloc_trim() does it), as long as
+ * more than `retain` bytes of free storage are left. A new heap has 10,000 ms and 0 bytes.
+ *
+ * Calls that take the long way do the work, at most once a second and 16 MiB at a time (with 0 ms: after every
+ * free of a large block or empty slab), so a process that does nothing gives nothing back. Stored in
+ * the heap; holds for all processes. Visible; crash-atomic for each value.
+ * @return 0; -EINVAL for a decay of more than 100 years; SHMALLOC_EREADONLY.
+ */
+SHMALLOC_API int shmalloc_set_give_back(shmalloc_heap *heap, uint64_t decay_ms, uint64_t retain);
+
 /** Figures of a heap, bytes unless said otherwise. A moving heap gives a moving picture. */
 typedef struct shmalloc_stats {
     size_t struct_size;         /**< set to sizeof(shmalloc_stats) by the caller */
