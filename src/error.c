@@ -49,6 +49,7 @@ static const char *const own_texts[] = {
     [-20000 - SHMALLOC_ETYPE] = "root has another type id",
     [-20000 - SHMALLOC_ENOTOWNER] = "mutex is not held by the calling thread",
     [-20000 - SHMALLOC_ECLOSED] = "heap handle is closed",
+    [-20000 - SHMALLOC_EFILESYSTEM] = "file system does not suit a shared heap",
 };
 
 const char *shmalloc_strerror(int code)

@@ -336,6 +336,20 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
     return rc;
 }
 
+static int check_file_system(int fd, const char *path, const shmalloc_options *o)
+{
+    const char *unfit = o->flags & (SHMALLOC_READ_ONLY | SHMALLOC_ANY_FILE_SYSTEM)
+                            ? NULL
+                            : smi_os_unfit_file_system(fd);
+    if (!unfit)
+        return 0;
+    return smi_error(SHMALLOC_EFILESYSTEM,
+                     "%s: lies on %s, which does not keep mappings and locks of several processes coherent; "
+                     "put it on a local file system, or, if one process alone uses it, open it with "
+                     "SHMALLOC_ANY_FILE_SYSTEM",
+                     path, unfit);
+}
+
 /* Make the heap under no name and link it into place. -EEXIST: somebody else was faster. */
 static int create_file(const char *path, const shmalloc_options *o)
 {
@@ -343,7 +357,9 @@ static int create_file(const char *path, const shmalloc_options *o)
     int fd = smi_os_create_unnamed(path, o->mode ? o->mode : 0600, temp_name);
     if (fd < 0)
         return smi_error(fd, "%s: cannot create: %s", path, shmalloc_strerror(fd));
-    int rc = format_file(fd, path, o);
+    int rc = check_file_system(fd, path, o);
+    if (rc == 0)
+        rc = format_file(fd, path, o);
     if (rc < 0)
         smi_os_discard(temp_name);
     else if ((rc = smi_os_publish(fd, path, temp_name)) < 0)
@@ -478,8 +494,9 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
     }
     struct smf_header header;
     struct smf_state state;
-    rc = rc < 0 ? smi_error(rc, "%s: %s", path, shmalloc_strerror(rc))
-                : read_identity(fd, path, o, &header, &state); /* before anything is locked */
+    rc = rc < 0 ? smi_error(rc, "%s: %s", path, shmalloc_strerror(rc)) : check_file_system(fd, path, o);
+    if (rc == 0)
+        rc = read_identity(fd, path, o, &header, &state); /* before anything is locked */
     if (rc == 0)
         rc = make_handle(fd, path, read_only, &heap);
     if (rc < 0) {

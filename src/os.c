@@ -16,6 +16,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -89,6 +90,25 @@ int smi_os_stat(int fd, struct smi_file_info *out)
         .links = st.st_nlink,
     };
     return 0;
+}
+
+const char *smi_os_unfit_file_system(int fd)
+{
+    static const struct {
+        uint32_t type; /* statfs(2) */
+        const char *name;
+    } unfit[] = {
+        {0x6969, "NFS"},       {0x517b, "SMB"},         {0xfe534d42, "SMB2"}, {0xff534d42, "CIFS"},
+        {0x65735546, "FUSE"},  {0x01021997, "9P"},      {0x00c36400, "Ceph"}, {0x5346414f, "AFS"},
+        {0x73757245, "Coda"},  {0x0bd00bd0, "Lustre"},  {0x7461636f, "OCFS2"}, {0x01161970, "GFS2"},
+    };
+    struct statfs fs;
+    if (fstatfs(fd, &fs) < 0)
+        return NULL;
+    for (size_t i = 0; i < sizeof(unfit) / sizeof(unfit[0]); i++)
+        if ((uint32_t)fs.f_type == unfit[i].type)
+            return unfit[i].name;
+    return NULL;
 }
 
 int smi_os_open(const char *path, int read_only)

@@ -33,6 +33,10 @@ struct smi_file_info {
 };
 int smi_os_stat(int fd, struct smi_file_info *out);
 
+/* The name of the file's file system if it is one that cannot keep several processes' mappings and locks
+ * coherent (network, FUSE); NULL otherwise. */
+const char *smi_os_unfit_file_system(int fd);
+
 /* Open an existing file; returns the descriptor (close-on-exec). */
 int smi_os_open(const char *path, int read_only);
 /* A new open file description of what `fd` is; returns the descriptor. */

@@ -60,7 +60,8 @@
  * No function may be called from a signal handler that interrupted another function here.
  *
  * Caveats
- *  - Network and FUSE file systems do not keep what a shared mapping needs; do not put a heap there.
+ *  - Network and FUSE file systems do not keep what a shared mapping needs; heaps there are refused unless
+ *    SHMALLOC_ANY_FILE_SYSTEM says that one process alone uses them.
  *  - A reflinked copy, or a copy-on-write file system, can make a store fail for lack of space
  *    (SIGBUS) although blocks were reserved.
  *  - Processes on one heap must be in one PID namespace and use the same C library: robust mutexes
@@ -115,6 +116,7 @@ enum shmalloc_error {
     SHMALLOC_ETYPE = -20017,      /**< the root's type id differs */
     SHMALLOC_ENOTOWNER = -20018,  /**< the mutex is not held by the calling thread */
     SHMALLOC_ECLOSED = -20019,    /**< the handle is closed */
+    SHMALLOC_EFILESYSTEM = -20020, /**< the file lies on a network or FUSE file system */
 };
 
 /** What a code means, in a few words. Static storage; never NULL. Any thread. */
@@ -135,6 +137,7 @@ enum shmalloc_flag {
     SHMALLOC_READ_ONLY = 4,       /**< map without write permission; only reading calls work */
     SHMALLOC_HARDENED = 8,        /**< at creation: detect every double and foreign free at once */
     SHMALLOC_ACCEPT_UNCLEAN = 16, /**< go on although the answer would be SHMALLOC_EUNCLEAN */
+    SHMALLOC_ANY_FILE_SYSTEM = 32, /**< go on although the answer would be SHMALLOC_EFILESYSTEM */
 };
 
 /** How to open. Start from SHMALLOC_OPTIONS_INIT; fields marked [create] are ignored for a heap that
@@ -168,6 +171,7 @@ typedef struct shmalloc_options {
  *   SHMALLOC_EUNCLEAN     the machine stopped (or the file was copied) while the heap was in use:
  *                         run shmalloc_recover(), or accept with SHMALLOC_ACCEPT_UNCLEAN
  *   SHMALLOC_EPROCESSES   128 processes are attached
+ *   SHMALLOC_EFILESYSTEM  the file lies on a network or FUSE file system
  *   SHMALLOC_EADDRESS     the fixed base is taken or the address space limit is too small
  *   SHMALLOC_EBUSY        an attaching process did not finish within 10 seconds
  *
