@@ -370,7 +370,7 @@ int shmalloc_root_get(const shmalloc_heap *heap, const char *name, uint64_t type
                  : smi_error(-EINVAL, "%s: no place for the ref", heap->path);
     if (rc < 0)
         return rc;
-    if (heap->read_only)
+    if (heap->read_only || SMI_LOAD(&heap->state->poison))
         return find_root(heap, &n, type, out);
     rc = enter((shmalloc_heap *)heap, &entry);
     if (rc < 0)

@@ -2,12 +2,12 @@
 /*
  * check.c - what must hold in a heap, and the walk that verifies it.
  *
- * The walk reads a settled view (view.h): armed logs and links have been resolved as the next owner of
- * each lock would, so what is left to disagree is damage, or motion. What must hold is listed, by
- * number, in smi_invariants below; the headers of the modules use the same numbers.
+ * The walk reads a settled view (view.h): armed logs and links have been resolved as the next owner
+ * of each lock would, so what is left to disagree is damage, or motion. What must hold is listed,
+ * by number, in smi_invariants below; the headers of the modules use the same numbers.
  *
- * Motion. On a heap in use each disagreement carries the parts of the heap it depends on (a class, a
- * thread's caches, the page heap, the roots). Those parts are hashed before and after the walk: a
+ * Motion. On a heap in use each disagreement carries the parts of the heap it depends on (a class,
+ * a thread's caches, the page heap, the roots). Those parts are hashed before and after the walk: a
  * disagreement about a part that changed proves nothing. See smi_check in check.h for the rest.
  */
 #include "check.h"
@@ -69,7 +69,8 @@ const struct smi_invariant smi_invariants[] = {
     {NULL, NULL},
 };
 
-#define MAX_LOOKS 4
+#define MAX_LOOKS 16 /* at a live heap */
+#define MAX_INTACT 4 /* of them, those that were not in vain */
 #define MAX_KEPT 16384 /* disagreements of a live heap that are remembered between looks */
 
 /* Parts of the heap that may move. The classes' parts follow from CLASS, then the threads'. */
@@ -125,6 +126,7 @@ struct walk {
     void *arg;
     int live, first_look, failed; /* failed: out of memory */
     uint64_t *before, *after;     /* hashes of the parts, live only */
+    uint8_t *armed;               /* parts whose log was armed in this look, live only */
     struct found *found;
     size_t found_count;
 
@@ -138,7 +140,7 @@ struct walk {
     uint64_t free_pages;
 };
 
-/* ---- reporting ---------------------------------------------------------------------------------- */
+/* ---- reporting ------------------------------------------------------------------------------ */
 
 static struct place at_heap(uint64_t ref)
 {
@@ -231,7 +233,7 @@ static int by_ref(const void *a, const void *b)
     return x->ref < y->ref ? -1 : x->ref > y->ref;
 }
 
-/* ---- small readers ------------------------------------------------------------------------------ */
+/* ---- small readers -------------------------------------------------------------------------- */
 
 /* Index of a slab's class and arena. */
 static uint32_t central_index(const struct smf_page *slab)
@@ -269,7 +271,7 @@ static uint32_t words_of(unsigned k)
     return (smi_classes[k].slots + 63u) / 64;
 }
 
-/* ---- state and directory ------------------------------------------------------------------------ */
+/* ---- state and directory -------------------------------------------------------------------- */
 
 static void check_state(struct walk *w)
 {
@@ -277,8 +279,8 @@ static void check_state(struct walk *w)
     const uint64_t at = SMF_STATE_OFFSET;
     if (state->poison)
         violation(w, "H2", at_heap(at + offsetof(struct smf_state, poison)),
-                  "heap is poisoned: \"%s\" (%lld)", shmalloc_strerror((int)-(int64_t)state->poison),
-                  -(long long)state->poison);
+                  "heap is poisoned: \"%s\" (%lld)",
+                  shmalloc_strerror((int)-(int64_t)state->poison), -(long long)state->poison);
     if (state->mark == SMF_CLEAN && w->view->in_flight)
         violation(w, "H3", in_part(at + offsetof(struct smf_state, mark), EVERYTHING),
                   "heap is marked clean and has %u steps in flight", w->view->in_flight);
@@ -295,11 +297,12 @@ static void check_directory(struct walk *w)
     w->page_limit = end;
     if (view->chunk_count < view->state.chunk_count && entry) {
         entry += view->chunk_count;
-        violation(w, "D1", in_part(at + view->chunk_count * sizeof(*entry), PAGES),
-                  "chunk %u has %u pages from page %u; it should begin at page %llu and end inside the "
-                  "file of %llu pages",
-                  view->chunk_count, entry->page_count, entry->first_page, (unsigned long long)end,
-                  (unsigned long long)(view->file_size >> SMF_PAGE_SHIFT));
+        violation(
+            w, "D1", in_part(at + view->chunk_count * sizeof(*entry), PAGES),
+            "chunk %u has %u pages from page %u; it should begin at page %llu and end inside the "
+            "file of %llu pages",
+            view->chunk_count, entry->page_count, entry->first_page, (unsigned long long)end,
+            (unsigned long long)(view->file_size >> SMF_PAGE_SHIFT));
     } else if (ref_of_page(end) != view->state.size) {
         violation(w, "D1", in_part(SMF_STATE_OFFSET, PAGES),
                   "the heap has %llu bytes, its chunks end at %llu",
@@ -307,10 +310,10 @@ static void check_directory(struct walk *w)
     }
 }
 
-/* ---- spans --------------------------------------------------------------------------------------- */
+/* ---- spans ---------------------------------------------------------------------------------- */
 
-/* Words of the pages before a chunk's first data page, and their descriptors, which the page heap looks
- * at when it merges. */
+/* Words of the pages before a chunk's first data page, and their descriptors, which the page heap
+ * looks at when it merges. */
 static void check_metadata_pages(struct walk *w, const struct smf_chunk *chunk)
 {
     uint64_t data = smi_chunk_data_page(chunk, &w->view->header.areas);
@@ -427,8 +430,9 @@ static void check_slab(struct walk *w, const struct smi_span *span)
     const struct smf_page *d = span->page;
     uint64_t at = ref_of_page(span->first_page);
     if (!smi_view_is_slab(w->view, d)) {
-        violation(w, "C5", in_part(at, PAGES), "slab at page %u has class %u, arena %u and %u pages",
-                  span->first_page, d->size_class, d->arena, d->page_count);
+        violation(w, "C5", in_part(at, PAGES),
+                  "slab at page %u has class %u, arena %u and %u pages", span->first_page,
+                  d->size_class, d->arena, d->page_count);
         return;
     }
     if (flags_of(w, span->first_page) & PENDING) { /* on its way: nothing about it is settled */
@@ -461,7 +465,8 @@ static void check_free(struct walk *w, const struct smi_span *span, const struct
     w->flags[span->first_page] |= IS_FREE;
     w->free_pages += span->page_count;
     w->result->free_runs++;
-    if (previous->first_page && previous->chunk == span->chunk && previous->page->kind == SMF_PAGE_FREE)
+    if (previous->first_page && previous->chunk == span->chunk &&
+        previous->page->kind == SMF_PAGE_FREE)
         violation(w, "P2", in_part(ref_of_page(span->first_page), PAGES),
                   "free spans at pages %u and %u touch", previous->first_page, span->first_page);
 }
@@ -504,7 +509,7 @@ static void check_spans(struct walk *w)
     }
 }
 
-/* ---- ordered sets -------------------------------------------------------------------------------- */
+/* ---- ordered sets --------------------------------------------------------------------------- */
 
 /* A set of spans and what its members must be. */
 struct set {
@@ -555,9 +560,10 @@ static int check_node(struct walk *w, const struct set *set, const struct node *
     w->flags[node->page] |= IN_SET;
     uint64_t key = key_of(set, node->page, d);
     if (node->depth > 0 && (key ^ node->prefix) >> (64 - node->depth) != 0)
-        violation(w, set->order, place,
-                  "page %u at depth %u of the set whose root is at %#llx does not belong on that side",
-                  node->page, node->depth, (unsigned long long)set->at);
+        violation(
+            w, set->order, place,
+            "page %u at depth %u of the set whose root is at %#llx does not belong on that side",
+            node->page, node->depth, (unsigned long long)set->at);
     return node->depth < 64;
 }
 
@@ -616,17 +622,18 @@ static void check_page_heap(struct walk *w)
         int bit = (int)(heap->bin_bits[bin / 64] >> bin % 64 & 1);
         /* the set of all longer spans is looked at without its bit */
         if (bin < SMF_EXACT_BINS && bit != (heap->set[bin] != 0))
-            violation(w, "P7", in_part(at + offsetof(struct smf_page_heap, bin_bits) + bin / 64 * 8, PAGES),
-                      "bit of the set of spans of %u pages is %d, its root is page %llu", bin + 1, bit,
-                      (unsigned long long)heap->set[bin]);
+            violation(w, "P7",
+                      in_part(at + offsetof(struct smf_page_heap, bin_bits) + bin / 64 * 8, PAGES),
+                      "bit of the set of spans of %u pages is %d, its root is page %llu", bin + 1,
+                      bit, (unsigned long long)heap->set[bin]);
     }
     if (heap->free_pages != w->free_pages)
         violation(w, "P8", in_part(at + offsetof(struct smf_page_heap, free_pages), PAGES),
-                  "free_pages is %llu, the free spans have %llu", (unsigned long long)heap->free_pages,
-                  (unsigned long long)w->free_pages);
+                  "free_pages is %llu, the free spans have %llu",
+                  (unsigned long long)heap->free_pages, (unsigned long long)w->free_pages);
 }
 
-/* ---- central heap -------------------------------------------------------------------------------- */
+/* ---- central heap --------------------------------------------------------------------------- */
 
 /* Before the spans: slabs on their way are not looked into. */
 static void note_pending(struct walk *w)
@@ -641,7 +648,8 @@ static void note_pending(struct walk *w)
             w->flags[central->pending] |= PENDING;
         else
             violation(w, "C7",
-                      in_parts(central_ref(w, i) + offsetof(struct smf_central, pending), CLASS + i, PAGES),
+                      in_parts(central_ref(w, i) + offsetof(struct smf_central, pending), CLASS + i,
+                               PAGES),
                       "page %llu is pending in arena %u, class %u, and no slab of it begins there",
                       (unsigned long long)central->pending, i / SMF_CLASSES, i % SMF_CLASSES);
     }
@@ -659,8 +667,9 @@ static void check_central(struct walk *w, uint32_t i)
     check_set(w, &set, central->set);
     if (central->slab_count != tally->slabs)
         violation(w, "C3", in_part(at + offsetof(struct smf_central, slab_count), CLASS + i),
-                  "arena %u, class %u says %llu slabs and has %llu", i / SMF_CLASSES, i % SMF_CLASSES,
-                  (unsigned long long)central->slab_count, (unsigned long long)tally->slabs);
+                  "arena %u, class %u says %llu slabs and has %llu", i / SMF_CLASSES,
+                  i % SMF_CLASSES, (unsigned long long)central->slab_count,
+                  (unsigned long long)tally->slabs);
     if (central->free_slots != tally->free_slots)
         violation(w, "C3", in_part(at + offsetof(struct smf_central, free_slots), CLASS + i),
                   "arena %u, class %u says %llu free slots and has %llu", i / SMF_CLASSES,
@@ -668,7 +677,7 @@ static void check_central(struct walk *w, uint32_t i)
                   (unsigned long long)tally->free_slots);
 }
 
-/* ---- thread slots --------------------------------------------------------------------------------- */
+/* ---- thread slots --------------------------------------------------------------------------- */
 
 /* A word that names a META span of `pages` as its own. */
 static void name_span(struct walk *w, const char *invariant, struct place place, uint64_t ref,
@@ -678,11 +687,13 @@ static void name_span(struct walk *w, const char *invariant, struct place place,
     const struct smf_page *d = smi_view_page(w->view, page);
     place.parts[1] = PAGES;
     if (ref % SMF_PAGE != 0 || !(flags_of(w, page) & IS_META) || !d || d->page_count != pages)
-        violation(w, invariant, place, "%s names %#llx, where no span of %u pages of the library begins",
-                  what, (unsigned long long)ref, pages);
+        violation(w, invariant, place,
+                  "%s names %#llx, where no span of %u pages of the library begins", what,
+                  (unsigned long long)ref, pages);
     else if (w->flags[page] & NAMED)
-        violation(w, invariant, place, "%s names the span at page %llu, which something else has, too",
-                  what, (unsigned long long)page);
+        violation(w, invariant, place,
+                  "%s names the span at page %llu, which something else has, too", what,
+                  (unsigned long long)page);
     else
         w->flags[page] |= NAMED;
 }
@@ -733,8 +744,8 @@ static void check_spares(struct walk *w, uint32_t i, uint64_t ref, const struct 
             w->flags[page] |= SPARED;
         else
             violation(w, "T3",
-                      in_parts(ref + offsetof(struct smf_thread, spare) + 8ull * (unsigned)n, THREAD + i,
-                               PAGES),
+                      in_parts(ref + offsetof(struct smf_thread, spare) + 8ull * (unsigned)n,
+                               THREAD + i, PAGES),
                       "spare of thread slot %u names %#llx, where no span of the library begins", i,
                       (unsigned long long)thread->spare[n]);
     }
@@ -772,10 +783,11 @@ static void check_threads(struct walk *w)
     for (uint64_t page = 0; page < w->page_limit; page++)
         if ((w->flags[page] & (IS_META | NAMED | SPARED)) == IS_META)
             violation(w, "T3", in_parts(ref_of_page(page), PAGES, THREADS),
-                      "span of the library at page %llu is named by nothing", (unsigned long long)page);
+                      "span of the library at page %llu is named by nothing",
+                      (unsigned long long)page);
 }
 
-/* ---- cached slots --------------------------------------------------------------------------------- */
+/* ---- cached slots --------------------------------------------------------------------------- */
 
 static void check_cached_slot(struct walk *w, const struct smi_cached *c)
 {
@@ -785,13 +797,15 @@ static void check_cached_slot(struct walk *w, const struct smi_cached *c)
     if (smi_view_slot(w->view, c->ref, &slab, &index) == 0)
         d = smi_view_page(w->view, slab);
     if (!d || d->size_class != c->size_class || d->arena == w->view->header.arena_count) {
-        violation(w, "T2", place, "thread slot %u caches %#llx, which is no user's slot of class %u",
-                  c->thread, (unsigned long long)c->ref, c->size_class);
+        violation(w, "T2", place,
+                  "thread slot %u caches %#llx, which is no user's slot of class %u", c->thread,
+                  (unsigned long long)c->ref, c->size_class);
         return;
     }
     if (smi_view_slab_bits(w->view, slab, d->size_class, index / 64) >> index % 64 & 1) {
         place.parts[1] = class_part(d);
-        violation(w, "C4", place, "slot %#llx is free in the central heap and in the cache of thread slot %u",
+        violation(w, "C4", place,
+                  "slot %#llx is free in the central heap and in the cache of thread slot %u",
                   (unsigned long long)c->ref, c->thread);
     } else if (w->result->blocks > 0) {
         w->result->blocks--;
@@ -812,7 +826,7 @@ static void check_cached(struct walk *w)
     }
 }
 
-/* ---- hardened heaps ------------------------------------------------------------------------------- */
+/* ---- hardened heaps ------------------------------------------------------------------------- */
 
 static void check_user_bits(struct walk *w, const struct smi_span *span, size_t *next)
 {
@@ -833,7 +847,8 @@ static void check_user_bits(struct walk *w, const struct smi_span *span, size_t 
             (*next)++;
         const struct smi_cached *cached =
             *next < w->cached_count && w->cached[*next].ref == ref ? &w->cached[*next] : NULL;
-        int is_free = cached || (free_bits >> i % 64 & 1), has_user = (int)(user_bits >> i % 64 & 1);
+        int is_free = cached || (free_bits >> i % 64 & 1);
+        int has_user = (int)(user_bits >> i % 64 & 1);
         if (is_free == has_user && !(cached && cached->is_top))
             violation(w, "S2", in_part(ref, EVERYTHING), "slot %#llx is %s and its user bit is %d",
                       (unsigned long long)ref, is_free ? "free" : "used", has_user);
@@ -851,7 +866,7 @@ static void check_hardened(struct walk *w)
             check_user_bits(w, &span, &next);
 }
 
-/* ---- roots ---------------------------------------------------------------------------------------- */
+/* ---- roots ---------------------------------------------------------------------------------- */
 
 /* The class of the library's own slot at `ref` that is in use, or -1. */
 static int own_slot(struct walk *w, uint64_t ref)
@@ -882,19 +897,22 @@ static void check_root(struct walk *w, uint32_t bucket, uint64_t ref, const stru
 }
 
 /* One chain; the refs go to `roots` and to the named blocks. */
-static void check_bucket(struct walk *w, uint32_t bucket, uint64_t at, uint64_t ref, struct list *roots)
+static void check_bucket(struct walk *w, uint32_t bucket, uint64_t at, uint64_t ref,
+                         struct list *roots)
 {
     size_t start = roots->count;
-    uint64_t mark = 0, steps = 0, limit = 1; /* as smi_view_each_root: a ring leads back to the mark */
+    /* as in smi_view_each_root: a ring leads back to the mark */
+    uint64_t mark = 0, steps = 0, limit = 1;
     while (ref) {
         const struct smf_root *root = smi_view_root(w->view, ref);
         if (!root) {
-            violation(w, "R1", in_part(at, ROOTS), "bucket %u leads to %#llx, where no root is", bucket,
-                      (unsigned long long)ref);
+            violation(w, "R1", in_part(at, ROOTS), "bucket %u leads to %#llx, where no root is",
+                      bucket, (unsigned long long)ref);
             return;
         }
         if (ref == mark) {
-            violation(w, "R1", in_part(ref, ROOTS), "the chain of bucket %u runs in a ring", bucket);
+            violation(w, "R1", in_part(ref, ROOTS), "the chain of bucket %u runs in a ring",
+                      bucket);
             roots->count = start; /* its members were seen more than once */
             return;
         }
@@ -931,7 +949,8 @@ static void check_roots(struct walk *w)
     if (!table)
         return;
     for (uint32_t i = 0; i < SMF_ROOT_BUCKETS; i++)
-        check_bucket(w, i, at + offsetof(struct smf_roots, bucket) + 8ull * i, table->bucket[i], &roots);
+        check_bucket(w, i, at + offsetof(struct smf_roots, bucket) + 8ull * i, table->bucket[i],
+                     &roots);
     if (table->count != roots.count)
         violation(w, "R2", in_part(at + offsetof(struct smf_roots, count), ROOTS),
                   "count says %llu roots, the buckets have %zu", (unsigned long long)table->count,
@@ -952,7 +971,7 @@ static void check_roots(struct walk *w)
     free(roots.at);
 }
 
-/* ---- the library's own blocks ---------------------------------------------------------------------- */
+/* ---- the library's own blocks --------------------------------------------------------------- */
 
 static size_t side_bytes(const struct walk *w, unsigned k)
 {
@@ -974,7 +993,8 @@ static void check_named(struct walk *w, const struct named *named)
                   is_side ? "side array" : "root record", (unsigned long long)named->ref);
     else if (is_side && smi_classes[k].size < side_bytes(w, slab->size_class))
         violation(w, invariant, place, "side array at %#llx has %u bytes, %zu are needed",
-                  (unsigned long long)named->ref, smi_classes[k].size, side_bytes(w, slab->size_class));
+                  (unsigned long long)named->ref, smi_classes[k].size,
+                  side_bytes(w, slab->size_class));
 }
 
 static void check_own_slab(struct walk *w, uint32_t page)
@@ -1010,7 +1030,7 @@ static void check_own(struct walk *w)
         check_own_slab(w, (uint32_t)w->own_slabs.at[i].ref);
 }
 
-/* ---- motion --------------------------------------------------------------------------------------- */
+/* ---- motion --------------------------------------------------------------------------------- */
 
 static uint64_t hash_now(struct smi_view *view, uint64_t ref, uint64_t len)
 {
@@ -1036,8 +1056,8 @@ static uint64_t hash_thread(struct smi_view *view, uint64_t ref)
         return hash;
     for (unsigned k = 0; k < SMF_CLASSES; k++) {
         uint64_t array = bins[k] & ~(uint64_t)SMF_BIN_PAGES, count;
-        if ((bins[k] & SMF_BIN_PAGES) && smi_view_read_now(view, array, sizeof(count), &count) == 0 &&
-            count < SMF_PAGE / 8 * 16)
+        if ((bins[k] & SMF_BIN_PAGES) &&
+            smi_view_read_now(view, array, sizeof(count), &count) == 0 && count < SMF_PAGE / 8 * 16)
             hash = hash * 31 + hash_now(view, array, (count + 1) * 8);
     }
     return hash;
@@ -1058,6 +1078,21 @@ static void hash_parts(struct walk *w, uint64_t *hashes)
         hashes[THREAD + i] = threads[i] ? hash_thread(w->view, threads[i]) : 0;
 }
 
+/* Before settling: whose log will be undone? */
+static void note_armed(struct walk *w)
+{
+    const struct smf_areas *areas = &w->view->header.areas;
+    const uint64_t *pages = smi_view_at(w->view, areas->page_heap, sizeof(*pages));
+    const uint64_t *roots = smi_view_at(w->view, areas->roots, sizeof(*roots));
+    memset(w->armed, 0, PARTS);
+    w->armed[PAGES] = pages && *pages;
+    w->armed[ROOTS] = roots && *roots;
+    for (uint32_t i = 0; i < central_count(w); i++) {
+        const struct smf_central *central = central_of(w, i);
+        w->armed[CLASS + i] = central && central->log_count;
+    }
+}
+
 static int has_moved(const struct walk *w, uint32_t part)
 {
     if (part == THREADS)
@@ -1067,9 +1102,19 @@ static int has_moved(const struct walk *w, uint32_t part)
     return part != NOTHING && w->before[part] != w->after[part];
 }
 
-/* After a look at a live heap: what it did not show is dropped. The number of disagreements that are
- * still open, that is, neither dropped nor seen often enough. */
-static size_t sift(struct walk *w)
+/* Was this look in vain? A log that was undone although its owner went on put old words among new
+ * ones, anywhere. And a mapping is seen at the length that it had when the view was made. */
+static int is_torn(const struct walk *w)
+{
+    for (uint32_t part = 0; part < THREAD; part++)
+        if (w->armed[part] && has_moved(w, part))
+            return 1;
+    return w->view->mapping && w->view->state.size > w->view->file_size;
+}
+
+/* After a look at a live heap: what it did not show is dropped. The number of disagreements that
+ * are still open, that is, neither dropped nor seen often enough. */
+static size_t sift(struct walk *w, int torn)
 {
     size_t kept = 0, open = 0;
     for (size_t i = 0; i < w->found_count; i++) {
@@ -1080,7 +1125,7 @@ static size_t sift(struct walk *w)
             continue;
         }
         f.again = 0;
-        if (!has_moved(w, f.parts[0]) && !has_moved(w, f.parts[1]))
+        if (!torn && !has_moved(w, f.parts[0]) && !has_moved(w, f.parts[1]))
             f.still++;
         open += f.still < 2;
         w->found[kept++] = f;
@@ -1089,7 +1134,7 @@ static size_t sift(struct walk *w)
     return open;
 }
 
-/* ---- the walk -------------------------------------------------------------------------------------- */
+/* ---- the walk ------------------------------------------------------------------------------- */
 
 static void forget(struct walk *w)
 {
@@ -1138,11 +1183,12 @@ static int look(struct walk *w)
 static int look_repeatedly(struct walk *w)
 {
     struct smi_check_result *r = w->result;
-    for (r->walks = 0; r->walks < MAX_LOOKS;) {
+    for (int intact = 0; r->walks < MAX_LOOKS && intact < MAX_INTACT;) {
         int rc = w->view->memory ? smi_view_reload(w->view) : 0;
         if (rc < 0)
             return rc;
         hash_parts(w, w->before);
+        note_armed(w);
         w->first_look = r->walks == 0;
         rc = look(w);
         forget(w);
@@ -1151,9 +1197,11 @@ static int look_repeatedly(struct walk *w)
             return rc;
         r->walks++;
         r->moving |= has_moved(w, EVERYTHING);
-        if (sift(w) == 0)
+        int torn = is_torn(w);
+        if (sift(w, torn) == 0)
             break;
-        smi_os_sleep(1000000ull << 2 * r->walks); /* 4, 16, 64 ms: let it come to rest */
+        intact += !torn;
+        smi_os_sleep(1000000ull << 2 * intact); /* 1, 4, 16 ms: let it come to rest */
     }
     for (size_t i = 0; i < w->found_count; i++) {
         if (w->found[i].still >= 2) {
@@ -1170,12 +1218,14 @@ static int check_live(struct walk *w)
 {
     w->before = calloc(PARTS, sizeof(uint64_t));
     w->after = calloc(PARTS, sizeof(uint64_t));
-    int rc = w->before && w->after ? look_repeatedly(w) : -ENOMEM;
+    w->armed = calloc(PARTS, 1);
+    int rc = w->before && w->after && w->armed ? look_repeatedly(w) : -ENOMEM;
     for (size_t i = 0; i < w->found_count; i++)
         free(w->found[i].text);
     free(w->found);
     free(w->before);
     free(w->after);
+    free(w->armed);
     return rc;
 }
 

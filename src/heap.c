@@ -167,11 +167,11 @@ static void bury_handle(shmalloc_heap *heap)
     next = (next + 1) % TOMBSTONES;
 }
 
-/* Map the file: as much of `max_size` as there are addresses for, at least `size`. */
-static int map_file(shmalloc_heap *heap, uint64_t max_size, uint64_t size, void *fixed)
+/* Map the file with addresses to spare: `wanted` bytes, or as many as there are, at least `size`. */
+static int map_file(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *fixed)
 {
     int rc = -ENOMEM;
-    heap->reserved = (max_size + MAP_UNIT - 1) & ~(MAP_UNIT - 1);
+    heap->reserved = (wanted + MAP_UNIT - 1) & ~(MAP_UNIT - 1);
     for (;;) {
         rc = smi_os_map(heap->fd, heap->reserved, heap->read_only, fixed, (void **)&heap->base);
         if (rc == 0) {
@@ -238,6 +238,10 @@ static int check_options(const shmalloc_options *o, const char *path)
         return smi_error(-EINVAL, "%s: options.struct_size is %zu, expected %zu; begin with "
                                   "SHMALLOC_OPTIONS_INIT",
                          path, o->struct_size, sizeof(*o));
+    const unsigned known = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE | SHMALLOC_READ_ONLY | SHMALLOC_HARDENED |
+                           SHMALLOC_ACCEPT_UNCLEAN | SHMALLOC_ANY_FILE_SYSTEM;
+    if (o->flags & ~known)
+        return smi_error(-EINVAL, "%s: unknown flags %#x", path, o->flags & ~known);
     if (o->max_size > SMF_MAX_SIZE)
         return smi_error(-EINVAL, "%s: maximum size %llu is over the limit of 16 TiB", path,
                          (unsigned long long)o->max_size);
@@ -454,8 +458,10 @@ static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
     if (rc < 0)
         return rc;
     rc = read_identity(heap->fd, heap->path, o, &header, &state);
+    /* Room for a maximum that is raised later; around a fixed base there may be none. */
+    uint64_t wanted = header.fixed_base || state.max_size > DEFAULT_MAX_SIZE ? state.max_size : DEFAULT_MAX_SIZE;
     if (rc == 0)
-        rc = map_file(heap, state.max_size, state.size, (void *)(uintptr_t)header.fixed_base);
+        rc = map_file(heap, wanted, state.size, (void *)(uintptr_t)header.fixed_base);
     if (rc == 0) {
         set_areas(heap);
         rc = heap->read_only ? check_read_only(heap, o) : attach(heap, o);
@@ -716,8 +722,10 @@ int shmalloc_recover(const char *path)
 {
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
     shmalloc_heap *heap;
+    if (!path || !*path)
+        return smi_error(-EINVAL, "shmalloc_recover needs a path");
     options.flags = SHMALLOC_ACCEPT_UNCLEAN | RECOVER_ONLY;
-    int rc = shmalloc_open(path, &options, &heap);
+    int rc = open_path(path, &options, &heap);
     if (rc < 0)
         return rc;
     rc = heap->state->poison ? smi_heap_writable(heap) : shmalloc_check(heap);

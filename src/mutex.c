@@ -4,8 +4,8 @@
  *
  * The generation tells whether the pthread mutex inside was initialised since the heap was last attached
  * from rest; if not, its words mean nothing (a reboot or a copy may have frozen them while held) and it is
- * made anew. The owner names the thread slot, so that whoever gets the mutex after a death first resolves
- * what the dead thread was doing to a ref word under it.
+ * made anew. The owner names the thread slot, so that whoever gets the mutex after a death, be it in a later
+ * generation, is told, and first resolves what the dead thread was doing to a ref word under it.
  */
 #include <errno.h>
 
@@ -37,9 +37,8 @@ static int renew(shmalloc_heap *heap, struct smf_user_mutex *m)
     int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
-    if (m->generation != heap->generation) {
+    if (m->generation != heap->generation) { /* the owner stays named: who locks next is told of its death */
         rc = smi_os_mutex_init(m->mutex);
-        SMI_STORE(&m->owner, 0);
         if (rc == 0)
             __atomic_store_n(&m->generation, heap->generation, __ATOMIC_RELEASE);
         else
@@ -64,11 +63,15 @@ static int lock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
         (rc = renew(heap, m)) < 0)
         return rc;
     rc = smi_lock_raw(m->mutex, timeout_ns);
+    if (rc == -EDEADLK && timeout_ns == 0)
+        rc = -EBUSY;
     if (rc < 0)
         return smi_error(rc, "%s: mutex at %#llx: %s", heap->path, (unsigned long long)ref,
                          shmalloc_strerror(rc));
+    /* Unlocking clears the owner first, so one that is still named died, in this generation or before. */
     uint64_t dead = SMI_LOAD(&m->owner);
-    if (rc == 1 && dead != 0) { /* kill here: the next one finds the same owner and resolves it */
+    if (dead != 0) { /* kill here: the next one finds the same owner and resolves it */
+        rc = 1;
         int resolved = smi_recover_owner(heap, (uint32_t)(dead & 0xffff) - 1, dead >> 16);
         if (resolved < 0) {
             smi_unlock_raw(m->mutex);

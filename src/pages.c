@@ -186,23 +186,40 @@ static int all_have(shmalloc_heap *heap, uint64_t page, uint64_t count, uint16_t
     return 1;
 }
 
-/* Give back what a failed reservation left behind on pages that are not marked. */
-static void drop_partial(shmalloc_heap *heap, uint64_t page, uint64_t count)
+/* Storage that a run at `page` has, up to `length` pages. */
+static uint64_t stored_run(shmalloc_heap *heap, uint64_t page, uint64_t length)
 {
-    for (uint64_t i = 0; i < count; i++)
-        if (!(word_of(heap, page + i) & SMF_WORD_RESERVED))
-            smi_os_punch(heap->fd, (page + i) << SMF_PAGE_SHIFT, SMF_PAGE);
+    uint64_t run = 0;
+    while (run < length && (word_of(heap, page + run) & SMF_WORD_RESERVED))
+        run++;
+    return run;
 }
 
-static int reserve_exactly(shmalloc_heap *heap, uint64_t page, uint64_t count)
+/* Put storage behind a run of pages that have none. On a full file system ext4 leaves a part of it, which goes
+ * back at once. */
+static int reserve_run(shmalloc_heap *heap, uint64_t page, uint64_t count)
 {
-    int rc = smi_heap_descriptor(heap);
-    if (rc == 0)
-        rc = smi_os_reserve(heap->fd, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
+    int rc = smi_os_reserve(heap->fd, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
     if (rc == 0)
         set_facts(heap, page, count, 0, SMF_WORD_RESERVED);
     else if (rc == -ENOSPC)
-        drop_partial(heap, page, count);
+        smi_os_punch(heap->fd, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
+    return rc;
+}
+
+/* Pages that have storage are left out: tmpfs, giving up half way, takes back also what was reserved before
+ * and not written yet. */
+static int reserve_exactly(shmalloc_heap *heap, uint64_t page, uint64_t count)
+{
+    int rc = smi_heap_descriptor(heap);
+    for (uint64_t i = 0, run; rc == 0 && i < count; i += run) {
+        run = stored_run(heap, page + i, count - i);
+        if (run > 0)
+            continue;
+        for (run = 1; i + run < count && !(word_of(heap, page + i + run) & SMF_WORD_RESERVED); run++)
+            ;
+        rc = reserve_run(heap, page + i, run);
+    }
     return rc;
 }
 
@@ -232,6 +249,18 @@ static int full(shmalloc_heap *heap, uint64_t count)
                      heap->path, (unsigned long long)(count << SMF_PAGE_SHIFT),
                      (unsigned long long)smi_size(heap), (unsigned long long)heap->state->max_size,
                      (unsigned long long)smi_pages_largest(heap));
+}
+
+/* Why a growth for `count` pages is out of the question. */
+static int no_room(shmalloc_heap *heap, uint64_t count)
+{
+    if (heap->state->max_size <= heap->reserved)
+        return full(heap, count);
+    return smi_error(SHMALLOC_EADDRESS,
+                     "%s: %llu bytes wanted; this process has addresses for %llu bytes of the heap, which may "
+                     "grow to %llu; close and open it again, with a higher limit on address space if there is one",
+                     heap->path, (unsigned long long)(count << SMF_PAGE_SHIFT),
+                     (unsigned long long)heap->reserved, (unsigned long long)heap->state->max_size);
 }
 
 static uint64_t round_up(uint64_t n, uint64_t unit)
@@ -301,7 +330,7 @@ static int grow_once(shmalloc_heap *heap, uint64_t count)
     uint64_t limit = state->max_size < heap->reserved ? state->max_size : heap->reserved;
     uint64_t index = state->chunk_count;
     if (index >= SMF_CHUNKS || state->size >= limit)
-        return full(heap, count);
+        return no_room(heap, count);
     struct smf_chunk *entry = &heap->directory[index];
     struct smf_chunk chunk = *entry;
     if (chunk.page_count == 0) {
@@ -310,7 +339,7 @@ static int grow_once(shmalloc_heap *heap, uint64_t count)
     }
     uint64_t size = ((uint64_t)chunk.first_page + chunk.page_count) << SMF_PAGE_SHIFT;
     if (chunk.page_count == 0 || size > limit)
-        return full(heap, count);
+        return no_room(heap, count);
     if ((uint64_t)chunk.first_page << SMF_PAGE_SHIFT != state->size || size % SMF_GRANULE != 0)
         return smi_heap_poison(heap, "chunk %llu begins at page %u, the heap ends at page %llu",
                                (unsigned long long)index, chunk.first_page,
@@ -635,15 +664,6 @@ static int punch_run(shmalloc_heap *heap, struct trim *trim, uint64_t page, uint
     set_facts(heap, page, count, 0, SMF_WORD_ZERO);
     trim->pages += count;
     return 0;
-}
-
-/* Storage that a run at `page` has, up to `length` pages. */
-static uint64_t stored_run(shmalloc_heap *heap, uint64_t page, uint64_t length)
-{
-    uint64_t run = 0;
-    while (run < length && (word_of(heap, page + run) & SMF_WORD_RESERVED))
-        run++;
-    return run;
 }
 
 static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)

@@ -10,7 +10,7 @@
  *   R1  every chain is made of allocated blocks of the library's arena, each in the chain of its hash
  *   R2  count is the number of roots
  *
- * Processes that can write read under the lock. Read-only ones read without, and again if `sequence`
+ * Processes that can write read under the lock. Read-only ones, and all in a poisoned heap, read without, and again if `sequence`
  * changed meanwhile or is odd.
  */
 #include "roots.h"
@@ -183,11 +183,12 @@ static int find_unlocked(const shmalloc_heap *heap, const struct smi_name *name,
 
 int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type, uint64_t *ref)
 {
-    int rc = heap->read_only ? 0 : smi_lock_acquire((shmalloc_heap *)heap, SMF_LOCK_ROOTS);
+    int unlocked = heap->read_only || SMI_LOAD(&heap->state->poison);
+    int rc = unlocked ? 0 : smi_lock_acquire((shmalloc_heap *)heap, SMF_LOCK_ROOTS);
     if (rc < 0)
         return rc;
-    rc = heap->read_only ? find_unlocked(heap, name, type, ref) : find_once(heap, name, type, ref);
-    if (!heap->read_only)
+    rc = unlocked ? find_unlocked(heap, name, type, ref) : find_once(heap, name, type, ref);
+    if (!unlocked)
         smi_lock_release((shmalloc_heap *)heap, SMF_LOCK_ROOTS);
     if (rc == SHMALLOC_ENOROOT)
         return smi_error(rc, "%s: no root \"%s\"", heap->path, name->text);

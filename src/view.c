@@ -2,10 +2,10 @@
 /*
  * view.c - read-only sight of a heap; see view.h.
  *
- * Nothing that was read is believed before it was compared with a bound: a view must survive any file.
- * The bounds it relies on itself are few: `file_size`, the areas (smi_layout_validate compared them with
- * their rule) and `chunks`, the part of the directory in which each entry continues the one before and
- * ends inside the file.
+ * Nothing that was read is believed before it was compared with a bound: a view must survive any
+ * file. The bounds it relies on itself are few: `file_size`, the areas (smi_layout_validate
+ * compared them with their rule) and `chunks`, the part of the directory in which each entry
+ * continues the one before and ends inside the file.
  */
 #include "view.h"
 
@@ -21,7 +21,7 @@
 #define BLOCK_SHIFT 16
 #define BLOCK (1ull << BLOCK_SHIFT)
 
-/* ---- bytes ------------------------------------------------------------------------------------ */
+/* ---- bytes ---------------------------------------------------------------------------------- */
 
 /* Bytes from the source, past the private copies; the number read, or a negated errno. */
 static int64_t read_source(struct smi_view *view, uint64_t ref, uint64_t len, void *out)
@@ -113,7 +113,8 @@ static void forget(struct smi_view *view)
     view->read_error = 0;
 }
 
-void smi_view_of_mapping(struct smi_view *view, const void *base, uint64_t file_size, const char *path)
+void smi_view_of_mapping(struct smi_view *view, const void *base, uint64_t file_size,
+                         const char *path)
 {
     memset(view, 0, sizeof(*view));
     view->path = path;
@@ -205,7 +206,7 @@ void smi_view_finish(struct smi_view *view)
     view->file_size = 0;
 }
 
-/* ---- settling ---------------------------------------------------------------------------------- */
+/* ---- settling ------------------------------------------------------------------------------- */
 
 struct settling {
     struct smi_view *view;
@@ -346,7 +347,7 @@ int smi_view_settle(struct smi_view *view, smi_report_fn *report, void *arg)
     return rc;
 }
 
-/* ---- pages ------------------------------------------------------------------------------------- */
+/* ---- pages ---------------------------------------------------------------------------------- */
 
 /* Index of the chunk that has `page`, or -1. */
 static int chunk_of(const struct smi_view *view, uint64_t page)
@@ -371,7 +372,8 @@ uint16_t smi_view_word(struct smi_view *view, uint64_t page)
     if (i < 0)
         return 0;
     const struct smf_chunk *chunk = &view->chunks[i];
-    uint64_t ref = smi_chunk_words_offset(chunk, &view->header.areas) + (page - chunk->first_page) * 2;
+    uint64_t ref =
+        smi_chunk_words_offset(chunk, &view->header.areas) + (page - chunk->first_page) * 2;
     const uint16_t *word = smi_view_at(view, ref, sizeof(*word));
     return word ? *word : 0;
 }
@@ -413,7 +415,8 @@ int smi_view_next_span(struct smi_view *view, struct smi_span *span)
         int claims = d->kind == SMF_PAGE_FREE || d->kind == SMF_PAGE_SLAB ||
                      d->kind == SMF_PAGE_LARGE || d->kind == SMF_PAGE_META;
         span->first_page = (uint32_t)page;
-        span->page_count = claims && d->page_count > 0 && d->page_count <= end - page ? d->page_count : 1;
+        span->page_count =
+            claims && d->page_count > 0 && d->page_count <= end - page ? d->page_count : 1;
         span->page = d;
         return 1;
     }
@@ -428,7 +431,7 @@ uint64_t smi_view_metadata_bytes(const struct smi_view *view)
     return bytes;
 }
 
-/* ---- slabs ------------------------------------------------------------------------------------- */
+/* ---- slabs ---------------------------------------------------------------------------------- */
 
 int smi_view_is_slab(const struct smi_view *view, const struct smf_page *page)
 {
@@ -437,7 +440,8 @@ int smi_view_is_slab(const struct smi_view *view, const struct smf_page *page)
            page->page_count == smi_class_span_pages(page->size_class);
 }
 
-uint64_t smi_view_slab_bits(struct smi_view *view, uint32_t first_page, unsigned size_class, uint32_t w)
+uint64_t smi_view_slab_bits(struct smi_view *view, uint32_t first_page, unsigned size_class,
+                            uint32_t w)
 {
     if (smi_classes[size_class].bitmap_pages)
         return word_at(view, ((uint64_t)first_page << SMF_PAGE_SHIFT) + 8ull * w);
@@ -476,7 +480,7 @@ uint16_t smi_view_slot_tag(struct smi_view *view, const struct smf_page *slab, u
     return tag ? *tag : 0;
 }
 
-/* ---- thread slots ------------------------------------------------------------------------------- */
+/* ---- thread slots --------------------------------------------------------------------------- */
 
 const struct smf_thread *smi_view_thread(struct smi_view *view, uint32_t i, uint64_t *ref)
 {
@@ -516,10 +520,10 @@ static int by_ref(const void *a, const void *b)
     return x->ref < y->ref ? -1 : x->ref > y->ref;
 }
 
-/* Room for `more` cached slots; the file cannot hold more words than it is long, whatever arrays that
- * overlap in a damaged one add up to. */
-static int make_room(const struct smi_view *view, struct smi_cached **list, size_t count, size_t *room,
-                     size_t more)
+/* Room for `more` cached slots; the file cannot hold more words than it is long, whatever arrays
+ * that overlap in a damaged one add up to. */
+static int make_room(const struct smi_view *view, struct smi_cached **list, size_t count,
+                     size_t *room, size_t more)
 {
     if (count + more > view->file_size / 8)
         return 0;
@@ -562,7 +566,7 @@ int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *coun
     return 0;
 }
 
-/* ---- blocks ------------------------------------------------------------------------------------- */
+/* ---- blocks --------------------------------------------------------------------------------- */
 
 struct block_walk {
     struct smi_view *view;
@@ -628,7 +632,7 @@ int smi_view_each_block(struct smi_view *view, int (*visit)(const shmalloc_block
     return rc;
 }
 
-/* ---- statistics --------------------------------------------------------------------------------- */
+/* ---- statistics ----------------------------------------------------------------------------- */
 
 static void count_slab(struct smi_view *view, const struct smi_span *span, shmalloc_stats *out)
 {
@@ -640,7 +644,8 @@ static void count_slab(struct smi_view *view, const struct smi_span *span, shmal
     }
     uint64_t free_slots = 0;
     for (uint32_t w = 0; w < (class->slots + 63u) / 64; w++)
-        free_slots += (uint64_t)__builtin_popcountll(smi_view_slab_bits(view, span->first_page, k, w));
+        free_slots +=
+            (uint64_t)__builtin_popcountll(smi_view_slab_bits(view, span->first_page, k, w));
     if (free_slots > class->slots)
         free_slots = class->slots;
     out->metadata += (uint64_t)class->bitmap_pages << SMF_PAGE_SHIFT;
@@ -704,7 +709,8 @@ static void count_records(struct smi_view *view, shmalloc_stats *out)
     const struct smf_areas *areas = &view->header.areas;
     uint32_t centrals = (view->header.arena_count + 1) * SMF_CLASSES;
     for (uint32_t i = 0; i < SMF_PROCESSES; i++) {
-        const struct smf_process *p = smi_view_at(view, areas->processes + i * sizeof(*p), sizeof(*p));
+        const struct smf_process *p =
+            smi_view_at(view, areas->processes + i * sizeof(*p), sizeof(*p));
         out->processes += p && p->state == 1;
     }
     for (uint32_t i = 0; i < view->header.lock_count; i++) {
@@ -713,7 +719,8 @@ static void count_records(struct smi_view *view, shmalloc_stats *out)
         out->lock_waits += l ? l->waits : 0;
     }
     for (uint32_t i = 0; i < centrals; i++) {
-        const struct smf_central *c = smi_view_at(view, areas->central + i * sizeof(*c), sizeof(*c));
+        const struct smf_central *c =
+            smi_view_at(view, areas->central + i * sizeof(*c), sizeof(*c));
         out->double_frees += c ? c->double_frees : 0;
     }
     const struct smf_roots *roots = smi_view_at(view, areas->roots, sizeof(*roots));
@@ -737,7 +744,7 @@ int smi_view_stats(struct smi_view *view, shmalloc_stats *out)
     return view->read_error ? -view->read_error : 0;
 }
 
-/* ---- roots -------------------------------------------------------------------------------------- */
+/* ---- roots ---------------------------------------------------------------------------------- */
 
 const struct smf_root *smi_view_root(struct smi_view *view, uint64_t ref)
 {

@@ -5,8 +5,8 @@
  * Check, statistics, block iteration and shmalloc-inspect see a heap through a view, so that they
  * run alike on a live heap, on a file in use by others and on a damaged file. A view copies what is
  * asked for, 64 KiB at a time, into private memory: what was seen once does not change under the
- * reader, and it can be put into the state that repair would leave (smi_view_settle) without a store
- * to the heap. Every access names a range; a range outside the file is NULL, never a fault.
+ * reader, and it can be put into the state that repair would leave (smi_view_settle) without a
+ * store to the heap. Every access names a range; a range outside the file is NULL, never a fault.
  */
 #ifndef SMI_VIEW_H
 #define SMI_VIEW_H
@@ -37,7 +37,7 @@ struct smi_view {
 /* One violation: which invariant ("P3"), where (a ref; 0 = the heap as a whole), and what. */
 typedef void smi_report_fn(const char *invariant, uint64_t ref, const char *text, void *arg);
 
-/* ---- bytes ----------------------------------------------------------------------------------- */
+/* ---- bytes ---------------------------------------------------------------------------------- */
 
 /* A view of a mapping of `file_size` bytes, all of which must stay backed: a heap that another
  * process may shorten meanwhile (shmalloc_trim) is better seen by smi_view_of_descriptor, where the
@@ -45,9 +45,9 @@ typedef void smi_report_fn(const char *invariant, uint64_t ref, const char *text
 void smi_view_of_mapping(struct smi_view *view, const void *base, uint64_t file_size,
                          const char *path);
 
-/* A view of an open file; the descriptor stays the caller's. Header and state are read and validated
- * as far as smi_layout_validate does with `read_only`. Finish it with smi_view_finish also after a
- * failure of validation, when header and state are filled as far as the file goes. */
+/* A view of an open file; the descriptor stays the caller's. Header and state are read and
+ * validated as far as smi_layout_validate does with `read_only`. Finish it with smi_view_finish
+ * also after a failure of validation, when header and state are filled as far as the file goes. */
 int smi_view_of_descriptor(struct smi_view *view, int fd, const char *path);
 
 /* The same for the file `path`, opened read-only. */
@@ -65,12 +65,12 @@ const void *smi_view_at(struct smi_view *view, uint64_t ref, uint64_t len);
 /* `len` bytes at `ref` as they are at this moment, past the private copies. 0, or -1 as above. */
 int smi_view_read_now(struct smi_view *view, uint64_t ref, uint64_t len, void *out);
 
-/* ---- what the bytes mean ----------------------------------------------------------------------- */
+/* ---- what the bytes mean -------------------------------------------------------------------- */
 
 /* Bring the private copy to the state that the next open, or the next owner of each lock, would
  * leave: undo every armed log, finish or undo every armed link. Then read the directory. `report`
- * (may be NULL) hears what cannot be resolved. Call it after making or reloading the view and before
- * any function of this section; further calls do nothing. 0, or -ENOMEM. */
+ * (may be NULL) hears what cannot be resolved. Call it after making or reloading the view and
+ * before any function of this section; further calls do nothing. 0, or -ENOMEM. */
 int smi_view_settle(struct smi_view *view, smi_report_fn *report, void *arg);
 
 /* Descriptor of a page of a chunk, metadata pages too; NULL for pages outside. */
@@ -101,8 +101,8 @@ uint64_t smi_view_slab_bits(struct smi_view *view, uint32_t first_page, unsigned
 /* Is `page` the first of a slab with a possible class, arena and length? */
 int smi_view_is_slab(const struct smi_view *view, const struct smf_page *page);
 
-/* The slot that begins at `ref`: first page of its slab in `*slab`, its number in `*index`. 0, or -1
- * when no slot of a slab begins there. */
+/* The slot that begins at `ref`: first page of its slab in `*slab`, its number in `*index`. 0, or
+ * -1 when no slot of a slab begins there. */
 int smi_view_slot(struct smi_view *view, uint64_t ref, uint32_t *slab, uint32_t *index);
 
 /* Thread slot `i`, NULL when there is none or its ref is not possible; its ref in `*ref`. */
@@ -117,7 +117,8 @@ struct smi_view_bin {
     const uint64_t *slots; /* `count` refs */
 };
 
-/* Read a bin. NULL, or a few words about what is wrong; then only `array` and `pages` are filled. */
+/* Read a bin. NULL, or a few words about what is wrong; then only `array` and `pages` are filled.
+ * */
 const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
                               const struct smf_thread *thread, unsigned size_class,
                               struct smi_view_bin *out);
@@ -140,7 +141,7 @@ uint16_t smi_view_slot_tag(struct smi_view *view, const struct smf_page *slab, u
 /* The root record at `ref`, its name's length and end checked; NULL when there is none. */
 const struct smf_root *smi_view_root(struct smi_view *view, uint64_t ref);
 
-/* ---- the heap as a whole; these settle the view themselves ------------------------------------- */
+/* ---- the heap as a whole; these settle the view themselves ---------------------------------- */
 
 /* Bytes of the fixed areas and the chunks' words and descriptors, in a settled view. */
 uint64_t smi_view_metadata_bytes(const struct smi_view *view);
