@@ -499,13 +499,29 @@ int shmalloc_set_give_back(shmalloc_heap *heap, uint64_t decay_ms, uint64_t reta
     return 0;
 }
 
+/* Walkers read copies through the descriptor: what another process cuts off the file meanwhile is then missing,
+ * and no SIGBUS. */
+static int see(const shmalloc_heap *heap, struct smi_view *view)
+{
+    int rc = heap->closed ? smi_heap_writable((shmalloc_heap *)heap)
+                          : smi_heap_descriptor((shmalloc_heap *)heap);
+    if (rc < 0)
+        return rc;
+    rc = smi_view_of_descriptor(view, heap->fd, heap->path);
+    if (rc < 0)
+        smi_view_finish(view);
+    return rc;
+}
+
 int shmalloc_get_stats(const shmalloc_heap *heap, shmalloc_stats *out)
 {
     struct smi_view view;
     if (!out || out->struct_size != sizeof(*out))
         return smi_error(-EINVAL, "%s: set stats.struct_size to sizeof(shmalloc_stats) first", heap->path);
-    smi_view_of_mapping(&view, heap->base, smi_size(heap), heap->path);
-    int rc = smi_view_stats(&view, out);
+    int rc = see(heap, &view);
+    if (rc < 0)
+        return rc;
+    rc = smi_view_stats(&view, out);
     smi_view_finish(&view);
     return rc;
 }
@@ -514,8 +530,10 @@ int shmalloc_each_block(const shmalloc_heap *heap, int (*visit)(const shmalloc_b
                         void *arg)
 {
     struct smi_view view;
-    smi_view_of_mapping(&view, heap->base, smi_size(heap), heap->path);
-    int rc = smi_view_each_block(&view, visit, arg);
+    int rc = see(heap, &view);
+    if (rc < 0)
+        return rc;
+    rc = smi_view_each_block(&view, visit, arg);
     smi_view_finish(&view);
     return rc;
 }
@@ -524,8 +542,10 @@ int shmalloc_root_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_ro
                        void *arg)
 {
     struct smi_view view;
-    smi_view_of_mapping(&view, heap->base, smi_size(heap), heap->path);
-    int rc = smi_view_each_root(&view, visit, arg);
+    int rc = see(heap, &view);
+    if (rc < 0)
+        return rc;
+    rc = smi_view_each_root(&view, visit, arg);
     smi_view_finish(&view);
     return rc;
 }
@@ -542,9 +562,10 @@ int shmalloc_check(const shmalloc_heap *heap)
 {
     struct smi_view view;
     struct smi_check_result result;
-    int seen = 0;
-    smi_view_of_mapping(&view, heap->base, smi_size(heap), heap->path);
-    int rc = smi_check(&view, 1, note_first, &seen, &result);
+    int seen = 0, rc = see(heap, &view);
+    if (rc < 0)
+        return rc;
+    rc = smi_check(&view, 1, note_first, &seen, &result);
     smi_view_finish(&view);
     return rc < 0 ? rc : result.violations ? SHMALLOC_ECORRUPT : 0;
 }

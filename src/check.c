@@ -1250,8 +1250,9 @@ int smi_check(struct smi_view *view, int live, smi_report_fn *report, void *arg,
     }
     if (rc < 0)
         return rc;
-    result->walks = 1;
     rc = live ? check_live(&w) : look(&w);
+    if (!live)
+        result->walks = 1;
     forget(&w);
     return rc;
 }
