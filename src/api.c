@@ -380,6 +380,22 @@ int shmalloc_root_get(const shmalloc_heap *heap, const char *name, uint64_t type
     return rc;
 }
 
+int shmalloc_root_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *root, void *arg),
+                       void *arg)
+{
+    struct entry entry;
+    if (heap->closed)
+        return smi_heap_writable((shmalloc_heap *)heap);
+    if (heap->read_only || SMI_LOAD(&heap->state->poison))
+        return smi_roots_each(heap, visit, arg);
+    int rc = enter((shmalloc_heap *)heap, &entry);
+    if (rc < 0)
+        return rc;
+    rc = smi_roots_each(heap, visit, arg);
+    leave(&entry);
+    return rc;
+}
+
 int shmalloc_root_remove(shmalloc_heap *heap, const char *name)
 {
     struct entry entry;
@@ -534,18 +550,6 @@ int shmalloc_each_block(const shmalloc_heap *heap, int (*visit)(const shmalloc_b
     if (rc < 0)
         return rc;
     rc = smi_view_each_block(&view, visit, arg);
-    smi_view_finish(&view);
-    return rc;
-}
-
-int shmalloc_root_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *root, void *arg),
-                       void *arg)
-{
-    struct smi_view view;
-    int rc = see(heap, &view);
-    if (rc < 0)
-        return rc;
-    rc = smi_view_each_root(&view, visit, arg);
     smi_view_finish(&view);
     return rc;
 }

@@ -197,28 +197,32 @@ static int double_free(const shmalloc_heap *heap, uint64_t ref)
                      (unsigned long long)ref);
 }
 
-/* The cache of the slot's class gets room; the slot loses its tag and, in hardened heaps, its user. *late: a
- * double free of another block came to light. */
+/* The cache of the slot's class gets room. *late: a double free of another block came to light. */
 static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int *late)
 {
     shmalloc_heap *heap = t->heap;
-    uint64_t bit = 1ull << (slot->index % 64);
     uint64_t *array = t->bin[slot->k].array;
     if (array[0] > 0 && array[0] <= t->bin[slot->k].limit && array[array[0]] == ref)
         return double_free(heap, ref);
-    uint64_t *bits = smi_slot_user_bits(heap, slot);
-    if (bits && !(SMI_LOAD(bits) & bit))
+    const uint64_t *bits = smi_slot_user_bits(heap, slot);
+    if (bits && !(SMI_LOAD(bits) & 1ull << (slot->index % 64)))
         return double_free(heap, ref);
     int rc = smi_cache_make_room(t, slot->k);
     *late = rc == SHMALLOC_EDOUBLEFREE;
-    if (rc < 0 && !*late)
-        return rc;
-    uint16_t *tag = smi_slot_tag(heap, slot);
-    if (tag && SMI_LOAD(tag) != 0)
-        SMI_STORE(tag, 0);
-    if (bits && !(__atomic_fetch_and(bits, ~bit, __ATOMIC_RELAXED) & bit))
-        return double_free(heap, ref); /* another thread was faster */
-    return 0;
+    return *late ? 0 : rc;
+}
+
+/* The slot that was just pushed loses its tag and its user: after the push, because a thread killed between the
+ * two leaves it in its stack, where adoption does the same; before it, the block would stay the user's, but
+ * marked free. A user that was gone means that another thread freed it at the same time. */
+static int finish_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int late)
+{
+    uint64_t *array = t->bin[slot->k].array;
+    if (!smi_slot_forget(t->heap, slot)) {
+        SMI_STORE(&array[0], array[0] - 1);
+        return double_free(t->heap, ref);
+    }
+    return late ? SHMALLOC_EDOUBLEFREE : 0;
 }
 
 int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest)
@@ -239,7 +243,7 @@ int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest)
         SMI_STORE(&array[array[0] + 1], ref);
         SMI_STORE(&array[0], array[0] + 1);
     }
-    return late ? SHMALLOC_EDOUBLEFREE : 0;
+    return finish_give(t, ref, &slot, late);
 }
 
 /* ---- resizing ---- */
@@ -268,11 +272,10 @@ static int move_linked(struct smi_thread *t, uint64_t *ref, size_t old_size, siz
     }
     memcpy(smi_at(t->heap, fresh.ref), smi_at(t->heap, *ref), old_size < size ? old_size : size);
     smi_link_take(t, dest, fresh, old);
-    if (!small)
-        rc = smi_pages_give(t->heap, (uint32_t)(*ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &t->slot->link.op,
-                            NULL);
     *ref = fresh.ref;
-    return rc < 0 ? rc : late ? SHMALLOC_EDOUBLEFREE : 0;
+    return small ? finish_give(t, old.ref, &slot, late)
+                 : smi_pages_give(t->heap, (uint32_t)(old.ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE,
+                                  &t->slot->link.op, NULL);
 }
 
 static int move_free(struct smi_thread *t, uint64_t *ref, size_t old_size, size_t size)

@@ -325,20 +325,12 @@ static int count_in(struct smi_op *op, struct smf_central *central, const struct
     return joins ? smi_pageset_insert(op, &central->set, SMI_BY_ADDRESS, slot->page) : 0;
 }
 
-/* In hardened heaps a slot that is free is not the user's, however it came here. */
-static void forget_user(shmalloc_heap *heap, const struct smi_slot *slot)
-{
-    uint64_t *bits = smi_slot_user_bits(heap, slot);
-    if (bits)
-        __atomic_fetch_and(bits, ~(1ull << (slot->index % 64)), __ATOMIC_RELAXED);
-}
-
 /* One operation: the top slot of a cache array comes here. */
 static int flush_one(shmalloc_heap *heap, struct smf_central *central, const struct smi_slot *slot,
                      uint64_t *array)
 {
     uint64_t count = array[0];
-    forget_user(heap, slot);
+    smi_slot_forget(heap, slot); /* whose thread may have died before it did that */
     struct smi_op op = begin(heap, central);
     int rc = count_in(&op, central, slot);
     if (rc == SHMALLOC_EDOUBLEFREE) {
@@ -403,7 +395,7 @@ int smi_central_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name, uint64_t
     if (rc < 0)
         return rc;
     struct smf_central *central = central_of(heap, slot.arena, slot.k);
-    forget_user(heap, &slot);
+    smi_slot_forget(heap, &slot);
     struct smi_op op = begin(heap, central);
     rc = count_in(&op, central, &slot);
     if (rc < 0) {

@@ -52,7 +52,8 @@ const struct smi_invariant smi_invariants[] = {
     {"S1", "a side array is a block of the library's own, long enough; hardened heaps have "
            "all of them"},
     {"S2", "in hardened heaps the user's bit of a slot is set exactly while the user has the "
-           "slot; the slot on top of a stack may have it set, being made ready for a user"},
+           "slot, but for the top of each stack and one more slot for each thread, which may be "
+           "on their way"},
     {"T1", "a cache's array is where it can be; its count is at most its capacity"},
     {"T2", "every cached ref is a slot of the class"},
     {"T3", "a META span is a thread slot, an array that one bin names, or in `spare`"},
@@ -138,6 +139,7 @@ struct walk {
     struct list own;       /* blocks of the library's own that somebody names */
     struct list own_slabs; /* `ref` is a page number */
     uint64_t free_pages;
+    uint32_t owned_threads;
 };
 
 /* ---- reporting ------------------------------------------------------------------------------ */
@@ -763,6 +765,7 @@ static void check_thread(struct walk *w, uint32_t i, uint64_t ref, const struct 
     if (!thread->owner && (thread->link.op || thread->scratch || thread->building ||
                            thread->spare[0] || thread->spare[1]))
         violation(w, "T5", place, "thread slot %u has no owner and something in flight", i);
+    w->owned_threads += thread->owner != 0;
     check_bins(w, i, ref, thread);
     check_spares(w, i, ref, thread);
     check_built(w, i, ref + offsetof(struct smf_thread, scratch), thread->scratch);
@@ -849,7 +852,11 @@ static void check_user_bits(struct walk *w, const struct smi_span *span, size_t 
             *next < w->cached_count && w->cached[*next].ref == ref ? &w->cached[*next] : NULL;
         int is_free = cached || (free_bits >> i % 64 & 1);
         int has_user = (int)(user_bits >> i % 64 & 1);
-        if (is_free == has_user && !(cached && cached->is_top))
+        if (is_free != has_user || (cached && cached->is_top))
+            continue;
+        if (!is_free && w->owned_threads > 0) /* its thread has cleared the bit, not pushed it yet */
+            w->owned_threads--;
+        else
             violation(w, "S2", in_part(ref, EVERYTHING), "slot %#llx is %s and its user bit is %d",
                       (unsigned long long)ref, is_free ? "free" : "used", has_user);
     }
@@ -1148,6 +1155,7 @@ static void forget(struct walk *w)
     w->cached = NULL;
     w->own = w->own_slabs = (struct list){0};
     w->free_pages = 0;
+    w->owned_threads = 0;
 }
 
 static int look(struct walk *w)

@@ -499,6 +499,11 @@ uint64_t smi_os_now(void)
     return clock_ns(CLOCK_REALTIME);
 }
 
+uint64_t smi_os_clock(void)
+{
+    return clock_ns(CLOCK_MONOTONIC);
+}
+
 uint64_t smi_os_tick(void)
 {
     return clock_ns(CLOCK_MONOTONIC_COARSE);

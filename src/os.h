@@ -90,7 +90,8 @@ int smi_os_thread_known(void);
 void smi_os_process_name(char out[16]);
 void smi_os_random(void *buf, size_t len);
 uint64_t smi_os_now(void);  /* nanoseconds since 1970 */
-uint64_t smi_os_tick(void); /* nanoseconds since boot, coarse and cheap */
+uint64_t smi_os_clock(void); /* CLOCK_MONOTONIC, nanoseconds */
+uint64_t smi_os_tick(void); /* the same, coarse and cheap */
 void smi_os_sleep(uint64_t ns);
 
 /* Cancellation points inside the library must not end a thread half way. Returns the state before. */

@@ -149,29 +149,17 @@ int smi_roots_bind(shmalloc_heap *heap, const struct smi_name *name, uint64_t *t
     return rc;
 }
 
-static int find_once(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type, uint64_t *ref)
-{
-    const uint64_t *link = find_link(heap, name);
-    if (!link)
-        return SHMALLOC_ECORRUPT;
-    uint64_t at = SMI_LOAD(link);
-    const struct smf_root *root = at ? root_at(heap, at) : NULL;
-    if (!root)
-        return at ? SHMALLOC_ECORRUPT : SHMALLOC_ENOROOT;
-    *type = SMI_LOAD(&root->type);
-    *ref = SMI_LOAD(&root->ref);
-    return 0;
-}
+/* Read something under the lock; or without it, when this process may not or cannot take it: then an answer counts
+ * when nothing changed meanwhile. A writer that died in the middle leaves the sequence odd; then the last answer
+ * has to do. */
+typedef int reader_fn(const shmalloc_heap *heap, void *arg);
 
-/* Without the lock: an answer counts when nothing changed while it was looked for. A writer that died in the
- * middle leaves the sequence odd; then the last answer has to do. */
-static int find_unlocked(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type,
-                         uint64_t *ref)
+static int read_unlocked(const shmalloc_heap *heap, reader_fn *reader, void *arg)
 {
     int rc = SHMALLOC_ENOROOT;
     for (int tries = 0; tries < 1000; tries++) {
         uint64_t before = __atomic_load_n(&heap->roots->sequence, __ATOMIC_ACQUIRE);
-        rc = find_once(heap, name, type, ref);
+        rc = reader(heap, arg);
         __atomic_thread_fence(__ATOMIC_ACQUIRE);
         if (before % 2 == 0 && SMI_LOAD(&heap->roots->sequence) == before)
             break;
@@ -181,18 +169,108 @@ static int find_unlocked(const shmalloc_heap *heap, const struct smi_name *name,
     return rc;
 }
 
-int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type, uint64_t *ref)
+static int read_roots(const shmalloc_heap *heap, reader_fn *reader, void *arg)
 {
-    int unlocked = heap->read_only || SMI_LOAD(&heap->state->poison);
-    int rc = unlocked ? 0 : smi_lock_acquire((shmalloc_heap *)heap, SMF_LOCK_ROOTS);
+    if (heap->read_only || SMI_LOAD(&heap->state->poison))
+        return read_unlocked(heap, reader, arg);
+    int rc = smi_lock_acquire((shmalloc_heap *)heap, SMF_LOCK_ROOTS);
     if (rc < 0)
         return rc;
-    rc = unlocked ? find_unlocked(heap, name, type, ref) : find_once(heap, name, type, ref);
-    if (!unlocked)
-        smi_lock_release((shmalloc_heap *)heap, SMF_LOCK_ROOTS);
+    rc = reader(heap, arg);
+    smi_lock_release((shmalloc_heap *)heap, SMF_LOCK_ROOTS);
+    return rc;
+}
+
+struct question {
+    const struct smi_name *name;
+    uint64_t type, ref;
+};
+
+static int find_once(const shmalloc_heap *heap, void *arg)
+{
+    struct question *question = arg;
+    const uint64_t *link = find_link(heap, question->name);
+    uint64_t at = link ? SMI_LOAD(link) : 0;
+    const struct smf_root *root = at ? root_at(heap, at) : NULL;
+    if (!root)
+        return link && at == 0 ? SHMALLOC_ENOROOT : SHMALLOC_ECORRUPT;
+    question->type = SMI_LOAD(&root->type);
+    question->ref = SMI_LOAD(&root->ref);
+    return 0;
+}
+
+int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type, uint64_t *ref)
+{
+    struct question question = {name, 0, 0};
+    int rc = read_roots(heap, find_once, &question);
     if (rc == SHMALLOC_ENOROOT)
         return smi_error(rc, "%s: no root \"%s\"", heap->path, name->text);
-    return rc == SHMALLOC_ECORRUPT ? damaged(heap, name) : rc;
+    if (rc == SHMALLOC_ECORRUPT)
+        return damaged(heap, name);
+    *type = question.type;
+    *ref = question.ref;
+    return rc;
+}
+
+/* Copies of roots, each a shmalloc_root whose name follows it. */
+struct list {
+    char *bytes;
+    size_t used, room;
+};
+
+static int append(struct list *list, const struct smf_root *root)
+{
+    uint32_t len = root->name_len <= SMF_ROOT_NAME_MAX ? root->name_len : SMF_ROOT_NAME_MAX;
+    size_t needed = (sizeof(shmalloc_root) + len + 8) & ~(size_t)7;
+    if (list->used + needed > list->room) {
+        size_t room = list->room * 2 + needed;
+        char *bytes = realloc(list->bytes, room);
+        if (!bytes)
+            return smi_error(-ENOMEM, "no private memory for the list of roots");
+        list->bytes = bytes;
+        list->room = room;
+    }
+    shmalloc_root *copy = (void *)(list->bytes + list->used);
+    *copy = (shmalloc_root){NULL, SMI_LOAD(&root->type), SMI_LOAD(&root->ref)};
+    memcpy(copy + 1, name_in(root), len);
+    ((char *)(copy + 1))[len] = 0;
+    list->used += needed;
+    return 0;
+}
+
+static int copy_all(const shmalloc_heap *heap, void *arg)
+{
+    struct list *list = arg;
+    uint32_t steps = 0;
+    list->used = 0;
+    for (uint32_t i = 0; i < SMF_ROOT_BUCKETS; i++) {
+        for (uint64_t ref = SMI_LOAD(&heap->roots->bucket[i]); ref != 0;) {
+            const struct smf_root *root = root_at(heap, ref);
+            if (!root || ++steps == LONGEST_CHAIN)
+                return SHMALLOC_ECORRUPT;
+            int rc = append(list, root);
+            if (rc < 0)
+                return rc;
+            ref = SMI_LOAD(&root->next);
+        }
+    }
+    return 0;
+}
+
+int smi_roots_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *root, void *arg), void *arg)
+{
+    struct list list = {NULL, 0, 0};
+    int rc = read_roots(heap, copy_all, &list);
+    if (rc == SHMALLOC_ECORRUPT)
+        rc = smi_heap_poison((shmalloc_heap *)heap, "the list of roots is damaged");
+    for (size_t at = 0; rc == 0 && at < list.used;) {
+        shmalloc_root *root = (void *)(list.bytes + at);
+        root->name = (const char *)(root + 1);
+        at += (sizeof(*root) + strlen(root->name) + 8) & ~(size_t)7;
+        rc = visit(root, arg);
+    }
+    free(list.bytes);
+    return rc;
 }
 
 int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name)

@@ -20,6 +20,9 @@ int smi_roots_bind(shmalloc_heap *heap, const struct smi_name *name, uint64_t *t
 int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type, uint64_t *ref);
 int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name);
 
+/* Call `visit` for a snapshot of all roots, holding no lock. */
+int smi_roots_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *root, void *arg), void *arg);
+
 /* What a dead owner of the roots lock left. */
 int smi_roots_repair(shmalloc_heap *heap);
 

@@ -50,3 +50,14 @@ uint64_t *smi_slot_user_bits(const shmalloc_heap *heap, const struct smi_slot *s
     size_t tags = ((size_t)smi_classes[slot->k].slots * sizeof(uint16_t) + 7) & ~(size_t)7;
     return (uint64_t *)(void *)(side + tags) + slot->index / 64;
 }
+
+int smi_slot_forget(const shmalloc_heap *heap, const struct smi_slot *slot)
+{
+    if (!(slot->word & SMF_WORD_SIDE))
+        return 1;
+    uint16_t *tag = smi_slot_tag(heap, slot);
+    if (tag && SMI_LOAD(tag) != 0)
+        SMI_STORE(tag, 0);
+    uint64_t *bits = smi_slot_user_bits(heap, slot), bit = 1ull << (slot->index % 64);
+    return !bits || (__atomic_fetch_and(bits, ~bit, __ATOMIC_RELAXED) & bit) != 0;
+}

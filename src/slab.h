@@ -62,6 +62,10 @@ static inline size_t smi_side_bytes(const shmalloc_heap *heap, uint32_t k)
 /* The tag of a slot, NULL while its slab has no side array (or a damaged one). */
 uint16_t *smi_slot_tag(const shmalloc_heap *heap, const struct smi_slot *slot);
 
+/* The slot is nobody's any more: its tag and its user bit go. Returns 0 if the bit was gone already: in hardened
+ * heaps that is a double free. */
+int smi_slot_forget(const shmalloc_heap *heap, const struct smi_slot *slot);
+
 /* The hardened mode's word with the slot's bit, NULL when there is none. */
 uint64_t *smi_slot_user_bits(const shmalloc_heap *heap, const struct smi_slot *slot);
 
