@@ -204,10 +204,12 @@ static uint64_t *link_array(shmalloc_heap *heap, struct smf_thread *slot, uint64
 static int finish_old(shmalloc_heap *heap, struct smf_thread *slot)
 {
     struct smf_link *link = &slot->link;
-    if (link->old != 0 && link->old_array == 0) /* large: given back and disarmed in one operation */
-        return smi_pages_give(heap, (uint32_t)(link->old >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &link->op,
-                              NULL);
-    if (link->old != 0) {
+    if (link->old != 0 && link->old_array == 0) { /* large: given back and disarmed in one operation */
+        int rc = smi_pages_give(heap, (uint32_t)(link->old >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &link->op,
+                                NULL);
+        if (rc != SHMALLOC_EDOUBLEFREE) /* by the program: there is nothing left to give */
+            return rc;
+    } else if (link->old != 0) {
         uint64_t *array = link_array(heap, slot, link->old_array, link->old_count + 1);
         if (!array)
             return smi_heap_poison(heap, "link record names a cache at %#llx that is none",

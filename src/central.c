@@ -344,43 +344,56 @@ static int flush_one(shmalloc_heap *heap, struct smf_central *central, const str
     return retire_if_spare(heap, central, slot->k, slot->page);
 }
 
-/* The top slot of a cache array, which must be a slot of class k. */
-static int top_slot(shmalloc_heap *heap, uint32_t k, const uint64_t *array, struct smi_slot *slot)
+/* The top slot of a cache array. One that is no slot of class k was freed twice, and its slab went back between:
+ * it is dropped, and SHMALLOC_EDOUBLEFREE returned. */
+static int top_slot(shmalloc_heap *heap, uint32_t k, uint64_t *array, struct smi_slot *slot)
 {
     uint64_t ref = array[array[0]];
-    if (smi_slot_find(heap, ref, slot) < 0 || slot->k != k)
-        return smi_heap_poison(heap, "cache of class %u holds %#llx, which is no slot of it", k,
-                               (unsigned long long)ref);
-    return 0;
+    if (smi_slot_find(heap, ref, slot) == 0 && slot->k == k)
+        return 0;
+    __atomic_fetch_add(&central_of(heap, 0, k)->double_frees, 1, __ATOMIC_RELAXED);
+    SMI_STORE(&array[0], array[0] - 1);
+    return smi_error(SHMALLOC_EDOUBLEFREE,
+                     "%s: block at %#llx was free already when a cache was emptied, and its slab was gone",
+                     heap->path, (unsigned long long)ref);
+}
+
+/* The run of slots on top of a cache array that are of one class and arena comes here, one of them at least. */
+static int flush_run(shmalloc_heap *heap, uint32_t k, uint64_t *array, uint32_t keep)
+{
+    struct smi_slot slot;
+    int rc = top_slot(heap, k, array, &slot), result = 0;
+    if (rc < 0)
+        return rc;
+    uint32_t arena = slot.arena, lock = smi_lock_of_class(heap, arena, k);
+    rc = smi_lock_acquire(heap, lock);
+    if (rc < 0)
+        return rc;
+    struct smf_central *central = central_of(heap, arena, k);
+    uint64_t before = array[0];
+    do {
+        rc = flush_one(heap, central, &slot, array);
+        if (rc == SHMALLOC_EDOUBLEFREE) {
+            result = rc;
+            rc = 0;
+        }
+    } while (rc == 0 && array[0] > keep && (rc = top_slot(heap, k, array, &slot)) == 0 &&
+             slot.arena == arena);
+    central->flushes++;
+    central->flushed_slots += before - array[0];
+    smi_lock_release(heap, lock);
+    return rc < 0 ? rc : result;
 }
 
 int smi_central_flush(shmalloc_heap *heap, uint32_t k, uint64_t *array, uint32_t keep)
 {
     int result = 0;
     while (array[0] > keep) {
-        struct smi_slot slot;
-        int rc = top_slot(heap, k, array, &slot);
-        if (rc < 0)
+        int rc = flush_run(heap, k, array, keep);
+        if (rc < 0 && rc != SHMALLOC_EDOUBLEFREE)
             return rc;
-        uint32_t arena = slot.arena, lock = smi_lock_of_class(heap, arena, k);
-        rc = smi_lock_acquire(heap, lock);
         if (rc < 0)
-            return rc;
-        struct smf_central *central = central_of(heap, arena, k);
-        uint64_t before = array[0];
-        do { /* the run of slots of this arena */
-            rc = flush_one(heap, central, &slot, array);
-            if (rc == SHMALLOC_EDOUBLEFREE) {
-                result = rc;
-                rc = 0;
-            }
-        } while (rc == 0 && array[0] > keep && (rc = top_slot(heap, k, array, &slot)) == 0 &&
-                 slot.arena == arena);
-        central->flushes++;
-        central->flushed_slots += before - array[0];
-        smi_lock_release(heap, lock);
-        if (rc < 0)
-            return rc;
+            result = rc;
     }
     return result;
 }
@@ -395,6 +408,10 @@ int smi_central_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name, uint64_t
     if (rc < 0)
         return rc;
     struct smf_central *central = central_of(heap, slot.arena, slot.k);
+    if (name && *name != ref) { /* repair of the lock just undid the taking */
+        smi_lock_release(heap, lock);
+        return 0;
+    }
     smi_slot_forget(heap, &slot);
     struct smi_op op = begin(heap, central);
     rc = count_in(&op, central, &slot);

@@ -1187,6 +1187,16 @@ static int look(struct walk *w)
     return w->failed ? -ENOMEM : -w->view->read_error;
 }
 
+/* The file's identity is not that of a heap (any more). */
+static int refused(struct walk *w, int code)
+{
+    if (code == SHMALLOC_ECORRUPT) {
+        w->result->violations++;
+        w->report("H1", 0, shmalloc_errmsg(), w->arg);
+    }
+    return code;
+}
+
 /* Look until everything found is dropped or seen twice while nothing about it moved. */
 static int look_repeatedly(struct walk *w)
 {
@@ -1194,7 +1204,7 @@ static int look_repeatedly(struct walk *w)
     for (int intact = 0; r->walks < MAX_LOOKS && intact < MAX_INTACT;) {
         int rc = w->view->memory ? smi_view_reload(w->view) : 0;
         if (rc < 0)
-            return rc;
+            return refused(w, rc);
         hash_parts(w, w->before);
         note_armed(w);
         w->first_look = r->walks == 0;
@@ -1252,15 +1262,13 @@ int smi_check(struct smi_view *view, int live, smi_report_fn *report, void *arg,
                      .arg = arg, .live = live};
     memset(result, 0, sizeof(*result));
     int rc = smi_layout_validate(&view->header, &view->state, view->file_size, 1, view->path);
-    if (rc == SHMALLOC_ECORRUPT) {
-        result->violations = 1;
-        w.report("H1", 0, shmalloc_errmsg(), arg);
-    }
     if (rc < 0)
-        return rc;
+        return refused(&w, rc);
     rc = live ? check_live(&w) : look(&w);
     if (!live)
         result->walks = 1;
     forget(&w);
+    if (rc > -4096 && rc < 0) /* an errno, which has no message yet */
+        smi_error(rc, "%s: cannot check: %s", view->path, shmalloc_strerror(rc));
     return rc;
 }

@@ -417,24 +417,6 @@ static int read_identity(int fd, const char *path, const shmalloc_options *o, st
     return rc;
 }
 
-/* Become a process of the heap; the attach lock is held. */
-static int attach(shmalloc_heap *heap, const shmalloc_options *o)
-{
-    int others = smi_others_alive(heap);
-    if (others < 0)
-        return smi_error(others, "%s: cannot look for locks: %s", heap->path, shmalloc_strerror(others));
-    if (others && (o->flags & RECOVER_ONLY))
-        return smi_error(SHMALLOC_EBUSY, "%s: other processes have the heap open", heap->path);
-    int rc = others ? smi_recover_join(heap)
-                    : smi_recover_first(heap, (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0);
-    if (rc < 0)
-        return rc;
-    rc = smi_process_claim(heap);
-    if (rc == 0 && heap->state->poison == 0) /* a poisoned heap is as it is */
-        smi_recover_adopt(heap);
-    return rc;
-}
-
 /* A read-only user takes no entry; it only must not read what a machine crash may have torn. */
 static int check_read_only(shmalloc_heap *heap, const shmalloc_options *o)
 {
@@ -464,7 +446,9 @@ static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
         rc = map_file(heap, wanted, state.size, (void *)(uintptr_t)header.fixed_base);
     if (rc == 0) {
         set_areas(heap);
-        rc = heap->read_only ? check_read_only(heap, o) : attach(heap, o);
+        rc = heap->read_only ? check_read_only(heap, o)
+                             : smi_recover_attach(heap, (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0,
+                                                  (o->flags & RECOVER_ONLY) != 0);
     }
     if (!heap->read_only)
         smi_attach_unlock(heap);

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <time.h>
 
 #include "central.h"
 #include "os.h"
@@ -110,8 +109,7 @@ static int wait_until(pthread_mutex_t *mutex, uint64_t deadline)
             return ETIMEDOUT;
         if (until > deadline)
             until = deadline;
-        struct timespec at = {(time_t)(until / 1000000000ull), (long)(until % 1000000000ull)};
-        int rc = pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &at);
+        int rc = smi_os_mutex_lock_until(mutex, until);
         if (rc != ETIMEDOUT)
             return rc;
     }

@@ -61,6 +61,19 @@ int smi_os_mutex_init(void *mutex)
     return -rc;
 }
 
+int smi_os_mutex_lock_until(void *mutex, uint64_t deadline)
+{
+    struct timespec at;
+#if defined(__SANITIZE_THREAD__) /* which does not know pthread_mutex_clocklock */
+    uint64_t until = smi_os_now() + (deadline - smi_os_clock());
+    at = (struct timespec){(time_t)(until / 1000000000ull), (long)(until % 1000000000ull)};
+    return pthread_mutex_timedlock(mutex, &at);
+#else
+    at = (struct timespec){(time_t)(deadline / 1000000000ull), (long)(deadline % 1000000000ull)};
+    return pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &at);
+#endif
+}
+
 int smi_os_platform(struct smi_platform *out)
 {
     uint64_t fresh[5] = {0};

@@ -24,6 +24,9 @@ int smi_os_platform(struct smi_platform *out);
 /* A robust, process-shared, error-checking mutex in 40 bytes. */
 int smi_os_mutex_init(void *mutex);
 
+/* pthread_mutex_lock that gives up at a time of smi_os_clock: ETIMEDOUT. */
+int smi_os_mutex_lock_until(void *mutex, uint64_t deadline);
+
 /* What a file is. */
 struct smi_file_info {
     uint64_t size, device, inode;

@@ -173,9 +173,7 @@ static int claim_locked(shmalloc_heap *heap)
     smi_registry_lock();
     int rc = smi_attach_lock(heap);
     if (rc == 0) {
-        rc = smi_recover_join(heap);
-        if (rc == 0)
-            rc = smi_process_claim(heap);
+        rc = smi_recover_attach(heap, 0, 0);
         smi_attach_unlock(heap);
     }
     smi_registry_unlock();

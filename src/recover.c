@@ -91,13 +91,19 @@ static int repair_all(shmalloc_heap *heap)
     return rc;
 }
 
-int smi_recover_first(shmalloc_heap *heap, int accept_unclean)
+static int first(shmalloc_heap *heap, int accept_unclean)
 {
     uint8_t boot_id[16];
     smi_os_boot_id(boot_id);
     int rc = check_clean(heap, boot_id, accept_unclean);
     if (rc < 0)
         return rc;
+    /* The mark after the identity: in use with another boot id or inode means unclean. */
+    struct smf_runtime *runtime = heap->runtime;
+    memcpy(runtime->boot_id, boot_id, 16);
+    runtime->device = heap->device;
+    runtime->inode = heap->inode;
+    runtime->pid_namespace = smi_os_pid_namespace();
     if (heap->state->mark != SMF_IN_USE) {
         SMI_STORE(&heap->state->mark, SMF_IN_USE);
         rc = smi_os_sync_file(heap->fd);
@@ -107,11 +113,6 @@ int smi_recover_first(shmalloc_heap *heap, int accept_unclean)
     rc = new_mutexes(heap);
     if (rc < 0)
         return rc;
-    struct smf_runtime *runtime = heap->runtime;
-    memcpy(runtime->boot_id, boot_id, 16);
-    runtime->device = heap->device;
-    runtime->inode = heap->inode;
-    runtime->pid_namespace = smi_os_pid_namespace();
     if (heap->state->poison == 0)
         rc = repair_all(heap);
     if (rc < 0 && rc != SHMALLOC_ECORRUPT) /* a damaged heap is poisoned now: it can still be read */
@@ -121,7 +122,7 @@ int smi_recover_first(shmalloc_heap *heap, int accept_unclean)
     return 0;
 }
 
-int smi_recover_join(shmalloc_heap *heap)
+static int join(shmalloc_heap *heap)
 {
     uint64_t here = smi_os_pid_namespace(), there = heap->runtime->pid_namespace;
     if (heap->runtime->generation != heap->state->generation)
@@ -134,6 +135,21 @@ int smi_recover_join(shmalloc_heap *heap)
                          "namespace",
                          heap->path, (unsigned long long)there, (unsigned long long)here);
     return 0;
+}
+
+int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
+{
+    int others = smi_others_alive(heap);
+    if (others < 0)
+        return smi_error(others, "%s: cannot look for locks: %s", heap->path, shmalloc_strerror(others));
+    if (others && alone)
+        return smi_error(SHMALLOC_EBUSY, "%s: other processes have the heap open", heap->path);
+    int rc = others ? join(heap) : first(heap, accept_unclean);
+    if (rc == 0)
+        rc = smi_process_claim(heap);
+    if (rc == 0 && heap->state->poison == 0) /* a poisoned heap stays as it is */
+        smi_recover_adopt(heap);
+    return rc;
 }
 
 /* ---- adoption ---- */

@@ -12,12 +12,11 @@ void smi_attach_unlock(shmalloc_heap *heap);
 /* Is another process attached? 0, 1 or a negated errno. */
 int smi_others_alive(shmalloc_heap *heap);
 
-/* Nobody is attached and the attach lock is held: take the heap into use in a new generation. All locks are
- * made anew; what was in flight under them is undone. SHMALLOC_EUNCLEAN unless `accept_unclean`. */
-int smi_recover_first(shmalloc_heap *heap, int accept_unclean);
-
-/* Others are attached: may this process join them? SHMALLOC_EFOREIGN. */
-int smi_recover_join(shmalloc_heap *heap);
+/* Become a process of the heap; the attach lock is held. When nobody else is attached, the heap is taken into use
+ * in a new generation: all locks are made anew, what was in flight under them is undone; SHMALLOC_EUNCLEAN unless
+ * `accept_unclean`. Else this process joins the others: SHMALLOC_EFOREIGN when it cannot, SHMALLOC_EBUSY when it
+ * wants to be `alone`. What the dead left is brought to rest. */
+int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone);
 
 /* Look for processes that died and bring back what they held. Cheap when nobody did. */
 int smi_recover_adopt(shmalloc_heap *heap);

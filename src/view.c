@@ -146,6 +146,11 @@ static int read_state(struct smi_view *view)
     }
 }
 
+static int cannot_read(const struct smi_view *view, int code)
+{
+    return smi_error(code, "%s: cannot read: %s", view->path, shmalloc_strerror(code));
+}
+
 static int read_identity(struct smi_view *view)
 {
     struct smi_file_info info;
@@ -160,7 +165,7 @@ static int read_identity(struct smi_view *view)
     int64_t n = smi_os_read(view->fd, &view->header, sizeof(view->header), 0);
     rc = n < 0 ? (int)n : read_state(view);
     if (rc < 0)
-        return smi_error(rc, "%s: cannot read: %s", view->path, shmalloc_strerror(rc));
+        return cannot_read(view, rc);
     return smi_layout_validate(&view->header, &view->state, view->file_size, 1, view->path);
 }
 
@@ -508,7 +513,6 @@ const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
         return "bin's array lies outside the file";
     if (array[0] >= words)
         return "bin's count is more than its array holds";
-    out->capacity = words - 1;
     out->count = (uint32_t)array[0];
     out->slots = array + 1;
     return NULL;
@@ -626,8 +630,9 @@ int smi_view_each_block(struct smi_view *view, int (*visit)(const shmalloc_block
     int rc = smi_view_settle(view, NULL, NULL);
     if (rc == 0)
         rc = smi_view_cached(view, &walk.cached, &walk.cached_count);
-    if (rc == 0)
-        rc = visit_spans(&walk);
+    if (rc < 0)
+        return cannot_read(view, rc);
+    rc = visit_spans(&walk);
     free(walk.cached);
     return rc;
 }
@@ -731,7 +736,7 @@ int smi_view_stats(struct smi_view *view, shmalloc_stats *out)
 {
     int rc = smi_view_settle(view, NULL, NULL);
     if (rc < 0)
-        return rc;
+        return cannot_read(view, rc);
     *out = (shmalloc_stats){.struct_size = sizeof(*out)};
     out->file_size = view->file_size;
     out->max_size = view->state.max_size;
@@ -741,7 +746,7 @@ int smi_view_stats(struct smi_view *view, shmalloc_stats *out)
     count_spans(view, out);
     count_caches(view, out);
     count_records(view, out);
-    return view->read_error ? -view->read_error : 0;
+    return view->read_error ? cannot_read(view, -view->read_error) : 0;
 }
 
 /* ---- roots ---------------------------------------------------------------------------------- */
@@ -785,6 +790,8 @@ int smi_view_each_root(struct smi_view *view, int (*visit)(const shmalloc_root *
                        void *arg)
 {
     int rc = smi_view_settle(view, NULL, NULL), damaged = 0;
+    if (rc < 0)
+        return cannot_read(view, rc);
     const struct smf_roots *roots = smi_view_at(view, view->header.areas.roots, sizeof(*roots));
     for (uint32_t i = 0; roots && rc == 0 && i < SMF_ROOT_BUCKETS; i++)
         rc = walk_bucket(view, roots->bucket[i], visit, arg, &damaged);

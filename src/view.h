@@ -112,7 +112,6 @@ const struct smf_thread *smi_view_thread(struct smi_view *view, uint32_t i, uint
 struct smi_view_bin {
     uint64_t array;        /* ref of the count word */
     uint32_t pages;        /* of its own span, 0 = inside the thread slot */
-    uint32_t capacity;     /* slots */
     uint32_t count;        /* slots cached */
     const uint64_t *slots; /* `count` refs */
 };
