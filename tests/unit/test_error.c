@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: MIT */
+/* test_error.c - codes in words, messages of the thread, and codes that no other suite provokes. */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include "heap_suite.h"
+
+HEAP_SUITE(error, 0, 60);
+
+static const int codes[] = {
+    SHMALLOC_EFULL,     SHMALLOC_ENOTHEAP,   SHMALLOC_EVERSION, SHMALLOC_EFOREIGN,
+    SHMALLOC_ECORRUPT,  SHMALLOC_EPOISONED,  SHMALLOC_EUNCLEAN, SHMALLOC_ELAYOUT,
+    SHMALLOC_EBUSY,     SHMALLOC_EPROCESSES, SHMALLOC_ETHREADS, SHMALLOC_EADDRESS,
+    SHMALLOC_EBADREF,   SHMALLOC_EDOUBLEFREE, SHMALLOC_EREADONLY, SHMALLOC_ENOROOT,
+    SHMALLOC_ETYPE,     SHMALLOC_ENOTOWNER,  SHMALLOC_ECLOSED,  -ENOENT,
+    -ENOMEM,            -EIO,
+};
+enum { CODES = sizeof(codes) / sizeof(codes[0]) };
+
+Test(error, every_code_has_words_of_its_own)
+{
+    for (int i = 0; i < CODES; i++) {
+        const char *text = shmalloc_strerror(codes[i]);
+        cr_assert_not_null(text);
+        cr_assert_str_not_empty(text);
+        cr_assert_str_neq(text, shmalloc_strerror(-4000), "code %d is unknown", codes[i]);
+        for (int k = 0; k < i; k++)
+            cr_assert_str_neq(text, shmalloc_strerror(codes[k]), "codes %d and %d", codes[i], codes[k]);
+    }
+}
+
+Test(error, numbers_never_change)
+{
+    for (int i = 0; i < CODES && codes[i] < -4096; i++)
+        cr_assert_eq(codes[i], -20001 - i);
+}
+
+Test(error, any_number_has_an_answer)
+{
+    struct rng rng = rng_from(4);
+    for (int code = -30000; code < 1000; code++)
+        cr_assert_not_null(shmalloc_strerror(code));
+    for (int i = 0; i < 1000; i++)
+        cr_assert_not_null(shmalloc_strerror((int)rng_next(&rng)));
+}
+
+static void *message_of_new_thread(void *arg)
+{
+    (void)arg;
+    must(shmalloc_errmsg()[0] == 0, "a new thread has the message \"%s\"", shmalloc_errmsg());
+    shmalloc_ref ref;
+    must_code(shmalloc_root_get(f.heap, "no such name", 0, &ref), SHMALLOC_ENOROOT);
+    must(shmalloc_errmsg()[0], "no message");
+    return NULL;
+}
+
+Test(error, messages_belong_to_the_thread)
+{
+    shmalloc_heap *none = (shmalloc_heap *)&none;
+    char path[256], message[512];
+    snprintf(path, sizeof(path), "%s", fixture_path(&f, "missing"));
+    must_code(shmalloc_open(path, NULL, &none), -ENOENT);
+    cr_assert_eq(none, (shmalloc_heap *)&none, "written on failure");
+    cr_assert(strstr(shmalloc_errmsg(), path), "\"%s\" does not name the file", shmalloc_errmsg());
+    snprintf(message, sizeof(message), "%s", shmalloc_errmsg());
+    pthread_t thread;
+    pthread_create(&thread, NULL, message_of_new_thread, NULL);
+    pthread_join(thread, NULL);
+    cr_assert_str_eq(shmalloc_errmsg(), message, "another thread changed it");
+}
+
+Test(error, version_is_that_of_the_headers)
+{
+    cr_assert_str_eq(shmalloc_version(), SHMALLOC_VERSION);
+    char text[32];
+    snprintf(text, sizeof(text), "%d.%d.%d", SHMALLOC_VERSION_MAJOR, SHMALLOC_VERSION_MINOR,
+             SHMALLOC_VERSION_PATCH);
+    cr_assert_str_eq(text, SHMALLOC_VERSION);
+}
+
+/* ---- refusals of the system ---- */
+
+/* The heap must go on after the refusal, and nothing may have been lost. */
+static void allocate_to_refusal(shmalloc_heap *heap, int code)
+{
+    struct usage empty = usage_now(heap);
+    static shmalloc_ref refs[100000];
+    int count = 0, rc;
+    while ((rc = shmalloc_alloc(heap, 100000, &refs[count])) == 0)
+        count++;
+    must_code(rc, code);
+    must(shmalloc_errmsg()[0], "no message");
+    must(shmalloc_alloc(heap, 50u << 20, &refs[count]) < 0, "the big one is refused too");
+    must_be_sound(heap);
+    for (int i = 0; i < count; i++) { /* what was handed out can be written to its last byte */
+        memset(shmalloc_ptr(heap, refs[i]), 0x5a, 100000);
+        must_work(shmalloc_free(heap, &refs[i]));
+    }
+    must(shmalloc_alloc(heap, 100000, &refs[0]) == 0, "%s", shmalloc_errmsg());
+    must_work(shmalloc_free(heap, &refs[0]));
+    must_be_as_before(heap, &empty);
+}
+
+static int file_size_limit(void *arg)
+{
+    (void)arg;
+    signal(SIGXFSZ, SIG_IGN);
+    struct rlimit limit = {20 << 20, 20 << 20};
+    must(setrlimit(RLIMIT_FSIZE, &limit) == 0, "setrlimit");
+    shmalloc_heap *heap = heap_create(fixture_path(&f, "limited"), 0);
+    allocate_to_refusal(heap, -EFBIG);
+    return shmalloc_close(heap) < 0;
+}
+
+Test(error, a_file_size_limit_is_EFBIG)
+{
+    cr_assert_eq(run_child(file_size_limit, NULL), 0);
+}
+
+enum { NOT_PERMITTED = 77 };
+
+/* A file system of 20 MiB in a mount namespace of the child's own. */
+static int full_file_system(void *arg)
+{
+    (void)arg;
+    if (unshare(geteuid() == 0 ? CLONE_NEWNS : CLONE_NEWUSER | CLONE_NEWNS) < 0 ||
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount("tmpfs", f.dir, "tmpfs", 0, "size=20m") < 0)
+        return NOT_PERMITTED;
+    shmalloc_heap *heap = heap_create(fixture_path(&f, "on a small disk"), 0);
+    allocate_to_refusal(heap, -ENOSPC);
+    return shmalloc_close(heap) < 0;
+}
+
+Test(error, a_full_file_system_is_ENOSPC_and_never_SIGBUS)
+{
+    int status = run_child(full_file_system, NULL);
+    if (status == NOT_PERMITTED)
+        cr_skip_test("no mount namespace here");
+    cr_assert_eq(status, 0, "%d", status);
+}
+
+static int refused_open(void *arg)
+{
+    (void)arg;
+    shmalloc_heap *heap;
+    must_work(shmalloc_close(f.heap));
+    must_code(shmalloc_open(f.path, NULL, &heap), SHMALLOC_EFOREIGN);
+    return 0;
+}
+
+static int refused_use(void *arg)
+{
+    (void)arg;
+    shmalloc_ref ref = 0;
+    must_code(shmalloc_alloc(f.heap, 8, &ref), SHMALLOC_EFOREIGN);
+    return 0;
+}
+
+static int in_pid_namespace(void *arg)
+{
+    if (unshare(geteuid() == 0 ? CLONE_NEWPID : CLONE_NEWUSER | CLONE_NEWPID) < 0)
+        return NOT_PERMITTED;
+    return run_child(*(worker_fn **)arg, NULL);
+}
+
+/* Thread ids of two namespaces may be equal, and then robust mutexes do not exclude. */
+static void refused_in_pid_namespace(worker_fn *fn)
+{
+    shmalloc_ref ref = 0;
+    must_work(shmalloc_alloc(f.heap, 8, &ref));
+    int status = run_child(in_pid_namespace, &fn);
+    must_work(shmalloc_free(f.heap, &ref));
+    if (status == NOT_PERMITTED)
+        cr_skip_test("no PID namespace here");
+    cr_assert_eq(status, 0, "%d", status);
+}
+
+Test(error, another_pid_namespace_is_refused_while_the_heap_is_in_use)
+{
+    refused_in_pid_namespace(refused_open);
+}
+
+Test(error, a_child_forked_into_another_pid_namespace_is_refused)
+{
+    refused_in_pid_namespace(refused_use);
+}
+
+static int address_space_limit(void *arg)
+{
+    (void)arg;
+    must_work(shmalloc_close(f.heap)); /* its addresses count too */
+    struct rlimit limit = {1u << 30, 1u << 30};
+    must(setrlimit(RLIMIT_AS, &limit) == 0, "setrlimit");
+    shmalloc_heap *heap = NULL;
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    options.flags = SHMALLOC_CREATE;
+    int rc = shmalloc_open(fixture_path(&f, "cramped"), &options, &heap);
+    if (rc < 0) {
+        must_code(rc, SHMALLOC_EADDRESS);
+        return 0;
+    }
+    /* A smaller reservation is allowed; then blocks must work in it. */
+    shmalloc_ref ref = 0;
+    must_work(shmalloc_alloc(heap, 1 << 20, &ref));
+    must_work(shmalloc_free(heap, &ref));
+    must_be_sound(heap);
+    return shmalloc_close(heap) < 0;
+}
+
+Test(error, an_address_space_limit_is_answered)
+{
+    if (TEST_ASAN)
+        cr_skip_test("the sanitizer's own shadow does not fit under the limit");
+    cr_assert_eq(run_child(address_space_limit, NULL), 0);
+}

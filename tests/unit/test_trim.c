@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_trim.c - memory goes back to the file system and the file gets shorter, and what is kept stays.
+ *
+ * Would fail if a page in use were punched, a punched page handed out without storage or believed to be
+ * dirty, or a tail in use cut off.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "heap_suite.h"
+
+HEAP_SUITE(trim, 0, 60);
+
+static uint64_t storage(void)
+{
+    struct stat st;
+    must(stat(f.path, &st) == 0, "stat");
+    return (uint64_t)st.st_blocks * 512;
+}
+
+static int64_t trim(void)
+{
+    int64_t bytes = shmalloc_trim(f.heap);
+    must(bytes >= 0, "trim: %s", shmalloc_errmsg());
+    return bytes;
+}
+
+Test(trim, everything_freed_goes_back)
+{
+    uint64_t before_storage = storage(), before_size = heap_stats(f.heap).file_size;
+    shmalloc_ref ref = 0;
+    must_work(shmalloc_alloc(f.heap, 64 << 20, &ref));
+    memset(shmalloc_ptr(f.heap, ref), 1, 64 << 20);
+    must_work(shmalloc_free(f.heap, &ref));
+    cr_assert_geq(storage(), 64u << 20);
+    cr_assert_geq(trim(), 64 << 20);
+    cr_assert_eq(heap_stats(f.heap).file_size, before_size, "the tail is cut off");
+    cr_assert_leq(storage(), before_storage + (1 << 20));
+    cr_assert_leq(trim(), 0, "nothing left to give");
+}
+
+enum { COUNT = 200 };
+static shmalloc_ref refs[COUNT];
+
+Test(trim, what_is_kept_keeps_its_contents)
+{
+    for (int i = 0; i < COUNT; i++) {
+        must_work(shmalloc_alloc(f.heap, 300000, &refs[i]));
+        pattern_fill(shmalloc_ptr(f.heap, refs[i]), 0, 300000, (uint64_t)i);
+    }
+    for (int i = 0; i < COUNT; i += 2)
+        must_work(shmalloc_free(f.heap, &refs[i]));
+    cr_assert_gt(trim(), COUNT / 2 * 250000);
+    must_be_sound(f.heap);
+    for (int i = 1; i < COUNT; i += 2)
+        cr_assert_eq(pattern_check(shmalloc_ptr(f.heap, refs[i]), 300000, (uint64_t)i), 300000);
+    for (int i = 0; i < COUNT; i += 2) { /* into the holes */
+        must_work(shmalloc_alloc(f.heap, 300000, &refs[i]));
+        pattern_fill(shmalloc_ptr(f.heap, refs[i]), 0, 300000, (uint64_t)i);
+    }
+    trim();
+    for (int i = 0; i < COUNT; i++) {
+        cr_assert_eq(pattern_check(shmalloc_ptr(f.heap, refs[i]), 300000, (uint64_t)i), 300000);
+        must_work(shmalloc_free(f.heap, &refs[i]));
+    }
+}
+
+Test(trim, slabs_and_caches_go_back_too)
+{
+    enum { SMALL = 200000 };
+    static shmalloc_ref small[SMALL];
+    for (int i = 0; i < SMALL; i++)
+        must_work(shmalloc_alloc(f.heap, 100, &small[i]));
+    for (int i = 0; i < SMALL; i++)
+        must_work(shmalloc_free(f.heap, &small[i]));
+    cr_assert_gt(trim(), SMALL * 90);
+    shmalloc_stats s = heap_stats(f.heap);
+    cr_assert_eq(s.cached, 0);
+    cr_assert_eq(s.central_free, 0, "empty slabs are kept");
+}
+
+static int uses_heap_across_growth(void *arg)
+{
+    uint32_t *turn = arg;
+    shmalloc_heap *heap = fixture_join(&f);
+    for (uint32_t i = 0; i < 20; i++) {
+        await_word(&turn[0], i + 1); /* the parent has cut the file and grown it again */
+        shmalloc_ref ref;
+        must_work(shmalloc_root_get(heap, "grown", 0, &ref));
+        must(pattern_check(shmalloc_ptr(heap, ref), 8 << 20, i) == 8 << 20, "round %u", i);
+        must_work(shmalloc_free(heap, &ref));
+        must(shmalloc_trim(heap) >= 0, "%s", shmalloc_errmsg());
+        signal_word(&turn[1]);
+    }
+    return shmalloc_close(heap) < 0;
+}
+
+Test(trim, other_processes_follow_cuts_and_growth)
+{
+    uint32_t *turn = shared_memory(8);
+    pid_t pid = start_child(uses_heap_across_growth, turn);
+    for (uint32_t i = 0; i < 20; i++) {
+        shmalloc_ref ref = 0;
+        must_work(shmalloc_alloc(f.heap, 8 << 20, &ref));
+        pattern_fill(shmalloc_ptr(f.heap, ref), 0, 8 << 20, i);
+        must_work(shmalloc_root_set(f.heap, "grown", 0, ref));
+        signal_word(&turn[0]);
+        await_word(&turn[1], i + 1);
+        must_code(shmalloc_free(f.heap, &ref), SHMALLOC_EBADREF); /* it lies beyond the end now */
+        must_be_sound(f.heap);
+    }
+    cr_assert_eq(wait_child(pid), 0);
+    must_work(shmalloc_root_remove(f.heap, "grown"));
+}
+
+static int grow_and_cut(void *arg)
+{
+    uint32_t *stop = arg;
+    shmalloc_heap *heap = fixture_join(&f);
+    while (!__atomic_load_n(stop, __ATOMIC_RELAXED)) {
+        shmalloc_ref ref = 0;
+        must_work(shmalloc_alloc(heap, 4 << 20, &ref));
+        must_work(shmalloc_free(heap, &ref));
+        must(shmalloc_trim(heap) >= 0, "%s", shmalloc_errmsg());
+    }
+    return shmalloc_close(heap) < 0;
+}
+
+static int count_block(const shmalloc_block *block, void *arg)
+{
+    (void)block;
+    ++*(int *)arg;
+    return 0;
+}
+
+/* Walkers look at metadata of a tail that another process is cutting off: no SIGBUS. */
+Test(trim, readers_survive_a_file_that_is_cut_under_them)
+{
+    uint32_t *stop = shared_memory(4);
+    pid_t pid = start_child(grow_and_cut, stop);
+    for (uint64_t end = now_ns() + 1500000000ull; now_ns() < end;) {
+        int count = 0;
+        heap_stats(f.heap);
+        must_work(shmalloc_each_block(f.heap, count_block, &count));
+        must_be_sound(f.heap);
+        for (uint64_t ref = 1 << 20; ref < 8 << 20; ref += 100000) {
+            shmalloc_usable_size(f.heap, shmalloc_ptr(f.heap, ref));
+            shmalloc_tag(f.heap, ref);
+        }
+    }
+    *stop = 1;
+    cr_assert_eq(wait_child(pid), 0);
+}
+
+Test(trim, read_only_handles_cannot)
+{
+    must_work(shmalloc_close(f.heap));
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    options.flags = SHMALLOC_READ_ONLY;
+    must_work(shmalloc_open(f.path, &options, &f.heap));
+    cr_assert_eq(shmalloc_trim(f.heap), SHMALLOC_EREADONLY);
+    fixture_reopen(&f);
+}
