@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * header.c - the public header alone, before and without any other, twice, in C and in C++.
+ */
+#include <shmalloc/shmalloc.h>
+#include <shmalloc/shmalloc.h>
+
+static int visit_root(const shmalloc_root *root, void *arg)
+{
+    return root->name == arg;
+}
+
+/* Mentions what is more than a declaration: initialiser, callback types, the mutex's size. */
+int use_header(shmalloc_heap *heap);
+int use_header(shmalloc_heap *heap)
+{
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    shmalloc_mutex mutex = {{0}};
+    shmalloc_stats stats;
+    options.flags = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE;
+    stats.struct_size = sizeof(stats);
+    return shmalloc_open("x", &options, &heap) == SHMALLOC_ELAYOUT ||
+           shmalloc_mutex_lock(heap, &mutex) < 0 || shmalloc_get_stats(heap, &stats) < 0 ||
+           shmalloc_root_each(heap, visit_root, NULL) < 0 || sizeof(mutex) != 64;
+}

@@ -1,0 +1,39 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# install.sh BUILD PREFIX LIBDIR SOURCE CC... - installs BUILD into a temporary root, builds SOURCE with
+# what pkg-config says, shared and static, and runs it.
+set -eu
+build=$1 prefix=$2 libdir=$3 source=$4
+shift 4
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+
+meson install -C "$build" --no-rebuild --quiet --destdir "$root" >"$root/log" 2>&1 ||
+    { cat "$root/log"; exit 1; }
+for file in include/shmalloc/shmalloc.h include/shmalloc/version.h "$libdir/libshmalloc.so" \
+    "$libdir/libshmalloc.a" "$libdir/pkgconfig/shmalloc.pc"; do
+    [ -e "$root$prefix/$file" ] || { echo "not installed: $prefix/$file"; exit 1; }
+done
+
+# The .pc file names its prefix once; here that is below the temporary root.
+export PKG_CONFIG_PATH="$root$prefix/$libdir/pkgconfig"
+flags=$(pkg-config --define-variable=prefix="$root$prefix" --cflags --libs shmalloc)
+export LD_LIBRARY_PATH="$root$prefix/$libdir"
+
+# shellcheck disable=SC2086 # flags are words
+"$@" -std=c11 -Wall -Wextra -Werror -o "$root/shared" "$source" $flags
+[ "$("$root/shared" "$root/shared.heap")" = hello ]
+readelf -d "$root/shared" | grep -q 'NEEDED.*libshmalloc\.so\.' ||
+    { echo "not linked with the shared library"; exit 1; }
+
+"$@" -std=c11 -I"$root$prefix/include" -o "$root/static" "$source" \
+    "$root$prefix/$libdir/libshmalloc.a" -pthread
+[ "$("$root/static" "$root/static.heap")" = hello ]
+
+# The tool is there unless it was left out of the build.
+inspect=$root$prefix/bin/shmalloc-inspect
+if [ -e "$inspect" ]; then
+    "$inspect" check "$root/static.heap"
+    [ -e "$root$prefix/share/man/man1/shmalloc-inspect.1" ] || { echo "no manual page"; exit 1; }
+fi
+echo "installed, linked and run: shared and static"

@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * heap_maker.c - heaps in every state, for the tests of shmalloc-inspect.
+ *
+ * Usage: heap_maker FILE STEP...
+ *   create, hardened   open FILE, made if need be (in hardened mode)
+ *   fill=N             allocate N blocks of many sizes, free every third
+ *   roots=N            bind N roots
+ *   odd-names          bind roots whose names hold control characters and invalid UTF-8
+ *   close              close the heap in order
+ *   hold               print "ready", wait for end of input
+ *   churn              print "ready", allocate and free for ever in two threads
+ *   stop-in-lock       a child allocates and is stopped where the log of a class lock is armed;
+ *                      print "ready PID", wait for end of input, let the child go on
+ *   die                die by SIGKILL
+ */
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <shmalloc/shmalloc.h>
+
+#include "sizeclass.h"
+#include "view.h"
+
+#define STOPPED_SIZE 200 /* bytes of the blocks that the stopped child allocates */
+
+static const char *path;
+static shmalloc_heap *heap;
+
+_Noreturn static void fail(const char *what)
+{
+    fprintf(stderr, "heap_maker: %s: %s\n", what, shmalloc_errmsg());
+    _exit(9);
+}
+
+static void open_heap(unsigned flags)
+{
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    options.flags = SHMALLOC_CREATE | flags;
+    options.layout = "maker";
+    options.layout_version = 7;
+    if (shmalloc_open(path, &options, &heap) < 0)
+        fail("open");
+}
+
+static void fill(long count)
+{
+    shmalloc_ref refs[3];
+    for (long i = 0; i < count; i++) {
+        size_t size = (size_t)(i * 37 % 700) + 1;
+        int rc = i % 50 == 49 ? shmalloc_alloc(heap, size * 400, &refs[i % 3])
+                 : i % 7 == 6
+                     ? shmalloc_alloc_tagged(heap, size, (uint16_t)(i % 1000 + 1), &refs[i % 3])
+                     : shmalloc_alloc(heap, size, &refs[i % 3]);
+        if (rc < 0)
+            fail("alloc");
+        if (i % 3 == 2 && shmalloc_free(heap, &refs[i / 3 % 3]) < 0)
+            fail("free");
+    }
+}
+
+static void make_roots(long count)
+{
+    for (long i = 0; i < count; i++) {
+        char name[32];
+        shmalloc_ref ref;
+        snprintf(name, sizeof(name), "root %ld", i);
+        if (shmalloc_root_get_or_create(heap, name, (uint64_t)i, 48, NULL, NULL, &ref) < 0)
+            fail("root");
+    }
+}
+
+static void make_odd_roots(void)
+{
+    static const char *const names[] = {"tab\tbell\a", "esc\033[31mred", "bad\xff\xfe",
+                                        "gr\xc3\xbc\xc3\x9f", "\u202eturned"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (shmalloc_root_set(heap, names[i], 0xfeedfacecafebeefull, 0) < 0)
+            fail("root");
+}
+
+static void say(const char *text)
+{
+    puts(text);
+    fflush(stdout);
+}
+
+static void wait_for_end_of_input(void)
+{
+    while (getchar() != EOF)
+        ;
+}
+
+/* Enough at once to empty and overflow caches, so that locks are taken. */
+static void *churn(void *arg)
+{
+    enum { SLOTS = 2000 };
+    static _Thread_local shmalloc_ref refs[SLOTS];
+    unsigned long random = (unsigned long)(uintptr_t)arg;
+    for (;;) {
+        random = random * 6364136223846793005ul + 1442695040888963407ul;
+        shmalloc_ref *ref = &refs[(random >> 40) % SLOTS];
+        size_t size = (random >> 33) % 100 == 0 ? 100000 : (random >> 20) % 600 + 1;
+        if ((*ref ? shmalloc_free(heap, ref) : shmalloc_alloc(heap, size, ref)) < 0)
+            fail("churn");
+    }
+    return NULL;
+}
+
+static void churn_for_ever(void)
+{
+    pthread_t thread;
+    say("ready");
+    pthread_create(&thread, NULL, churn, (void *)(uintptr_t)2);
+    churn((void *)(uintptr_t)1);
+}
+
+/* Is the log of a class that the child allocates from armed in the file, half full? */
+static int log_is_armed(struct smi_view *view)
+{
+    for (uint32_t arena = 0; arena < view->header.arena_count; arena++) {
+        uint64_t at =
+            view->header.areas.central +
+            (arena * SMF_CLASSES + smi_class_of(STOPPED_SIZE)) * sizeof(struct smf_central);
+        uint64_t count;
+        if (smi_view_read_now(view, at, sizeof(count), &count) == 0 && count >= 3)
+            return 1;
+    }
+    return 0;
+}
+
+static void stop_in_lock(void)
+{
+    struct smi_view view;
+    if (smi_view_open(&view, path) < 0)
+        fail("view");
+    pid_t child = fork();
+    if (child == 0) {
+        shmalloc_ref ref;
+        if (shmalloc_alloc(heap, STOPPED_SIZE, &ref) < 0)
+            fail("alloc in the child");
+        ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+        raise(SIGSTOP);
+        for (int i = 0; i < 100; i++)
+            if (shmalloc_alloc(heap, STOPPED_SIZE, &ref) < 0)
+                fail("alloc in the child");
+        _exit(0);
+    }
+    int status;
+    do { /* one instruction after the other */
+        waitpid(child, &status, 0);
+        if (!WIFSTOPPED(status) || ptrace(PTRACE_SINGLESTEP, child, NULL, NULL) < 0)
+            fail("the child was never inside a lock");
+    } while (!log_is_armed(&view));
+    smi_view_finish(&view);
+    waitpid(child, &status, 0);
+    ptrace(PTRACE_DETACH, child, NULL, SIGSTOP);
+    printf("ready %d\n", (int)child);
+    fflush(stdout);
+    wait_for_end_of_input();
+    kill(child, SIGCONT);
+    waitpid(child, &status, 0);
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+        fail("the child did not go on");
+}
+
+static void run(const char *step)
+{
+    const char *equals = strchr(step, '=');
+    long count = equals ? atol(equals + 1) : 0;
+    if (strcmp(step, "create") == 0)
+        open_heap(0);
+    else if (strcmp(step, "hardened") == 0)
+        open_heap(SHMALLOC_HARDENED);
+    else if (strncmp(step, "fill=", 5) == 0)
+        fill(count);
+    else if (strncmp(step, "roots=", 6) == 0)
+        make_roots(count);
+    else if (strcmp(step, "odd-names") == 0)
+        make_odd_roots();
+    else if (strcmp(step, "hold") == 0)
+        say("ready"), wait_for_end_of_input();
+    else if (strcmp(step, "churn") == 0)
+        churn_for_ever();
+    else if (strcmp(step, "stop-in-lock") == 0)
+        stop_in_lock();
+    else if (strcmp(step, "die") == 0)
+        raise(SIGKILL);
+    else if (strcmp(step, "close") != 0)
+        fail(step);
+    else if (shmalloc_close(heap) < 0)
+        fail("close");
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 3)
+        return 9;
+    path = argv[1];
+    for (int i = 2; i < argc; i++)
+        run(argv[i]);
+    return 0;
+}

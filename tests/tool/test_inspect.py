@@ -1,0 +1,482 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Runs shmalloc-inspect on heaps in every state and on what is no heap.
+
+Usage: test_inspect.py SHMALLOC-INSPECT HEAP_MAKER [unittest arguments]
+"""
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+INSPECT = MAKER = None
+COMMANDS = ("info", "check", "roots", "procs")
+SOUND, DAMAGED, CANNOT_TELL = 0, 1, 2
+
+# Bytes of the file, from src/layout.h
+ROOTS_AT = 224        # smf_header.areas.roots
+END_OF_AREAS_AT = 248  # smf_header.areas.end, where the page words of chunk 0 begin
+POISON = 4096 + 40    # smf_state.poison
+BUCKETS = 4384 - 512 * 8  # smf_roots.bucket
+
+
+def run(*args, env=None):
+    """The tool's exit status, standard output and standard error."""
+    done = subprocess.run([INSPECT, *args], stdin=subprocess.DEVNULL, capture_output=True,
+                          timeout=60, env=env)
+    return done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
+
+
+def run_json(command, path):
+    status, out, err = run(command, "--json", path)
+    assert err == "", err
+    answer = json.loads(out)
+    assert answer["schema"] == 1 and answer["command"] == command and answer["file"] == path
+    assert answer["status"] == ("sound", "damaged", "unknown")[status], answer
+    return status, answer
+
+
+def run_in_terminal(*args, env=None):
+    """What the tool writes when its output is a terminal."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen([INSPECT, *args], stdin=subprocess.DEVNULL, stdout=child, stderr=child,
+                               env=env)
+    os.close(child)
+    text = b""
+    while True:
+        try:
+            part = os.read(parent, 4096)
+        except OSError:  # the terminal's other end is closed
+            break
+        if not part:
+            break
+        text += part
+    os.close(parent)
+    process.wait(timeout=60)
+    return text.decode("utf-8")
+
+
+def terminal_env(**more):
+    env = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+    env["TERM"] = "xterm"
+    env.update(more)
+    return env
+
+
+class Held:
+    """A heap_maker that has said "ready" and waits until this block ends."""
+
+    def __init__(self, path, *steps):
+        self.args = [MAKER, path, *steps]
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.args, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.words = self.process.stdout.readline().decode().split()
+        assert self.words and self.words[0] == "ready", self.words
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        if self.process.poll() is None and "churn" in self.args:
+            self.process.kill()
+        self.status = self.process.wait(timeout=60)
+        self.process.stdout.close()
+
+
+class InspectTest(unittest.TestCase):
+    def setUp(self):
+        base = os.environ.get("SHMALLOC_TEST_DIR")
+        if not base and os.access("/dev/shm", os.W_OK):
+            base = "/dev/shm"
+        self.dir = tempfile.mkdtemp(prefix="shmalloc-inspect-", dir=base)
+        self.addCleanup(shutil.rmtree, self.dir)
+        self.heap = os.path.join(self.dir, "heap")
+
+    def make(self, *steps, ends_by=0):
+        done = subprocess.run([MAKER, self.heap, *steps], stdin=subprocess.DEVNULL, timeout=60)
+        self.assertEqual(done.returncode, ends_by)
+
+    def write(self, data):
+        with open(self.heap, "wb") as file:
+            file.write(data)
+
+    def patch(self, at, data):
+        with open(self.heap, "r+b") as file:
+            file.seek(at)
+            file.write(data)
+
+    def word(self, at):
+        with open(self.heap, "rb") as file:
+            file.seek(at)
+            return struct.unpack("<Q", file.read(8))[0]
+
+
+class SoundHeaps(InspectTest):
+    def test_closed_heap(self):
+        self.make("create", "fill=2000", "roots=7", "close")
+        status, info = run_json("info", self.heap)
+        self.assertEqual(status, SOUND)
+        self.assertEqual(info["state"], "clean")
+        self.assertFalse(info["moving"])
+        self.assertEqual(info["identity"]["layout"], "maker")
+        self.assertEqual(info["identity"]["layout_version"], 7)
+        self.assertRegex(info["identity"]["uuid"], r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+        self.assertEqual(info["processes"], 0)
+        self.assertEqual(info["roots"], 7)
+        self.assertEqual(info["memory"]["cached"], 0)
+        self.assertGreater(info["memory"]["allocated_blocks"], 1000)
+        self.assertEqual(info["size"]["file"], os.stat(self.heap).st_size)
+        status, check = run_json("check", self.heap)
+        self.assertEqual((status, check["violations"]), (SOUND, []))
+        self.assertEqual(check["checked"]["blocks"], info["memory"]["allocated_blocks"])
+        self.assertEqual(check["checked"]["roots"], 7)
+        status, procs = run_json("procs", self.heap)
+        self.assertEqual((status, procs["processes"]), (SOUND, []))
+
+    def test_hardened_heap(self):
+        self.make("hardened", "fill=2000", "close")
+        self.assertTrue(run_json("info", self.heap)[1]["identity"]["hardened"])
+        self.assertEqual(run_json("check", self.heap)[0], SOUND)
+
+    def test_roots(self):
+        self.make("create", "roots=3", "odd-names", "close")
+        status, answer = run_json("roots", self.heap)
+        self.assertEqual(status, SOUND)
+        roots = {root["name"]: root for root in answer["roots"]}
+        self.assertEqual(len(roots), 8)
+        self.assertEqual(roots["root 2"]["type"], "0x2")
+        self.assertEqual(roots["root 2"]["size"], 48)
+        self.assertGreater(roots["root 2"]["ref"], 8192)
+        self.assertEqual(roots["grüß"]["type"], "0xfeedfacecafebeef")
+        self.assertIsNone(roots["grüß"]["size"])
+        self.assertIn("bad\ufffd\ufffd", roots)
+        self.assertIn("esc\x1b[31mred", roots)
+        self.assertEqual([r["name"] for r in answer["roots"]][-1], "\u202eturned")  # sorted by bytes
+
+    def test_names_cannot_play_with_the_terminal(self):
+        self.make("create", "odd-names", "close")
+        _, out, _ = run("roots", self.heap)
+        self.assertNotIn("\x1b", out)
+        self.assertNotIn("\x07", out)
+        self.assertNotIn("\u202e", out)
+        self.assertIn("esc\\x1b[31mred", out)
+        self.assertIn("bad\\xff\\xfe", out)
+        self.assertIn("grüß", out)
+
+    def test_text_of_each_command(self):
+        self.make("create", "fill=100", "roots=1", "close")
+        for command, expected in (("info", "clean: closed in order"), ("check", "sound: "),
+                                  ("roots", "root 0"), ("procs", "no process has the heap open")):
+            status, out, err = run(command, self.heap)
+            self.assertEqual((status, err), (SOUND, ""), command)
+            self.assertIn(expected, out)
+
+    def test_nothing_is_written_to_the_file(self):
+        self.make("create", "fill=500", "die", ends_by=-signal.SIGKILL)
+        with open(self.heap, "rb") as file:
+            before = file.read()
+        stamp = os.stat(self.heap).st_mtime_ns
+        for command in COMMANDS:
+            self.assertEqual(run(command, self.heap)[0], SOUND)
+        with open(self.heap, "rb") as file:
+            self.assertEqual(file.read(), before)
+        self.assertEqual(os.stat(self.heap).st_mtime_ns, stamp)
+
+
+class HeapsInUse(InspectTest):
+    def test_held_open(self):
+        with Held(self.heap, "create", "fill=1000", "hold") as held:
+            status, info = run_json("info", self.heap)
+            self.assertEqual((status, info["state"], info["moving"]), (SOUND, "in-use", True))
+            self.assertEqual((info["processes"], info["threads"]), (1, 1))
+            status, check = run_json("check", self.heap)
+            self.assertEqual((status, check["moving"], check["left_out"]), (SOUND, False, 0))
+            status, procs = run_json("procs", self.heap)
+            self.assertEqual(status, SOUND)
+            [process] = procs["processes"]
+            self.assertEqual(process["pid"], held.process.pid)
+            self.assertEqual(process["name"], "heap_maker")
+            self.assertEqual(process["uid"], os.getuid())
+            self.assertEqual((process["alive"], process["activity"]), (True, "running"))
+            self.assertEqual(process["threads"][0]["tid"], held.process.pid)
+            self.assertGreater(process["threads"][0]["cached_slots"], 0)
+            self.assertEqual(process["threads"][0]["locks"], [])
+            self.assertLess(abs(process["attached_at"] / 1e9 - time.time()), 100)
+            for command in ("info", "check", "procs"):
+                self.assertIn("in use", run(command, self.heap)[1], command)
+        self.assertEqual(held.status, 0)
+        self.assertEqual(run_json("info", self.heap)[1]["state"], "clean")
+
+    def test_churning(self):
+        with Held(self.heap, "create", "fill=1000", "churn") as held:
+            moved = 0
+            for _ in range(15):
+                status, check = run_json("check", self.heap)
+                self.assertEqual((status, check["violations"]), (SOUND, []))
+                self.assertLessEqual(check["readings"], 16)
+                moved += check["moving"]
+                self.assertEqual(run_json("info", self.heap)[0], SOUND)
+                self.assertEqual(run_json("roots", self.heap)[0], SOUND)
+                self.assertEqual(len(run_json("procs", self.heap)[1]["processes"]), 1)
+            self.assertGreater(moved, 0)
+            self.assertIn("The heap is in use", run("check", self.heap)[1])
+            held.process.send_signal(signal.SIGSTOP)
+            for _ in range(2):
+                status, check = run_json("check", self.heap)
+                self.assertEqual((status, check["violations"]), (SOUND, []))
+            self.assertEqual(run_json("procs", self.heap)[1]["processes"][0]["activity"], "stopped")
+        status, info = run_json("info", self.heap)
+        self.assertEqual((status, info["state"]), (SOUND, "died"))
+        self.assertEqual(run_json("check", self.heap)[0], SOUND)
+
+    def test_stopped_at_any_time(self):
+        with Held(self.heap, "create", "churn") as held:
+            for i in range(40):
+                time.sleep(0.0005 * (i % 7))
+                held.process.send_signal(signal.SIGSTOP)
+                os.waitpid(held.process.pid, os.WUNTRACED)
+                status, check = run_json("check", self.heap)
+                held.process.send_signal(signal.SIGCONT)
+                self.assertEqual((status, check["violations"]), (SOUND, []))
+
+    def test_stopped_inside_a_lock(self):
+        with Held(self.heap, "create", "fill=1000", "stop-in-lock") as held:
+            child = int(held.words[1])
+            status, check = run_json("check", self.heap)
+            self.assertEqual((status, check["violations"]), (SOUND, []))
+            self.assertEqual((check["moving"], check["in_flight"]), (False, 1))
+            self.assertIn("1 step was in flight", run("check", self.heap)[1])
+            self.assertEqual(run_json("info", self.heap)[0], SOUND)
+            self.assertEqual(run_json("roots", self.heap)[0], SOUND)
+            procs = {p["pid"]: p for p in run_json("procs", self.heap)[1]["processes"]}
+            self.assertEqual(procs[child]["activity"], "stopped")
+            [thread] = procs[child]["threads"]
+            self.assertEqual(len(thread["locks"]), 1)
+            self.assertRegex(thread["locks"][0], r"^class 208 of arena \d$")
+            self.assertRegex(run("procs", self.heap)[1], r"holds class 208 of arena \d")
+        self.assertEqual(held.status, 0)
+
+    def test_everybody_died(self):
+        self.make("create", "fill=1000", "die", ends_by=-signal.SIGKILL)
+        status, info = run_json("info", self.heap)
+        self.assertEqual((status, info["state"], info["moving"]), (SOUND, "died", False))
+        self.assertGreater(info["memory"]["cached"], 0)
+        self.assertEqual(run_json("check", self.heap)[0], SOUND)
+        [process] = run_json("procs", self.heap)[1]["processes"]
+        self.assertFalse(process["alive"])
+        self.assertIn("dead", run("procs", self.heap)[1])
+
+    def test_copy_of_a_heap_in_use(self):
+        copy = os.path.join(self.dir, "copy")
+        with Held(self.heap, "create", "fill=1000", "hold"):
+            shutil.copyfile(self.heap, copy)
+        status, info = run_json("info", copy)
+        self.assertEqual((status, info["state"]), (SOUND, "unclean"))
+        self.assertEqual(run_json("procs", copy)[1]["processes"], [])
+        self.assertEqual(run_json("check", copy)[0], SOUND)
+
+    def test_heap_that_may_only_be_read(self):
+        self.make("create", "fill=100", "close")
+        os.chmod(self.heap, 0o400)
+        for command in COMMANDS:
+            self.assertEqual(run(command, self.heap)[0], SOUND)
+
+
+class DamagedHeaps(InspectTest):
+    def test_each_violation_with_its_place(self):
+        self.make("create", "fill=1000", "roots=3", "close")
+        self.patch(POISON, struct.pack("<Q", 20005))
+        status, check = run_json("check", self.heap)
+        self.assertEqual(status, DAMAGED)
+        self.assertEqual([(v["invariant"], v["ref"]) for v in check["violations"]], [("H2", POISON)])
+        self.patch(self.word(END_OF_AREAS_AT) + 2, b"\x07\x00")  # the word of page 1
+        status, check = run_json("check", self.heap)
+        self.assertEqual({(v["invariant"], v["ref"]) for v in check["violations"]},
+                         {("H2", POISON), ("P4", 8192)})
+        status, out, _ = run("check", self.heap)
+        self.assertEqual(status, DAMAGED)
+        self.assertRegex(out, r"(?m)^P4  0x000000002000  page 1 holds metadata")
+        self.assertRegex(out, r"(?m)^damaged: 2 violations in ")
+        status, info = run_json("info", self.heap)
+        self.assertEqual((status, info["poisoned"]), (DAMAGED, -20005))
+        self.assertIn("poisoned", run("info", self.heap)[1])
+
+    def test_truncated(self):
+        self.make("create", "fill=1000", "close")
+        os.truncate(self.heap, os.stat(self.heap).st_size - 4096)
+        status, check = run_json("check", self.heap)
+        self.assertEqual(status, DAMAGED)
+        self.assertEqual(check["violations"][0]["invariant"], "H1")
+        self.assertIn("cut short", check["violations"][0]["text"])
+        for command in ("info", "roots", "procs"):
+            status, answer = run_json(command, self.heap)
+            self.assertEqual((status, answer["error"]["code"]), (DAMAGED, -20005))
+            self.assertIn("cut short", answer["error"]["message"])
+            status, out, err = run(command, self.heap)
+            self.assertEqual(status, DAMAGED)
+            self.assertIn("cut short", err)
+
+    def test_flipped_header(self):
+        self.make("create", "close")
+        self.patch(45, b"\xff")
+        for command in COMMANDS:
+            self.assertEqual(run_json(command, self.heap)[0], DAMAGED)
+        self.assertIn("identity", run_json("info", self.heap)[1])
+
+    def test_every_truncation_ends(self):
+        self.make("create", "fill=300", "close")
+        size = os.stat(self.heap).st_size
+        while size > 0:
+            size = size * 2 // 3
+            os.truncate(self.heap, size)
+            for command in COMMANDS:
+                self.assertIn(run(command, self.heap)[0], (DAMAGED, CANNOT_TELL))
+
+    def test_damaged_roots_are_still_listed(self):
+        self.make("create", "roots=20", "close")
+        buckets = self.word(ROOTS_AT) + BUCKETS
+        for at in range(buckets, buckets + 512 * 8, 8):
+            if self.word(at):
+                self.patch(at, struct.pack("<Q", 3))
+                break
+        status, answer = run_json("roots", self.heap)
+        self.assertEqual((status, answer["error"]["code"]), (DAMAGED, -20005))
+        self.assertGreaterEqual(len(answer["roots"]), 17)
+
+
+class NoHeaps(InspectTest):
+    def must_be_unknown(self, path, *fragments):
+        for command in COMMANDS:
+            status, answer = run_json(command, path)
+            self.assertEqual(status, CANNOT_TELL)
+            status, out, err = run(command, path)
+            self.assertEqual(status, CANNOT_TELL)
+            for fragment in fragments:
+                self.assertIn(fragment, answer["error"]["message"])
+                self.assertIn(fragment, err)
+
+    def test_what_is_no_heap(self):
+        self.must_be_unknown(os.path.join(self.dir, "missing"), "No such file")
+        self.must_be_unknown(self.dir, "directory")
+        self.must_be_unknown("/dev/null", "not a regular file")
+        self.write(b"")
+        self.must_be_unknown(self.heap, "not a shmalloc heap", "0 bytes")
+        self.write(b"just a text\n")
+        self.must_be_unknown(self.heap, "not a shmalloc heap", "12 bytes")
+        self.write(bytes(100000))
+        self.must_be_unknown(self.heap, "not a shmalloc heap")
+        self.write(b"SHMALLOC")
+        self.must_be_unknown(self.heap, "not a shmalloc heap", "8 bytes")
+
+    def test_pipe_does_not_block(self):
+        os.mkfifo(self.heap)
+        self.must_be_unknown(self.heap, "not a regular file")
+
+    @unittest.skipIf(os.getuid() == 0, "root may read everything")
+    def test_unreadable(self):
+        self.make("create", "close")
+        os.chmod(self.heap, 0)
+        self.must_be_unknown(self.heap, "Permission denied")
+
+    def test_foreign_and_newer(self):
+        self.make("create", "close")
+        for at, value, fragment in ((68, struct.pack("<I", 9999), "machine"),
+                                    (8, struct.pack("<I", 99), "version 99"),
+                                    (12, struct.pack(">I", 0x01020304), "byte order")):
+            with open(self.heap, "r+b") as file:
+                header = bytearray(file.read(544))
+                changed = header[:]
+                changed[at:at + len(value)] = value
+                changed[536:] = struct.pack("<Q", fnv(changed[:536]))
+                file.seek(0)
+                file.write(changed)
+                file.flush()
+                self.must_be_unknown(self.heap, fragment)
+                self.assertIn("identity", run_json("info", self.heap)[1])
+                file.seek(0)
+                file.write(header)
+
+
+def fnv(data):
+    value = 0xcbf29ce484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001b3 & 0xffffffffffffffff
+    return value
+
+
+class CommandLine(InspectTest):
+    def test_help_teaches(self):
+        status, out, err = run("--help")
+        self.assertEqual((status, err), (0, ""))
+        for word in (*COMMANDS, "--json", "Exit status", "0  sound", "1  damaged", "2  cannot tell"):
+            self.assertIn(word, out)
+        for command in COMMANDS:
+            for args in ((command, "--help"), ("--help", command), (command, "-h", "some-file")):
+                status, out, err = run(*args)
+                self.assertEqual((status, err), (0, ""))
+                self.assertTrue(out.startswith("Usage: shmalloc-inspect " + command))
+                self.assertIn("JSON keys", out)
+        for width in (len(line) for line in run("--help")[1].splitlines()):
+            self.assertLessEqual(width, 90)
+
+    def test_json_keys_are_those_of_the_help(self):
+        self.make("create", "fill=100", "roots=2", "die", ends_by=-signal.SIGKILL)
+        for command in COMMANDS:
+            text = run(command, "--help")[1].split("JSON keys")[1]
+            known = set(re.findall(r"[a-z_]+", text))
+            def look(value):
+                if isinstance(value, dict):
+                    for key, inner in value.items():
+                        self.assertIn(key, known, command)
+                        look(inner)
+                elif isinstance(value, list):
+                    for inner in value:
+                        look(inner)
+            look(run_json(command, self.heap)[1])
+
+    def test_version(self):
+        self.assertRegex(run("--version")[1], r"^shmalloc-inspect \d+\.\d+\.\d+\n$")
+
+    def test_bad_usage(self):
+        for args in ((), ("info",), ("nonsense", "file"), ("info", "a", "b"), ("--nonsense",),
+                     ("info", "--nonsense", "file"), ("info", "-x", "file")):
+            status, out, err = run(*args)
+            self.assertEqual((status, out), (CANNOT_TELL, ""), args)
+            self.assertTrue(err.startswith("shmalloc-inspect: "), args)
+        self.assertIn("info check roots procs", run("nonsense", "file")[2])
+
+    def test_options_in_any_place(self):
+        self.make("create", "close")
+        for args in (("info", "--json", self.heap), ("--json", "info", self.heap),
+                     ("info", self.heap, "--json")):
+            self.assertEqual(json.loads(run(*args)[1])["command"], "info")
+        self.assertEqual(run("info", "--", self.heap)[0], SOUND)
+
+    def test_colours_only_on_a_terminal(self):
+        self.make("create", "fill=10", "close")
+        self.assertIn("\x1b[32m", run_in_terminal("check", self.heap, env=terminal_env()))
+        self.assertNotIn("\x1b", run("check", self.heap, env=terminal_env())[1])
+        self.assertNotIn("\x1b", run_in_terminal("check", self.heap, env=terminal_env(NO_COLOR="1")))
+        self.assertNotIn("\x1b", run_in_terminal("check", self.heap, env=terminal_env(TERM="dumb")))
+        self.assertNotIn("\x1b", run_in_terminal("check", "--json", self.heap, env=terminal_env()))
+
+    def test_full_disk_is_no_success(self):
+        self.make("create", "close")
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([INSPECT, "info", self.heap], stdout=full, stderr=subprocess.PIPE)
+        self.assertEqual(done.returncode, CANNOT_TELL)
+        self.assertIn(b"standard output", done.stderr)
+
+
+if __name__ == "__main__":
+    INSPECT, MAKER = sys.argv[1:3]
+    unittest.main(argv=sys.argv[:1] + sys.argv[3:])

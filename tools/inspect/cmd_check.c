@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: MIT */
+/* cmd_check.c - every invariant, and each violation with its place. */
+#include "inspect.h"
+
+#include <string.h>
+
+#include <shmalloc/shmalloc.h>
+
+#include "check.h"
+
+static const char help[] =
+    "Verifies that the heap's own data agree with each other: chunks, spans of pages,\n"
+    "sets of free spans, slabs and their bitmaps, threads' caches, roots. What dead or\n"
+    "stopped threads left half done is first resolved in private memory, as the next\n"
+    "owner of each lock would resolve it, so it is not damage. What programs keep in\n"
+    "their blocks is not looked at.\n"
+    "\n"
+    "One line for each violation: the invariant, the byte of the file where it shows,\n"
+    "and what is wrong there. The invariants are listed below.\n"
+    "\n"
+    "A heap in use changes while it is read. If something disagrees it is read again a\n"
+    "few times, and only what every reading shows, and what held still meanwhile, is\n"
+    "reported; the rest is counted as left out.\n"
+    "\n"
+    "JSON keys\n"
+    "  schema, command, file   1, \"check\", the path\n"
+    "  status                  \"sound\", \"damaged\" or \"unknown\", as the exit status\n"
+    "  error                   only on failure: code, meaning, message\n"
+    "  violations              list of: invariant, ref (bytes from the start), text\n"
+    "  checked                 numbers of pages, slabs, blocks, free_runs, cached_slots, roots\n"
+    "  in_flight               steps of dead, stopped or running threads, resolved\n"
+    "  moving                  true when the heap changed while it was read\n"
+    "  readings, left_out      number of readings; of disagreements not confirmed\n";
+
+struct report {
+    struct inspect *in;
+    struct json_object *violations; /* with --json */
+};
+
+static void show(const char *invariant, uint64_t ref, const char *text, void *arg)
+{
+    struct report *report = arg;
+    if (report->violations) {
+        struct json_object *violation = json_object_new_object();
+        inspect_add_text(violation, "invariant", invariant);
+        inspect_add_number(violation, "ref", ref);
+        inspect_add_text(violation, "text", text);
+        json_object_array_add(report->violations, violation);
+        return;
+    }
+    inspect_progress_end();
+    printf("%s%-3s%s 0x%012llx  ", inspect_color(report->in, RED), invariant,
+           inspect_color(report->in, PLAIN), (unsigned long long)ref);
+    inspect_print_text(text);
+    printf("\n");
+}
+
+static void print_counts(struct inspect *in, const struct smi_check_result *r)
+{
+    char n[6][64];
+    if (r->violations)
+        printf("%sdamaged%s: %s in ", inspect_color(in, RED), inspect_color(in, PLAIN),
+               inspect_count(r->violations, "violation", "violations", n[0]));
+    else
+        printf("%ssound%s: ", inspect_color(in, GREEN), inspect_color(in, PLAIN));
+    printf("%s, %s, %s, %s, %s, %s\n", inspect_count(r->pages, "page", "pages", n[0]),
+           inspect_count(r->slabs, "slab", "slabs", n[1]),
+           inspect_count(r->blocks, "block", "blocks", n[2]),
+           inspect_count(r->free_runs, "free run", "free runs", n[3]),
+           inspect_count(r->cached_slots, "cached slot", "cached slots", n[4]),
+           inspect_count(r->roots, "root", "roots", n[5]));
+    if (r->in_flight)
+        printf("%s in flight, resolved for this reading as the next owner of each lock will do.\n",
+               inspect_count(r->in_flight, "step was", "steps were", n[0]));
+}
+
+static void print_motion(struct inspect *in, const struct smi_check_result *r)
+{
+    char n[64], w[64];
+    if (!inspect_is_live(in))
+        return;
+    printf("%sThe heap is in use%s", inspect_color(in, DIM),
+           r->moving ? " and was moving while it was read" : " and held still while it was read");
+    if (r->left_out)
+        printf("; %s not confirmed in %s",
+               inspect_count(r->left_out, "disagreement was", "disagreements were", n),
+               inspect_count(r->walks, "reading", "readings", w));
+    printf(".%s\n", inspect_color(in, PLAIN));
+}
+
+static void add_counts(struct inspect *in, const struct smi_check_result *r)
+{
+    struct json_object *checked = json_object_new_object();
+    inspect_add_number(checked, "pages", r->pages);
+    inspect_add_number(checked, "slabs", r->slabs);
+    inspect_add_number(checked, "blocks", r->blocks);
+    inspect_add_number(checked, "free_runs", r->free_runs);
+    inspect_add_number(checked, "cached_slots", r->cached_slots);
+    inspect_add_number(checked, "roots", r->roots);
+    inspect_add(in->out, "checked", checked);
+    inspect_add_number(in->out, "in_flight", r->in_flight);
+    inspect_add_flag(in->out, "moving", r->moving);
+    inspect_add_number(in->out, "readings", r->walks);
+    inspect_add_number(in->out, "left_out", r->left_out);
+}
+
+static enum verdict run(struct inspect *in)
+{
+    struct smi_check_result result;
+    struct report report = {in, NULL};
+    int rc = inspect_open(in);
+    if (rc < 0 && rc != SHMALLOC_ECORRUPT)
+        return inspect_report_error(in, rc);
+    if (in->out) {
+        report.violations = json_object_new_array();
+        inspect_add(in->out, "violations", report.violations);
+    }
+    rc = smi_check(&in->view, inspect_is_live(in), show, &report, &result);
+    if (rc < 0 && rc != SHMALLOC_ECORRUPT)
+        return inspect_report_error(in, rc);
+    inspect_progress_end();
+    if (in->out) {
+        add_counts(in, &result);
+    } else {
+        print_counts(in, &result);
+        print_motion(in, &result);
+    }
+    return result.violations ? DAMAGED : SOUND;
+}
+
+/* Words of `text` in lines that end before `width`, further lines indented. */
+static void print_wrapped(const char *text, int indent, int width)
+{
+    int column = indent;
+    while (*text) {
+        int word = (int)strcspn(text, " ");
+        if (column > indent && column + 1 + word > width)
+            column = indent, printf("\n%*s", indent, "");
+        else if (column > indent)
+            column++, printf(" ");
+        printf("%.*s", word, text);
+        column += word;
+        text += word + (text[word] == ' ');
+    }
+    printf("\n");
+}
+
+static void list_invariants(void)
+{
+    printf("\nInvariants\n");
+    for (const struct smi_invariant *i = smi_invariants; i->id; i++) {
+        printf("  %s  ", i->id);
+        print_wrapped(i->text, 6, 80);
+    }
+}
+
+const struct subcommand inspect_check = {
+    "check", "verify every invariant, report each violation with its place", help, run,
+    list_invariants};

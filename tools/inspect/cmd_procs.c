@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * cmd_procs.c - processes and threads that use a heap, and which of the heap's locks they hold.
+ *
+ * Alive means: the process holds the lock on its byte of the file. PID, name and start time are
+ * what the process wrote when it attached, in its own PID namespace; /proc is asked about the
+ * process only where that namespace is ours and the start time agrees.
+ */
+#include "inspect.h"
+
+#include <string.h>
+
+#include <shmalloc/shmalloc.h>
+
+#include "os.h"
+#include "sizeclass.h"
+
+static const char help[] =
+    "Processes that have the heap open, their threads with a cache, and the locks of the\n"
+    "heap that they hold at this moment. A process that died without closing the heap is\n"
+    "shown as dead until another one has brought back what it had cached.\n"
+    "\n"
+    "PIDs are those of the PID namespace that the heap is used in.\n"
+    "\n"
+    "JSON keys\n"
+    "  schema, command, file   1, \"procs\", the path\n"
+    "  status                  \"sound\", \"damaged\" or \"unknown\", as the exit status\n"
+    "  error                   only on failure: code, meaning, message\n"
+    "  moving                  true when processes use the heap\n"
+    "  attaching               true while a process opens or closes the heap\n"
+    "  pid_namespace           \"same\" as this tool's, or \"other\"\n"
+    "  processes               list of: index, pid, name, uid, alive, activity (\"running\",\n"
+    "                          \"stopped\", \"zombie\", \"gone\", \"unknown\"), attached_at\n"
+    "                          (nanoseconds since 1970), start_time (clock ticks since boot),\n"
+    "                          threads: list of: slot, tid, cached_slots, cached_bytes, step\n"
+    "                          (\"none\", \"take\", \"give\": an alloc or free under way), "
+    "section,\n"
+    "                          locks (names)\n"
+    "  locks_of_others         list of: lock, tid, for holders that no thread slot names\n";
+
+struct thread {
+    uint32_t slot, process;
+    uint32_t tid;
+    uint64_t cached_slots, cached_bytes, step, section;
+};
+
+struct held_lock {
+    uint32_t index, tid;
+    int shown;
+};
+
+struct census {
+    struct thread threads[SMF_THREADS];
+    uint32_t thread_count;
+    struct held_lock locks[256];
+    uint32_t lock_count;
+    int same_namespace;
+    int valid; /* the process table is about this file on this machine */
+};
+
+/* ---- reading -------------------------------------------------------------------------------- */
+
+/* The thread id in a held mutex, 0 when it is free: the futex word's low 30 bits. */
+static uint32_t holder_of(const struct smf_lock *lock)
+{
+#if defined(__GLIBC__)
+    return (uint32_t)lock->mutex[0] & 0x3fffffffu; /* the first of its ints */
+#else
+    return (uint32_t)(lock->mutex[0] >> 32) & 0x3fffffffu; /* musl: the second, after the type */
+#endif
+}
+
+static void read_threads(struct inspect *in, struct census *census)
+{
+    for (uint32_t i = 0; i < SMF_THREADS; i++) {
+        uint64_t ref;
+        const struct smf_thread *t = smi_view_thread(&in->view, i, &ref);
+        if (!t || !t->owner || t->owner > SMF_PROCESSES)
+            continue;
+        struct thread thread = {.slot = i,
+                                .process = (uint32_t)t->owner - 1,
+                                .tid = (uint32_t)t->tid,
+                                .step = t->link.op,
+                                .section = t->section};
+        for (unsigned k = 0; k < SMF_CLASSES; k++) {
+            struct smi_view_bin bin;
+            smi_view_read_bin(&in->view, ref, t, k, &bin);
+            thread.cached_slots += bin.count;
+            thread.cached_bytes += (uint64_t)bin.count * smi_classes[k].size;
+        }
+        census->threads[census->thread_count++] = thread;
+    }
+}
+
+static void read_locks(struct inspect *in, struct census *census)
+{
+    for (uint32_t i = 0; i < in->view.header.lock_count; i++) {
+        const struct smf_lock *lock =
+            smi_view_at(&in->view, in->view.header.areas.locks + i * sizeof(*lock), sizeof(*lock));
+        uint32_t tid = lock ? holder_of(lock) : 0;
+        if (tid && census->lock_count < 256)
+            census->locks[census->lock_count++] = (struct held_lock){i, tid, 0};
+    }
+}
+
+static const char *lock_name(const struct inspect *in, uint32_t index, char buf[48])
+{
+    static const char *const first[] = {"commit", "transactions", "roots", "recover"};
+    uint32_t k = (index - SMF_LOCK_CLASS_FIRST) % SMF_CLASSES;
+    if (index < 4)
+        snprintf(buf, 48, "%s", first[index]);
+    else if (index + 1 == in->view.header.lock_count)
+        snprintf(buf, 48, "pages");
+    else if (index < SMF_LOCK_CLASS_FIRST)
+        snprintf(buf, 48, "lock %u", index);
+    else
+        snprintf(buf, 48, "class %u of arena %u", smi_classes[k].size,
+                 (index - SMF_LOCK_CLASS_FIRST) / SMF_CLASSES);
+    return buf;
+}
+
+/* What a process does, from /proc/PID/stat. */
+static const char *activity(const struct census *census, const struct smf_process *process)
+{
+    char path[64], text[512] = "";
+    if (!census->same_namespace)
+        return "unknown";
+    if (smi_os_start_time((pid_t)process->pid, (pid_t)process->pid) != process->start_time)
+        return "gone";
+    snprintf(path, sizeof(path), "/proc/%u/stat", process->pid);
+    FILE *file = fopen(path, "re");
+    if (!file)
+        return "gone";
+    size_t len = fread(text, 1, sizeof(text) - 1, file);
+    fclose(file);
+    text[len] = 0;
+    const char *end = strrchr(text, ')'); /* the name may hold anything; the state follows it */
+    char state = end && end[1] ? end[2] : '?';
+    return state == 'T' || state == 't'   ? "stopped"
+           : state == 'Z' || state == 'X' ? "zombie"
+                                          : "running";
+}
+
+static const char *name_of(const struct smf_process *process, char buf[17])
+{
+    memcpy(buf, process->name, 16);
+    buf[16] = 0;
+    return buf;
+}
+
+/* An entry to show: of a process that is alive, or died and was not adopted. After a reboot, and in
+ * a copy, the table says nothing. */
+static const struct smf_process *process_at(struct inspect *in, const struct census *census,
+                                            uint32_t i)
+{
+    const struct smf_process *process = smi_view_at(
+        &in->view, in->view.header.areas.processes + i * sizeof(*process), sizeof(*process));
+    return process && (in->users.alive[i] || (census->valid && process->state == 1)) ? process
+                                                                                     : NULL;
+}
+
+/* ---- text ----------------------------------------------------------------------------------- */
+
+static void print_thread(struct inspect *in, struct census *census, const struct thread *thread)
+{
+    static const char *const steps[] = {"", ", allocating", ", freeing"};
+    char slots[32], bytes[32], name[48];
+    printf("      thread %-8u %s cached slots, %s%s", thread->tid,
+           inspect_number(thread->cached_slots, slots), inspect_bytes(thread->cached_bytes, bytes),
+           thread->step < 3 ? steps[thread->step] : "");
+    const char *before = ", holds ";
+    for (uint32_t i = 0; i < census->lock_count; i++) {
+        if (census->locks[i].tid != thread->tid)
+            continue;
+        census->locks[i].shown = 1;
+        printf("%s%s%s%s", before, inspect_color(in, YELLOW),
+               lock_name(in, census->locks[i].index, name), inspect_color(in, PLAIN));
+        before = ", ";
+    }
+    printf("\n");
+}
+
+static void print_process(struct inspect *in, struct census *census, uint32_t i,
+                          const struct smf_process *process)
+{
+    char name[17], when[32];
+    const char *doing = in->users.alive[i] ? activity(census, process) : "dead";
+    enum color color = !in->users.alive[i] ? RED : strcmp(doing, "stopped") == 0 ? YELLOW : GREEN;
+    printf("%-5u %-8u %-6u %s%-8s%s %-24s ", i, process->pid, process->uid,
+           inspect_color(in, color), doing, inspect_color(in, PLAIN),
+           inspect_time(process->attached_at / 1000000000u, when));
+    inspect_print_text(name_of(process, name));
+    printf("\n");
+    for (uint32_t t = 0; t < census->thread_count; t++)
+        if (census->threads[t].process == i)
+            print_thread(in, census, &census->threads[t]);
+}
+
+static void print_all(struct inspect *in, struct census *census)
+{
+    char name[48];
+    int any = 0;
+    for (uint32_t i = 0; i < SMF_PROCESSES; i++) {
+        const struct smf_process *process = process_at(in, census, i);
+        if (process && !any++)
+            printf("%s%-5s %-8s %-6s %-8s %-24s %s%s\n", inspect_color(in, BOLD), "ENTRY", "PID",
+                   "UID", "STATE", "ATTACHED", "NAME", inspect_color(in, PLAIN));
+        if (process)
+            print_process(in, census, i, process);
+    }
+    if (!any)
+        printf("no process has the heap open\n");
+    for (uint32_t i = 0; i < census->lock_count; i++)
+        if (!census->locks[i].shown)
+            printf("thread %u, which has no cache here, holds %s\n", census->locks[i].tid,
+                   lock_name(in, census->locks[i].index, name));
+    if (in->users.attaching)
+        printf("a process is opening or closing the heap\n");
+    if (any && !census->same_namespace)
+        printf("The PIDs are those of another PID namespace.\n");
+    if (inspect_is_live(in))
+        printf("%sThe heap is in use: this is a moving picture.%s\n", inspect_color(in, DIM),
+               inspect_color(in, PLAIN));
+}
+
+/* ---- JSON ----------------------------------------------------------------------------------- */
+
+static struct json_object *thread_object(struct inspect *in, struct census *census,
+                                         const struct thread *thread)
+{
+    static const char *const steps[] = {"none", "take", "give"};
+    struct json_object *object = json_object_new_object(), *locks = json_object_new_array();
+    char name[48];
+    inspect_add_number(object, "slot", thread->slot);
+    inspect_add_number(object, "tid", thread->tid);
+    inspect_add_number(object, "cached_slots", thread->cached_slots);
+    inspect_add_number(object, "cached_bytes", thread->cached_bytes);
+    inspect_add_text(object, "step", thread->step < 3 ? steps[thread->step] : "unknown");
+    inspect_add_number(object, "section", thread->section);
+    for (uint32_t i = 0; i < census->lock_count; i++) {
+        if (census->locks[i].tid != thread->tid)
+            continue;
+        census->locks[i].shown = 1;
+        json_object_array_add(locks,
+                              inspect_json_text(lock_name(in, census->locks[i].index, name)));
+    }
+    inspect_add(object, "locks", locks);
+    return object;
+}
+
+static struct json_object *process_object(struct inspect *in, struct census *census, uint32_t i,
+                                          const struct smf_process *process)
+{
+    struct json_object *object = json_object_new_object(), *threads = json_object_new_array();
+    char name[17];
+    inspect_add_number(object, "index", i);
+    inspect_add_number(object, "pid", process->pid);
+    inspect_add_text(object, "name", name_of(process, name));
+    inspect_add_number(object, "uid", process->uid);
+    inspect_add_flag(object, "alive", in->users.alive[i]);
+    inspect_add_text(object, "activity", activity(census, process));
+    inspect_add_number(object, "attached_at", process->attached_at);
+    inspect_add_number(object, "start_time", process->start_time);
+    for (uint32_t t = 0; t < census->thread_count; t++)
+        if (census->threads[t].process == i)
+            json_object_array_add(threads, thread_object(in, census, &census->threads[t]));
+    inspect_add(object, "threads", threads);
+    return object;
+}
+
+static void add_all(struct inspect *in, struct census *census)
+{
+    struct json_object *processes = json_object_new_array(), *others = json_object_new_array();
+    char name[48];
+    for (uint32_t i = 0; i < SMF_PROCESSES; i++) {
+        const struct smf_process *process = process_at(in, census, i);
+        if (process)
+            json_object_array_add(processes, process_object(in, census, i, process));
+    }
+    for (uint32_t i = 0; i < census->lock_count; i++) {
+        if (census->locks[i].shown)
+            continue;
+        struct json_object *lock = json_object_new_object();
+        inspect_add_text(lock, "lock", lock_name(in, census->locks[i].index, name));
+        inspect_add_number(lock, "tid", census->locks[i].tid);
+        json_object_array_add(others, lock);
+    }
+    inspect_add_flag(in->out, "moving", inspect_is_live(in));
+    inspect_add_flag(in->out, "attaching", in->users.attaching);
+    inspect_add_text(in->out, "pid_namespace", census->same_namespace ? "same" : "other");
+    inspect_add(in->out, "processes", processes);
+    inspect_add(in->out, "locks_of_others", others);
+}
+
+static enum verdict run(struct inspect *in)
+{
+    static struct census census;
+    enum verdict verdict = inspect_open_or_report(in);
+    if (verdict != SOUND)
+        return verdict;
+    const struct smf_runtime *runtime =
+        smi_view_at(&in->view, in->view.header.areas.runtime, sizeof(*runtime));
+    census.valid = inspect_runtime_is_valid(in);
+    census.same_namespace = runtime && runtime->pid_namespace == smi_os_pid_namespace();
+    /* Before settling, so that steps under way are shown. */
+    if (census.valid || inspect_is_live(in))
+        read_threads(in, &census);
+    if (inspect_is_live(in))
+        read_locks(in, &census);
+    if (in->out)
+        add_all(in, &census);
+    else
+        print_all(in, &census);
+    return SOUND;
+}
+
+const struct subcommand inspect_procs = {
+    "procs", "processes and threads that use the heap, locks they hold", help, run, NULL};

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * inspect.h - what the subcommands of shmalloc-inspect share.
+ *
+ * A subcommand reads one heap through a view and prints text or one JSON object. It never writes to
+ * the file, takes no lock and waits for nobody. To add one: a file cmd_<name>.c with its `struct
+ * subcommand`, a line in main.c's table and one in meson.build.
+ */
+#ifndef INSPECT_H
+#define INSPECT_H
+
+#include <json-c/json.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "view.h"
+
+/* Exit statuses. */
+enum verdict { SOUND = 0, DAMAGED = 1, CANNOT_TELL = 2 };
+
+struct inspect;
+
+struct subcommand {
+    const char *name;
+    const char *summary; /* one line for the general help */
+    const char *help;    /* what it shows, its JSON keys */
+    enum verdict (*run)(struct inspect *in);
+    void (*more_help)(void); /* what the help says beyond that; may be NULL */
+};
+
+extern const struct subcommand inspect_info, inspect_check, inspect_roots, inspect_procs;
+
+/* Who uses a heap, from the locks that its processes hold on the file; queried, not taken. */
+struct users {
+    int known; /* 0: the file system does not tell; then somebody may be there */
+    int attaching;
+    uint32_t processes;           /* number alive */
+    uint8_t alive[SMF_PROCESSES]; /* by entry of the process table */
+};
+
+/* One run of the tool. */
+struct inspect {
+    const struct subcommand *command;
+    const char *path;
+    int json;
+    int color; /* stdout is a terminal that shows colours */
+    struct smi_view view;
+    struct users users;
+    struct json_object *out; /* with --json: the object that is printed at the end */
+};
+
+/* ---- open.c --------------------------------------------------------------------------------- */
+
+/* Open in->path: 0, or the code of smi_view_open, whose message has not been printed yet. Header
+ * and state are filled as far as the file goes. */
+int inspect_open(struct inspect *in);
+
+/* Somebody uses the heap, so what is read may be moving. */
+int inspect_is_live(const struct inspect *in);
+
+/* The runtime area is about this file on this machine since it started. */
+int inspect_runtime_is_valid(struct inspect *in);
+
+/* What a code of the library means for the exit status. */
+enum verdict inspect_verdict(int code);
+
+/* Open for a subcommand that needs a sound identity; a failure is reported and its verdict
+ * returned. */
+enum verdict inspect_open_or_report(struct inspect *in);
+
+/* Report `code` with shmalloc_errmsg(), as text or in the JSON object. Returns its verdict. */
+enum verdict inspect_report_error(struct inspect *in, int code);
+
+/* ---- print.c -------------------------------------------------------------------------------- */
+
+/* Print the JSON object with the verdict, if there is one. Returns the verdict. */
+enum verdict inspect_finish(struct inspect *in, enum verdict verdict);
+
+enum color { PLAIN, BOLD, DIM, RED, GREEN, YELLOW };
+/* Terminal codes around text, "" without colours. */
+const char *inspect_color(const struct inspect *in, enum color color);
+
+/* "1.5 MiB"; "12,345"; both in `buf`, which is returned. */
+const char *inspect_bytes(uint64_t bytes, char buf[32]);
+const char *inspect_number(uint64_t n, char buf[32]);
+/* "1 block", "1,024 blocks" */
+const char *inspect_count(uint64_t n, const char *one, const char *many, char buf[64]);
+/* "2025-01-31 12:00:00 UTC" */
+const char *inspect_time(uint64_t seconds, char buf[32]);
+
+/* Text from the file, fit for a terminal: what is not printable UTF-8 is shown as \xNN. */
+void inspect_print_text(const char *text);
+
+/* JSON: a string that is valid whatever the bytes, a ref, a member. */
+struct json_object *inspect_json_text(const char *text);
+void inspect_add(struct json_object *object, const char *key, struct json_object *value);
+void inspect_add_number(struct json_object *object, const char *key, uint64_t value);
+void inspect_add_text(struct json_object *object, const char *key, const char *value);
+void inspect_add_flag(struct json_object *object, const char *key, int value);
+
+/* Progress on stderr, if that is a terminal and the work is long. */
+void inspect_progress(const struct smi_view *view);
+void inspect_progress_end(void);
+
+#endif

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: MIT */
+/* main.c - shmalloc-inspect: arguments, help, and the table of subcommands. */
+#include "inspect.h"
+
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <shmalloc/shmalloc.h>
+
+static const struct subcommand *const subcommands[] = {
+    &inspect_info,
+    &inspect_check,
+    &inspect_roots,
+    &inspect_procs,
+};
+#define SUBCOMMANDS (sizeof(subcommands) / sizeof(subcommands[0]))
+
+static const char before_commands[] =
+    "Usage: shmalloc-inspect COMMAND [--json] FILE\n"
+    "\n"
+    "Look into a shmalloc heap without disturbing it. The file is only read: no lock\n"
+    "is taken and no process is waited for, so it may be in use, or its users may be\n"
+    "stopped or dead.\n"
+    "\n"
+    "Commands\n";
+
+static const char after_commands[] =
+    "\n"
+    "Options\n"
+    "      --json     print one JSON object instead of text\n"
+    "  -h, --help     this text; with a command: what it shows and its JSON keys\n"
+    "      --version  print the version and exit\n"
+    "\n"
+    "Exit status\n"
+    "  0  sound\n"
+    "  1  damaged\n"
+    "  2  cannot tell: not a heap, not readable, made for another machine, bad usage\n"
+    "\n"
+    "Examples\n"
+    "  shmalloc-inspect info my.heap         is it in use? how full is it?\n"
+    "  shmalloc-inspect check my.heap        is every structure in it whole?\n"
+    "  shmalloc-inspect procs --json my.heap | python3 -m json.tool\n"
+    "\n"
+    "`shmalloc-inspect COMMAND --help` explains a command; see also shmalloc-inspect(1).\n";
+
+static void print_help(void)
+{
+    fputs(before_commands, stdout);
+    for (size_t i = 0; i < SUBCOMMANDS; i++)
+        printf("  %-7s %s\n", subcommands[i]->name, subcommands[i]->summary);
+    fputs(after_commands, stdout);
+}
+
+static void print_command_help(const struct subcommand *command)
+{
+    printf("Usage: shmalloc-inspect %s [--json] FILE\n\n%s: %s\n\n%s", command->name, command->name,
+           command->summary, command->help);
+    if (command->more_help)
+        command->more_help();
+}
+
+static const struct subcommand *find(const char *name)
+{
+    for (size_t i = 0; i < SUBCOMMANDS; i++)
+        if (strcmp(subcommands[i]->name, name) == 0)
+            return subcommands[i];
+    return NULL;
+}
+
+static int usage(const char *what, const char *about)
+{
+    fprintf(stderr, "shmalloc-inspect: %s%s\n", what, about);
+    fprintf(stderr, "Usage: shmalloc-inspect COMMAND [--json] FILE   (--help explains)\n");
+    return CANNOT_TELL;
+}
+
+static int unknown_command(const char *name)
+{
+    fprintf(stderr, "shmalloc-inspect: no command \"%s\"; there are:", name);
+    for (size_t i = 0; i < SUBCOMMANDS; i++)
+        fprintf(stderr, " %s", subcommands[i]->name);
+    fprintf(stderr, "\n");
+    return CANNOT_TELL;
+}
+
+static int shows_colors(void)
+{
+    const char *no_color = getenv("NO_COLOR"), *terminal = getenv("TERM");
+    return isatty(STDOUT_FILENO) && !(no_color && no_color[0]) && terminal &&
+           strcmp(terminal, "dumb") != 0;
+}
+
+static int run(struct inspect *in)
+{
+    in->color = !in->json && shows_colors();
+    in->view.fd = -1;
+    if (in->json) {
+        in->out = json_object_new_object();
+        inspect_add_number(in->out, "schema", 1);
+        inspect_add_text(in->out, "command", in->command->name);
+        inspect_add_text(in->out, "file", in->path);
+        inspect_add(in->out, "status", NULL); /* keeps its place; filled in at the end */
+    }
+    enum verdict verdict = inspect_finish(in, in->command->run(in));
+    smi_view_finish(&in->view);
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        perror("shmalloc-inspect: standard output");
+        return CANNOT_TELL;
+    }
+    return (int)verdict;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"json", no_argument, NULL, 'j'},
+        {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'v'},
+        {NULL, 0, NULL, 0},
+    };
+    static struct inspect in;
+    int option, help = 0;
+    opterr = 0;
+    while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
+        if (option == 'j') {
+            in.json = 1;
+        } else if (option == 'h') {
+            help = 1;
+        } else if (option == 'v') {
+            printf("shmalloc-inspect %s\n", shmalloc_version());
+            return 0;
+        } else {
+            return usage("unknown option ", argv[optind - 1]);
+        }
+    }
+    if (optind < argc && !(in.command = find(argv[optind])))
+        return unknown_command(argv[optind]);
+    if (help) {
+        in.command ? print_command_help(in.command) : print_help();
+        return 0;
+    }
+    if (!in.command)
+        return usage("a command is missing", "");
+    if (argc - optind != 2)
+        return usage(argc - optind < 2 ? "a file is missing" : "more than one file given", "");
+    in.path = argv[optind + 1];
+    return run(&in);
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * open.c - a heap file, who uses it, and what failures mean.
+ *
+ * A process that uses a heap holds a lock on its byte of the file for as long as it lives. Whether
+ * somebody holds one can be asked without taking it (F_OFD_GETLK), so neither a stopped process nor
+ * this tool ever waits for the other.
+ */
+#include "inspect.h"
+
+#include <string.h>
+
+#include <shmalloc/shmalloc.h>
+
+#include "os.h"
+
+static void look_for_users(struct inspect *in)
+{
+    struct users *users = &in->users;
+    int rc = smi_os_is_locked(in->view.fd, SMF_ATTACH_BYTE, 1);
+    users->known = rc >= 0;
+    users->attaching = rc == 1;
+    users->processes = 0;
+    for (uint32_t i = 0; users->known && i < SMF_PROCESSES; i++) {
+        users->alive[i] = smi_os_is_locked(in->view.fd, SMF_LOCK_BYTES + i, 1) == 1;
+        users->processes += users->alive[i];
+    }
+}
+
+int inspect_open(struct inspect *in)
+{
+    int rc = smi_view_open(&in->view, in->path);
+    in->view.progress = inspect_progress;
+    if (in->view.fd >= 0)
+        look_for_users(in);
+    return rc;
+}
+
+int inspect_is_live(const struct inspect *in)
+{
+    return !in->users.known || in->users.attaching || in->users.processes > 0;
+}
+
+int inspect_runtime_is_valid(struct inspect *in)
+{
+    const struct smf_runtime *runtime =
+        smi_view_at(&in->view, in->view.header.areas.runtime, sizeof(*runtime));
+    struct smi_file_info file;
+    uint8_t boot_id[16];
+    if (!runtime || smi_os_stat(in->view.fd, &file) < 0)
+        return 0;
+    smi_os_boot_id(boot_id);
+    return memcmp(runtime->boot_id, boot_id, sizeof(boot_id)) == 0 &&
+           runtime->device == file.device && runtime->inode == file.inode &&
+           runtime->generation == in->view.state.generation;
+}
+
+enum verdict inspect_verdict(int code)
+{
+    if (code >= 0)
+        return SOUND;
+    return code == SHMALLOC_ECORRUPT || code == SHMALLOC_EPOISONED ? DAMAGED : CANNOT_TELL;
+}
+
+enum verdict inspect_report_error(struct inspect *in, int code)
+{
+    if (in->out) {
+        struct json_object *error = json_object_new_object();
+        inspect_add(error, "code", json_object_new_int(code));
+        inspect_add_text(error, "meaning", shmalloc_strerror(code));
+        inspect_add_text(error, "message", shmalloc_errmsg());
+        inspect_add(in->out, "error", error);
+    } else {
+        fprintf(stderr, "shmalloc-inspect: %s\n", shmalloc_errmsg());
+    }
+    return inspect_verdict(code);
+}
+
+enum verdict inspect_open_or_report(struct inspect *in)
+{
+    int rc = inspect_open(in);
+    return rc < 0 ? inspect_report_error(in, rc) : SOUND;
+}
