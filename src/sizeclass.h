@@ -17,7 +17,7 @@
 
 struct smi_class {
     uint32_t size;       /* bytes of a slot */
-    uint32_t reciprocal; /* ceil(2^32 / size): (n * reciprocal) >> 32 == n / size for n below 25 pages */
+    uint32_t reciprocal; /* ceil(2^32 / size): (n * reciprocal) >> 32 == n / size within a span */
     uint16_t slots;      /* in a slab */
     uint8_t data_pages;  /* of a slab */
     uint8_t bitmap_pages; /* before them: 1 for the classes of 8 and 16 bytes, else 0 */
