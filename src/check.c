@@ -854,7 +854,7 @@ static void check_user_bits(struct walk *w, const struct smi_span *span, size_t 
         int has_user = (int)(user_bits >> i % 64 & 1);
         if (is_free != has_user || (cached && cached->is_top))
             continue;
-        if (!is_free && w->owned_threads > 0) /* its thread has cleared the bit, not pushed it yet */
+        if (!is_free && w->owned_threads > 0) /* its thread is giving it back */
             w->owned_threads--;
         else
             violation(w, "S2", in_part(ref, EVERYTHING), "slot %#llx is %s and its user bit is %d",

@@ -459,7 +459,7 @@ int smi_os_thread_exists(pid_t tid, uint64_t start_time)
 {
     if (syscall(SYS_tgkill, getpid(), tid, 0) < 0 && errno == ESRCH)
         return 0;
-    return smi_os_start_time(getpid(), tid) == start_time;
+    return start_time == 0 || smi_os_start_time(getpid(), tid) == start_time;
 }
 
 int smi_os_thread_known(void)

@@ -86,7 +86,7 @@ void smi_os_boot_id(uint8_t out[16]);
 uint64_t smi_os_pid_namespace(void); /* inode, 0 unknown */
 uint64_t smi_os_start_time(pid_t pid, pid_t tid); /* clock ticks since boot, 0 unknown */
 uint32_t smi_os_thread_id(void);
-int smi_os_thread_exists(pid_t tid, uint64_t start_time); /* in this process */
+int smi_os_thread_exists(pid_t tid, uint64_t start_time); /* in this process; 0: whenever it began */
 /* Does the C library know the calling thread by its real id? Not in a child of a raw clone(2), where its
  * mutexes would take the child for its parent. */
 int smi_os_thread_known(void);

@@ -306,13 +306,14 @@ static int own_slot(shmalloc_heap *heap, struct smi_thread *t)
     return rc;
 }
 
-/* Slots of threads of this process that ended without their destructors. */
-static void reap_own(shmalloc_heap *heap)
+/* Slots of threads of this process that ended without their destructors. `thorough`: also those whose id another
+ * thread has by now, which takes a file to be read for each. */
+static void reap_own(shmalloc_heap *heap, int thorough)
 {
     smi_registry_lock();
     for (struct smi_thread *t = heap->contexts, *next; t; t = next) {
         next = t->next_in_heap;
-        if (smi_os_thread_exists((pid_t)t->slot->tid, t->slot->start_time))
+        if (smi_os_thread_exists((pid_t)t->slot->tid, thorough ? t->slot->start_time : 0))
             continue;
         if (release_slot(heap, t->slot) == 0)
             disown(t); /* its memory went with the thread that would have freed it */
@@ -330,7 +331,7 @@ static struct smi_thread *make_context(shmalloc_heap *heap, int *rc)
     t->heap = heap;
     *rc = own_slot(heap, t);
     if (*rc == SHMALLOC_ETHREADS) {
-        reap_own(heap);
+        reap_own(heap, 1);
         smi_recover_adopt(heap);
         *rc = own_slot(heap, t);
     }
@@ -370,7 +371,7 @@ static struct smi_thread *find_context(shmalloc_heap *heap, uint64_t epoch)
     return NULL;
 }
 
-/* Now and then: is somebody dead, has free memory been free for long? */
+/* Now and then: has a process or a thread died, has free memory been free for long? */
 static void look_around(shmalloc_heap *heap)
 {
     uint64_t now = smi_os_tick(), last = SMI_LOAD(&heap->looked_at);
@@ -380,8 +381,10 @@ static void look_around(shmalloc_heap *heap)
         return; /* another thread does it */
     if (due || SMI_LOAD(&heap->adopt_wanted))
         smi_recover_adopt(heap);
-    if (due)
+    if (due) {
+        reap_own(heap, 0);
         smi_pages_decay(heap);
+    }
 }
 
 struct smi_thread *smi_thread_enter(shmalloc_heap *heap, int *rc)
