@@ -79,7 +79,7 @@ static void fill_bits(shmalloc_heap *heap, uint32_t page, uint32_t k)
 static int give_pending(shmalloc_heap *heap, struct smf_central *central)
 {
     struct smf_page *slab = smi_page(heap, central->pending);
-    if (!slab || slab->kind != SMF_PAGE_SLAB)
+    if (!slab || slab->kind != SMF_PAGE_SLAB || central->pending > UINT32_MAX)
         return smi_heap_poison(heap, "slab on its way to or from page %llu is none",
                                (unsigned long long)central->pending);
     int rc = slab->side ? smi_central_give(heap, slab->side, &slab->side, NULL) : 0;

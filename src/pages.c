@@ -150,16 +150,34 @@ static int remove_free(struct smi_op *op, uint64_t page, uint64_t count)
     return rc;
 }
 
+/* Do `count` pages from `page` lie in one chunk? Its pages share what leads to their words. */
+static int in_one_chunk(shmalloc_heap *heap, uint64_t page, uint64_t count)
+{
+    return count > 0 && page > 0 && smi_has_page(heap, page) && smi_has_page(heap, page + count - 1) &&
+           heap->words[page >> SMI_GRANULE_PAGES_SHIFT] ==
+               heap->words[(page + count - 1) >> SMI_GRANULE_PAGES_SHIFT];
+}
+
 /* The free span that begins at `page`, as its descriptors say: length, or 0. */
 static uint64_t free_span_at(shmalloc_heap *heap, uint64_t page)
 {
     const struct smf_page *d = smi_page(heap, page);
-    if (!d || d->kind != SMF_PAGE_FREE || d->page_count == 0)
+    if (!d || d->kind != SMF_PAGE_FREE || !in_one_chunk(heap, page, d->page_count))
         return 0;
     const struct smf_page *tail = smi_page(heap, page + d->page_count - 1);
-    if (!tail || (tail != d && (tail->kind != SMF_PAGE_FREE_TAIL || tail->page_count != d->page_count)))
+    if (tail != d && (tail->kind != SMF_PAGE_FREE_TAIL || tail->page_count != d->page_count))
         return 0;
     return d->page_count;
+}
+
+/* Can the span that begins at `page` be one of this kind and length? */
+static int is_span(shmalloc_heap *heap, uint64_t page, uint8_t kind)
+{
+    const struct smf_page *d = smi_page(heap, page);
+    if (!d || d->kind != kind || !in_one_chunk(heap, page, d->page_count))
+        return 0;
+    return kind != SMF_PAGE_SLAB ||
+           (d->size_class < SMF_CLASSES && d->page_count == smi_class_span_pages(d->size_class));
 }
 
 /* The free span that ends just before `page`: its first page, or 0. */
@@ -548,7 +566,7 @@ int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *n
         return rc;
     struct smf_page_heap *ph = heap->page_heap;
     const struct smf_page *d = smi_page(heap, page);
-    if (!d || d->kind != kind || d->page_count == 0 || !smi_page(heap, page + d->page_count - 1ull)) {
+    if (!is_span(heap, page, kind)) {
         rc = smi_error(SHMALLOC_EDOUBLEFREE, "%s: no block at %#llx: freed already, or never allocated",
                        heap->path, (unsigned long long)page << SMF_PAGE_SHIFT);
     } else {
@@ -617,7 +635,7 @@ int smi_pages_resize(shmalloc_heap *heap, uint32_t page, uint64_t count)
     if (rc < 0)
         return rc;
     const struct smf_page *d = smi_page(heap, page);
-    if (!d || d->kind != SMF_PAGE_LARGE)
+    if (!is_span(heap, page, SMF_PAGE_LARGE))
         rc = smi_error(SHMALLOC_EBADREF, "%s: no large block at %#llx", heap->path,
                        (unsigned long long)page << SMF_PAGE_SHIFT);
     else if (count < d->page_count)
@@ -634,8 +652,8 @@ int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag)
     if (rc < 0)
         return rc;
     const struct smf_page *d = smi_page(heap, page);
-    uint64_t count = d && d->kind == SMF_PAGE_SLAB ? d->page_count : 0;
-    if (count > 0 && count <= 32) {
+    if (is_span(heap, page, SMF_PAGE_SLAB)) {
+        uint64_t count = d->page_count;
         struct smi_op op = begin(heap);
         uint16_t kind = word_of(heap, page) & (uint16_t)~(SMF_WORD_ZERO | SMF_WORD_RESERVED);
         set_kinds(&op, page, count, kind | flag, 1u << SMF_WORD_INDEX_SHIFT);
