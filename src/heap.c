@@ -89,7 +89,7 @@ int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)
         uint64_t offset = smi_chunk_words_offset(&chunk, &heap->header->areas);
         uint64_t end = ((uint64_t)chunk.first_page + chunk.page_count) << SMF_PAGE_SHIFT;
         if (chunk.first_page % (SMF_GRANULE >> SMF_PAGE_SHIFT) != 0 || end % SMF_GRANULE != 0 ||
-            end > heap->reserved || offset + smi_chunk_metadata_bytes(chunk.page_count) > end)
+            end > smi_size(heap) || offset + smi_chunk_metadata_bytes(chunk.page_count) > end)
             return 0;
         uintptr_t words = (uintptr_t)heap->base + offset;
         uintptr_t descriptors = words + chunk.page_count * sizeof(uint16_t);

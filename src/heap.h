@@ -143,7 +143,7 @@ int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule);
 static inline int smi_has_page(const shmalloc_heap *heap, uint64_t page)
 {
     uint64_t granule = page >> SMI_GRANULE_PAGES_SHIFT;
-    if (SMI_UNLIKELY(page << SMF_PAGE_SHIFT >= smi_size(heap)))
+    if (SMI_UNLIKELY(page >= smi_size(heap) >> SMF_PAGE_SHIFT))
         return 0;
     /* acquire: pairs with the release in smi_heap_map_granule; the descriptors' entry is there too */
     return SMI_LIKELY(__atomic_load_n(&heap->words[granule], __ATOMIC_ACQUIRE) != 0) ||

@@ -396,14 +396,18 @@ static uint64_t find(shmalloc_heap *heap, uint64_t count)
             continue;
         }
         bin += (unsigned)__builtin_ctzll(bits);
-        if (bin < BIG_BIN)
-            return smi_pageset_first(heap, &ph->set[bin], SMI_BY_ADDRESS, 0);
+        if (bin < BIG_BIN) {
+            uint32_t page = smi_pageset_first(heap, &ph->set[bin], SMI_BY_ADDRESS, 0);
+            if (page == 0)
+                smi_heap_poison(heap, "set of free spans of %u pages is said to have some and has none", bin + 1);
+            return page;
+        }
     }
     return smi_pageset_first(heap, &ph->set[BIG_BIN], SMI_BY_LENGTH, (uint32_t)count);
 }
 
 struct stored_search {
-    uint64_t count, alignment, page, span, looked_at;
+    uint64_t count, alignment, page, span, spans, looked;
 };
 
 /* A run inside a free span that has storage already. */
@@ -411,6 +415,8 @@ static int look_for_stored(shmalloc_heap *heap, uint32_t page, void *arg)
 {
     struct stored_search *search = arg;
     uint64_t length = free_span_at(heap, page), run = 0;
+    if ((search->looked += length) > smi_size(heap) >> SMF_PAGE_SHIFT)
+        return 1;
     for (uint64_t i = 0; i < length; i++) {
         int fits = run > 0 || (page + i) % search->alignment == 0;
         run = fits && (word_of(heap, page + i) & SMF_WORD_RESERVED) ? run + 1 : 0;
@@ -420,7 +426,7 @@ static int look_for_stored(shmalloc_heap *heap, uint32_t page, void *arg)
             return 1;
         }
     }
-    return ++search->looked_at > 4096;
+    return ++search->spans > 4096;
 }
 
 /* The disk is full: is there a run with storage anywhere? */
@@ -444,8 +450,8 @@ static int find_place(shmalloc_heap *heap, const struct smi_take *request, struc
 {
     uint64_t slack = request->alignment - 1;
     uint64_t span = find(heap, request->count + slack);
-    for (int tries = 0; span == 0 && tries < SMF_CHUNKS; tries++) {
-        int rc = grow_once(heap, request->count + slack);
+    while (span == 0) { /* chunks that were here before come back one by one and may be too short */
+        int rc = SMI_LOAD(&heap->state->poison) ? SHMALLOC_ECORRUPT : grow_once(heap, request->count + slack);
         if (rc < 0)
             return rc;
         span = find(heap, request->count + slack);
@@ -465,7 +471,7 @@ static int store_place(shmalloc_heap *heap, const struct smi_take *request, stru
     int rc = reserve(heap, place->page, request->count, behind);
     if (rc == 0)
         return 0;
-    struct stored_search search = {request->count, request->alignment, 0, 0, 0};
+    struct stored_search search = {.count = request->count, .alignment = request->alignment};
     if (!find_stored(heap, &search))
         return smi_error(rc, "%s: no storage for %llu more bytes: %s; largest free run %llu bytes",
                          heap->path, (unsigned long long)(request->count << SMF_PAGE_SHIFT),
@@ -669,6 +675,7 @@ int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag)
  * `budget` pages have gone. */
 struct trim {
     uint64_t min_pages, before, budget, pages;
+    uint64_t looked; /* pages; more than the heap has means that a set runs in a circle */
     int young; /* a span was passed over because it is not old enough */
     int rc;
 };
@@ -688,6 +695,8 @@ static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
 {
     struct trim *trim = arg;
     uint64_t length = free_span_at(heap, page), run;
+    if ((trim->looked += length) > smi_size(heap) >> SMF_PAGE_SHIFT)
+        return 1;
     uint64_t freed_at = smi_page(heap, page)->side;
     if (freed_at > trim->before && freed_at <= smi_os_tick()) { /* later than now: of another boot, so old */
         trim->young = 1;
@@ -714,21 +723,37 @@ static int punch_spans(shmalloc_heap *heap, struct trim *trim)
     return trim->rc;
 }
 
-static int count_stored(shmalloc_heap *heap, uint32_t page, void *arg)
+/* Pages of a run that have storage. */
+static uint64_t count_stored(shmalloc_heap *heap, uint64_t page, uint64_t length)
 {
-    uint64_t *sum = arg, length = free_span_at(heap, page);
+    uint64_t sum = 0;
     for (uint64_t i = 0; i < length; i++)
-        *sum += (word_of(heap, page + i) & SMF_WORD_RESERVED) != 0;
+        sum += (word_of(heap, page + i) & SMF_WORD_RESERVED) != 0;
+    return sum;
+}
+
+struct tally {
+    uint64_t stored, looked;
+};
+
+static int add_stored(shmalloc_heap *heap, uint32_t page, void *arg)
+{
+    struct tally *tally = arg;
+    uint64_t length = free_span_at(heap, page);
+    if ((tally->looked += length) > smi_size(heap) >> SMF_PAGE_SHIFT)
+        return 1;
+    tally->stored += count_stored(heap, page, length);
     return 0;
 }
 
 /* Free pages with storage. */
 static uint64_t stored_pages(shmalloc_heap *heap)
 {
-    uint64_t sum = 0;
+    struct tally tally = {0, 0};
     for (int bin = 0; bin <= BIG_BIN; bin++)
-        smi_pageset_each(heap, heap->page_heap->set[bin], count_stored, &sum);
-    return sum;
+        if (smi_pageset_each(heap, heap->page_heap->set[bin], add_stored, &tally))
+            break;
+    return tally.stored;
 }
 
 /* Cut the last chunk off the file if all of it is free and old enough. Returns 1 when it did. */
@@ -739,11 +764,13 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
     if (index == 0 || index >= SMF_CHUNKS)
         return 0;
     const struct smf_chunk *chunk = &heap->directory[index];
-    uint64_t data = smi_chunk_data_page(chunk, &heap->header->areas), stored = 0;
-    uint64_t count = (uint64_t)chunk->first_page + chunk->page_count - data;
+    uint64_t data = smi_chunk_data_page(chunk, &heap->header->areas);
+    uint64_t end = (uint64_t)chunk->first_page + chunk->page_count, count = end - data;
+    if (end << SMF_PAGE_SHIFT != state->size || data >= end)
+        return damaged(heap, chunk->first_page);
     if (free_span_at(heap, data) != count || smi_page(heap, data)->side > trim->before)
         return 0;
-    count_stored(heap, (uint32_t)data, &stored);
+    uint64_t stored = count_stored(heap, data, count);
     if (stored > trim->budget - trim->pages)
         return 0;
     struct smi_op op = begin(heap);
@@ -825,6 +852,26 @@ uint64_t smi_pages_largest(shmalloc_heap *heap)
         if (heap->page_heap->set[bin])
             best = (uint64_t)bin + 1;
     return best << SMF_PAGE_SHIFT;
+}
+
+int smi_pages_check_chunks(shmalloc_heap *heap)
+{
+    const uint64_t granule = SMF_GRANULE >> SMF_PAGE_SHIFT, count = heap->state->chunk_count;
+    uint64_t at = 0;
+    for (uint64_t i = 0; i < count && i < SMF_CHUNKS; i++) {
+        const struct smf_chunk *chunk = &heap->directory[i];
+        if (chunk->first_page != at || chunk->page_count == 0 || chunk->page_count % granule != 0 ||
+            smi_chunk_data_page(chunk, &heap->header->areas) >= at + chunk->page_count)
+            return smi_heap_poison(heap, "chunk %llu has %u pages from page %u, expected to begin at page %llu",
+                                   (unsigned long long)i, chunk->page_count, chunk->first_page,
+                                   (unsigned long long)at);
+        at += chunk->page_count;
+    }
+    if (at << SMF_PAGE_SHIFT != heap->state->size)
+        return smi_heap_poison(heap, "chunks end at byte %llu, the heap at byte %llu",
+                               (unsigned long long)(at << SMF_PAGE_SHIFT),
+                               (unsigned long long)heap->state->size);
+    return 0;
 }
 
 int smi_pages_format(shmalloc_heap *heap, uint64_t size)

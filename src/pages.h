@@ -48,6 +48,9 @@ int smi_pages_decay(shmalloc_heap *heap);
 /* Bytes of the longest free span (with the page lock held, or as a guess without). */
 uint64_t smi_pages_largest(shmalloc_heap *heap);
 
+/* Do the chunks follow each other and end where the heap ends? Nobody else is attached. 0 or SHMALLOC_ECORRUPT. */
+int smi_pages_check_chunks(shmalloc_heap *heap);
+
 /* What a dead owner of the page lock left. */
 int smi_pages_repair(shmalloc_heap *heap);
 

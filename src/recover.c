@@ -18,6 +18,7 @@
 #include "cache.h"
 #include "lock.h"
 #include "os.h"
+#include "pages.h"
 #include "process.h"
 
 #define ATTACH_PATIENCE_NS 10000000000ull
@@ -115,6 +116,8 @@ static int first(shmalloc_heap *heap, int accept_unclean)
         return rc;
     if (heap->state->poison == 0)
         rc = repair_all(heap);
+    if (heap->state->poison == 0 && rc == 0)
+        rc = smi_pages_check_chunks(heap);
     if (rc < 0 && rc != SHMALLOC_ECORRUPT) /* a damaged heap is poisoned now: it can still be read */
         return rc;
     SMI_STORE(&heap->state->generation, heap->state->generation + 1);
