@@ -417,21 +417,6 @@ static int read_identity(int fd, const char *path, const shmalloc_options *o, st
     return rc;
 }
 
-/* A read-only user takes no entry; it only must not read what a machine crash may have torn. */
-static int check_read_only(shmalloc_heap *heap, const shmalloc_options *o)
-{
-    uint8_t boot_id[16];
-    smi_os_boot_id(boot_id);
-    if (heap->state->mark == SMF_CLEAN || (o->flags & SHMALLOC_ACCEPT_UNCLEAN) ||
-        (memcmp(heap->runtime->boot_id, boot_id, 16) == 0 && heap->runtime->inode == heap->inode &&
-         heap->runtime->device == heap->device))
-        return 0;
-    return smi_error(SHMALLOC_EUNCLEAN,
-                     "%s: was in use when the machine stopped or the file was copied; run "
-                     "shmalloc_recover() to check it, or open it with SHMALLOC_ACCEPT_UNCLEAN",
-                     heap->path);
-}
-
 static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
 {
     struct smf_header header;
@@ -446,9 +431,11 @@ static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
         rc = map_file(heap, wanted, state.size, (void *)(uintptr_t)header.fixed_base);
     if (rc == 0) {
         set_areas(heap);
-        rc = heap->read_only ? check_read_only(heap, o)
-                             : smi_recover_attach(heap, (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0,
-                                                  (o->flags & RECOVER_ONLY) != 0);
+        int accept = (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0;
+        if (!heap->read_only)
+            rc = smi_recover_attach(heap, accept, (o->flags & RECOVER_ONLY) != 0);
+        else if (!accept) /* a reader takes no entry; it only must not read what a crash may have torn */
+            rc = smi_recover_unclean(heap);
     }
     if (!heap->read_only)
         smi_attach_unlock(heap);
@@ -600,6 +587,7 @@ int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **ou
 /* The last one out: data first, then the mark, each synced. */
 static int mark_clean(shmalloc_heap *heap)
 {
+    uint64_t before = heap->state->mark;
     int rc = heap->state->sync_failed ? -EIO : smi_os_sync_file(heap->fd);
     if (rc == 0) {
         SMI_STORE(&heap->state->mark, SMF_CLEAN);
@@ -607,7 +595,7 @@ static int mark_clean(shmalloc_heap *heap)
     }
     if (rc == 0)
         return 0;
-    SMI_STORE(&heap->state->mark, SMF_IN_USE);
+    SMI_STORE(&heap->state->mark, before);
     SMI_STORE(&heap->state->sync_failed, (uint64_t)-rc);
     return smi_error(rc, "%s: cannot sync: %s; the file is exact only while the machine is up", heap->path,
                      shmalloc_strerror(rc));

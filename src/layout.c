@@ -128,8 +128,8 @@ static int validate_state(const struct smf_header *h, const struct smf_state *s,
                          "%s: file has %llu bytes, the heap in it %llu: it was cut short; restore it "
                          "from a copy",
                          path, (unsigned long long)file_size, (unsigned long long)s->size);
-    if (s->mark != SMF_CLEAN && s->mark != SMF_IN_USE)
-        return smi_error(SHMALLOC_ECORRUPT, "%s: state mark is %llu, expected 1 or 2", path,
+    if (s->mark < SMF_CLEAN || s->mark > SMF_UNCHECKED)
+        return smi_error(SHMALLOC_ECORRUPT, "%s: state mark is %llu, expected 1 to 3", path,
                          (unsigned long long)s->mark);
     return 0;
 }

@@ -111,13 +111,15 @@ _Static_assert(sizeof(struct smf_header) == 544, "src/README.md");
 #define SMF_STATE_OFFSET 4096u
 #define SMF_CLEAN 1ull  /* the last process closed in order and synced: true even after a reboot */
 #define SMF_IN_USE 2ull /* attached, or everybody died: exact while the machine stays up */
+#define SMF_UNCHECKED 3ull /* was in use when the machine stopped or the file was copied, and somebody uses it all
+                              the same, or died checking it */
 
 /* The heap as a whole, at byte SMF_STATE_OFFSET. */
 struct smf_state {
     uint64_t size;        /* bytes that belong to the heap; the file may be longer for a moment  [P] */
     uint64_t chunk_count; /* entries of the directory that lie inside `size`                     [P] */
     uint64_t max_size;    /* the heap never grows beyond; multiple of SMF_GRANULE                [P] */
-    uint64_t mark;        /* SMF_CLEAN or SMF_IN_USE                                             [A] */
+    uint64_t mark;        /* SMF_CLEAN, SMF_IN_USE or SMF_UNCHECKED                              [A] */
     uint64_t generation;  /* counts first attaches; stamps user mutexes; never 0 when attached   [A] */
     uint64_t poison;      /* 0, or the negated code of the damage that stopped all mutation          */
     uint64_t sync_failed; /* 0, or the errno of a failed sync: nothing later is durable              */

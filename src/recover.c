@@ -51,22 +51,56 @@ int smi_others_alive(shmalloc_heap *heap)
 
 /* ---- first attach ---- */
 
-static int check_clean(shmalloc_heap *heap, const uint8_t *boot_id, int accept_unclean)
+/* Was the heap in use when the machine stopped, or the file copied while in use? */
+static int is_unclean(const shmalloc_heap *heap, const uint8_t *boot_id)
 {
     const struct smf_runtime *was = heap->runtime;
-    if (heap->state->mark == SMF_CLEAN || accept_unclean)
+    return heap->state->mark == SMF_UNCHECKED ||
+           (heap->state->mark == SMF_IN_USE &&
+            (memcmp(was->boot_id, boot_id, 16) != 0 || was->device != heap->device || was->inode != heap->inode));
+}
+
+int smi_recover_unclean(shmalloc_heap *heap)
+{
+    uint8_t boot_id[16];
+    smi_os_boot_id(boot_id);
+    if (!is_unclean(heap, boot_id))
         return 0;
-    if (memcmp(was->boot_id, boot_id, 16) != 0)
-        return smi_error(SHMALLOC_EUNCLEAN,
-                         "%s: the machine stopped while the heap was in use; run shmalloc_recover() to "
-                         "check it, or open it with SHMALLOC_ACCEPT_UNCLEAN",
-                         heap->path);
-    if (was->device != heap->device || was->inode != heap->inode)
-        return smi_error(SHMALLOC_EUNCLEAN,
-                         "%s: is a copy of a heap that was in use (inode %llu, copied from %llu); run "
-                         "shmalloc_recover() to check it, or open it with SHMALLOC_ACCEPT_UNCLEAN",
-                         heap->path, (unsigned long long)heap->inode, (unsigned long long)was->inode);
-    return 0;
+    const char *why = heap->state->mark == SMF_UNCHECKED
+                          ? "has not been checked since the machine stopped or the file was copied while in use"
+                      : memcmp(heap->runtime->boot_id, boot_id, 16) != 0
+                          ? "was in use when the machine stopped"
+                          : "is a copy of a heap that was in use";
+    return smi_error(SHMALLOC_EUNCLEAN,
+                     "%s: %s; run shmalloc_recover() to check it, or open it with SHMALLOC_ACCEPT_UNCLEAN",
+                     heap->path, why);
+}
+
+static int set_mark(shmalloc_heap *heap, uint64_t mark)
+{
+    if (heap->state->mark == mark)
+        return 0;
+    SMI_STORE(&heap->state->mark, mark);
+    int rc = smi_os_sync_file(heap->fd);
+    return rc < 0 ? smi_error(rc, "%s: cannot mark the heap in use: %s", heap->path, shmalloc_strerror(rc)) : 0;
+}
+
+/* Whose heap this is from now on. A heap in use with another identity is unclean: so the mark of a clean one
+ * changes after the identity, and that an unclean one is unchecked is marked before. */
+static int take_identity(shmalloc_heap *heap)
+{
+    struct smf_runtime *runtime = heap->runtime;
+    uint8_t boot_id[16];
+    smi_os_boot_id(boot_id);
+    int unclean = is_unclean(heap, boot_id), rc = unclean ? set_mark(heap, SMF_UNCHECKED) : 0;
+    if (rc < 0)
+        return rc;
+    memcpy(runtime->boot_id, boot_id, 16);
+    runtime->device = heap->device;
+    runtime->inode = heap->inode;
+    runtime->pid_namespace = smi_os_pid_namespace();
+    SMI_BARRIER();
+    return unclean ? 0 : set_mark(heap, SMF_IN_USE);
 }
 
 static int new_mutexes(shmalloc_heap *heap)
@@ -94,26 +128,14 @@ static int repair_all(shmalloc_heap *heap)
 
 static int first(shmalloc_heap *heap, int accept_unclean)
 {
-    uint8_t boot_id[16];
-    smi_os_boot_id(boot_id);
-    int rc = check_clean(heap, boot_id, accept_unclean);
+    int rc = accept_unclean ? 0 : smi_recover_unclean(heap);
+    if (rc == 0)
+        rc = take_identity(heap);
+    if (rc == 0)
+        rc = new_mutexes(heap);
     if (rc < 0)
         return rc;
-    /* The mark after the identity: in use with another boot id or inode means unclean. */
     struct smf_runtime *runtime = heap->runtime;
-    memcpy(runtime->boot_id, boot_id, 16);
-    runtime->device = heap->device;
-    runtime->inode = heap->inode;
-    runtime->pid_namespace = smi_os_pid_namespace();
-    if (heap->state->mark != SMF_IN_USE) {
-        SMI_STORE(&heap->state->mark, SMF_IN_USE);
-        rc = smi_os_sync_file(heap->fd);
-        if (rc < 0)
-            return smi_error(rc, "%s: cannot mark the heap in use: %s", heap->path, shmalloc_strerror(rc));
-    }
-    rc = new_mutexes(heap);
-    if (rc < 0)
-        return rc;
     if (heap->state->poison == 0)
         rc = repair_all(heap);
     if (heap->state->poison == 0 && rc == 0)
@@ -125,8 +147,11 @@ static int first(shmalloc_heap *heap, int accept_unclean)
     return 0;
 }
 
-static int join(shmalloc_heap *heap)
+static int join(shmalloc_heap *heap, int accept_unclean)
 {
+    int rc = accept_unclean ? 0 : smi_recover_unclean(heap);
+    if (rc < 0)
+        return rc;
     uint64_t here = smi_os_pid_namespace(), there = heap->runtime->pid_namespace;
     if (heap->runtime->generation != heap->state->generation)
         return smi_error(SHMALLOC_ECORRUPT, "%s: processes are attached, but no generation is complete",
@@ -147,7 +172,7 @@ int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
         return smi_error(others, "%s: cannot look for locks: %s", heap->path, shmalloc_strerror(others));
     if (others && alone)
         return smi_error(SHMALLOC_EBUSY, "%s: other processes have the heap open", heap->path);
-    int rc = others ? join(heap) : first(heap, accept_unclean);
+    int rc = others ? join(heap, accept_unclean) : first(heap, accept_unclean);
     if (rc == 0)
         rc = smi_process_claim(heap);
     if (rc == 0 && heap->state->poison == 0) /* a poisoned heap stays as it is */

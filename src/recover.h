@@ -12,6 +12,10 @@ void smi_attach_unlock(shmalloc_heap *heap);
 /* Is another process attached? 0, 1 or a negated errno. */
 int smi_others_alive(shmalloc_heap *heap);
 
+/* SHMALLOC_EUNCLEAN if the machine stopped, or the file was copied, while the heap was in use, and nobody has
+ * checked it since; else 0. */
+int smi_recover_unclean(shmalloc_heap *heap);
+
 /* Become a process of the heap; the attach lock is held. When nobody else is attached, the heap is taken into use
  * in a new generation: all locks are made anew, what was in flight under them is undone; SHMALLOC_EUNCLEAN unless
  * `accept_unclean`. Else this process joins the others: SHMALLOC_EFOREIGN when it cannot, SHMALLOC_EBUSY when it

@@ -171,7 +171,7 @@ Test(layout, each_damaged_state_word_is_found)
     damaged(state.chunk_count = 0, SHMALLOC_ECORRUPT);
     damaged(state.chunk_count = SMF_CHUNKS + 1, SHMALLOC_ECORRUPT);
     damaged(state.mark = 0, SHMALLOC_ECORRUPT);
-    damaged(state.mark = 3, SHMALLOC_ECORRUPT);
+    damaged(state.mark = 4, SHMALLOC_ECORRUPT);
     damaged(file_size--, SHMALLOC_ECORRUPT);
 }
 
