@@ -265,7 +265,7 @@ static int work(shmalloc_heap *heap, struct table *table)
                 return rc;
         }
     }
-    printf("%u files counted, %u of them begun by a worker that died\n", counted, inherited);
+    printf("files counted: %u, begun by a worker that died: %u\n", counted, inherited);
     return 0;
 }
 

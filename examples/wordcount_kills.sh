@@ -36,4 +36,4 @@ for delay in 0.003 0.01 0.02 0.03 0.05 0.08 0.12 0.2; do
     "$wordcount" dump "$work/heap" 2>/dev/null | sort >"$work/found"
     cmp "$work/expected" "$work/found" || { echo "the counts differ (delay $delay)"; exit 1; }
 done
-awk '{ died += $4 } END { print died " files were begun by a worker that died" }' "$work/log"
+awk '{ died += $NF } END { print "files begun by a worker that died: " died }' "$work/log"

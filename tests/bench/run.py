@@ -36,8 +36,8 @@ ALLOCATORS = [
 ]
 OURS = ("shmalloc", "shmalloc linked")
 LEGEND = ("shmalloc: shmalloc_malloc and shmalloc_mfree. shmalloc linked: shmalloc_alloc and shmalloc_free with "
-          "the ref word in the heap, each call one crash-atomic step. Two workers: wall-clock time for a pair "
-          "of each, so a workload that scales shows the figure of one worker. Lower is better everywhere.")
+          "the ref word in the heap, each call one crash-atomic step. One worker: CPU time. Two: wall-clock "
+          "time for a pair of each, so a workload that scales shows the figure of one. Lower is better.")
 ROOM = 1 << 30  # bytes that the largest heap and a margin need
 
 SIZES = [("16 B", "16"), ("64 B", "64"), ("256 B", "256"), ("1 KiB", "1024"), ("4 KiB", "4096"),

@@ -3,8 +3,8 @@
  * team.h - runs a workload in several threads or processes at once and times it.
  *
  * All workers do the same number of rounds between two barriers; worker 0, which is the program's
- * first thread, holds the clock. So the figure is wall-clock time for one round of every worker, and
- * a workload that scales shows the same figure for one worker and for two.
+ * first thread, holds the clock. So the figure is the time for one round of every worker, and a
+ * workload that scales shows the same figure for one worker and for two.
  */
 #ifndef BENCH_TEAM_H
 #define BENCH_TEAM_H

@@ -128,29 +128,12 @@ static enum verdict run(struct inspect *in)
     return result.violations ? DAMAGED : SOUND;
 }
 
-/* Words of `text` in lines that end before `width`, further lines indented. */
-static void print_wrapped(const char *text, int indent, int width)
-{
-    int column = indent;
-    while (*text) {
-        int word = (int)strcspn(text, " ");
-        if (column > indent && column + 1 + word > width)
-            column = indent, printf("\n%*s", indent, "");
-        else if (column > indent)
-            column++, printf(" ");
-        printf("%.*s", word, text);
-        column += word;
-        text += word + (text[word] == ' ');
-    }
-    printf("\n");
-}
-
 static void list_invariants(void)
 {
     printf("\nInvariants\n");
     for (const struct smi_invariant *i = smi_invariants; i->id; i++) {
         printf("  %s  ", i->id);
-        print_wrapped(i->text, 6, 80);
+        inspect_print_wrapped(i->text, 6, 80);
     }
 }
 

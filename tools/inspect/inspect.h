@@ -19,6 +19,9 @@
 enum verdict { SOUND = 0, DAMAGED = 1, CANNOT_TELL = 2 };
 
 struct inspect;
+struct option;
+
+#define INSPECT_LETTERS 128
 
 struct subcommand {
     const char *name;
@@ -28,7 +31,21 @@ struct subcommand {
     void (*more_help)(void); /* what the help says beyond that; may be NULL */
 };
 
-extern const struct subcommand inspect_info, inspect_check, inspect_roots, inspect_procs;
+/* The command line of a subcommand that takes more, or less, than [--json] FILE. */
+struct command_line {
+    const char *arguments;        /* for the usage line */
+    const char *letters;          /* options of its own, as for getopt */
+    const struct option *options; /* their long forms: `val` a letter, the last one's name NULL */
+    int without_file;             /* the file may be left out: then in->path is NULL */
+};
+
+extern const struct subcommand inspect_info, inspect_check, inspect_roots, inspect_procs,
+    inspect_top, inspect_report, inspect_selftest;
+extern const struct command_line inspect_top_line, inspect_report_line, inspect_selftest_line;
+
+extern const struct subcommand inspect_map, inspect_classes, inspect_blocks, inspect_leaks;
+extern const struct command_line inspect_map_line, inspect_classes_line, inspect_blocks_line,
+    inspect_leaks_line;
 
 /* Who uses a heap, from the locks that its processes hold on the file; queried, not taken. */
 struct users {
@@ -43,10 +60,13 @@ struct inspect {
     const struct subcommand *command;
     const char *path;
     int json;
+    const char *given[INSPECT_LETTERS]; /* the command's own options by letter: value, "" without
+                                           one, NULL when not given */
     int color; /* stdout is a terminal that shows colours */
     struct smi_view view;
     struct users users;
     struct json_object *out; /* with --json: the object that is printed at the end */
+    const char *finding; /* the status in JSON, where exit status 1 does not mean damage; or NULL */
 };
 
 /* ---- open.c --------------------------------------------------------------------------------- */
@@ -68,6 +88,10 @@ enum verdict inspect_verdict(int code);
  * returned. */
 enum verdict inspect_open_or_report(struct inspect *in);
 
+/* Settle the view and list the slots in caches, ascending; free `*cached`. 0, or a code to
+ * report. */
+int inspect_settle(struct inspect *in, struct smi_cached **cached, size_t *count);
+
 /* Report `code` with shmalloc_errmsg(), as text or in the JSON object. Returns its verdict. */
 enum verdict inspect_report_error(struct inspect *in, int code);
 
@@ -76,7 +100,7 @@ enum verdict inspect_report_error(struct inspect *in, int code);
 /* Print the JSON object with the verdict, if there is one. Returns the verdict. */
 enum verdict inspect_finish(struct inspect *in, enum verdict verdict);
 
-enum color { PLAIN, BOLD, DIM, RED, GREEN, YELLOW };
+enum color { PLAIN, BOLD, DIM, RED, GREEN, YELLOW, BLUE, CYAN };
 /* Terminal codes around text, "" without colours. */
 const char *inspect_color(const struct inspect *in, enum color color);
 
@@ -88,8 +112,25 @@ const char *inspect_count(uint64_t n, const char *one, const char *many, char bu
 /* "2025-01-31 12:00:00 UTC" */
 const char *inspect_time(uint64_t seconds, char buf[32]);
 
+/* Columns of the terminal: --width if its letter `w` is given, COLUMNS, what the terminal says, 80;
+ * brought into 40..200. */
+int inspect_width(const struct inspect *in);
+
+/* The number given with the option `letter`, with K, M, G for powers of 1024; `*out` stays as it is
+ * when the option was not given. 0, or -1 after a message. */
+int inspect_option_number(const struct inspect *in, int letter, const char *name, uint64_t least,
+                          uint64_t most, uint64_t *out);
+
+/* What every look at a heap ends with: that it moves, that it is poisoned, that bytes could not be
+ * read. Returns the verdict. */
+enum verdict inspect_conclude(struct inspect *in);
+
 /* Text from the file, fit for a terminal: what is not printable UTF-8 is shown as \xNN. */
 void inspect_print_text(const char *text);
+
+/* Words of `text` in lines that end before `width`; the lines after the first are indented by
+ * `indent`, where the first begins. */
+void inspect_print_wrapped(const char *text, int indent, int width);
 
 /* JSON: a string that is valid whatever the bytes, a ref, a member. */
 struct json_object *inspect_json_text(const char *text);
@@ -100,6 +141,8 @@ void inspect_add_flag(struct json_object *object, const char *key, int value);
 
 /* Progress on stderr, if that is a terminal and the work is long. */
 void inspect_progress(const struct smi_view *view);
+/* "searching: 12,000 of 1,000,000 blocks" */
+void inspect_progress_count(const char *doing, uint64_t done, uint64_t all, const char *what);
 void inspect_progress_end(void);
 
 #endif

@@ -14,8 +14,40 @@ static const struct subcommand *const subcommands[] = {
     &inspect_check,
     &inspect_roots,
     &inspect_procs,
+    &inspect_map,
+    &inspect_classes,
+    &inspect_blocks,
+    &inspect_leaks,
+    &inspect_report,
+    &inspect_selftest,
+    &inspect_top,
 };
 #define SUBCOMMANDS (sizeof(subcommands) / sizeof(subcommands[0]))
+
+/* The others take [--json] FILE. */
+static const struct {
+    const struct subcommand *command;
+    const struct command_line *line;
+} lines[] = {
+    {&inspect_map, &inspect_map_line},
+    {&inspect_classes, &inspect_classes_line},
+    {&inspect_blocks, &inspect_blocks_line},
+    {&inspect_leaks, &inspect_leaks_line},
+    {&inspect_report, &inspect_report_line},
+    {&inspect_selftest, &inspect_selftest_line},
+    {&inspect_top, &inspect_top_line},
+};
+
+static const struct command_line *line_of(const struct subcommand *command)
+{
+    static const struct command_line usual = {"[--json] FILE", "", NULL, 0};
+    for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++)
+        if (lines[i].command == command)
+            return lines[i].line;
+    return &usual;
+}
+
+#define OPTIONS_MAX 32
 
 static const char before_commands[] =
     "Usage: shmalloc-inspect COMMAND [--json] FILE\n"
@@ -49,14 +81,14 @@ static void print_help(void)
 {
     fputs(before_commands, stdout);
     for (size_t i = 0; i < SUBCOMMANDS; i++)
-        printf("  %-7s %s\n", subcommands[i]->name, subcommands[i]->summary);
+        printf("  %-8s %s\n", subcommands[i]->name, subcommands[i]->summary);
     fputs(after_commands, stdout);
 }
 
 static void print_command_help(const struct subcommand *command)
 {
-    printf("Usage: shmalloc-inspect %s [--json] FILE\n\n%s: %s\n\n%s", command->name, command->name,
-           command->summary, command->help);
+    printf("Usage: shmalloc-inspect %s %s\n\n%s: %s\n\n%s", command->name,
+           line_of(command)->arguments, command->name, command->summary, command->help);
     if (command->more_help)
         command->more_help();
 }
@@ -100,7 +132,8 @@ static int run(struct inspect *in)
         in->out = json_object_new_object();
         inspect_add_number(in->out, "schema", 1);
         inspect_add_text(in->out, "command", in->command->name);
-        inspect_add_text(in->out, "file", in->path);
+        if (in->path)
+            inspect_add_text(in->out, "file", in->path);
         inspect_add(in->out, "status", NULL); /* keeps its place; filled in at the end */
     }
     enum verdict verdict = inspect_finish(in, in->command->run(in));
@@ -112,39 +145,76 @@ static int run(struct inspect *in)
     return (int)verdict;
 }
 
-int main(int argc, char **argv)
+/* Options of every command, then those of `command`; NULL before it is known. */
+static void all_options(const struct subcommand *command, struct option *out, char *letters)
 {
-    static const struct option options[] = {
+    static const struct option general[] = {
         {"json", no_argument, NULL, 'j'},
         {"help", no_argument, NULL, 'h'},
         {"version", no_argument, NULL, 'v'},
-        {NULL, 0, NULL, 0},
     };
-    static struct inspect in;
-    int option, help = 0;
-    opterr = 0;
-    while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
-        if (option == 'j') {
-            in.json = 1;
-        } else if (option == 'h') {
-            help = 1;
-        } else if (option == 'v') {
-            printf("shmalloc-inspect %s\n", shmalloc_version());
-            return 0;
-        } else {
-            return usage("unknown option ", argv[optind - 1]);
-        }
+    size_t n = sizeof(general) / sizeof(general[0]);
+    memcpy(out, general, sizeof(general));
+    for (const struct option *o = line_of(command)->options; o && o->name; o++)
+        if (n < OPTIONS_MAX)
+            out[n++] = *o;
+    out[n] = (struct option){0};
+    snprintf(letters, OPTIONS_MAX, "%sh%s", command ? "" : "+",
+             line_of(command)->letters);
+}
+
+/* Read options up to the command, or all those behind it. 0, or the one that is unknown. */
+static const char *read_options(struct inspect *in, int argc, char **argv, int *help, int *version)
+{
+    struct option options[OPTIONS_MAX + 1];
+    char letters[OPTIONS_MAX];
+    int option;
+    all_options(in->command, options, letters);
+    while ((option = getopt_long(argc, argv, letters, options, NULL)) != -1) {
+        if (option == 'j')
+            in->json = 1;
+        else if (option == 'h')
+            *help = 1;
+        else if (option == 'v')
+            *version = 1;
+        else if (option == '?' || option == ':' || option >= INSPECT_LETTERS)
+            return argv[optind - 1];
+        else
+            in->given[option] = optarg ? optarg : "";
     }
-    if (optind < argc && !(in.command = find(argv[optind])))
-        return unknown_command(argv[optind]);
+    return NULL;
+}
+
+int main(int argc, char **argv)
+{
+    static struct inspect in;
+    int help = 0, version = 0;
+    opterr = 0;
+    const char *unknown = read_options(&in, argc, argv, &help, &version);
+    if (!unknown && optind < argc) {
+        if (!(in.command = find(argv[optind])))
+            return unknown_command(argv[optind]);
+        argc -= optind;
+        argv += optind;
+        optind = 0; /* starts getopt anew, behind the command */
+        unknown = read_options(&in, argc, argv, &help, &version);
+    }
+    if (unknown)
+        return usage("unknown option, or no value for it: ", unknown);
+    if (version) {
+        printf("shmalloc-inspect %s\n", shmalloc_version());
+        return 0;
+    }
     if (help) {
         in.command ? print_command_help(in.command) : print_help();
         return 0;
     }
     if (!in.command)
         return usage("a command is missing", "");
-    if (argc - optind != 2)
-        return usage(argc - optind < 2 ? "a file is missing" : "more than one file given", "");
-    in.path = argv[optind + 1];
+    in.path = optind < argc ? argv[optind] : NULL;
+    if (!in.path && !line_of(in.command)->without_file)
+        return usage("a file is missing", "");
+    if (argc - optind > 1)
+        return usage("more than one file given", "");
     return run(&in);
 }

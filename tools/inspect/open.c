@@ -12,6 +12,7 @@
 
 #include <shmalloc/shmalloc.h>
 
+#include "error.h"
 #include "os.h"
 
 static void look_for_users(struct inspect *in)
@@ -74,6 +75,31 @@ enum verdict inspect_report_error(struct inspect *in, int code)
         fprintf(stderr, "shmalloc-inspect: %s\n", shmalloc_errmsg());
     }
     return inspect_verdict(code);
+}
+
+int inspect_settle(struct inspect *in, struct smi_cached **cached, size_t *count)
+{
+    int rc = smi_view_settle(&in->view, NULL, NULL);
+    if (rc == 0)
+        rc = smi_view_cached(&in->view, cached, count);
+    return rc < 0 ? smi_error(rc, "%s: %s", in->path, shmalloc_strerror(rc)) : 0;
+}
+
+enum verdict inspect_conclude(struct inspect *in)
+{
+    int error = in->view.read_error, poisoned = in->view.state.poison != 0;
+    if (in->out)
+        inspect_add_flag(in->out, "moving", inspect_is_live(in));
+    else if (inspect_is_live(in))
+        printf("%sThe heap is in use: this is a moving picture.%s\n", inspect_color(in, DIM),
+               inspect_color(in, PLAIN));
+    if (poisoned && !in->out)
+        printf("%sThe heap is poisoned: `shmalloc-inspect check` says more.%s\n",
+               inspect_color(in, RED), inspect_color(in, PLAIN));
+    if (error)
+        return inspect_report_error(in, smi_error(-error, "%s: cannot read: %s", in->path,
+                                                  shmalloc_strerror(-error)));
+    return poisoned ? DAMAGED : SOUND;
 }
 
 enum verdict inspect_open_or_report(struct inspect *in)

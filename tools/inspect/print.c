@@ -2,8 +2,10 @@
 /* print.c - text for people, JSON for programs, progress for the impatient. */
 #include "inspect.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -14,6 +16,7 @@ const char *inspect_color(const struct inspect *in, enum color color)
     static const char *const codes[] = {
         [PLAIN] = "\033[0m", [BOLD] = "\033[1m", [DIM] = "\033[2m",
         [RED] = "\033[31m",  [GREEN] = "\033[32m", [YELLOW] = "\033[33m",
+        [BLUE] = "\033[34m", [CYAN] = "\033[36m",
     };
     return in->color ? codes[color] : "";
 }
@@ -65,6 +68,51 @@ const char *inspect_time(uint64_t seconds, char buf[32])
     return buf;
 }
 
+int inspect_width(const struct inspect *in)
+{
+    struct winsize size = {0};
+    const char *said = in->given['w'] ? in->given['w'] : getenv("COLUMNS");
+    int width = said ? atoi(said) : 0;
+    if (width <= 0 && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0)
+        width = size.ws_col;
+    if (width <= 0)
+        width = 80;
+    return width < 40 ? 40 : width > 200 ? 200 : width;
+}
+
+/* Digits and at most one suffix: 1, or 0 when that is not what the text is. */
+static int read_number(const char *text, uint64_t *out)
+{
+    static const char units[] = "KMGT";
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    const char *unit = *end ? strchr(units, *end) : NULL;
+    unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
+    *out = value << shift;
+    return text[0] >= '0' && text[0] <= '9' && errno == 0 && *out >> shift == value &&
+           (unit ? end[1] : *end) == 0;
+}
+
+int inspect_option_number(const struct inspect *in, int letter, const char *name, uint64_t least,
+                          uint64_t most, uint64_t *out)
+{
+    const char *text = in->given[letter];
+    uint64_t value;
+    if (!text)
+        return 0;
+    if (!read_number(text, &value) || value < least || value > most) {
+        fprintf(stderr, "shmalloc-inspect: --%s takes a number from %llu", name,
+                (unsigned long long)least);
+        if (most < UINT64_MAX)
+            fprintf(stderr, " to %llu", (unsigned long long)most);
+        fprintf(stderr, ", not \"%s\"\n", text);
+        return -1;
+    }
+    *out = value;
+    return 0;
+}
+
 /* Bytes of the UTF-8 character at `text`, its code in `*code`; 0 when there is none. */
 static int utf8_at(const char *text, uint32_t *code)
 {
@@ -112,6 +160,22 @@ void inspect_print_text(const char *text)
     }
 }
 
+void inspect_print_wrapped(const char *text, int indent, int width)
+{
+    int column = indent;
+    while (*text) {
+        int word = (int)strcspn(text, " ");
+        if (column > indent && column + 1 + word > width)
+            column = indent, printf("\n%*s", indent, "");
+        else if (column > indent)
+            column++, printf(" ");
+        printf("%.*s", word, text);
+        column += word;
+        text += word + (text[word] == ' ');
+    }
+    printf("\n");
+}
+
 /* ---- JSON ----------------------------------------------------------------------------------- */
 
 struct json_object *inspect_json_text(const char *text)
@@ -157,10 +221,11 @@ enum verdict inspect_finish(struct inspect *in, enum verdict verdict)
 {
     static const char *const words[] = {
         [SOUND] = "sound", [DAMAGED] = "damaged", [CANNOT_TELL] = "unknown"};
+    const char *word = verdict == DAMAGED && in->finding ? in->finding : words[verdict];
     inspect_progress_end();
     if (!in->out)
         return verdict;
-    inspect_add_text(in->out, "status", words[verdict]);
+    inspect_add_text(in->out, "status", word);
     puts(json_object_to_json_string_ext(in->out, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED |
                                                      JSON_C_TO_STRING_NOSLASHESCAPE));
     json_object_put(in->out);
@@ -172,15 +237,33 @@ enum verdict inspect_finish(struct inspect *in, enum verdict verdict)
 
 static int progress_shown;
 
-void inspect_progress(const struct smi_view *view)
+/* Half a second has passed since the start, and a tenth since the last line. */
+static int is_progress_due(void)
 {
     static uint64_t started, last;
     uint64_t now = smi_os_tick();
     if (!started)
         started = now;
     if (!isatty(STDERR_FILENO) || now - started < 500000000ull || now - last < 100000000ull)
-        return;
+        return 0;
     last = now;
+    return 1;
+}
+
+void inspect_progress_count(const char *doing, uint64_t done, uint64_t all, const char *what)
+{
+    char a[32], b[32];
+    if (!is_progress_due())
+        return;
+    fprintf(stderr, "\r%s: %s of %s %s\033[K", doing, inspect_number(done, a),
+            inspect_number(all, b), what);
+    progress_shown = 1;
+}
+
+void inspect_progress(const struct smi_view *view)
+{
+    if (!is_progress_due())
+        return;
     char read[32], all[32];
     fprintf(stderr, "\rreading: %s of %s of metadata ", inspect_bytes(view->bytes_read, read),
             inspect_bytes(smi_view_metadata_bytes(view), all));

@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * misfortune.c - bad luck around the file: full, read-only and unfit file systems, limits, descriptors closed under
+ * us, files removed or replaced. It has no row; its tests' names begin with "luck".
+ *
+ * Each has its own code, a message that names the file, nothing lost and nothing half made left behind; never a signal.
+ * Bad contents of files are in tests/unit/test_heap.c, limits of address space and of file size in test_error.c.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "fuse.h"
+#include "rows.h"
+
+ROWS_SUITE(60);
+
+static int open_with(const char *path, unsigned flags, shmalloc_heap **out)
+{
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    options.flags = flags;
+    return shmalloc_open(path, &options, out);
+}
+
+/* The last failure is explained, with the file's name. */
+static void must_name(const char *path)
+{
+    must(strstr(shmalloc_errmsg(), path), "\"%s\" does not name %s", shmalloc_errmsg(), path);
+}
+
+/* ---- full file systems ---- */
+
+enum { MOST = 2000, SIZE = 100000 };
+
+struct full {
+    shmalloc_heap *heap;
+    shmalloc_ref refs[MOST];
+    int count;
+};
+
+static void check_contents(struct full *full)
+{
+    for (int i = 0; i < full->count; i++)
+        if (full->refs[i])
+            must(pattern_check(shmalloc_ptr(full->heap, full->refs[i]), SIZE, (uint64_t)i) == SIZE, "block %d", i);
+    must_be_sound(full->heap);
+}
+
+/* Allocate and fill until the answer is no; every block that was handed out takes a store to its last byte. */
+static void allocate_until_full(struct full *full, int from)
+{
+    int rc = 0;
+    for (int i = from; rc == 0; i++) {
+        must(i < MOST, "the file system is not small");
+        if (full->refs[i])
+            continue;
+        rc = shmalloc_alloc(full->heap, SIZE, &full->refs[i]);
+        if (rc == 0)
+            pattern_fill(shmalloc_ptr(full->heap, full->refs[i]), 0, SIZE, (uint64_t)i);
+        full->count = i > full->count ? i : full->count;
+    }
+    must_code(rc, -ENOSPC);
+    must_name("heap");
+    must(strstr(shmalloc_errmsg(), "free run"), "no largest free run in \"%s\"", shmalloc_errmsg());
+    check_contents(full);
+}
+
+/* A full file system at creation, at growth and when a hole is to get storage again. */
+static void use_full_file_system(const char *where)
+{
+    static struct full full;
+    char path[256], filler[256];
+    snprintf(path, sizeof(path), "%s/heap", where);
+    snprintf(filler, sizeof(filler), "%s/filler", where);
+    rows_fill(filler);
+    must_code(open_with(path, SHMALLOC_CREATE, &full.heap), -ENOSPC);
+    must_name(path);
+    must(access(path, F_OK) != 0, "half a heap was left");
+    unlink(filler);
+    full.heap = heap_create(path, 0);
+    allocate_until_full(&full, 0);
+    must(full.count > 10, "%d blocks fit", full.count);
+    for (int i = 0; i < full.count; i += 2)
+        must_work(shmalloc_free(full.heap, &full.refs[i]));
+    must(shmalloc_trim(full.heap) > SIZE, "no holes were made");
+    rows_fill(filler); /* somebody else takes what the holes gave */
+    allocate_until_full(&full, 0);
+    unlink(filler);
+    allocate_until_full(&full, 0);
+    for (int i = 0; i < MOST; i++)
+        must_work(shmalloc_free(full.heap, &full.refs[i]));
+    must_be_sound(full.heap);
+    must_work(shmalloc_close(full.heap));
+    must_be_sound_on_disk(path);
+}
+
+struct small {
+    const char *type;
+    uint64_t bytes;
+};
+
+static int on_small_file_system(void *arg)
+{
+    const struct small *small = arg;
+    const char *where = fixture_path(&f, "mount");
+    int rc = rows_mount(small->type, small->bytes, fixture_path(&f, "image"), where);
+    if (rc == 0)
+        use_full_file_system(where);
+    return rc;
+}
+
+static void in_mount(worker_fn *fn, void *arg, const char *why_not)
+{
+    cr_assert_eq(mkdir(fixture_path(&f, "mount"), 0755), 0);
+    int status = run_child(fn, arg);
+    cr_assert_eq(rmdir(fixture_path(&f, "mount")), 0);
+    if (status == NOT_POSSIBLE)
+        ROWS_SKIP("%s", why_not);
+    cr_assert_eq(status, 0, "%d", status);
+}
+
+Test(rows, luck_full_tmpfs)
+{
+    struct small small = {"tmpfs", 20 << 20};
+    in_mount(on_small_file_system, &small, "no mount namespace");
+}
+
+Test(rows, luck_full_ext4)
+{
+    struct small small = {"ext4", 24 << 20};
+    in_mount(on_small_file_system, &small, "no loop device, mkfs.ext4 or mount namespace");
+}
+
+Test(rows, luck_full_xfs)
+{
+    struct small small = {"xfs", 300 << 20};
+    in_mount(on_small_file_system, &small, "no loop device, mkfs.xfs or mount namespace");
+}
+
+/* A container's /dev/shm. */
+Test(rows, luck_tmpfs_of_64_MiB)
+{
+    struct small small = {"tmpfs", 64 << 20};
+    in_mount(on_small_file_system, &small, "no mount namespace");
+}
+
+/* ---- read-only file system ---- */
+
+static int on_read_only_file_system(void *arg)
+{
+    (void)arg;
+    const char *where = fixture_path(&f, "mount");
+    char path[256];
+    snprintf(path, sizeof(path), "%s/heap", where);
+    int rc = rows_mount("tmpfs", 16 << 20, NULL, where);
+    if (rc != 0)
+        return rc;
+    shmalloc_heap *heap = heap_create(path, 0);
+    shmalloc_ref ref = 0;
+    must_work(shmalloc_alloc(heap, 1000, &ref));
+    pattern_fill(shmalloc_ptr(heap, ref), 0, 1000, 1);
+    must_work(shmalloc_root_set(heap, "x", 0, ref));
+    must_work(shmalloc_close(heap));
+    if (mount(NULL, where, NULL, MS_REMOUNT | MS_RDONLY, NULL) < 0)
+        return NOT_POSSIBLE;
+    must_code(open_with(path, 0, &heap), -EROFS);
+    must_name(path);
+    char other[300];
+    snprintf(other, sizeof(other), "%s-2", path);
+    must_code(open_with(other, SHMALLOC_CREATE, &heap), -EROFS);
+    must_name(other);
+    must_work(open_with(path, SHMALLOC_READ_ONLY, &heap));
+    must_work(shmalloc_root_get(heap, "x", 0, &ref));
+    must(pattern_check(shmalloc_ptr(heap, ref), 1000, 1) == 1000, "contents");
+    must_be_sound(heap);
+    return shmalloc_close(heap) < 0;
+}
+
+Test(rows, luck_read_only_file_system)
+{
+    in_mount(on_read_only_file_system, NULL, "no mount namespace");
+}
+
+/* ---- FUSE ---- */
+
+static int on_fuse(void *arg)
+{
+    (void)arg;
+    const char *where = fixture_path(&f, "mount");
+    char path[256];
+    shmalloc_heap *heap;
+    snprintf(path, sizeof(path), "%s/heap", where);
+    int rc = fuse_mount(where);
+    if (rc != 0)
+        return rc;
+    must_code(open_with(path, SHMALLOC_CREATE, &heap), SHMALLOC_EFILESYSTEM);
+    must_name(path);
+    must(strstr(shmalloc_errmsg(), "FUSE"), "\"%s\" does not name FUSE", shmalloc_errmsg());
+    must(access(path, F_OK) != 0, "half a heap was left");
+    close(open(path, O_RDWR | O_CREAT | O_EXCL, 0600));
+    must_code(open_with(path, 0, &heap), SHMALLOC_EFILESYSTEM);
+    must_code(open_with(path, SHMALLOC_ANY_FILE_SYSTEM, &heap), SHMALLOC_ENOTHEAP); /* it is empty */
+    must_code(open_with(path, SHMALLOC_READ_ONLY, &heap), SHMALLOC_ENOTHEAP);
+    fuse_end(where);
+    return 0;
+}
+
+Test(rows, luck_fuse_is_refused)
+{
+    in_mount(on_fuse, NULL, "no FUSE");
+}
+
+/* ---- descriptors ---- */
+
+static unsigned open_descriptors(void)
+{
+    unsigned count = 0;
+    for (int fd = 0; fd < 256; fd++)
+        count += fcntl(fd, F_GETFD) >= 0;
+    return count;
+}
+
+/* Whatever number of descriptors is left, open works or says EMFILE, and gives all of them back. */
+static int few_descriptors(void *arg)
+{
+    int create = *(int *)arg, worked = 0, refused = 0;
+    struct rlimit all, few;
+    shmalloc_heap *heap;
+    closefrom(3);
+    getrlimit(RLIMIT_NOFILE, &all);
+    if (!create)
+        must_work(shmalloc_close(heap_create(f.path, 0)));
+    unsigned mappings = rows_mappings();
+    for (few = all, few.rlim_cur = 3; !worked; few.rlim_cur++) {
+        must(setrlimit(RLIMIT_NOFILE, &few) == 0, "setrlimit");
+        int rc = open_with(f.path, create ? SHMALLOC_CREATE : 0, &heap);
+        setrlimit(RLIMIT_NOFILE, &all);
+        worked = rc == 0;
+        refused += !worked;
+        if (worked)
+            break;
+        must_code(rc, -EMFILE);
+        must_name(f.path);
+        must(open_descriptors() == 3, "%u descriptors are open", open_descriptors());
+        must(rows_mappings() <= mappings + 1, "%u mappings, there were %u", rows_mappings(), mappings);
+    }
+    must(refused > 0, "nothing was refused");
+    fprintf(stderr, "%s needs %d descriptors for a moment\n", create ? "creating" : "opening", refused);
+    return shmalloc_close(heap) < 0;
+}
+
+Test(rows, luck_no_descriptor_left_at_open)
+{
+    int create = 0;
+    cr_assert_eq(run_child(few_descriptors, &create), 0);
+}
+
+Test(rows, luck_no_descriptor_left_at_creation)
+{
+    int create = 1;
+    cr_assert_eq(run_child(few_descriptors, &create), 0);
+}
+
+/* A daemon closes all that it does not know, and its descriptors' numbers become other files'. */
+static int daemon_life(void *arg)
+{
+    (void)arg;
+    shmalloc_heap *heap = heap_create(f.path, 0);
+    const char *other = fixture_path(&f, "not ours");
+    closefrom(3);
+    for (int i = 0; i < 8; i++)
+        must(open(other, O_RDWR | O_CREAT, 0600) >= 0, "open");
+    shmalloc_ref ref = 0;
+    must_work(shmalloc_alloc(heap, 20 << 20, &ref)); /* growth needs a descriptor */
+    pattern_fill(shmalloc_ptr(heap, ref), 0, 20 << 20, 1);
+    must_be_sound(heap);
+    must_work(shmalloc_free(heap, &ref));
+    must(shmalloc_trim(heap) > 0, "%s", shmalloc_errmsg());
+    must_work(shmalloc_sync(heap, 0, 0));
+    must_work(shmalloc_close(heap));
+    struct stat st;
+    must(stat(other, &st) == 0 && st.st_size == 0, "the other file was written to");
+    must_work(shmalloc_open(f.path, NULL, &heap));
+    return shmalloc_close(heap) < 0;
+}
+
+Test(rows, luck_descriptors_closed_by_a_daemon)
+{
+    cr_assert_eq(run_child(daemon_life, NULL), 0);
+    must_be_sound_on_disk(f.path);
+}
+
+/* The same, and the file has gone: what has storage can be used, more storage cannot be had. */
+static int daemon_without_file(void *arg)
+{
+    (void)arg;
+    shmalloc_heap *heap = heap_create(f.path, 0);
+    shmalloc_ref ref = 0, small = 0;
+    must_work(shmalloc_alloc(heap, 100, &small));
+    closefrom(3);
+    unlink(f.path);
+    must_code(shmalloc_alloc(heap, 20 << 20, &ref), -EBADF);
+    must(ref == 0, "the word was written");
+    must_name(f.path);
+    for (int i = 0; i < 100000; i++) {
+        must_work(shmalloc_free(heap, &small));
+        must_work(shmalloc_alloc(heap, 100, &small));
+    }
+    must_code(shmalloc_check(heap), -EBADF); /* walkers read through the descriptor */
+    must(shmalloc_close(heap) < 0, "close says that all is on disk");
+    return 0;
+}
+
+Test(rows, luck_descriptors_closed_and_file_removed)
+{
+    cr_assert_eq(run_child(daemon_without_file, NULL), 0);
+}
+
+/* ---- removed, replaced ---- */
+
+static void use_a_lot(shmalloc_heap *heap)
+{
+    shmalloc_ref ref = 0;
+    must_work(shmalloc_alloc(heap, 20 << 20, &ref));
+    pattern_fill(shmalloc_ptr(heap, ref), 0, 20 << 20, 7);
+    must(pattern_check(shmalloc_ptr(heap, ref), 20 << 20, 7) == 20 << 20, "contents");
+    must_work(shmalloc_free(heap, &ref));
+    must(shmalloc_trim(heap) > 0, "%s", shmalloc_errmsg());
+    must_be_sound(heap);
+}
+
+Test(rows, luck_a_file_removed_while_open)
+{
+    shmalloc_heap *other = NULL;
+    f.heap = heap_create(f.path, 0);
+    cr_assert_eq(unlink(f.path), 0);
+    use_a_lot(f.heap);
+    must_code(open_with(f.path, 0, &other), -ENOENT);
+    use_a_lot(f.heap);
+}
+
+Test(rows, luck_a_file_replaced_while_open)
+{
+    char aside[256];
+    shmalloc_ref ref = 0, got;
+    snprintf(aside, sizeof(aside), "%s", fixture_path(&f, "new"));
+    f.heap = heap_create(f.path, 0);
+    must_work(shmalloc_alloc(f.heap, 10, &ref));
+    must_work(shmalloc_root_set(f.heap, "old", 0, ref));
+    must_work(shmalloc_close(heap_create(aside, 0)));
+    cr_assert_eq(rename(aside, f.path), 0);
+    shmalloc_heap *other = heap_open(f.path);
+    cr_assert_neq(other, f.heap, "two files are one heap");
+    must_code(shmalloc_root_get(other, "old", 0, &got), SHMALLOC_ENOROOT);
+    use_a_lot(f.heap);
+    use_a_lot(other);
+    must_work(shmalloc_root_get(f.heap, "old", 0, &got));
+    must_work(shmalloc_close(other));
+}
+
+/* ---- fixed base ---- */
+
+Test(rows, luck_the_fixed_base_is_taken)
+{
+    void *base = (void *)(uintptr_t)0x300000000000;
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    shmalloc_heap *heap = NULL;
+    options.flags = SHMALLOC_CREATE;
+    options.base = base;
+    options.max_size = 1 << 30;
+    must_work(shmalloc_open(f.path, &options, &heap));
+    must_work(shmalloc_close(heap));
+    char *last = (char *)base + (1 << 30) - 4096;
+    char *taken = mmap(last, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    cr_assert_eq(taken, last);
+    *taken = 5;
+    must_code(shmalloc_open(f.path, NULL, &heap), SHMALLOC_EADDRESS);
+    must_name(f.path);
+    cr_assert_eq(*taken, 5, "what was there is gone");
+    munmap(taken, 4096);
+    f.heap = heap_open(f.path);
+    cr_assert_eq(shmalloc_ptr(f.heap, SMF_PAGE), (char *)base + SMF_PAGE);
+}
+
+/* ---- maximum ---- */
+
+Test(rows, luck_a_maximum_below_the_file)
+{
+    shmalloc_heap *heap;
+    must_work(shmalloc_close(rows_heap(f.path, 8 << 20, 16 << 20, 0)));
+    int fd = open(f.path, O_RDWR | O_CLOEXEC);
+    uint64_t max = 4 << 20;
+    must(pwrite(fd, &max, sizeof(max), SMF_STATE_OFFSET + offsetof(struct smf_state, max_size)) == sizeof(max),
+         "pwrite");
+    close(fd);
+    must_code(open_with(f.path, 0, &heap), SHMALLOC_ECORRUPT);
+    must_name(f.path);
+}
