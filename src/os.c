@@ -416,12 +416,13 @@ static int read_text(const char *path, char *buf, size_t size)
     return 0;
 }
 
-void smi_os_boot_id(uint8_t out[16])
+int smi_os_boot_id(uint8_t out[16])
 {
     char text[64];
     memset(out, 0, 16);
-    if (read_text("/proc/sys/kernel/random/boot_id", text, sizeof(text)) < 0)
-        return;
+    int rc = read_text("/proc/sys/kernel/random/boot_id", text, sizeof(text));
+    if (rc < 0)
+        return rc;
     int digits = 0;
     for (const char *p = text; *p && digits < 32; p++) {
         int value = *p >= '0' && *p <= '9' ? *p - '0' : *p >= 'a' && *p <= 'f' ? *p - 'a' + 10 : -1;
@@ -430,6 +431,7 @@ void smi_os_boot_id(uint8_t out[16])
         out[digits / 2] = (uint8_t)(out[digits / 2] << 4 | value);
         digits++;
     }
+    return 0;
 }
 
 uint64_t smi_os_pid_namespace(void)

@@ -82,7 +82,7 @@ int smi_os_is_locked(int fd, uint64_t byte, uint64_t count);
  * mapping; smi_os_unmap(*out, 4096) ends it. -EAGAIN: held by another. */
 int smi_os_hold_byte(int fd, uint64_t byte, void **out);
 
-void smi_os_boot_id(uint8_t out[16]);
+int smi_os_boot_id(uint8_t out[16]);
 uint64_t smi_os_pid_namespace(void); /* inode, 0 unknown */
 uint64_t smi_os_start_time(pid_t pid, pid_t tid); /* clock ticks since boot, 0 unknown */
 uint32_t smi_os_thread_id(void);

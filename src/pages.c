@@ -675,6 +675,7 @@ int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag)
  * `budget` pages have gone. */
 struct trim {
     uint64_t min_pages, before, budget, pages;
+    uint64_t lowest; /* storage below this page stays: requests are served from low addresses */
     uint64_t looked; /* pages; more than the heap has means that a set runs in a circle */
     int young; /* a span was passed over because it is not old enough */
     int rc;
@@ -702,13 +703,14 @@ static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
         trim->young = 1;
         return 0;
     }
-    for (uint64_t i = 0; i < length && trim->rc == 0; i += run ? run : 1) {
+    uint64_t below = page < trim->lowest ? trim->lowest - page : 0;
+    for (uint64_t i = below; i < length && trim->rc == 0; i += run ? run : 1) {
         run = stored_run(heap, page + i, length - i);
-        uint64_t left = trim->budget - trim->pages;
+        uint64_t left = trim->budget - trim->pages, count = run < left ? run : left;
         if (left < trim->min_pages)
             return 1;
         if (run >= trim->min_pages)
-            trim->rc = punch_run(heap, trim, page + i, run < left ? run : left);
+            trim->rc = punch_run(heap, trim, page + i + run - count, count);
     }
     return trim->rc;
 }
@@ -732,8 +734,11 @@ static uint64_t count_stored(shmalloc_heap *heap, uint64_t page, uint64_t length
     return sum;
 }
 
+/* Stored pages of free spans, by the part of the heap they lie in. */
+#define PARTS 64u
 struct tally {
-    uint64_t stored, looked;
+    uint64_t stored[PARTS], looked;
+    unsigned shift; /* page >> shift is the part */
 };
 
 static int add_stored(shmalloc_heap *heap, uint32_t page, void *arg)
@@ -742,18 +747,28 @@ static int add_stored(shmalloc_heap *heap, uint32_t page, void *arg)
     uint64_t length = free_span_at(heap, page);
     if ((tally->looked += length) > smi_size(heap) >> SMF_PAGE_SHIFT)
         return 1;
-    tally->stored += count_stored(heap, page, length);
+    for (uint64_t i = 0; i < length; i++)
+        tally->stored[(page + i) >> tally->shift] += count_stored(heap, page + i, 1);
     return 0;
 }
 
-/* Free pages with storage. */
-static uint64_t stored_pages(shmalloc_heap *heap)
+/* Free pages with storage; at most `retain` of them lie below the page `*lowest`. */
+static uint64_t stored_pages(shmalloc_heap *heap, uint64_t retain, uint64_t *lowest)
 {
-    struct tally tally = {0, 0};
+    struct tally tally = {.shift = 0};
+    uint64_t sum = 0;
+    while (smi_size(heap) >> SMF_PAGE_SHIFT >> tally.shift >= PARTS)
+        tally.shift++;
     for (int bin = 0; bin <= BIG_BIN; bin++)
         if (smi_pageset_each(heap, heap->page_heap->set[bin], add_stored, &tally))
             break;
-    return tally.stored;
+    *lowest = 0;
+    for (uint64_t i = 0; i < PARTS; i++) {
+        sum += tally.stored[i];
+        if (sum <= retain)
+            *lowest = (i + 1) << tally.shift;
+    }
+    return sum;
 }
 
 /* Cut the last chunk off the file if all of it is free and old enough. Returns 1 when it did. */
@@ -768,7 +783,8 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
     uint64_t end = (uint64_t)chunk->first_page + chunk->page_count, count = end - data;
     if (end << SMF_PAGE_SHIFT != state->size || data >= end)
         return damaged(heap, chunk->first_page);
-    if (free_span_at(heap, data) != count || smi_page(heap, data)->side > trim->before)
+    uint64_t freed_at = smi_page(heap, data) ? smi_page(heap, data)->side : 0;
+    if (free_span_at(heap, data) != count || (freed_at > trim->before && freed_at <= smi_os_tick()))
         return 0;
     uint64_t stored = count_stored(heap, data, count);
     if (stored > trim->budget - trim->pages)
@@ -809,17 +825,19 @@ static int decay(shmalloc_heap *heap)
     uint64_t now = smi_os_tick(), decay_ns = heap->state->decay_ns, gives = heap->page_heap->gives;
     if (decay_ns == SMF_NEVER || heap->decayed == gives)
         return 0; /* nothing was freed since all of it was looked at */
-    uint64_t stored = stored_pages(heap), retain = heap->state->retain >> SMF_PAGE_SHIFT;
+    uint64_t lowest, retain = heap->state->retain >> SMF_PAGE_SHIFT;
+    uint64_t stored = stored_pages(heap, retain, &lowest);
     struct trim trim = {.min_pages = DECAY_MIN_PAGES,
                         .before = now > decay_ns ? now - decay_ns : 0,
-                        .budget = stored > retain ? stored - retain : 0};
+                        .budget = stored > retain ? stored - retain : 0,
+                        .lowest = lowest};
     int bounded = trim.budget > DECAY_MOST_PAGES;
     if (bounded)
         trim.budget = DECAY_MOST_PAGES;
     int rc = smi_heap_descriptor(heap);
     if (rc == 0)
         rc = punch_spans(heap, &trim);
-    while (rc == 0 && !bounded && trim.pages < trim.budget && (rc = cut_tail(heap, &trim)) == 1)
+    while (rc == 0 && !bounded && (rc = cut_tail(heap, &trim)) == 1)
         rc = 0;
     if (rc == 0 && !bounded && !trim.young)
         heap->decayed = gives;

@@ -60,12 +60,19 @@ static int is_unclean(const shmalloc_heap *heap, const uint8_t *boot_id)
             (memcmp(was->boot_id, boot_id, 16) != 0 || was->device != heap->device || was->inode != heap->inode));
 }
 
+static int read_boot_id(const shmalloc_heap *heap, uint8_t out[16])
+{
+    int rc = smi_os_boot_id(out);
+    return rc < 0 ? smi_error(rc, "%s: cannot read the machine's boot id: %s", heap->path, shmalloc_strerror(rc))
+                  : 0;
+}
+
 int smi_recover_unclean(shmalloc_heap *heap)
 {
     uint8_t boot_id[16];
-    smi_os_boot_id(boot_id);
-    if (!is_unclean(heap, boot_id))
-        return 0;
+    int rc = read_boot_id(heap, boot_id);
+    if (rc < 0 || !is_unclean(heap, boot_id))
+        return rc;
     const char *why = heap->state->mark == SMF_UNCHECKED
                           ? "has not been checked since the machine stopped or the file was copied while in use"
                       : memcmp(heap->runtime->boot_id, boot_id, 16) != 0
@@ -91,9 +98,11 @@ static int take_identity(shmalloc_heap *heap)
 {
     struct smf_runtime *runtime = heap->runtime;
     uint8_t boot_id[16];
-    smi_os_boot_id(boot_id);
-    int unclean = is_unclean(heap, boot_id), rc = unclean ? set_mark(heap, SMF_UNCHECKED) : 0;
+    int rc = read_boot_id(heap, boot_id);
     if (rc < 0)
+        return rc;
+    int unclean = is_unclean(heap, boot_id);
+    if (unclean && (rc = set_mark(heap, SMF_UNCHECKED)) < 0)
         return rc;
     memcpy(runtime->boot_id, boot_id, 16);
     runtime->device = heap->device;
@@ -172,9 +181,14 @@ int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
         return smi_error(others, "%s: cannot look for locks: %s", heap->path, shmalloc_strerror(others));
     if (others && alone)
         return smi_error(SHMALLOC_EBUSY, "%s: other processes have the heap open", heap->path);
+    int was_clean = heap->state->mark == SMF_CLEAN;
     int rc = others ? join(heap, accept_unclean) : first(heap, accept_unclean);
     if (rc == 0)
         rc = smi_process_claim(heap);
+    if (rc < 0 && was_clean && !others && heap->state->poison == 0) {
+        SMI_STORE(&heap->state->mark, SMF_CLEAN); /* nothing that outlives a reboot was changed */
+        smi_os_sync_file(heap->fd);
+    }
     if (rc == 0 && heap->state->poison == 0) /* a poisoned heap stays as it is */
         smi_recover_adopt(heap);
     return rc;
