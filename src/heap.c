@@ -136,7 +136,6 @@ static void empty_handle(shmalloc_heap *heap)
     smi_os_unmap(heap->words, table_bytes(heap));
     smi_os_unmap(heap->descriptors, table_bytes(heap));
     smi_os_close(heap->fd);
-    free((void *)heap->path);
 }
 
 static void drop_handle(shmalloc_heap *heap)
@@ -211,16 +210,13 @@ static int make_handle(int fd, const char *path, int read_only, shmalloc_heap **
     if (rc < 0)
         return smi_error(rc, "%s: %s", path, shmalloc_strerror(rc));
     shmalloc_heap *heap = smi_os_private(sizeof(*heap), offsetof(struct shmalloc_heap, base));
-    char *name = smi_os_absolute(path);
-    if (!name)
-        name = strdup(path);
-    if (!heap || !name) {
-        smi_os_unmap(heap, heap ? sizeof(*heap) : 0);
-        free(name);
+    if (!heap)
         return smi_error(-ENOMEM, "%s: no private memory for a handle", path);
-    }
+    char *absolute = smi_os_absolute(path);
+    snprintf(heap->path_text, sizeof(heap->path_text), "%s", absolute ? absolute : path);
+    free(absolute);
     heap->fd = fd;
-    heap->path = name;
+    heap->path = heap->path_text;
     heap->read_only = read_only;
     heap->device = info.device;
     heap->inode = info.inode;

@@ -47,7 +47,8 @@ struct shmalloc_heap {
     int closed;
     unsigned handles; /* opens minus closes */
     uint64_t device, inode;
-    const char *path; /* absolute if it could be had; "fd N" for heaps opened by descriptor */
+    const char *path; /* absolute if it could be had; "/proc/self/fd/N" for heaps opened by descriptor */
+    char path_text[4096];
 
     struct smf_header *header;
     struct smf_state *state;
