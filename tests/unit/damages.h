@@ -162,7 +162,7 @@ static uint64_t header_byte(struct image *m)
 
 static uint64_t mark_of_no_kind(struct image *m)
 {
-    image_state(m)->mark = 3;
+    image_state(m)->mark = 4;
     return 0;
 }
 
