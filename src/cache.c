@@ -83,13 +83,18 @@ int smi_cache_load(struct smi_thread *t)
 
 /* ---- refill and room ---- */
 
+static int impossible_count(struct smi_thread *t, uint32_t k)
+{
+    return smi_heap_poison(t->heap, "cache of class %u holds %llu slots of at most %u", k,
+                           (unsigned long long)t->bin[k].array[0], t->bin[k].limit);
+}
+
 int smi_cache_refill(struct smi_thread *t, uint32_t k)
 {
     struct smi_bin *bin = &t->bin[k];
     uint64_t count = bin->array[0];
     if (count > bin->limit)
-        return smi_heap_poison(t->heap, "cache of class %u holds %llu slots of at most %u", k,
-                               (unsigned long long)count, bin->limit);
+        return impossible_count(t, k);
     if (count > 0)
         return 0;
     uint32_t most = bin->limit / 2 < MAX_BATCH ? bin->limit / 2 : MAX_BATCH;
@@ -152,8 +157,7 @@ int smi_cache_make_room(struct smi_thread *t, uint32_t k)
     struct smi_bin *bin = &t->bin[k];
     uint64_t count = bin->array[0];
     if (count > bin->limit)
-        return smi_heap_poison(t->heap, "cache of class %u holds %llu slots of at most %u", k,
-                               (unsigned long long)count, bin->limit);
+        return impossible_count(t, k);
     if (count < bin->limit || deepen(t, k))
         return 0;
     uint32_t batch = bin->limit / 2 < MAX_BATCH ? bin->limit / 2 : MAX_BATCH;
