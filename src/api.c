@@ -15,6 +15,7 @@
 #include "cache.h"
 #include "central.h"
 #include "check.h"
+#include "link.h"
 #include "os.h"
 #include "pages.h"
 #include "process.h"
@@ -24,7 +25,7 @@
 /* ---- fast paths ---- */
 
 /* The stack with a slot for `size` bytes on top; NULL when that takes the long way. */
-static inline uint64_t *stack_for(const shmalloc_heap *heap, struct smi_thread *t, size_t size)
+static inline uint64_t *stack_for(const shmalloc_heap *heap, const struct smi_thread *t, size_t size)
 {
     if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || size > SMI_MAX_SMALL))
         return NULL;
@@ -32,11 +33,11 @@ static inline uint64_t *stack_for(const shmalloc_heap *heap, struct smi_thread *
     uint64_t *array = bin->array, count = array[0];
     if (SMI_UNLIKELY(count - 1 >= bin->limit)) /* 0, or a count that cannot be */
         return NULL;
-    return SMI_LIKELY(array[count] < SMI_LOAD(t->size)) ? array : NULL;
+    return SMI_LIKELY(array[count] < t->reserved) ? array : NULL;
 }
 
 /* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. */
-static inline uint64_t *stack_of(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref)
+static inline uint64_t *stack_of(const shmalloc_heap *heap, const struct smi_thread *t, uint64_t ref)
 {
     if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || ref >= SMI_LOAD(t->size)))
         return NULL;
@@ -48,11 +49,19 @@ static inline uint64_t *stack_of(const shmalloc_heap *heap, struct smi_thread *t
     if (SMI_UNLIKELY(k >= SMF_CLASSES))
         return NULL;
     const struct smi_bin *bin = &t->bin[k];
+    uint32_t offset = smi_offset_in_slab(ref, word) - bin->begin; /* wraps in the bitmap's page */
+    if (SMI_UNLIKELY(offset >= bin->bytes || offset * bin->inverse >= bin->inverse))
+        return NULL;
     uint64_t *array = bin->array, count = array[0];
-    if (SMI_UNLIKELY(smi_slot_index(ref, word, &smi_classes[k]) >= smi_classes[k].slots ||
-                     count >= bin->limit || array[count] == ref)) /* array[0] is no ref */
+    if (SMI_UNLIKELY(count >= bin->limit || array[count] == ref)) /* array[0] is no ref */
         return NULL;
     return array;
+}
+
+/* Can a link record name the word at this offset in the thread's mapping? */
+static inline int can_link(const struct smi_thread *t, uint64_t at)
+{
+    return at % 8 == 0 && at < SMI_LOAD(t->size);
 }
 
 /* The store of the count commits either. */
@@ -71,6 +80,9 @@ static inline void push(uint64_t *array, uint64_t ref)
 }
 
 /* ---- the long way ---- */
+
+/* Out of line, so that the fast paths need no stack frame. */
+#define LONG_WAY __attribute__((noinline))
 
 /* A cancelled thread must not end in the middle: run a call with cancellation off. */
 struct entry {
@@ -159,18 +171,21 @@ static int alloc(shmalloc_heap *heap, const struct smi_request *request, shmallo
     return rc;
 }
 
+static LONG_WAY int alloc_long(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
+{
+    return alloc(heap, &(struct smi_request){.size = size}, out);
+}
+
 int shmalloc_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
 {
     struct smi_thread *t = smi_current;
-    uint64_t *array = stack_for(heap, t, size), at;
-    if (SMI_UNLIKELY(!array || !out))
-        return alloc(heap, &(struct smi_request){.size = size}, out);
-    if (!smi_ref_of(heap, out, &at))
-        *out = pop(array);
-    else if (at % 8 == 0)
+    uint64_t *array = stack_for(heap, t, size), at = (uint64_t)((uintptr_t)out - (uintptr_t)t->base);
+    if (SMI_UNLIKELY(!array || !out || (at < t->reserved && !can_link(t, at))))
+        return alloc_long(heap, size, out);
+    if (at < t->reserved)
         smi_link_take(t, out, (struct smi_side){array[array[0]], array}, (struct smi_side){0, NULL});
     else
-        return alloc(heap, &(struct smi_request){.size = size}, out); /* says what is wrong */
+        *out = pop(array);
     return 0;
 }
 
@@ -202,22 +217,30 @@ uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref)
     return smi_block_tag(heap, ref);
 }
 
-int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
+static LONG_WAY int free_ref_long(shmalloc_heap *heap, shmalloc_ref *ref)
 {
     int in_heap = destination(heap, ref);
     if (in_heap < 0)
         return in_heap;
     if (*ref == 0)
         return 0;
-    uint64_t *array = stack_of(heap, smi_current, *ref);
-    if (SMI_UNLIKELY(!array)) {
-        int rc = give_long(heap, *ref, in_heap ? ref : NULL);
-        if (rc == 0 && !in_heap)
-            *ref = 0;
-        return rc;
-    }
-    if (in_heap) {
-        smi_link_give(smi_current, ref, (struct smi_side){*ref, array});
+    int rc = give_long(heap, *ref, in_heap ? ref : NULL);
+    if (rc == 0 && !in_heap)
+        *ref = 0;
+    return rc;
+}
+
+int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
+{
+    struct smi_thread *t = smi_current;
+    uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
+    if (SMI_UNLIKELY(!ref || (at < t->reserved && !can_link(t, at))))
+        return free_ref_long(heap, ref);
+    uint64_t *array = stack_of(heap, t, *ref);
+    if (SMI_UNLIKELY(!array))
+        return free_ref_long(heap, ref);
+    if (at < t->reserved) {
+        smi_link_give(t, ref, (struct smi_side){*ref, array});
     } else {
         push(array, *ref);
         *ref = 0;
@@ -259,13 +282,12 @@ static void *take_pointer(shmalloc_heap *heap, const struct smi_request *request
     return rc < 0 ? no_memory(rc) : smi_at(heap, ref);
 }
 
-/* Out of line, so that the fast paths need no stack frame. */
-static __attribute__((noinline)) void *malloc_long(shmalloc_heap *heap, size_t size)
+static LONG_WAY void *malloc_long(shmalloc_heap *heap, size_t size)
 {
     return take_pointer(heap, &(struct smi_request){.size = size});
 }
 
-static __attribute__((noinline)) int free_long(shmalloc_heap *heap, void *block)
+static LONG_WAY int free_long(shmalloc_heap *heap, void *block)
 {
     uint64_t ref;
     if (!block)
@@ -277,8 +299,9 @@ static __attribute__((noinline)) int free_long(shmalloc_heap *heap, void *block)
 
 void *shmalloc_malloc(shmalloc_heap *heap, size_t size)
 {
-    uint64_t *array = stack_for(heap, smi_current, size);
-    return SMI_LIKELY(array) ? smi_at(heap, pop(array)) : malloc_long(heap, size);
+    struct smi_thread *t = smi_current;
+    uint64_t *array = stack_for(heap, t, size);
+    return SMI_LIKELY(array) ? t->base + pop(array) : malloc_long(heap, size);
 }
 
 void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
@@ -287,9 +310,10 @@ void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
     if (__builtin_mul_overflow(count, size, &bytes))
         return no_memory(smi_error(-ENOMEM, "%s: %zu times %zu bytes do not fit in memory", heap->path, count,
                                    size));
-    uint64_t *array = stack_for(heap, smi_current, bytes);
+    struct smi_thread *t = smi_current;
+    uint64_t *array = stack_for(heap, t, bytes);
     if (SMI_LIKELY(array))
-        return memset(smi_at(heap, pop(array)), 0, bytes);
+        return memset(t->base + pop(array), 0, bytes);
     return take_pointer(heap, &(struct smi_request){.size = bytes, .zero = 1});
 }
 
@@ -302,9 +326,10 @@ void *shmalloc_aligned_alloc(shmalloc_heap *heap, size_t alignment, size_t size)
 
 int shmalloc_mfree(shmalloc_heap *heap, void *block)
 {
-    /* NULL and foreign addresses give a ref beyond the heap's end */
-    uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)heap->base);
-    uint64_t *array = stack_of(heap, smi_current, ref);
+    /* NULL and foreign addresses give a ref beyond the heap's end; another heap's context is found out */
+    struct smi_thread *t = smi_current;
+    uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base);
+    uint64_t *array = stack_of(heap, t, ref);
     if (SMI_UNLIKELY(!array))
         return free_long(heap, block);
     push(array, ref);

@@ -15,53 +15,9 @@
 
 #include "cache.h"
 #include "central.h"
+#include "link.h"
 #include "pages.h"
 #include "slab.h"
-
-static uint64_t ref_of_word(const struct smi_thread *t, const uint64_t *word)
-{
-    return (uint64_t)((const uint8_t *)word - t->base);
-}
-
-/* ---- the link record ---- */
-
-void smi_link_take(struct smi_thread *t, uint64_t *dest, struct smi_side fresh, struct smi_side old)
-{
-    struct smf_link *link = &t->slot->link;
-    link->dest = ref_of_word(t, dest);
-    link->fresh = fresh.ref;
-    link->fresh_array = fresh.array ? ref_of_word(t, fresh.array) : 0;
-    link->fresh_count = fresh.array ? fresh.array[0] : 0;
-    link->old = old.ref;
-    link->old_array = old.array ? ref_of_word(t, old.array) : 0;
-    link->old_count = old.array ? old.array[0] : 0;
-    SMI_STORE(&link->op, SMF_LINK_TAKE); /* kill from here: undone */
-    SMI_STORE(dest, fresh.ref);          /* kill from here: finished */
-    if (fresh.array)
-        SMI_STORE(&fresh.array[0], link->fresh_count - 1);
-    else
-        SMI_STORE(&t->slot->scratch, 0);
-    if (old.array) {
-        SMI_STORE(&old.array[link->old_count + 1], old.ref);
-        SMI_STORE(&old.array[0], link->old_count + 1);
-    }
-    if (old.ref == 0 || old.array)
-        SMI_STORE(&link->op, SMF_LINK_NONE);
-}
-
-void smi_link_give(struct smi_thread *t, uint64_t *dest, struct smi_side old)
-{
-    struct smf_link *link = &t->slot->link;
-    link->dest = ref_of_word(t, dest);
-    link->old = old.ref;
-    link->old_array = ref_of_word(t, old.array);
-    link->old_count = old.array[0];
-    SMI_STORE(&link->op, SMF_LINK_GIVE); /* kill from here: finished */
-    SMI_STORE(dest, 0);
-    SMI_STORE(&old.array[link->old_count + 1], old.ref);
-    SMI_STORE(&old.array[0], link->old_count + 1);
-    SMI_STORE(&link->op, SMF_LINK_NONE);
-}
 
 /* ---- taking ---- */
 

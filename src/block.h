@@ -15,20 +15,6 @@ struct smi_request {
 };
 #define SMI_MAX_ALIGNMENT (1ull << 20)
 
-/* One side of a linked step: a ref and the cache array it leaves or enters; array NULL: the thread's scratch, or
- * a large block. */
-struct smi_side {
-    uint64_t ref;
-    uint64_t *array;
-};
-
-/* *dest := fresh.ref together with the counts that go with it, under the thread's link record. A large old
- * block stays for the caller to give back with the record still armed. The stacks have been seen to. */
-void smi_link_take(struct smi_thread *t, uint64_t *dest, struct smi_side fresh, struct smi_side old);
-
-/* *dest := 0 and the slot into its stack, likewise. */
-void smi_link_give(struct smi_thread *t, uint64_t *dest, struct smi_side old);
-
 /* Take a block. `dest`: a word in the heap that names it in the same crash-atomic step; or NULL. */
 int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint64_t *dest, uint64_t *ref);
 

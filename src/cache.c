@@ -76,7 +76,10 @@ int smi_cache_load(struct smi_thread *t)
         if (rc < 0)
             return rc;
         t->bin[k].limit = first < 4 ? 4 : first < capacity ? first : capacity;
-        t->bin[k].batch = FIRST_BATCH;
+        t->batch[k] = FIRST_BATCH;
+        t->bin[k].inverse = smi_inverse(smi_classes[k].size);
+        t->bin[k].begin = smi_classes[k].bitmap_pages << SMF_PAGE_SHIFT;
+        t->bin[k].bytes = smi_classes[k].slots * smi_classes[k].size;
     }
     return 0;
 }
@@ -85,8 +88,14 @@ int smi_cache_load(struct smi_thread *t)
 
 static int impossible_count(struct smi_thread *t, uint32_t k)
 {
-    return smi_heap_poison(t->heap, "cache of class %u holds %llu slots of at most %u", k,
-                           (unsigned long long)t->bin[k].array[0], t->bin[k].limit);
+    return smi_heap_poison(t->heap, "cache of class %u holds %llu slots of at most %llu", k,
+                           (unsigned long long)t->bin[k].array[0], (unsigned long long)t->bin[k].limit);
+}
+
+/* The most slots that move at once: half of the stack. */
+static uint32_t most_batch(const struct smi_bin *bin)
+{
+    return bin->limit / 2 < MAX_BATCH ? (uint32_t)bin->limit / 2 : MAX_BATCH;
 }
 
 int smi_cache_refill(struct smi_thread *t, uint32_t k)
@@ -97,9 +106,8 @@ int smi_cache_refill(struct smi_thread *t, uint32_t k)
         return impossible_count(t, k);
     if (count > 0)
         return 0;
-    uint32_t most = bin->limit / 2 < MAX_BATCH ? bin->limit / 2 : MAX_BATCH;
-    uint32_t want = bin->batch < most ? bin->batch : most;
-    bin->batch = bin->batch < MAX_BATCH ? bin->batch * 2 : MAX_BATCH; /* who comes often gets more */
+    uint32_t most = most_batch(bin), want = t->batch[k] < most ? t->batch[k] : most;
+    t->batch[k] = (uint16_t)(t->batch[k] < MAX_BATCH ? t->batch[k] * 2 : MAX_BATCH); /* who comes often gets more */
     return smi_central_refill(t->heap, t->arena, k, bin->array, want ? want : 1);
 }
 
@@ -134,7 +142,7 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
 static int deepen(struct smi_thread *t, uint32_t k)
 {
     struct smi_bin *bin = &t->bin[k];
-    uint32_t size = smi_classes[k].size, most = deepest(k), limit = bin->limit * 2 + 1;
+    uint32_t size = smi_classes[k].size, most = deepest(k), limit = (uint32_t)bin->limit * 2 + 1;
     if (limit > most)
         limit = most;
     if (limit <= bin->limit || (uint64_t)(limit - bin->limit) * size > t->room)
@@ -160,8 +168,8 @@ int smi_cache_make_room(struct smi_thread *t, uint32_t k)
         return impossible_count(t, k);
     if (count < bin->limit || deepen(t, k))
         return 0;
-    uint32_t batch = bin->limit / 2 < MAX_BATCH ? bin->limit / 2 : MAX_BATCH;
-    return smi_central_flush(t->heap, k, bin->array, bin->limit - (batch ? batch : 1));
+    uint32_t batch = most_batch(bin);
+    return smi_central_flush(t->heap, k, bin->array, (uint32_t)bin->limit - (batch ? batch : 1));
 }
 
 static int drain(shmalloc_heap *heap, struct smf_thread *slot)

@@ -323,11 +323,12 @@ static void reap_own(shmalloc_heap *heap, int thorough)
 
 static struct smi_thread *make_context(shmalloc_heap *heap, int *rc)
 {
-    struct smi_thread *t = calloc(1, sizeof(*t));
+    struct smi_thread *t = aligned_alloc(_Alignof(struct smi_thread), sizeof(*t));
     if (!t) {
         *rc = smi_error(-ENOMEM, "no private memory for a thread's context");
         return NULL;
     }
+    memset(t, 0, sizeof(*t));
     t->heap = heap;
     *rc = own_slot(heap, t);
     if (*rc == SHMALLOC_ETHREADS) {
@@ -342,6 +343,7 @@ static struct smi_thread *make_context(shmalloc_heap *heap, int *rc)
         return NULL;
     }
     t->base = heap->base;
+    t->reserved = heap->reserved;
     t->size = &heap->state->size;
     t->words = heap->words;
     t->arena = t->slot_index % heap->arena_count;

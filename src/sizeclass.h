@@ -29,7 +29,7 @@ extern const uint8_t smi_class_by_8[129]; /* (size + 7) / 8 -> class, for sizes 
 /* Class of a request of 1..SMI_MAX_SMALL bytes (0 counts as 1). */
 static inline unsigned smi_class_of(size_t size)
 {
-    if (size <= 1024)
+    if (__builtin_expect(size <= 1024, 1))
         return smi_class_by_8[(size + 7) >> 3];
     unsigned top = 63 - (unsigned)__builtin_clzll(size - 1); /* 2^top < size <= 2^(top+1) */
     return 33 + (top - 9) * 8 + (unsigned)((size - 1 - (1ull << top)) >> (top - 3));

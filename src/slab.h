@@ -22,12 +22,18 @@ struct smi_slot {
     uint16_t word; /* of the page the slot begins in */
 };
 
-/* Page of the slab and slot number for a ref whose page has word `word` of class k. Returns the slot
+/* Bytes from the begin of a slab to `ref`, which lies in a page of it that has word `word`. */
+static inline uint32_t smi_offset_in_slab(uint64_t ref, uint16_t word)
+{
+    return ((uint32_t)(word & SMF_WORD_INDEX) << (SMF_PAGE_SHIFT - SMF_WORD_INDEX_SHIFT)) +
+           (uint32_t)(ref & (SMF_PAGE - 1));
+}
+
+/* Slot number for a ref whose page has word `word` of class k. Returns the slot
  * number, or a number not below the class's slots when no slot begins there. */
 static inline uint32_t smi_slot_index(uint64_t ref, uint16_t word, const struct smi_class *class)
 {
-    uint64_t in_span = (uint64_t)((word & SMF_WORD_INDEX) >> SMF_WORD_INDEX_SHIFT) << SMF_PAGE_SHIFT;
-    uint64_t offset = in_span + (ref & (SMF_PAGE - 1)) - ((uint64_t)class->bitmap_pages << SMF_PAGE_SHIFT);
+    uint64_t offset = smi_offset_in_slab(ref, word) - ((uint64_t)class->bitmap_pages << SMF_PAGE_SHIFT);
     if (offset >= 32 * SMF_PAGE) /* in the bitmap page: wrapped below 0 */
         return UINT32_MAX;
     uint32_t index = (uint32_t)(offset * class->reciprocal >> 32);

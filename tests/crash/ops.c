@@ -195,8 +195,8 @@ static void stack_at_limit(struct stage *s, unsigned limit)
     link_block(s, 0, SMALL);
     while (s->kept_count > 0 && (bin->limit < limit || bin->array[0] < bin->limit))
         drop_block(s);
-    must(bin->limit == limit && bin->array[0] == limit, "the stack holds %llu of %u slots",
-         (unsigned long long)bin->array[0], bin->limit);
+    must(bin->limit == limit && bin->array[0] == limit, "the stack holds %llu of %llu slots",
+         (unsigned long long)bin->array[0], (unsigned long long)bin->limit);
 }
 static void stack_full(struct stage *s)
 {
