@@ -24,6 +24,12 @@
 
 /* ---- fast paths ---- */
 
+/* The heap's size; the context knows the heap. */
+static inline uint64_t size_now(const struct smi_thread *t)
+{
+    return SMI_LOAD(&((const struct smf_state *)(const void *)(t->base + SMF_STATE_OFFSET))->size);
+}
+
 /* The stack with a slot for `size` bytes on top; NULL when that takes the long way. */
 static inline uint64_t *stack_for(const shmalloc_heap *heap, const struct smi_thread *t, size_t size)
 {
@@ -39,7 +45,7 @@ static inline uint64_t *stack_for(const shmalloc_heap *heap, const struct smi_th
 /* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. */
 static inline uint64_t *stack_of(const shmalloc_heap *heap, const struct smi_thread *t, uint64_t ref)
 {
-    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || ref >= SMI_LOAD(t->size)))
+    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || ref >= size_now(t)))
         return NULL;
     uintptr_t words = SMI_LOAD(&t->words[ref >> SMF_GRANULE_SHIFT]);
     if (SMI_UNLIKELY(words == 0))
@@ -49,8 +55,7 @@ static inline uint64_t *stack_of(const shmalloc_heap *heap, const struct smi_thr
     if (SMI_UNLIKELY(k >= SMF_CLASSES))
         return NULL;
     const struct smi_bin *bin = &t->bin[k];
-    uint32_t offset = smi_offset_in_slab(ref, word) - bin->begin; /* wraps in the bitmap's page */
-    if (SMI_UNLIKELY(offset >= bin->bytes || offset * bin->inverse >= bin->inverse))
+    if (SMI_UNLIKELY(!smi_begins_slot(bin->shape, smi_offset_in_slab(ref, word))))
         return NULL;
     uint64_t *array = bin->array, count = array[0];
     if (SMI_UNLIKELY(count >= bin->limit || array[count] == ref)) /* array[0] is no ref */
@@ -61,7 +66,7 @@ static inline uint64_t *stack_of(const shmalloc_heap *heap, const struct smi_thr
 /* Can a link record name the word at this offset in the thread's mapping? */
 static inline int can_link(const struct smi_thread *t, uint64_t at)
 {
-    return at % 8 == 0 && at < SMI_LOAD(t->size);
+    return at % 8 == 0 && at < size_now(t);
 }
 
 /* The store of the count commits either. */

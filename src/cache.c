@@ -77,9 +77,7 @@ int smi_cache_load(struct smi_thread *t)
             return rc;
         t->bin[k].limit = first < 4 ? 4 : first < capacity ? first : capacity;
         t->batch[k] = FIRST_BATCH;
-        t->bin[k].inverse = smi_inverse(smi_classes[k].size);
-        t->bin[k].begin = smi_classes[k].bitmap_pages << SMF_PAGE_SHIFT;
-        t->bin[k].bytes = smi_classes[k].slots * smi_classes[k].size;
+        t->bin[k].shape = smi_shape(&smi_classes[k]);
     }
     return 0;
 }

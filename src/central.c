@@ -15,10 +15,10 @@
  * Locking: one class lock for each class and arena; the page lock, and for side arrays the class locks of
  * the library's own arena, are taken inside.
  *
- * Crash: a batch commits slab by slab (refill) or slot by slot (flush), each time together with the cache's
- * count. A slab on its way between the page heap and here is named by `pending`: set in the page heap's
- * operation on the way in, in ours on the way out. Repair gives such a slab back. The longest operation
- * logs 8 words of bitmap, 4 of a set and 5 counts; the log has room for 30.
+ * Crash: a batch commits slab by slab, each time together with the cache's count. A slab on its way between
+ * the page heap and here is named by `pending`: set in the page heap's operation on the way in, in ours on the
+ * way out. Repair gives such a slab back. The longest operation logs 8 words of bitmap, 4 of a set and 5
+ * counts; the log has room for 30.
  */
 #include "central.h"
 
@@ -305,10 +305,9 @@ int smi_central_take_own(shmalloc_heap *heap, size_t size, uint64_t *name)
 
 /* ---- slots in ---- */
 
-/* Set the slot's bit and count it, logged; its class lock is held. */
-static int count_in(struct smi_op *op, struct smf_central *central, const struct smi_slot *slot)
+/* Set the slot's bit, logged; its class lock is held. */
+static int set_bit(struct smi_op *op, struct smf_central *central, const struct smi_slot *slot)
 {
-    struct smf_page *slab = slot->slab;
     uint64_t *word = smi_slab_bits(op->heap, slot->page, slot->k, slot->index / 64);
     uint64_t bit = 1ull << (slot->index % 64);
     if (*word & bit) {
@@ -317,31 +316,62 @@ static int count_in(struct smi_op *op, struct smf_central *central, const struct
                          "%s: block at %#llx was free already when a cache was emptied", op->heap->path,
                          (unsigned long long)smi_slot_ref(slot->page, slot->k, slot->index));
     }
-    uint32_t hint = slot->index / 64 < slab->hint ? slot->index / 64 : slab->hint;
+    smi_set_again(op, word, *word | bit);
+    return 0;
+}
+
+/* The slab's and the class's counts after `got` slots came, of which the lowest has its bit in word `lowest`; into
+ * the set with a slab that was full. */
+static int count_in(struct smi_op *op, struct smf_central *central, const struct smi_slot *slot, uint32_t got,
+                    uint32_t lowest)
+{
+    const struct smf_page *slab = slot->slab;
     int joins = !slab->in_set;
-    smi_set(op, word, *word | bit);
-    set_fill(op, slab, slab->free_slots + 1u, joins ? slot->index / 64 : hint, 1);
-    smi_set(op, &central->free_slots, central->free_slots + 1);
+    uint32_t hint = joins || lowest < slab->hint ? lowest : slab->hint;
+    set_fill(op, slot->slab, slab->free_slots + got, hint, 1);
+    smi_set(op, &central->free_slots, central->free_slots + got);
     return joins ? smi_pageset_insert(op, &central->set, SMI_BY_ADDRESS, slot->page) : 0;
 }
 
-/* One operation: the top slot of a cache array comes here. */
-static int flush_one(shmalloc_heap *heap, struct smf_central *central, const struct smi_slot *slot,
-                     uint64_t *array)
+/* Does the ref name another slot of the slab that `slot` lies in? Then `slot` becomes it. */
+static int follow(struct smi_slot *slot, uint64_t ref)
+{
+    uint64_t offset = ref - smi_slot_ref(slot->page, slot->k, 0);
+    uint32_t size = smi_classes[slot->k].size, index = (uint32_t)(offset / size);
+    if (offset >= (uint64_t)smi_classes[slot->k].slots * size || offset % size != 0)
+        return 0;
+    slot->index = index;
+    return 1;
+}
+
+/* One operation: the slots on top of a cache array, down to `keep`, that are of the slab of the topmost come here,
+ * as far as their bits lie in WORDS_PER_STEP words. */
+static int flush_slab(shmalloc_heap *heap, struct smf_central *central, struct smi_slot *slot, uint64_t *array,
+                      uint32_t keep)
 {
     uint64_t count = array[0];
-    smi_slot_forget(heap, slot); /* whose thread may have died before it did that */
+    uint32_t got = 0, lowest = UINT32_MAX;
     struct smi_op op = begin(heap, central);
-    int rc = count_in(&op, central, slot);
-    if (rc == SHMALLOC_EDOUBLEFREE) {
+    int rc;
+    do {
+        rc = set_bit(&op, central, slot);
+        if (rc < 0)
+            break;
+        smi_slot_forget(heap, slot); /* whose thread may have died before it did that */
+        lowest = slot->index / 64 < lowest ? slot->index / 64 : lowest;
+        got++;
+    } while (count - got > keep && op.used < WORDS_PER_STEP && follow(slot, array[count - got]));
+    if (got == 0) {
         SMI_STORE(&array[0], count - 1);
         return rc;
     }
-    if (rc < 0)
-        return abandon(&op, rc);
-    smi_set(&op, &array[0], count - 1);
+    int counted = count_in(&op, central, slot, got, lowest);
+    if (counted < 0)
+        return abandon(&op, counted);
+    smi_set(&op, &array[0], count - got - (rc < 0 ? 1 : 0));
     smi_op_commit(&op);
-    return retire_if_spare(heap, central, slot->k, slot->page);
+    int retired = retire_if_spare(heap, central, slot->k, slot->page);
+    return retired < 0 ? retired : rc;
 }
 
 /* The top slot of a cache array. One that is no slot of class k was freed twice, and its slab went back between:
@@ -372,7 +402,7 @@ static int flush_run(shmalloc_heap *heap, uint32_t k, uint64_t *array, uint32_t 
     struct smf_central *central = central_of(heap, arena, k);
     uint64_t before = array[0];
     do {
-        rc = flush_one(heap, central, &slot, array);
+        rc = flush_slab(heap, central, &slot, array, keep);
         if (rc == SHMALLOC_EDOUBLEFREE) {
             result = rc;
             rc = 0;
@@ -414,7 +444,9 @@ int smi_central_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name, uint64_t
     }
     smi_slot_forget(heap, &slot);
     struct smi_op op = begin(heap, central);
-    rc = count_in(&op, central, &slot);
+    rc = set_bit(&op, central, &slot);
+    if (rc == 0)
+        rc = count_in(&op, central, &slot, 1, slot.index / 64);
     if (rc < 0) {
         abandon(&op, rc);
     } else {

@@ -80,30 +80,18 @@ struct shmalloc_heap {
 
 _Static_assert(offsetof(struct shmalloc_heap, base) == 4096, "what is wiped is one OS page");
 
-/* A slot stack of one class in the thread's cache; the truth is `array`, in the file. The class's figures stand
- * here once more, in the form and on the cache line that the fast path wants. */
+/* A slot stack of one class in the thread's cache; the truth is `array`, in the file. */
 struct smi_bin {
-    uint64_t *array;  /* word 0 is the count, then refs */
-    uint64_t inverse; /* smi_inverse(size) */
-    uint64_t limit;   /* slots it may hold; what a corrupt count is compared with */
-    uint32_t begin;   /* bytes before a slab's first slot */
-    uint32_t bytes;   /* of a slab's slots */
+    uint64_t *array; /* word 0 is the count, then refs */
+    uint64_t limit;  /* slots it may hold; what a corrupt count is compared with */
+    uint64_t shape;  /* of the class's slabs: slab.h */
 };
 
-/* n is a multiple of size, both below 2^32, just when the low 64 bits of n * inverse(size) are below
- * inverse(size). D. Lemire, O. Kaser, N. Kurz, "Faster remainder by direct computation", Software: Practice and
- * Experience 49(6), 2019, section 3.2. */
-static inline uint64_t smi_inverse(uint32_t size)
-{
-    return UINT64_MAX / size + 1;
-}
-
-/* What a thread needs to use a heap. The first fields are the fast path's; each bin lies in one cache line. */
+/* What a thread needs to use a heap. The first fields are the fast path's. */
 struct smi_thread {
     _Alignas(64) uint64_t epoch; /* heap->epoch, or ~0 in hardened heaps, whose calls all take the long way */
     uint8_t *base;
-    uint64_t reserved;    /* of the heap's, as is `base` */
-    const uint64_t *size; /* smf_state.size */
+    uint64_t reserved; /* of the heap's, as is `base` */
     const uintptr_t *words;
     shmalloc_heap *heap;
     struct smf_thread *slot;
@@ -117,8 +105,6 @@ struct smi_thread {
     struct smi_thread *next_in_thread; /* this thread's contexts of other heaps */
     struct smi_thread *next_in_heap;
 };
-
-_Static_assert(offsetof(struct smi_thread, bin) == 64 && sizeof(struct smi_bin) == 32, "no bin in two cache lines");
 
 /* The context the calling thread used last; never NULL. */
 extern _Thread_local struct smi_thread *smi_current __attribute__((tls_model("initial-exec")));

@@ -100,6 +100,8 @@ int smi_lock_try(shmalloc_heap *heap, uint32_t index)
  * processes.) Whoever looks again by himself heals it.
  */
 #define SLICE_NS 10000000ull
+#define SPIN_TRIES 20
+#define SPIN_PAUSES 20 /* with as many tries some 10 us */
 
 static int wait_until(pthread_mutex_t *mutex, uint64_t deadline)
 {
@@ -115,6 +117,27 @@ static int wait_until(pthread_mutex_t *mutex, uint64_t deadline)
     }
 }
 
+static void cpu_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* An owner that runs is done within some microseconds, sooner than a waiter falls asleep and is woken. */
+static int spin(pthread_mutex_t *mutex)
+{
+    int rc = EBUSY;
+    for (int tries = 0; rc == EBUSY && tries < SPIN_TRIES; tries++) {
+        for (int i = 0; i < SPIN_PAUSES; i++)
+            cpu_relax();
+        rc = pthread_mutex_trylock(mutex);
+    }
+    return rc;
+}
+
 int smi_lock_acquire(shmalloc_heap *heap, uint32_t index)
 {
     struct smf_lock *lock = &heap->locks[index];
@@ -122,8 +145,10 @@ int smi_lock_acquire(shmalloc_heap *heap, uint32_t index)
     int rc = pthread_mutex_trylock(mutex);
     if (rc == EBUSY) {
         __atomic_fetch_add(&lock->waits, 1, __ATOMIC_RELAXED);
-        rc = wait_until(mutex, UINT64_MAX);
+        rc = spin(mutex);
     }
+    if (rc == EBUSY)
+        rc = wait_until(mutex, UINT64_MAX);
     return answer(heap, index, rc);
 }
 

@@ -344,7 +344,6 @@ static struct smi_thread *make_context(shmalloc_heap *heap, int *rc)
     }
     t->base = heap->base;
     t->reserved = heap->reserved;
-    t->size = &heap->state->size;
     t->words = heap->words;
     t->arena = t->slot_index % heap->arena_count;
     t->true_epoch = heap->epoch;

@@ -37,6 +37,18 @@ static inline void smi_set(struct smi_op *op, uint64_t *word, uint64_t value)
     SMI_STORE(word, value);
 }
 
+/* The same for a word that the operation may have logged before: the first old value is the one to keep. */
+static inline void smi_set_again(struct smi_op *op, uint64_t *word, uint64_t value)
+{
+    uint64_t ref = (uint64_t)((uint8_t *)word - op->heap->base);
+    for (uint32_t i = op->used; i-- > 0;)
+        if (op->log[i].ref == ref) {
+            SMI_STORE(word, value);
+            return;
+        }
+    smi_set(op, word, value);
+}
+
 static inline void smi_op_commit(struct smi_op *op)
 {
     SMI_STORE(op->count, 0);

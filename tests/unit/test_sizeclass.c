@@ -7,7 +7,7 @@
  */
 #include <criterion/criterion.h>
 
-#include "sizeclass.h"
+#include "slab.h"
 
 TestSuite(sizeclass, .timeout = 20);
 
@@ -102,6 +102,20 @@ Test(sizeclass, reciprocals_divide_exactly)
         for (uint64_t n = 0; n <= span; n++)
             cr_assert(n * smi_classes[k].reciprocal >> 32 == n / size, "%llu / %llu",
                       (unsigned long long)n, (unsigned long long)size);
+    }
+}
+
+/* So does the shape, which tells on every free whether a slot begins there. */
+Test(sizeclass, shapes_tell_where_slots_begin)
+{
+    for (unsigned k = 0; k < SMF_CLASSES; k++) {
+        const struct smi_class *c = &smi_classes[k];
+        uint64_t shape = smi_shape(c), begin = c->bitmap_pages * SMF_PAGE;
+        for (uint64_t n = 0; n < smi_class_span_pages(k) * SMF_PAGE; n++) {
+            int begins = n >= begin && (n - begin) % c->size == 0 && (n - begin) / c->size < c->slots;
+            cr_assert_eq(smi_begins_slot(shape, (uint32_t)n), begins, "class %u, offset %llu", k,
+                         (unsigned long long)n);
+        }
     }
 }
 
