@@ -251,7 +251,7 @@ static int64_t some_slab(shmalloc_heap *heap, uint32_t arena, uint32_t k, int ma
 
 int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, uint64_t *array, uint32_t want)
 {
-    uint32_t lock = smi_lock_of_class(heap, arena, k), got = 0;
+    uint32_t lock = smi_lock_of_class(arena, k), got = 0;
     int rc = smi_lock_acquire(heap, lock);
     if (rc < 0)
         return rc;
@@ -275,7 +275,7 @@ int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, uint64_t
 
 int smi_central_take_own(shmalloc_heap *heap, size_t size, uint64_t *name)
 {
-    uint32_t arena = heap->arena_count, k = smi_class_of(size), lock = smi_lock_of_class(heap, arena, k);
+    uint32_t arena = heap->arena_count, k = smi_class_of(size), lock = smi_lock_of_class(arena, k);
     int rc = smi_lock_acquire(heap, lock);
     if (rc < 0)
         return rc;
@@ -395,7 +395,7 @@ static int flush_run(shmalloc_heap *heap, uint32_t k, uint64_t *array, uint32_t 
     int rc = top_slot(heap, k, array, &slot), result = 0;
     if (rc < 0)
         return rc;
-    uint32_t arena = slot.arena, lock = smi_lock_of_class(heap, arena, k);
+    uint32_t arena = slot.arena, lock = smi_lock_of_class(arena, k);
     rc = smi_lock_acquire(heap, lock);
     if (rc < 0)
         return rc;
@@ -433,7 +433,7 @@ int smi_central_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name, uint64_t
     struct smi_slot slot;
     if (smi_slot_find(heap, ref, &slot) < 0)
         return smi_heap_poison(heap, "%#llx is to be freed and is no slot", (unsigned long long)ref);
-    uint32_t lock = smi_lock_of_class(heap, slot.arena, slot.k);
+    uint32_t lock = smi_lock_of_class(slot.arena, slot.k);
     int rc = smi_lock_acquire(heap, lock);
     if (rc < 0)
         return rc;
@@ -481,7 +481,7 @@ static int trim_class(shmalloc_heap *heap, uint32_t arena, uint32_t k)
     struct empties empties = {.slots = smi_classes[k].slots};
     if (SMI_LOAD(&central->free_slots) < empties.slots)
         return 0;
-    int rc = smi_lock_acquire(heap, smi_lock_of_class(heap, arena, k));
+    int rc = smi_lock_acquire(heap, smi_lock_of_class(arena, k));
     if (rc < 0)
         return rc;
     do {
@@ -490,7 +490,7 @@ static int trim_class(shmalloc_heap *heap, uint32_t arena, uint32_t k)
         for (uint32_t i = 0; rc == 0 && i < empties.count; i++)
             rc = retire(heap, central, k, empties.page[i]);
     } while (rc == 0 && empties.count == 64);
-    smi_lock_release(heap, smi_lock_of_class(heap, arena, k));
+    smi_lock_release(heap, smi_lock_of_class(arena, k));
     return rc;
 }
 

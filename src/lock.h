@@ -11,9 +11,8 @@
 
 #include "heap.h"
 
-static inline uint32_t smi_lock_of_class(const shmalloc_heap *heap, uint32_t arena, uint32_t k)
+static inline uint32_t smi_lock_of_class(uint32_t arena, uint32_t k)
 {
-    (void)heap;
     return SMF_LOCK_CLASS_FIRST + arena * SMF_CLASSES + k;
 }
 

@@ -31,6 +31,20 @@ static uint64_t name_of(const struct smi_thread *t)
     return t->slot->serial << 16 | (t->slot_index + 1);
 }
 
+/* What both calls need: the mutex inside the heap, and the caller's context; NULL and *rc otherwise. */
+static struct smf_user_mutex *find(shmalloc_heap *heap, shmalloc_mutex *mutex, struct smi_thread **t, int *rc)
+{
+    uint64_t ref;
+    *t = thread_of(heap, rc);
+    if (!*t)
+        return NULL;
+    if (smi_ref_of(heap, mutex, &ref) && ref % 8 == 0 && smi_in_heap(heap, ref, sizeof(*mutex)))
+        return (struct smf_user_mutex *)mutex;
+    *rc = smi_error(-EINVAL, "%s: the mutex at %p is not an 8-aligned block of the heap", heap->path,
+                    (void *)mutex);
+    return NULL;
+}
+
 /* Make the inside anew if it is of another generation. */
 static int renew(shmalloc_heap *heap, struct smf_user_mutex *m)
 {
@@ -51,14 +65,10 @@ static int renew(shmalloc_heap *heap, struct smf_user_mutex *m)
 static int lock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
 {
     int rc;
-    uint64_t ref;
-    struct smf_user_mutex *m = (struct smf_user_mutex *)mutex;
-    struct smi_thread *t = thread_of(heap, &rc);
-    if (!t)
+    struct smi_thread *t;
+    struct smf_user_mutex *m = find(heap, mutex, &t, &rc);
+    if (!m)
         return rc;
-    if (!smi_ref_of(heap, mutex, &ref) || ref % 8 != 0 || !smi_in_heap(heap, ref, sizeof(*m)))
-        return smi_error(-EINVAL, "%s: the mutex at %p is not an 8-aligned block of the heap", heap->path,
-                         (void *)mutex);
     if (__atomic_load_n(&m->generation, __ATOMIC_ACQUIRE) != heap->generation &&
         (rc = renew(heap, m)) < 0)
         return rc;
@@ -66,8 +76,8 @@ static int lock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
     if (rc == -EDEADLK && timeout_ns == 0)
         rc = -EBUSY;
     if (rc < 0)
-        return smi_error(rc, "%s: mutex at %#llx: %s", heap->path, (unsigned long long)ref,
-                         shmalloc_strerror(rc));
+        return smi_error(rc, "%s: mutex at %#llx: %s", heap->path,
+                         (unsigned long long)shmalloc_ref_of(heap, mutex), shmalloc_strerror(rc));
     /* Unlocking clears the owner first, so one that is still named died, in this generation or before. */
     uint64_t dead = SMI_LOAD(&m->owner);
     if (dead != 0) { /* kill here: the next one finds the same owner and resolves it */
@@ -101,12 +111,11 @@ int shmalloc_mutex_timedlock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_
 int shmalloc_mutex_unlock(shmalloc_heap *heap, shmalloc_mutex *mutex)
 {
     int rc;
-    uint64_t ref;
-    struct smf_user_mutex *m = (struct smf_user_mutex *)mutex;
-    struct smi_thread *t = thread_of(heap, &rc);
-    if (!t)
+    struct smi_thread *t;
+    struct smf_user_mutex *m = find(heap, mutex, &t, &rc);
+    if (!m)
         return rc;
-    if (!smi_ref_of(heap, mutex, &ref) || SMI_LOAD(&m->owner) != name_of(t))
+    if (SMI_LOAD(&m->owner) != name_of(t))
         return smi_error(SHMALLOC_ENOTOWNER, "%s: the calling thread does not hold the mutex at %p",
                          heap->path, (void *)mutex);
     SMI_STORE(&m->owner, 0);

@@ -393,7 +393,7 @@ SHMALLOC_API int shmalloc_mutex_trylock(shmalloc_heap *heap, shmalloc_mutex *mut
 SHMALLOC_API int shmalloc_mutex_timedlock(shmalloc_heap *heap, shmalloc_mutex *mutex,
                                           uint64_t timeout_ns);
 
-/** Unlock. SHMALLOC_ENOTOWNER when the calling thread does not hold it. */
+/** Unlock. SHMALLOC_ENOTOWNER when the calling thread does not hold it; -EINVAL: not in this heap. */
 SHMALLOC_API int shmalloc_mutex_unlock(shmalloc_heap *heap, shmalloc_mutex *mutex);
 
 /* ---- the heap as a whole ------------------------------------------------------------------------ */

@@ -54,7 +54,7 @@ static int waits_for_other(unsigned arenas)
     cr_assert_eq(pthread_create(&thread, NULL, other_thread, &o), 0);
     await_word(&o.ready, 1);
     cr_assert_eq(o.arena == smi_current->arena, arenas == 1);
-    uint32_t lock = smi_lock_of_class(f.heap, smi_current->arena, smi_class_of(64));
+    uint32_t lock = smi_lock_of_class(smi_current->arena, smi_class_of(64));
     must_work(smi_lock_acquire(f.heap, lock));
     signal_word(&o.go);
     int waited = 0; /* the thread either waits for the lock or gets its block */
