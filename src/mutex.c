@@ -62,7 +62,7 @@ static int renew(shmalloc_heap *heap, struct smf_user_mutex *m)
     return rc;
 }
 
-static int lock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
+static int lock_found(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
 {
     int rc;
     struct smi_thread *t;
@@ -89,6 +89,15 @@ static int lock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
         }
     }
     SMI_STORE(&m->owner, name_of(t));
+    return rc;
+}
+
+/* A cancelled thread must not end between the mutex and its owner's name, nor in a repair. */
+static int lock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
+{
+    int state = smi_os_cancel_off();
+    int rc = lock_found(heap, mutex, timeout_ns);
+    smi_os_cancel_restore(state);
     return rc;
 }
 
