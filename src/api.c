@@ -19,6 +19,7 @@
 #include "os.h"
 #include "pages.h"
 #include "process.h"
+#include "resident.h"
 #include "roots.h"
 #include "slab.h"
 
@@ -569,7 +570,11 @@ int shmalloc_get_stats(const shmalloc_heap *heap, shmalloc_stats *out)
         return rc;
     rc = smi_view_stats(&view, out);
     smi_view_finish(&view);
-    return rc;
+    if (rc < 0)
+        return rc;
+    out->prefaulted = heap->prefaulted;
+    out->huge = smi_resident_huge(heap);
+    return 0;
 }
 
 int shmalloc_each_block(const shmalloc_heap *heap, int (*visit)(const shmalloc_block *block, void *arg),

@@ -23,6 +23,7 @@
 #include "pages.h"
 #include "process.h"
 #include "recover.h"
+#include "resident.h"
 
 #define DEFAULT_MAX_SIZE (1ull << 40)
 #define DEFAULT_ARENAS 4
@@ -61,8 +62,11 @@ int smi_heap_writable(shmalloc_heap *heap)
 int smi_heap_descriptor(shmalloc_heap *heap)
 {
     struct smi_file_info info;
-    if (smi_os_stat(heap->fd, &info) == 0 && info.device == heap->device && info.inode == heap->inode)
+    int rc = smi_os_stat(heap->fd, &info);
+    if (rc == 0 && info.device == heap->device && info.inode == heap->inode)
         return 0;
+    if (rc < 0 && rc != -EBADF) /* it is ours still, and may hold locks */
+        return smi_error(rc, "%s: cannot look at the file: %s", heap->path, shmalloc_strerror(rc));
     /* Somebody closed our descriptor, and its number may be another file's by now: leave that alone. */
     heap->fd = -1;
     int fd = smi_os_open(heap->path, heap->read_only);
@@ -235,7 +239,8 @@ static int check_options(const shmalloc_options *o, const char *path)
                                   "SHMALLOC_OPTIONS_INIT",
                          path, o->struct_size, sizeof(*o));
     const unsigned known = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE | SHMALLOC_READ_ONLY | SHMALLOC_HARDENED |
-                           SHMALLOC_ACCEPT_UNCLEAN | SHMALLOC_ANY_FILE_SYSTEM;
+                           SHMALLOC_ACCEPT_UNCLEAN | SHMALLOC_ANY_FILE_SYSTEM | SHMALLOC_PREFAULT |
+                           SHMALLOC_HUGE_PAGES;
     if (o->flags & ~known)
         return smi_error(-EINVAL, "%s: unknown flags %#x", path, o->flags & ~known);
     if (o->max_size > SMF_MAX_SIZE)
@@ -318,6 +323,8 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
                          shmalloc_strerror(rc));
     int own = smi_os_reopen(fd, 0);
     rc = own < 0 ? own : make_handle(own, path, 0, &heap);
+    if (rc < 0)
+        smi_os_close(own);
     if (rc == 0)
         rc = map_file(heap, size, size, NULL);
     if (rc == 0) {
@@ -493,6 +500,8 @@ static int open_file(int fd, const char *path, const shmalloc_options *options, 
     smi_registry_lock();
     int rc = open_registered(fd, path, options, out);
     smi_registry_unlock();
+    if (rc == 0) /* may take long: forks and ends of threads need not wait */
+        smi_resident_ask(*out, options->flags);
     smi_os_cancel_restore(state);
     return rc;
 }
@@ -601,11 +610,15 @@ static int mark_clean(shmalloc_heap *heap)
 static int detach(shmalloc_heap *heap)
 {
     int rc = smi_attach_lock(heap);
-    if (rc < 0)
+    if (rc < 0) {
+        smi_process_drop(heap);
         return rc;
+    }
     rc = smi_process_leave(heap);
     int others = smi_others_alive(heap);
-    if (rc == 0 && others == 0 && heap->state->poison == 0) {
+    if (rc == 0 && others < 0)
+        rc = others;
+    if (rc == 0 && others == 0 && heap->state->poison == 0 && !heap->unchecked) {
         rc = smi_recover_adopt(heap); /* nobody is alive: what the dead left is brought to rest */
         if (rc == 0)
             rc = mark_clean(heap);
@@ -697,14 +710,17 @@ int shmalloc_recover(const char *path)
     if (rc < 0)
         return rc;
     rc = heap->state->poison ? smi_heap_writable(heap) : shmalloc_check(heap);
-    if (rc < 0) { /* later opens may read, not change */
-        char text[400];
-        snprintf(text, sizeof(text), "%s", shmalloc_errmsg());
+    if (rc == 0)
+        return shmalloc_close(heap);
+    char text[400];
+    snprintf(text, sizeof(text), "%s", shmalloc_errmsg());
+    if (rc == SHMALLOC_EPOISONED)
+        rc = SHMALLOC_ECORRUPT;
+    if (rc == SHMALLOC_ECORRUPT) /* later opens may read, not change */
         SMI_STORE(&heap->state->poison, (uint64_t)-SHMALLOC_ECORRUPT);
-        shmalloc_close(heap);
-        return smi_error(SHMALLOC_ECORRUPT, "%s", text);
-    }
-    return shmalloc_close(heap);
+    heap->unchecked = 1; /* the file could not be read, say: whether it is sound is as open as before */
+    shmalloc_close(heap);
+    return smi_error(rc, "%s", text);
 }
 
 int shmalloc_set_max_size(shmalloc_heap *heap, uint64_t bytes)

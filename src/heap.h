@@ -76,6 +76,9 @@ struct shmalloc_heap {
     uint64_t looked_at; /* smi_os_tick of the last look for dead processes and stale free memory */
     uint64_t decayed;   /* smf_page_heap.gives as of the last complete look for stale free memory */
     int adopt_wanted;   /* somebody died holding a lock */
+    int unchecked;      /* a recovery did not come to its end: closing leaves the mark as it is */
+    int huge_pages;     /* were asked for */
+    uint64_t prefaulted; /* bytes, at the last open that asked for it */
 };
 
 _Static_assert(offsetof(struct shmalloc_heap, base) == 4096, "what is wiped is one OS page");

@@ -121,23 +121,26 @@ static int release_slot(shmalloc_heap *heap, struct smf_thread *slot)
     return rc;
 }
 
+void smi_process_drop(shmalloc_heap *heap)
+{
+    __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
+    while (heap->contexts)
+        disown(heap->contexts);
+    smi_os_unmap(heap->liveness, 4096);
+    heap->liveness = NULL;
+    heap->process_index = -1;
+}
+
 int smi_process_leave(shmalloc_heap *heap)
 {
     int rc = 0;
     __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
-    while (heap->contexts) {
-        struct smi_thread *t = heap->contexts;
-        if (heap->process_index >= 0 && rc == 0 && heap->state->poison == 0)
+    for (struct smi_thread *t = heap->contexts; t && heap->process_index >= 0 && rc == 0; t = t->next_in_heap)
+        if (heap->state->poison == 0)
             rc = release_slot(heap, t->slot);
-        disown(t);
-    }
-    if (heap->process_index >= 0) {
-        if (rc == 0) /* else the next one adopts what is left */
-            SMI_STORE(&heap->processes[heap->process_index].state, 0);
-        smi_os_unmap(heap->liveness, 4096);
-    }
-    heap->liveness = NULL;
-    heap->process_index = -1;
+    if (heap->process_index >= 0 && rc == 0) /* else the next one adopts what is left */
+        SMI_STORE(&heap->processes[heap->process_index].state, 0);
+    smi_process_drop(heap);
     return rc;
 }
 

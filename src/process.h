@@ -20,6 +20,8 @@ int smi_process_claim(shmalloc_heap *heap);
 /* Bring all of this process's thread slots to rest and leave the table; the attach lock and the registry
  * lock are held, no other thread is in a call. */
 int smi_process_leave(shmalloc_heap *heap);
+/* Leave as a killed process does, for want of the attach lock: others adopt what is left here. */
+void smi_process_drop(shmalloc_heap *heap);
 
 /*
  * The long way into the heap: the calling thread's context, made if need be; in a forked child after

@@ -44,9 +44,15 @@ void smi_attach_unlock(shmalloc_heap *heap)
     smi_os_unlock_byte(heap->fd, SMF_ATTACH_BYTE);
 }
 
+static int cannot_look(const shmalloc_heap *heap, int rc)
+{
+    return smi_error(rc, "%s: cannot look for locks on the file: %s", heap->path, shmalloc_strerror(rc));
+}
+
 int smi_others_alive(shmalloc_heap *heap)
 {
-    return smi_os_is_locked(heap->fd, SMF_LOCK_BYTES, SMF_PROCESSES);
+    int locked = smi_os_is_locked(heap->fd, SMF_LOCK_BYTES, SMF_PROCESSES);
+    return locked < 0 ? cannot_look(heap, locked) : locked;
 }
 
 /* ---- first attach ---- */
@@ -63,7 +69,16 @@ static int is_unclean(const shmalloc_heap *heap, const uint8_t *boot_id)
 static int read_boot_id(const shmalloc_heap *heap, uint8_t out[16])
 {
     int rc = smi_os_boot_id(out);
-    return rc < 0 ? smi_error(rc, "%s: cannot read the machine's boot id: %s", heap->path, shmalloc_strerror(rc))
+    return rc < 0 ? smi_error(rc, "%s: cannot read the machine's boot id: %s; is /proc mounted?", heap->path,
+                              shmalloc_strerror(rc))
+                  : 0;
+}
+
+static int read_pid_namespace(const shmalloc_heap *heap, uint64_t *out)
+{
+    int rc = smi_os_pid_namespace(out);
+    return rc < 0 ? smi_error(rc, "%s: cannot tell this process's PID namespace: %s; is /proc mounted?", heap->path,
+                              shmalloc_strerror(rc))
                   : 0;
 }
 
@@ -98,7 +113,10 @@ static int take_identity(shmalloc_heap *heap)
 {
     struct smf_runtime *runtime = heap->runtime;
     uint8_t boot_id[16];
+    uint64_t pid_namespace;
     int rc = read_boot_id(heap, boot_id);
+    if (rc == 0)
+        rc = read_pid_namespace(heap, &pid_namespace);
     if (rc < 0)
         return rc;
     int unclean = is_unclean(heap, boot_id);
@@ -107,7 +125,7 @@ static int take_identity(shmalloc_heap *heap)
     memcpy(runtime->boot_id, boot_id, 16);
     runtime->device = heap->device;
     runtime->inode = heap->inode;
-    runtime->pid_namespace = smi_os_pid_namespace();
+    runtime->pid_namespace = pid_namespace;
     SMI_BARRIER();
     return unclean ? 0 : set_mark(heap, SMF_IN_USE);
 }
@@ -158,10 +176,12 @@ static int first(shmalloc_heap *heap, int accept_unclean)
 
 static int join(shmalloc_heap *heap, int accept_unclean)
 {
+    uint64_t here, there = heap->runtime->pid_namespace;
     int rc = accept_unclean ? 0 : smi_recover_unclean(heap);
+    if (rc == 0)
+        rc = read_pid_namespace(heap, &here);
     if (rc < 0)
         return rc;
-    uint64_t here = smi_os_pid_namespace(), there = heap->runtime->pid_namespace;
     if (heap->runtime->generation != heap->state->generation)
         return smi_error(SHMALLOC_ECORRUPT, "%s: processes are attached, but no generation is complete",
                          heap->path);
@@ -178,7 +198,7 @@ int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
 {
     int others = smi_others_alive(heap);
     if (others < 0)
-        return smi_error(others, "%s: cannot look for locks: %s", heap->path, shmalloc_strerror(others));
+        return others;
     if (others && alone)
         return smi_error(SHMALLOC_EBUSY, "%s: other processes have the heap open", heap->path);
     int was_clean = heap->state->mark == SMF_CLEAN;
@@ -224,7 +244,7 @@ static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i)
 {
     int rc = smi_os_lock_byte(fd, SMF_LOCK_BYTES + i);
     if (rc < 0)
-        return rc == -EAGAIN ? 0 : rc; /* alive, or somebody else is just claiming it */
+        return rc == -EAGAIN ? 0 : cannot_look(heap, rc); /* alive, or somebody else is just claiming it */
     if (heap->processes[i].state != 0) {
         rc = pass_locks(heap);
         if (rc == 0)
@@ -236,10 +256,13 @@ static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i)
     return rc;
 }
 
+/* 1, 0, or why it cannot be told. */
 static int looks_dead(shmalloc_heap *heap, uint32_t i)
 {
-    return (int)i != heap->process_index && SMI_LOAD(&heap->processes[i].state) != 0 &&
-           smi_os_is_locked(heap->fd, SMF_LOCK_BYTES + i, 1) == 0;
+    if ((int)i == heap->process_index || SMI_LOAD(&heap->processes[i].state) == 0)
+        return 0;
+    int locked = smi_os_is_locked(heap->fd, SMF_LOCK_BYTES + i, 1);
+    return locked >= 0 ? !locked : cannot_look(heap, locked);
 }
 
 static int adopt_all(shmalloc_heap *heap)
@@ -256,9 +279,11 @@ static int adopt_all(shmalloc_heap *heap)
     int fd = smi_os_reopen(heap->fd, 0);
     rc = fd < 0 ? smi_error(fd, "%s: cannot open the file once more: %s", heap->path, shmalloc_strerror(fd))
                 : 0;
-    for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++)
-        if (looks_dead(heap, i))
+    for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++) {
+        rc = looks_dead(heap, i);
+        if (rc > 0)
             rc = adopt_one(heap, fd, i);
+    }
     smi_os_close(fd);
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     return rc;
@@ -268,9 +293,11 @@ int smi_recover_adopt(shmalloc_heap *heap)
 {
     SMI_STORE(&heap->adopt_wanted, 0);
     int rc = smi_heap_descriptor(heap);
-    for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++)
-        if (looks_dead(heap, i))
+    for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++) {
+        rc = looks_dead(heap, i);
+        if (rc > 0)
             return adopt_all(heap);
+    }
     return rc;
 }
 

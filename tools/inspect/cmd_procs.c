@@ -301,7 +301,8 @@ static enum verdict run(struct inspect *in)
     const struct smf_runtime *runtime =
         smi_view_at(&in->view, in->view.header.areas.runtime, sizeof(*runtime));
     census.valid = inspect_runtime_is_valid(in);
-    census.same_namespace = runtime && runtime->pid_namespace == smi_os_pid_namespace();
+    uint64_t here;
+    census.same_namespace = runtime && smi_os_pid_namespace(&here) == 0 && runtime->pid_namespace == here;
     /* Before settling, so that steps under way are shown. */
     if (census.valid || inspect_is_live(in))
         read_threads(in, &census);
