@@ -510,7 +510,7 @@ int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t len)
     rc = smi_os_sync_range(smi_at(heap, start), len + (ref - start));
     if (rc < 0) {
         SMI_STORE(&heap->state->sync_failed, (uint64_t)-rc);
-        return smi_error(rc, "%s: cannot sync: %s", heap->path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot sync", heap->path);
     }
     return 0;
 }

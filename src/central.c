@@ -313,7 +313,8 @@ static int set_bit(struct smi_op *op, struct smf_central *central, const struct 
     if (*word & bit) {
         central->double_frees++;
         return smi_error(SHMALLOC_EDOUBLEFREE,
-                         "%s: block at %#llx was free already when a cache was emptied", op->heap->path,
+                         "%s: block at %#llx was free already when a cache was emptied; a heap made with "
+                         "SHMALLOC_HARDENED tells who freed it twice", op->heap->path,
                          (unsigned long long)smi_slot_ref(slot->page, slot->k, slot->index));
     }
     smi_set_again(op, word, *word | bit);
@@ -384,7 +385,8 @@ static int top_slot(shmalloc_heap *heap, uint32_t k, uint64_t *array, struct smi
     __atomic_fetch_add(&central_of(heap, 0, k)->double_frees, 1, __ATOMIC_RELAXED);
     SMI_STORE(&array[0], array[0] - 1);
     return smi_error(SHMALLOC_EDOUBLEFREE,
-                     "%s: block at %#llx was free already when a cache was emptied, and its slab was gone",
+                     "%s: block at %#llx was free already when a cache was emptied, and its slab was gone; a heap made "
+                     "with SHMALLOC_HARDENED tells who freed it twice",
                      heap->path, (unsigned long long)ref);
 }
 

@@ -364,9 +364,9 @@ static int grow_once(shmalloc_heap *heap, uint64_t count)
                                (unsigned long long)(state->size >> SMF_PAGE_SHIFT));
     int rc = lengthen(heap, size, &chunk);
     if (rc < 0)
-        return smi_error(rc, "%s: cannot grow from %llu to %llu bytes: %s; largest free run %llu bytes",
-                         heap->path, (unsigned long long)state->size, (unsigned long long)size,
-                         shmalloc_strerror(rc), (unsigned long long)smi_pages_largest(heap));
+        return smi_refused(rc, "%s: cannot grow from %llu to %llu bytes, with a largest free run of %llu", heap->path,
+                           (unsigned long long)state->size, (unsigned long long)size,
+                           (unsigned long long)smi_pages_largest(heap));
     SMI_STORE((uint64_t *)(void *)entry, (uint64_t)chunk.page_count << 32 | chunk.first_page);
     format_chunk(heap, &chunk); /* beyond the heap's end still: a kill leaves a longer file */
     uint32_t data = smi_chunk_data_page(&chunk, &heap->header->areas);
@@ -473,9 +473,9 @@ static int store_place(shmalloc_heap *heap, const struct smi_take *request, stru
         return 0;
     struct stored_search search = {.count = request->count, .alignment = request->alignment};
     if (!find_stored(heap, &search))
-        return smi_error(rc, "%s: no storage for %llu more bytes: %s; largest free run %llu bytes",
-                         heap->path, (unsigned long long)(request->count << SMF_PAGE_SHIFT),
-                         shmalloc_strerror(rc), (unsigned long long)smi_pages_largest(heap));
+        return smi_refused(rc, "%s: no storage for %llu bytes of the largest free run, %llu bytes", heap->path,
+                           (unsigned long long)(request->count << SMF_PAGE_SHIFT),
+                           (unsigned long long)smi_pages_largest(heap));
     *place = (struct place){search.span, free_span_at(heap, search.span), search.page};
     return 0;
 }
@@ -815,7 +815,7 @@ int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
         rc = punch_spans(heap, &trim);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     if (rc < 0)
-        return smi_error(rc, "%s: cannot give storage back: %s", heap->path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot give storage back", heap->path);
     return (int64_t)(trim.pages << SMF_PAGE_SHIFT);
 }
 

@@ -82,8 +82,7 @@ int smi_process_claim(shmalloc_heap *heap)
             if (rc == -EAGAIN)
                 continue;
             if (rc < 0)
-                return smi_error(rc, "%s: cannot hold a lock on the file: %s", heap->path,
-                                 shmalloc_strerror(rc));
+                return smi_refused(rc, "%s: cannot hold a lock on the file", heap->path);
             fill_entry(&heap->processes[i]);
             heap->process_index = (int)i;
             heap->generation = heap->state->generation;
@@ -95,7 +94,7 @@ int smi_process_claim(shmalloc_heap *heap)
         if (rc < 0)
             return rc;
     }
-    return smi_error(SHMALLOC_EPROCESSES, "%s: %d processes have the heap open, which is the limit",
+    return smi_error(SHMALLOC_EPROCESSES, "%s: %d processes have the heap open, which is the limit; close it in one",
                      heap->path, SMF_PROCESSES);
 }
 
@@ -207,8 +206,7 @@ static int attach_child(shmalloc_heap *heap)
                 smi_os_close(heap->fd);
                 heap->fd = fd;
             }
-            rc = fd < 0 ? smi_error(fd, "%s: cannot open the file once more: %s", heap->path,
-                                    shmalloc_strerror(fd))
+            rc = fd < 0 ? smi_refused(fd, "%s: cannot open the file once more", heap->path)
                         : claim_locked(heap);
         }
     }
@@ -279,8 +277,9 @@ static int claim_slot(shmalloc_heap *heap, uint32_t *index)
             unmade = i;
     }
     if (unmade == SMF_THREADS)
-        return smi_error(SHMALLOC_ETHREADS, "%s: %d threads use the heap, which is the limit", heap->path,
-                         SMF_THREADS);
+        return smi_error(SHMALLOC_ETHREADS,
+                         "%s: %d threads use the heap, which is the limit; let some of them end",
+                         heap->path, SMF_THREADS);
     struct smi_take request = {.count = SMF_THREAD_PAGES,
                                .alignment = 1,
                                .kind = SMF_PAGE_META,
@@ -328,7 +327,7 @@ static struct smi_thread *make_context(shmalloc_heap *heap, int *rc)
 {
     struct smi_thread *t = aligned_alloc(_Alignof(struct smi_thread), sizeof(*t));
     if (!t) {
-        *rc = smi_error(-ENOMEM, "no private memory for a thread's context");
+        *rc = smi_refused(-ENOMEM, "%s: no private memory for a thread", heap->path);
         return NULL;
     }
     memset(t, 0, sizeof(*t));

@@ -36,7 +36,7 @@ int smi_attach_lock(shmalloc_heap *heap)
         smi_os_sleep(200000);
         rc = 0;
     }
-    return rc < 0 ? smi_error(rc, "%s: cannot lock the file: %s", heap->path, shmalloc_strerror(rc)) : 0;
+    return rc < 0 ? smi_refused(rc, "%s: cannot lock the file", heap->path) : 0;
 }
 
 void smi_attach_unlock(shmalloc_heap *heap)
@@ -46,7 +46,7 @@ void smi_attach_unlock(shmalloc_heap *heap)
 
 static int cannot_look(const shmalloc_heap *heap, int rc)
 {
-    return smi_error(rc, "%s: cannot look for locks on the file: %s", heap->path, shmalloc_strerror(rc));
+    return smi_refused(rc, "%s: cannot look for locks on the file", heap->path);
 }
 
 int smi_others_alive(shmalloc_heap *heap)
@@ -104,7 +104,7 @@ static int set_mark(shmalloc_heap *heap, uint64_t mark)
         return 0;
     SMI_STORE(&heap->state->mark, mark);
     int rc = smi_os_sync_file(heap->fd);
-    return rc < 0 ? smi_error(rc, "%s: cannot mark the heap in use: %s", heap->path, shmalloc_strerror(rc)) : 0;
+    return rc < 0 ? smi_refused(rc, "%s: cannot mark the heap in use", heap->path) : 0;
 }
 
 /* Whose heap this is from now on. A heap in use with another identity is unclean: so the mark of a clean one
@@ -135,7 +135,7 @@ static int new_mutexes(shmalloc_heap *heap)
     struct smf_lock fresh = {{0}, 0, 0, 0};
     int rc = smi_os_mutex_init(fresh.mutex);
     if (rc < 0)
-        return smi_error(rc, "%s: cannot make a robust mutex: %s", heap->path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot make a robust mutex", heap->path);
     for (uint32_t i = 0; i < heap->lock_count; i++)
         heap->locks[i] = fresh;
     return 0;
@@ -183,8 +183,10 @@ static int join(shmalloc_heap *heap, int accept_unclean)
     if (rc < 0)
         return rc;
     if (heap->runtime->generation != heap->state->generation)
-        return smi_error(SHMALLOC_ECORRUPT, "%s: processes are attached, but no generation is complete",
-                         heap->path);
+        return smi_error(SHMALLOC_ECORRUPT,
+                         "%s: processes are attached in generation %llu, expected %llu; close it in all of them first",
+                         heap->path, (unsigned long long)heap->runtime->generation,
+                         (unsigned long long)heap->state->generation);
     if (here != there)
         return smi_error(SHMALLOC_EFOREIGN,
                          "%s: in use by processes of PID namespace %llu, this one is %llu; robust mutexes "
@@ -200,7 +202,9 @@ int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
     if (others < 0)
         return others;
     if (others && alone)
-        return smi_error(SHMALLOC_EBUSY, "%s: other processes have the heap open", heap->path);
+        return smi_error(SHMALLOC_EBUSY,
+                         "%s: other processes have the heap open; close it in all of them first",
+                         heap->path);
     int was_clean = heap->state->mark == SMF_CLEAN;
     int rc = others ? join(heap, accept_unclean) : first(heap, accept_unclean);
     if (rc == 0)
@@ -277,7 +281,7 @@ static int adopt_all(shmalloc_heap *heap)
     if (rc < 0)
         return rc;
     int fd = smi_os_reopen(heap->fd, 0);
-    rc = fd < 0 ? smi_error(fd, "%s: cannot open the file once more: %s", heap->path, shmalloc_strerror(fd))
+    rc = fd < 0 ? smi_refused(fd, "%s: cannot open the file once more", heap->path)
                 : 0;
     for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++) {
         rc = looks_dead(heap, i);

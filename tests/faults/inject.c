@@ -189,6 +189,8 @@ static int verdict(struct injected *run, const struct injection *injection, pid_
         return 0;
     if (injection->no_tmpfile && call->nr == SYS_openat && ((int)call->args[2] & O_TMPFILE) == O_TMPFILE)
         return EOPNOTSUPP;
+    if (run->calls < INJECT_SEEN)
+        run->seen[run->calls] = (uint16_t)call->nr;
     run->calls++;
     if (run->calls == injection->position && injection->choice < inject_errors(call->nr)) {
         run->fired = armed;

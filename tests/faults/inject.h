@@ -24,6 +24,8 @@ struct injection {
     int no_tmpfile;    /* the file system has no unnamed files: besides, every O_TMPFILE fails */
 };
 
+#define INJECT_SEEN 8192u
+
 /* What the run was like; shared by all processes of it. */
 struct injected {
     uint32_t armed;   /* counts entries into the library; 0 outside */
@@ -33,6 +35,7 @@ struct injected {
     int number;       /* of the system call that failed, -1 none */
     int error;        /* its errno */
     uint32_t refused; /* calls of the library that answered with an error: counted by the run itself */
+    uint16_t seen[INJECT_SEEN]; /* which system calls they were, in order */
 };
 
 /* Run `fn` in a child under `injection`. Returns as run_child(); NOT_POSSIBLE when the kernel has no such filter. */

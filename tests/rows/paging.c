@@ -380,4 +380,9 @@ Test(rows, a29_numbers_of_fragmentation_equal_a_walk)
     cr_assert_eq(number_in(json, "free"), w.free_pages);
     cr_assert_eq(number_in(json, "allocated"), stats.allocated);
     cr_assert_eq(number_in(json, "central_free"), stats.central_free);
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    cr_assert_gt(number_in(json, "minor"), 0);
+    cr_assert_leq(number_in(json, "minor"), (uint64_t)usage.ru_minflt);
+    cr_assert_leq(number_in(json, "major"), (uint64_t)usage.ru_majflt);
 }
