@@ -24,7 +24,9 @@ static const char *remedy(int code)
 {
     switch (-code) {
     case ENOENT:
-        return "; SHMALLOC_CREATE makes it where its folder is";
+        return "; is the name right (SHMALLOC_CREATE makes a new heap), and is /proc mounted?";
+    case EBADF:
+        return "; open the heap again, and leave descriptors alone that you did not open";
     case EACCES:
     case EPERM:
         return "; needs permission to read and write, with SHMALLOC_READ_ONLY to read";

@@ -77,9 +77,7 @@ int smi_heap_descriptor(shmalloc_heap *heap)
         return 0;
     }
     smi_os_close(fd);
-    return smi_error(-EBADF, "%s: the library's descriptor was closed and the file is not there any more; open "
-                             "the heap again, and leave descriptors alone that you did not open",
-                     heap->path);
+    return smi_refused(-EBADF, "%s: the library's descriptor was closed and the file is not there any more", heap->path);
 }
 
 int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)
