@@ -204,13 +204,30 @@ static int all_have(shmalloc_heap *heap, uint64_t page, uint64_t count, uint16_t
     return 1;
 }
 
+/* How many of `length` pages at `page`, of one chunk, are alike: have storage, or have none. */
+static uint64_t run_of(shmalloc_heap *heap, uint64_t page, uint64_t length, uint16_t reserved)
+{
+    const uint64_t ones = 0x0001000100010001ull;
+    const uint16_t *word = smi_word(heap, page);
+    uint64_t run = 0, four;
+    while (word && run < length && (word[run] & SMF_WORD_RESERVED) == reserved) {
+        run++;
+        while (run + 4 <= length && (memcpy(&four, &word[run], 8), (four & SMF_WORD_RESERVED * ones) == reserved * ones))
+            run += 4;
+    }
+    return run;
+}
+
 /* Storage that a run at `page` has, up to `length` pages. */
 static uint64_t stored_run(shmalloc_heap *heap, uint64_t page, uint64_t length)
 {
-    uint64_t run = 0;
-    while (run < length && (word_of(heap, page + run) & SMF_WORD_RESERVED))
-        run++;
-    return run;
+    return run_of(heap, page, length, SMF_WORD_RESERVED);
+}
+
+/* Holes before the next page with storage. */
+static uint64_t hole_run(shmalloc_heap *heap, uint64_t page, uint64_t length)
+{
+    return run_of(heap, page, length, 0);
 }
 
 /* Put storage behind a run of pages that have none. On a full file system ext4 leaves a part of it, which goes
@@ -234,9 +251,8 @@ static int reserve_exactly(shmalloc_heap *heap, uint64_t page, uint64_t count)
         run = stored_run(heap, page + i, count - i);
         if (run > 0)
             continue;
-        for (run = 1; i + run < count && !(word_of(heap, page + i + run) & SMF_WORD_RESERVED); run++)
-            ;
-        rc = reserve_run(heap, page + i, run);
+        run = hole_run(heap, page + i, count - i);
+        rc = run > 0 ? reserve_run(heap, page + i, run) : damaged(heap, page + i);
     }
     return rc;
 }
@@ -704,8 +720,11 @@ static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
         return 0;
     }
     uint64_t below = page < trim->lowest ? trim->lowest - page : 0;
-    for (uint64_t i = below; i < length && trim->rc == 0; i += run ? run : 1) {
+    for (uint64_t i = below; i < length && trim->rc == 0; i += run) {
+        i += hole_run(heap, page + i, length - i);
         run = stored_run(heap, page + i, length - i);
+        if (run == 0)
+            break;
         uint64_t left = trim->budget - trim->pages, count = run < left ? run : left;
         if (left < trim->min_pages)
             return 1;
@@ -728,9 +747,10 @@ static int punch_spans(shmalloc_heap *heap, struct trim *trim)
 /* Pages of a run that have storage. */
 static uint64_t count_stored(shmalloc_heap *heap, uint64_t page, uint64_t length)
 {
+    const uint16_t *word = smi_word(heap, page);
     uint64_t sum = 0;
-    for (uint64_t i = 0; i < length; i++)
-        sum += (word_of(heap, page + i) & SMF_WORD_RESERVED) != 0;
+    for (uint64_t i = 0; word && i < length; i++) /* plain loads, which a compiler does several of at once */
+        sum += (word[i] & SMF_WORD_RESERVED) != 0;
     return sum;
 }
 
@@ -747,8 +767,11 @@ static int add_stored(shmalloc_heap *heap, uint32_t page, void *arg)
     uint64_t length = free_span_at(heap, page);
     if ((tally->looked += length) > smi_size(heap) >> SMF_PAGE_SHIFT)
         return 1;
-    for (uint64_t i = 0; i < length; i++)
-        tally->stored[(page + i) >> tally->shift] += count_stored(heap, page + i, 1);
+    for (uint64_t at = page, next; at < page + length; at = next) { /* part by part */
+        next = ((at >> tally->shift) + 1) << tally->shift;
+        next = next < page + length ? next : page + length;
+        tally->stored[at >> tally->shift] += count_stored(heap, at, next - at);
+    }
     return 0;
 }
 
@@ -819,24 +842,30 @@ int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
     return (int64_t)(trim.pages << SMF_PAGE_SHIFT);
 }
 
-/* Give back what is stale; the page lock is held. */
+/*
+ * Give back what is stale; the page lock is held.
+ *
+ * It reads the words of all free pages of the spans it looks at, 2 bytes for 8 KiB, rather than keeping their number:
+ * RESERVED changes outside the log, hundreds of pages at a time, so a number that every kill leaves true would have
+ * to be logged with more words than a log has.
+ */
 static int decay(shmalloc_heap *heap)
 {
     uint64_t now = smi_os_tick(), decay_ns = heap->state->decay_ns, gives = heap->page_heap->gives;
     if (decay_ns == SMF_NEVER || heap->decayed == gives)
         return 0; /* nothing was freed since all of it was looked at */
-    uint64_t lowest, retain = heap->state->retain >> SMF_PAGE_SHIFT;
-    uint64_t stored = stored_pages(heap, retain, &lowest);
+    uint64_t lowest = 0, retain = heap->state->retain >> SMF_PAGE_SHIFT;
+    uint64_t stored = retain > 0 ? stored_pages(heap, retain, &lowest) : UINT64_MAX;
     struct trim trim = {.min_pages = DECAY_MIN_PAGES,
                         .before = now > decay_ns ? now - decay_ns : 0,
                         .budget = stored > retain ? stored - retain : 0,
                         .lowest = lowest};
-    int bounded = trim.budget > DECAY_MOST_PAGES;
-    if (bounded)
+    if (trim.budget > DECAY_MOST_PAGES)
         trim.budget = DECAY_MOST_PAGES;
     int rc = smi_heap_descriptor(heap);
     if (rc == 0)
         rc = punch_spans(heap, &trim);
+    int bounded = trim.budget == DECAY_MOST_PAGES && trim.budget - trim.pages < trim.min_pages;
     while (rc == 0 && !bounded && (rc = cut_tail(heap, &trim)) == 1)
         rc = 0;
     if (rc == 0 && !bounded && !trim.young)
