@@ -82,6 +82,7 @@ static int take_large(struct smi_thread *t, const struct smi_request *request, u
     if (rc < 0)
         return rc;
     *ref = (uint64_t)page << SMF_PAGE_SHIFT;
+    t->slot->large++;
     if (request->zero && !zero)
         memset(smi_at(t->heap, *ref), 0, request->size);
     return 0;

@@ -53,6 +53,7 @@ void smi_cache_format(struct smf_thread *slot, uint64_t own_ref)
     memset(&slot->link, 0, sizeof(slot->link));
     slot->section = slot->tx_log = 0;
     slot->scratch = slot->building = slot->spare[0] = slot->spare[1] = 0;
+    slot->refilled = slot->flushed = slot->large = 0;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint64_t offset = smi_inline_offset(k);
         *(uint64_t *)(void *)((uint8_t *)slot + offset) = 0;
@@ -106,7 +107,9 @@ int smi_cache_refill(struct smi_thread *t, uint32_t k)
         return 0;
     uint32_t most = most_batch(bin), want = t->batch[k] < most ? t->batch[k] : most;
     t->batch[k] = (uint16_t)(t->batch[k] < MAX_BATCH ? t->batch[k] * 2 : MAX_BATCH); /* who comes often gets more */
-    return smi_central_refill(t->heap, t->arena, k, bin->array, want ? want : 1);
+    int rc = smi_central_refill(t->heap, t->arena, k, bin->array, want ? want : 1);
+    t->slot->refilled += bin->array[0];
+    return rc;
 }
 
 /* Replace the array of class k by a span of `pages`. */
@@ -167,7 +170,9 @@ int smi_cache_make_room(struct smi_thread *t, uint32_t k)
     if (count < bin->limit || deepen(t, k))
         return 0;
     uint32_t batch = most_batch(bin);
-    return smi_central_flush(t->heap, k, bin->array, (uint32_t)bin->limit - (batch ? batch : 1));
+    int rc = smi_central_flush(t->heap, k, bin->array, (uint32_t)bin->limit - (batch ? batch : 1));
+    t->slot->flushed += count - bin->array[0];
+    return rc;
 }
 
 static int drain(shmalloc_heap *heap, struct smf_thread *slot)

@@ -264,7 +264,8 @@ static struct json_object *process_object(struct inspect *in, struct census *cen
     inspect_add_number(object, "attached_at", process->attached_at);
     inspect_add_number(object, "start_time", process->start_time);
     uint64_t minor, major;
-    if (in->users.alive[i] && census->same_namespace && inspect_faults(process, &minor, &major) == 0) {
+    if (in->users.alive[i] && census->same_namespace &&
+        inspect_faults(process, &minor, &major) == 0) {
         inspect_add_number(object, "minor_faults", minor);
         inspect_add_number(object, "major_faults", major);
     }
