@@ -77,7 +77,8 @@ int smi_heap_descriptor(shmalloc_heap *heap)
         return 0;
     }
     smi_os_close(fd);
-    return smi_refused(-EBADF, "%s: the library's descriptor was closed and the file is not there any more", heap->path);
+    return smi_refused(-EBADF, "%s: the library's descriptor was closed and the file is not there any more",
+                       heap->path);
 }
 
 int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)
@@ -212,7 +213,7 @@ static int make_handle(int fd, const char *path, int read_only, shmalloc_heap **
     struct smi_file_info info;
     int rc = smi_os_stat(fd, &info);
     if (rc < 0)
-        return smi_refused(rc, "%s", path);
+        return smi_refused(rc, "%s: cannot look at the file", path);
     shmalloc_heap *heap = smi_os_private(sizeof(*heap), offsetof(struct shmalloc_heap, base));
     if (!heap)
         return smi_refused(-ENOMEM, "%s: no private memory for a handle", path);
@@ -473,7 +474,7 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
     }
     struct smf_header header;
     struct smf_state state;
-    rc = rc < 0 ? smi_refused(rc, "%s", path) : check_file_system(fd, path, o);
+    rc = rc < 0 ? smi_refused(rc, "%s: cannot look at the file", path) : check_file_system(fd, path, o);
     if (rc == 0)
         rc = read_identity(fd, path, o, &header, &state); /* before anything is locked */
     if (rc == 0)
