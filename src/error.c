@@ -24,7 +24,7 @@ static const char *remedy(int code)
 {
     switch (-code) {
     case ENOENT:
-        return "; is the name right (SHMALLOC_CREATE makes a new heap), and is /proc mounted?";
+        return "; give a name that exists, or with SHMALLOC_CREATE one in a folder that exists";
     case EBADF:
         return "; open the heap again, and leave descriptors alone that you did not open";
     case EACCES:

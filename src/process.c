@@ -206,7 +206,7 @@ static int attach_child(shmalloc_heap *heap)
                 smi_os_close(heap->fd);
                 heap->fd = fd;
             }
-            rc = fd < 0 ? smi_refused(fd, "%s: cannot open the file once more", heap->path)
+            rc = fd < 0 ? smi_refused(fd, "%s: cannot open the file once more by /proc/self/fd", heap->path)
                         : claim_locked(heap);
         }
     }

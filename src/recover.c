@@ -69,13 +69,13 @@ static int is_unclean(const shmalloc_heap *heap, const uint8_t *boot_id)
 static int read_boot_id(const shmalloc_heap *heap, uint8_t out[16])
 {
     int rc = smi_os_boot_id(out);
-    return rc < 0 ? smi_refused(rc, "%s: cannot read the machine's boot id", heap->path) : 0;
+    return rc < 0 ? smi_refused(rc, "%s: cannot read the machine's boot id in /proc", heap->path) : 0;
 }
 
 static int read_pid_namespace(const shmalloc_heap *heap, uint64_t *out)
 {
     int rc = smi_os_pid_namespace(out);
-    return rc < 0 ? smi_refused(rc, "%s: cannot tell this process's PID namespace", heap->path) : 0;
+    return rc < 0 ? smi_refused(rc, "%s: cannot read this process's PID namespace in /proc", heap->path) : 0;
 }
 
 int smi_recover_unclean(shmalloc_heap *heap)
@@ -277,7 +277,7 @@ static int adopt_all(shmalloc_heap *heap)
     if (rc < 0)
         return rc;
     int fd = smi_os_reopen(heap->fd, 0);
-    rc = fd < 0 ? smi_refused(fd, "%s: cannot open the file once more", heap->path)
+    rc = fd < 0 ? smi_refused(fd, "%s: cannot open the file once more by /proc/self/fd", heap->path)
                 : 0;
     for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++) {
         rc = looks_dead(heap, i);

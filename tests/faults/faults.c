@@ -426,6 +426,7 @@ int main(int argc, char **argv)
         at = c == 'a' ? (uint32_t)strtoul(optarg, NULL, 10) : at;
     }
     life.only_creation = injection.no_tmpfile;
+    setvbuf(stdout, NULL, _IOLBF, 0);
     int status = run_one(&f, &life, &injection, &whole);
     if (status == NOT_POSSIBLE)
         return NOT_POSSIBLE;

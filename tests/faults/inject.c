@@ -198,7 +198,8 @@ static int verdict(struct injected *run, const struct injection *injection, pid_
         run->error = entry->errors[injection->choice];
         return run->error;
     }
-    return injection->lasting && run->fired == armed && run->number == call->nr ? run->error : 0;
+    int lasts = injection->lasting && run->error != EINTR; /* what was interrupted is asked again, for ever */
+    return lasts && run->fired == armed && run->number == call->nr ? run->error : 0;
 }
 
 /* Answer all calls until nobody is under the filter any more. */
