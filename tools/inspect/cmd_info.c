@@ -81,8 +81,9 @@ static const char *layout_name(const struct smf_header *header, char buf[65])
 static void print_identity(const struct smf_header *h)
 {
     char uuid[40], when[32], layout[65], n[64];
-    printf("  identity    %s, format version %u, made %s\n", format_uuid(h->uuid, uuid),
-           h->format_version, inspect_time(h->created_at, when));
+    printf("  identity    %s\n", format_uuid(h->uuid, uuid));
+    printf("  made        %s, format version %u\n", inspect_time(h->created_at, when),
+           h->format_version);
     printf("  machine     %s, %u-bit words, kernel pages of %u bytes\n", machine_name(h->machine),
            h->word_bits, h->os_page_bytes);
     printf("  layout      ");
@@ -144,7 +145,7 @@ static struct state state_of(struct inspect *in)
     if (in->view.state.mark == SMF_CLEAN)
         return (struct state){"clean", "clean: closed in order", GREEN};
     if (in->view.state.mark == SMF_IN_USE && inspect_runtime_is_valid(in))
-        return (struct state){"died", "every process died; the next open finds the heap as it was",
+        return (struct state){"died", "every process died; the next open finds it as it was",
                               YELLOW};
     return (struct state){"unclean",
                           "unclean: in use when the machine stopped or the file was copied", RED};
