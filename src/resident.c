@@ -5,34 +5,59 @@
  * Only pages that have storage are brought in: touching a hole of a tmpfs file, even to read it, gives it storage
  * that the page heap does not know of. So the words are looked at under the page lock, 2 MiB at a time, which nobody
  * punches or cuts off meanwhile. A read-only handle cannot lock; a hole that is made under its eyes may get storage
- * until the next trim finds it. Nothing in the file changes, so a kill leaves nothing.
+ * until the next trim finds it. Words are read through the descriptor, so that for such a handle, too, a tail that is
+ * cut off is an end of file and no SIGBUS. Nothing in the file changes, so a kill leaves nothing.
  */
 #include "resident.h"
+
+#include <string.h>
 
 #include "lock.h"
 #include "os.h"
 
 #define PIECE (2ull << 20) /* a huge page, and what is looked at under one hold of the lock */
 
+#define GRANULE_PAGES (SMF_GRANULE >> SMF_PAGE_SHIFT)
+
 /* Steps through the pages of the heap in order. */
 struct cursor {
-    uint64_t chunk; /* that has the page, or the number of chunks */
+    uint64_t next;  /* the chunk after the present one */
+    uint64_t first; /* page of the chunk */
     uint64_t data;  /* its first page that can be handed out */
     uint64_t end;   /* the page behind it */
+    uint64_t words; /* byte of the file where its words begin */
+    uint64_t read;  /* 1 + the granule whose words are in `word`; 0 none */
+    uint16_t word[GRANULE_PAGES];
 };
+
+/* Words of the granule that `page`, of the present chunk, lies in; what is not in the file any more is 0. */
+static void read_words(const shmalloc_heap *heap, struct cursor *at, uint64_t page)
+{
+    uint64_t granule = page / GRANULE_PAGES;
+    if (at->read == granule + 1)
+        return;
+    uint64_t from = at->words + (granule * GRANULE_PAGES - at->first) * sizeof(at->word[0]);
+    if (smi_os_read(heap->fd, at->word, sizeof(at->word), from) < 0)
+        memset(at->word, 0, sizeof(at->word));
+    at->read = granule + 1;
+}
 
 /* Does the page have storage: the library's areas always (but for half a page behind each), others by their word. */
 static int is_stored(const shmalloc_heap *heap, struct cursor *at, uint64_t page)
 {
     while (page >= at->end) {
-        if (at->chunk >= SMI_LOAD(&heap->state->chunk_count) || at->chunk >= SMF_CHUNKS)
+        if (at->next >= SMI_LOAD(&heap->state->chunk_count) || at->next >= SMF_CHUNKS)
             return 0;
-        const struct smf_chunk *chunk = &heap->directory[at->chunk++];
+        const struct smf_chunk *chunk = &heap->directory[at->next++];
+        at->first = chunk->first_page;
         at->data = smi_chunk_data_page(chunk, &heap->header->areas);
         at->end = (uint64_t)chunk->first_page + chunk->page_count;
+        at->words = smi_chunk_words_offset(chunk, &heap->header->areas);
     }
-    const uint16_t *word = smi_word(heap, page);
-    return word && (page < at->data || (SMI_LOAD(word) & SMF_WORD_RESERVED));
+    if (page < at->data)
+        return 1;
+    read_words(heap, at, page);
+    return (at->word[page % GRANULE_PAGES] & SMF_WORD_RESERVED) != 0;
 }
 
 /* [page, page + count) has storage. */
@@ -58,7 +83,7 @@ static void bring_piece(shmalloc_heap *heap, unsigned flags, struct cursor *at, 
 void smi_resident_ask(shmalloc_heap *heap, unsigned flags)
 {
     const uint64_t piece = PIECE >> SMF_PAGE_SHIFT;
-    struct cursor at = {0, 0, 0};
+    struct cursor at = {0};
     if (!(flags & (SHMALLOC_PREFAULT | SHMALLOC_HUGE_PAGES)))
         return;
     if (flags & SHMALLOC_HUGE_PAGES) {

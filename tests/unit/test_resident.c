@@ -153,9 +153,10 @@ static int on_huge_tmpfs(void *arg)
         return NOT_POSSIBLE;
     snprintf(path, sizeof(path), "%s/filled", f.dir);
     must(open_filled(path, 0)->huge == 0, "huge pages are told of to who did not ask");
-    must(open_filled(path, SHMALLOC_HUGE_PAGES)->huge >= 8 << 20, "too few huge pages");
+    /* How many there are depends on how scattered the machine's free memory is. */
+    must(open_filled(path, SHMALLOC_HUGE_PAGES)->huge >= 2 << 20, "no huge pages");
     struct opening *both = open_filled(path, SHMALLOC_HUGE_PAGES | SHMALLOC_PREFAULT);
-    must(both->huge >= 8 << 20 && both->prefaulted >= 28 << 20 && both->faults <= 8, "too little of both");
+    must(both->huge >= 2 << 20 && both->prefaulted >= 28 << 20 && both->faults <= 8, "too little of both");
     return 0;
 }
 
