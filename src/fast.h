@@ -9,8 +9,9 @@
  *
  * A ref leads through two loads to its page's word, from there to the stack, and only then to the count, which the
  * next allocation waits for. A program that frees what it just got would wait for that chain each time: so a thread
- * remembers its last block and the stack it came from. All comparisons are made as ever, but they are branches, which
- * the processor predicts: it goes on with the stack that is remembered while the page's word is on its way.
+ * remembers its last block and the stack it came from. The block is a slot of that stack's class as long as its slab
+ * is what it was; smf_state.reshaped tells that no slab of the heap ended, or got a side array, since the thread took
+ * the long way last, when it forgets its last block.
  */
 #ifndef SMI_FAST_H
 #define SMI_FAST_H
@@ -21,7 +22,7 @@
 /* The heap's size; the context knows the heap. */
 static inline uint64_t smi_size_now(const struct smi_thread *t)
 {
-    return SMI_LOAD(&((const struct smf_state *)(const void *)(t->base + SMF_STATE_OFFSET))->size);
+    return SMI_LOAD(&smi_state_of(t)->size);
 }
 
 /* The stack with a slot for `size` bytes on top; NULL when that takes the long way. */
@@ -53,20 +54,23 @@ static inline int smi_bin_takes(const struct smi_bin *bin, uint64_t ref)
 /* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. */
 static inline struct smi_bin *smi_bin_of(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref)
 {
-    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || ref >= t->reserved || ref >= smi_size_now(t)))
+    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch)))
+        return NULL;
+    if (ref == t->last_ref) {
+        if (SMI_LIKELY(SMI_LOAD(&smi_state_of(t)->reshaped) == t->reshaped))
+            return smi_bin_takes(t->last_bin, ref) ? t->last_bin : NULL;
+        smi_forget_last(t);
+    }
+    if (SMI_UNLIKELY(ref >= t->reserved || ref >= smi_size_now(t)))
         return NULL;
     uintptr_t words = SMI_LOAD(&t->words[ref >> SMF_GRANULE_SHIFT]);
     if (SMI_UNLIKELY(words == 0))
         return NULL;
     uint16_t word = SMI_LOAD((uint16_t *)words + (ref >> SMF_PAGE_SHIFT));
-    uint32_t kind = word & (SMF_WORD_KIND | SMF_WORD_SIDE | SMF_WORD_INTERNAL);
-    if (ref == t->last_ref) {
-        struct smi_bin *last = t->last_bin;
-        return SMI_LIKELY(kind == last->kind) && smi_bin_takes(last, ref) ? last : NULL;
-    }
-    if (SMI_UNLIKELY(kind - 1 >= SMF_CLASSES))
+    uint32_t k = (uint32_t)(word & (SMF_WORD_KIND | SMF_WORD_SIDE | SMF_WORD_INTERNAL)) - 1;
+    if (SMI_UNLIKELY(k >= SMF_CLASSES))
         return NULL;
-    struct smi_bin *bin = &t->bin[kind - 1];
+    struct smi_bin *bin = &t->bin[k];
     if (SMI_UNLIKELY(!smi_begins_slot(&bin->shape, smi_offset_in_slab(ref, word))))
         return NULL;
     return smi_bin_takes(bin, ref) ? bin : NULL;

@@ -92,8 +92,7 @@ struct smi_bin {
     _Alignas(64) uint64_t *array; /* word 0 is the count, then refs */
     uint64_t limit; /* slots it may hold; what a corrupt count is compared with */
     struct smi_shape shape;
-    uint32_t kind;  /* SMF_WORD_KIND of its slabs' pages */
-    uint32_t batch; /* slots that the next refill asks for */
+    uint64_t batch; /* slots that the next refill asks for */
 };
 _Static_assert(sizeof(struct smi_bin) == 64, "one cache line, and a shift to find it");
 
@@ -106,7 +105,8 @@ struct smi_thread {
     uint64_t reserved; /* of the heap's, as is `base` */
     const uintptr_t *words;
     uint64_t last_ref;        /* that it allocated on the fast path, and */
-    struct smi_bin *last_bin; /* the stack it came from: see fast.h */
+    struct smi_bin *last_bin; /* the stack it came from, */
+    uint64_t reshaped;        /* both true while smf_state.reshaped is this: fast.h */
     shmalloc_heap *heap;
     struct smf_thread *slot;
     uint32_t slot_index;
@@ -117,6 +117,20 @@ struct smi_thread {
     struct smi_thread *next_in_thread; /* this thread's contexts of other heaps */
     struct smi_thread *next_in_heap;
 };
+
+static inline const struct smf_state *smi_state_of(const struct smi_thread *t)
+{
+    return (const struct smf_state *)(const void *)(t->base + SMF_STATE_OFFSET);
+}
+
+/* A stack that takes nothing. */
+extern struct smi_bin smi_no_bin;
+
+static inline void smi_forget_last(struct smi_thread *t)
+{
+    t->last_bin = &smi_no_bin; /* whatever ref is taken for the last one */
+    t->reshaped = SMI_LOAD(&smi_state_of(t)->reshaped);
+}
 
 /* The context the calling thread used last; never NULL. */
 extern _Thread_local struct smi_thread *smi_current __attribute__((tls_model("initial-exec")));
