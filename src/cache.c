@@ -77,7 +77,7 @@ int smi_cache_load(struct smi_thread *t)
         if (rc < 0)
             return rc;
         t->bin[k].limit = first < 4 ? 4 : first < capacity ? first : capacity;
-        t->batch[k] = FIRST_BATCH;
+        t->bin[k].batch = FIRST_BATCH;
         t->bin[k].shape = smi_shape(&smi_classes[k]);
     }
     return 0;
@@ -105,8 +105,8 @@ int smi_cache_refill(struct smi_thread *t, uint32_t k)
         return impossible_count(t, k);
     if (count > 0)
         return 0;
-    uint32_t most = most_batch(bin), want = t->batch[k] < most ? t->batch[k] : most;
-    t->batch[k] = (uint16_t)(t->batch[k] < MAX_BATCH ? t->batch[k] * 2 : MAX_BATCH); /* who comes often gets more */
+    uint32_t most = most_batch(bin), want = bin->batch < most ? (uint32_t)bin->batch : most;
+    bin->batch = bin->batch < MAX_BATCH ? bin->batch * 2 : MAX_BATCH; /* who comes often gets more */
     int rc = smi_central_refill(t->heap, t->arena, k, bin->array, want ? want : 1);
     t->slot->refilled += bin->array[0];
     return rc;
