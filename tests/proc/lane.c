@@ -9,9 +9,11 @@
  */
 #include "lane.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* A store that a kill may come before or after, but that the compiler must leave where it is. */
 static void put(uint64_t *word, uint64_t value)
@@ -23,17 +25,68 @@ static void put(uint64_t *word, uint64_t value)
 
 /* ---- the watch ---- */
 
+/* Time that a thread could run and had no processor; 0 where the kernel does not count it. */
+static uint64_t run_delay(pid_t pid, uint32_t tid)
+{
+    char path[64], text[64];
+    snprintf(path, sizeof(path), "/proc/%d/task/%u/schedstat", (int)pid, tid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t len = fd < 0 ? 0 : read(fd, text, sizeof(text) - 1);
+    if (fd >= 0)
+        close(fd);
+    text[len > 0 ? len : 0] = 0;
+    const char *second = strchr(text, ' ');
+    return second ? strtoull(second, NULL, 10) : 0;
+}
+
+static uint64_t without(uint64_t took, uint64_t delay, uint64_t delay_before)
+{
+    uint64_t waited = delay > delay_before ? delay - delay_before : 0;
+    return took > waited ? took - waited : 0;
+}
+
+void lane_watch_me(struct lane_watch *watch)
+{
+    watch->tid = (uint32_t)gettid();
+    __atomic_store_n(&watch->delay, run_delay(getpid(), watch->tid), __ATOMIC_RELAXED);
+}
+
+void lane_call_begins(struct lane_watch *watch)
+{
+    __atomic_store_n(&watch->began_at, now_ns(), __ATOMIC_RELEASE);
+}
+
+void lane_call_ends(struct lane_watch *watch)
+{
+    uint64_t took = now_ns() - watch->began_at, stalled = took;
+    __atomic_store_n(&watch->began_at, 0, __ATOMIC_RELEASE);
+    if (took > 1000000) {
+        uint64_t delay = run_delay(getpid(), watch->tid);
+        stalled = without(took, delay, watch->delay);
+        __atomic_store_n(&watch->delay, delay, __ATOMIC_RELAXED);
+    }
+    watch->longest = took > watch->longest ? took : watch->longest;
+    watch->stalled = stalled > watch->stalled ? stalled : watch->stalled;
+}
+
+uint64_t lane_stalled(const struct lane_watch *watch, pid_t pid)
+{
+    uint64_t began = __atomic_load_n(&watch->began_at, __ATOMIC_ACQUIRE), now = now_ns();
+    if (began == 0 || now < began + 1000000)
+        return 0;
+    uint64_t before = __atomic_load_n(&watch->delay, __ATOMIC_RELAXED), delay = run_delay(pid, watch->tid);
+    int same = __atomic_load_n(&watch->began_at, __ATOMIC_ACQUIRE) == began; /* else it has ended meanwhile */
+    return same ? without(now - began, delay, before) : 0;
+}
+
 static void begin(const struct lane_work *w)
 {
-    __atomic_store_n(&w->watch->began_at, now_ns(), __ATOMIC_RELEASE);
+    lane_call_begins(w->watch);
 }
 
 static void end(const struct lane_work *w)
 {
-    uint64_t took = now_ns() - w->watch->began_at;
-    if (took > w->watch->longest)
-        w->watch->longest = took;
-    __atomic_store_n(&w->watch->began_at, 0, __ATOMIC_RELEASE);
+    lane_call_ends(w->watch);
     __atomic_fetch_add(&w->watch->operations, 1, __ATOMIC_RELAXED);
 }
 
@@ -204,6 +257,7 @@ static void verify_lane(shmalloc_heap *heap, const struct lane *lane, const char
 
 void lane_burst(const struct lane_work *w)
 {
+    lane_watch_me(w->watch);
     begin(w);
     int rc = shmalloc_mutex_lock(w->heap, &w->lane->mutex);
     end(w);

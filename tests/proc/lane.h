@@ -34,12 +34,30 @@ struct lane {
     uint64_t next_stamp;
 };
 
-/* What one thread is at, for the killer to see; in memory outside the heap. */
+/*
+ * What one thread is at, for the killer to see; in memory outside the heap. Times are nanoseconds.
+ *
+ * A call stalls while it waits for others. While its thread could run and had no processor it waits for the
+ * machine, which says nothing about the heap: that time, which the kernel counts (schedstat), is taken off. To
+ * read it costs as much as many calls, so it is read when a burst begins and after calls of a millisecond: a
+ * thread that was left without processor between two calls of a burst gets that off the second one, too. Waiting
+ * for a lock whose living owner has no processor counts in full.
+ */
 struct lane_watch {
     uint64_t operations;
     uint64_t began_at; /* time of the call that is under way; 0 none */
-    uint64_t longest;  /* nanoseconds that a call took */
+    uint64_t delay;    /* that the thread had waited for processors when that was read last */
+    uint64_t longest;  /* that a call took */
+    uint64_t stalled;  /* the most that a call took without waiting for processors */
+    uint32_t tid;
 };
+
+/* The calling thread is the one that is watched from now on. */
+void lane_watch_me(struct lane_watch *watch);
+void lane_call_begins(struct lane_watch *watch);
+void lane_call_ends(struct lane_watch *watch);
+/* How long has the call under way of a thread of that process stalled? 0 when none is. */
+uint64_t lane_stalled(const struct lane_watch *watch, pid_t pid);
 
 struct lane_work {
     shmalloc_heap *heap;
