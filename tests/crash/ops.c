@@ -601,8 +601,8 @@ const struct op ops[] = {
     {"thread's first call", OP_OWN_MARK, four_small, thread_begin},
     {"thread's end", OP_OWN_MARK, four_small, thread_end},
     {"create", OP_NO_FILE, nothing, create},
-    {"open", 0, used_and_closed, attach},
-    {"close", 0, used, detach},
+    {"open", OP_AWAY, used_and_closed, attach},
+    {"close", OP_AWAY, used, detach},
     {"recover, torn by a reboot", OP_NO_FILE | OP_TORN, torn, recover},
     {"adopt", 0, somebody_died, adopt},
     {"hardened: alloc, new slab", OP_HARDENED, nothing, take_small},
@@ -638,7 +638,13 @@ _Noreturn void run_op(const struct op *op, const char *path)
     raise(SIGSTOP); /* the tracer sets its options */
     if (!(op->traits & (OP_NO_FILE | OP_STALE)))
         make_world(&stage, op);
+    if (control->survivors > 0 && !(op->traits & OP_STALE)) {
+        signal_word(&control->settled);
+        await_word(&control->settled, 1 + control->survivors);
+    }
     op->prepare(&stage);
+    if (control->survivors > 0 && op_holds_mutex(op))
+        lock(&stage);
     if (!(op->traits & OP_OWN_MARK))
         mark(BEGUN);
     op->run(&stage);
