@@ -43,11 +43,10 @@ struct order {
     unsigned permutation; /* of FIRST_LOCKS */
 };
 
-/* The real ones, children of the caller; `f` is where the heap will be. They stop themselves when they have come; on
- * SIGCONT they carry on, each in another order, and end. */
+/* The real ones, children of the caller; `f` is where the heap will be. They come, and wait. */
 void survivors_start(const struct fixture *f);
 void survivors_end(void);
-/* Until SIGCONTinued survivors have ended: 0 when all did so with success. */
+/* All carry on at once, each in another order, and end: 0 when they do so with success. */
 int survivors_carry_on(void);
 /* Remember the bases that they left. */
 void survivors_remember(const struct op *op);
