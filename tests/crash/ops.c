@@ -509,7 +509,7 @@ static void somebody_died(struct stage *s)
 }
 static void adopt(struct stage *s)
 {
-    must_work(smi_recover_adopt(s->heap));
+    must_work(smi_recover_adopt(s->heap, SMI_ADOPT_ALL));
 }
 
 static int die_in_use(void *arg)

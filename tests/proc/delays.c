@@ -2,7 +2,7 @@
 /*
  * delays.c - how long a death holds up those who live. Prints, asserts nothing about time.
  *
- *   delays [-k kills]
+ *   delays [-k kills] [-t threads]
  *
  * Heaps of 1 MiB, 64 MiB and 1 GiB (most of it a hole), full of blocks between which as many were freed. A process
  * of several threads fills its caches with slots of all slabs, works, and is killed at a random moment, so that it may
@@ -22,10 +22,11 @@
 #include "heap.h"
 #include "lane.h"
 
-enum { THREADS = 8, CACHED = 40000, MOST = 1000000 };
+enum { CACHED = 40000, MOST = 1000000 };
 
 static struct fixture f;
 static uint32_t *at_work; /* threads of the victim */
+static unsigned threads = 8;
 static shmalloc_ref *refs; /* of the blocks that stay */
 
 static void make_heap(uint64_t size)
@@ -84,7 +85,7 @@ static int victim(void *arg)
     pthread_t thread;
     (void)arg;
     fixture_join(&f);
-    for (unsigned i = 0; i < THREADS; i++)
+    for (unsigned i = 0; i < threads; i++)
         must(pthread_create(&thread, NULL, work, f.heap) == 0, "no thread");
     for (;;)
         pause();
@@ -126,7 +127,7 @@ static void measure_repairs(uint64_t size, uint64_t blocks, unsigned kills)
     for (unsigned k = 0; k < kills; k++) {
         *at_work = 0;
         pid_t pid = start_child(victim, NULL);
-        await_word(at_work, THREADS);
+        await_word(at_work, threads);
         usleep((unsigned)rng_below(&rng, 3000));
         kill_child(pid);
         lane_watch_me(&watch);
@@ -141,9 +142,9 @@ static void measure_repairs(uint64_t size, uint64_t blocks, unsigned kills)
         later = most > later ? most : later;
     }
     qsort(first, kills, sizeof(*first), by_size);
-    printf("%5llu MiB, %7llu blocks, %u kills of %d threads: the call that finds the death takes %.2f ms (median), at "
+    printf("%5llu MiB, %7llu blocks, %u kills of %u threads: the call that finds the death takes %.2f ms (median), at "
            "most %.2f ms; calls after it at most %.2f ms\n",
-           (unsigned long long)(size >> 20), (unsigned long long)heap_stats(f.heap).allocated_blocks, kills, THREADS,
+           (unsigned long long)(size >> 20), (unsigned long long)heap_stats(f.heap).allocated_blocks, kills, threads,
            (double)first[kills / 2] / 1e6, (double)first[kills - 1] / 1e6, (double)later / 1e6);
     fflush(stdout);
     must_be_sound(f.heap);
@@ -175,10 +176,10 @@ static void measure_open(uint64_t blocks)
 int main(int argc, char **argv)
 {
     unsigned kills = 50;
-    for (int c; (c = getopt(argc, argv, "k:")) != -1;) {
-        if (c != 'k')
-            return fprintf(stderr, "usage: %s [-k kills]\n", argv[0]), 2;
-        kills = (unsigned)strtoul(optarg, NULL, 0);
+    for (int c; (c = getopt(argc, argv, "k:t:")) != -1;) {
+        if (c == '?')
+            return fprintf(stderr, "usage: %s [-k kills] [-t threads]\n", argv[0]), 2;
+        *(c == 'k' ? &kills : &threads) = (unsigned)strtoul(optarg, NULL, 0);
     }
     must(kills > 0, "at least one kill");
     fixture_begin(&f);

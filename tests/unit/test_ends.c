@@ -372,15 +372,49 @@ Test(ends, a_daemon_without_descriptors_is_not_dead_until_it_dies)
     struct job *job = make_job(words);
     pid_t pid = start_child(close_all_and_work, job);
     await_word(&job->started, 1);
-    must_work(smi_recover_adopt(f.heap));
+    must_work(smi_recover_adopt(f.heap, SMI_ADOPT_ALL));
     cr_assert_eq(heap_stats(f.heap).processes, 2, "the daemon was taken for dead");
     signal_word(&job->go_on);
     await_word(&job->started, 2);
-    must_work(smi_recover_adopt(f.heap));
+    must_work(smi_recover_adopt(f.heap, SMI_ADOPT_ALL));
     cr_assert_eq(heap_stats(f.heap).processes, 2);
     kill_child(pid);
-    must_work(smi_recover_adopt(f.heap));
+    must_work(smi_recover_adopt(f.heap, SMI_ADOPT_ALL));
     cr_assert_eq(heap_stats(f.heap).processes, 1, "the daemon's death went unseen");
+    drop_words(words, ref);
+}
+
+static int fill_caches(void *arg)
+{
+    struct job *job = arg;
+    static shmalloc_ref refs[8][500];
+    for (unsigned k = 0; k < 8; k++)
+        for (unsigned i = 0; i < 500; i++)
+            must_work(shmalloc_alloc(f.heap, 10 + k * 16, &refs[k][i]));
+    for (unsigned k = 0; k < 8; k++)
+        for (unsigned i = 0; i < 500; i++)
+            must_work(shmalloc_free(f.heap, &refs[k][i]));
+    must_work(shmalloc_alloc(f.heap, 70000, &job->words->word[0]));
+    raise(SIGKILL);
+    return 0;
+}
+
+/* Whatever the dead had cached, no single call gives all of it back. */
+Test(ends, adoption_goes_on_where_it_stopped)
+{
+    shmalloc_ref ref = 0;
+    struct words *words = make_words(&ref);
+    cr_assert_eq(run_child(fill_caches, make_job(words)), -SIGKILL);
+    uint64_t cached = heap_stats(f.heap).cached, rounds = 0;
+    for (; heap_stats(f.heap).processes == 2; rounds++) {
+        must_work(smi_recover_adopt(f.heap, 300));
+        must_be_sound(f.heap);
+        uint64_t left = heap_stats(f.heap).cached;
+        cr_assert(left < cached || heap_stats(f.heap).processes == 1);
+        cr_assert_leq(cached - left, 300 * 128, "%llu bytes at once", (unsigned long long)(cached - left));
+        cached = left;
+    }
+    cr_assert_geq(rounds, 10);
     drop_words(words, ref);
 }
 
