@@ -246,6 +246,24 @@ void image_copy(const char *from, const char *to)
     free(image);
 }
 
+int image_move(const char *path, int reboot)
+{
+    struct smf_runtime runtime;
+    struct smf_state state;
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    must(fd >= 0 && pread(fd, &runtime, sizeof(runtime), SMF_RUNTIME_OFFSET) == sizeof(runtime) &&
+             pread(fd, &state, sizeof(state), SMF_STATE_OFFSET) == sizeof(state),
+         "%s: %s", path, strerror(errno));
+    if (reboot)
+        runtime.boot_id[0] ^= 1;
+    else
+        runtime.inode ^= 1;
+    must(pwrite(fd, &runtime, sizeof(runtime), SMF_RUNTIME_OFFSET) == sizeof(runtime), "%s: %s", path,
+         strerror(errno));
+    close(fd);
+    return state.mark != SMF_CLEAN;
+}
+
 /* With a store between each two images, the oldest with what changed between the newer two lacks the middle store. */
 static void write_without_middle(struct image *image, const char *path)
 {

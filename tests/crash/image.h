@@ -42,6 +42,10 @@ void image_forget(struct image *image);
 void image_write(const struct image *image, const char *path);
 void image_copy(const char *from, const char *to);
 
+/* The image at `path` becomes one that is found after a reboot, or else a copy as a backup makes it. 1: it was in
+ * use, so whoever opens it has to be told. */
+int image_move(const char *path, int reboot);
+
 /* What is in flight in the image: a bit for each kind of log and record. */
 uint64_t image_in_flight(const struct image *image);
 

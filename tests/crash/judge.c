@@ -179,7 +179,17 @@ static _Noreturn void judge_torn(const char *path)
 struct case_of_death {
     const char *path;
     const struct op *op;
+    int moved;
 };
+
+/* What frozen locks guard is resolved; nobody waits for them. */
+static void recover_moved(const char *path)
+{
+    shmalloc_heap *heap;
+    int rc = shmalloc_open(path, NULL, &heap);
+    right(rc == SHMALLOC_EUNCLEAN, "opening a heap that was in use elsewhere: %d (%s)", rc, shmalloc_errmsg());
+    works(shmalloc_recover(path));
+}
 
 static void judge_here(const void *arg)
 {
@@ -190,6 +200,8 @@ static void judge_here(const void *arg)
     if (op->traits & OP_TORN)
         judge_torn(path);
     judge_closed(path, "before recovery");
+    if (c->moved)
+        recover_moved(path);
     works(shmalloc_open(path, NULL, &heap));
     judge_closed(path, "recovered");
     works(shmalloc_check(heap));
@@ -235,7 +247,12 @@ void judge_in_child(struct findings *findings, void (*fn)(const void *arg), cons
 
 void judge(const char *path, const struct op *op, struct findings *findings)
 {
-    judge_in_child(findings, judge_here, &(struct case_of_death){path, op});
+    judge_in_child(findings, judge_here, &(struct case_of_death){path, op, 0});
+}
+
+void judge_moved(const char *path, const struct op *op, struct findings *findings)
+{
+    judge_in_child(findings, judge_here, &(struct case_of_death){path, op, 1});
 }
 
 /* ---- comparing ---- */

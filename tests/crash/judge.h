@@ -23,6 +23,9 @@ struct findings {
 /* Open the image as the first to attach, check, describe, use, empty, close. */
 void judge(const char *path, const struct op *op, struct findings *out);
 
+/* The same for an image that was moved: the open is refused until the heap has been recovered. */
+void judge_moved(const char *path, const struct op *op, struct findings *out);
+
 /* Do the lines of `text` lie between `before` and `after`: in both or either, and all that both have? */
 int is_between(const char *text, const char *before, const char *after);
 /* Print the lines that only one of them has. */

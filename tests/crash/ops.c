@@ -604,7 +604,7 @@ const struct op ops[] = {
     {"open", OP_AWAY, used_and_closed, attach},
     {"close", OP_AWAY, used, detach},
     {"recover, torn by a reboot", OP_NO_FILE | OP_TORN, torn, recover},
-    {"adopt", 0, somebody_died, adopt},
+    {"adopt", OP_ORPHANS, somebody_died, adopt},
     {"hardened: alloc, new slab", OP_HARDENED, nothing, take_small},
     {"hardened: alloc from the cache", OP_HARDENED, one_small, take_small},
     {"hardened: alloc, refill", OP_HARDENED, four_small, take_small},
@@ -615,7 +615,7 @@ const struct op ops[] = {
     {"hardened: realloc, small to small", OP_HARDENED, written_small, to_medium},
     {"hardened: alloc, tagged", OP_HARDENED, one_small, take_tagged},
     {"hardened: trim", OP_HARDENED, deep_to_trim, trim},
-    {"hardened: adopt", OP_HARDENED, somebody_died, adopt},
+    {"hardened: adopt", OP_HARDENED | OP_ORPHANS, somebody_died, adopt},
 };
 const unsigned op_count = sizeof(ops) / sizeof(ops[0]);
 

@@ -30,6 +30,7 @@ enum trait {
     OP_NO_FILE = 32, /* begins without a heap */
     OP_TORN = 128,   /* ... with a damaged heap that was in use when the machine stopped */
     OP_STALE = 64,   /* begins with the image of a dead heap in place */
+    OP_ORPHANS = 512, /* somebody else died before, linking words that no mutex guards */
     OP_AWAY = 256,   /* comes to the heap or leaves it, so it cannot hold world.mutex meanwhile */
 };
 

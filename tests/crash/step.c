@@ -21,6 +21,8 @@
  * it is killed; of the images that a death in a repair left, N/4 are repaired under the same eyes once more, and a
  * third one carries on. All kept images are also met by two survivors at the same time.
  *
+ * Those kept images are also recovered as if the machine had been started anew, and as copies that a backup made.
+ *
  * --real N: with real survivors and a real SIGKILL, at N instructions of each operation.
  *
  * --planted shows that this finds faults: what a mistake in the library would do is done to each image, and the run
@@ -45,6 +47,7 @@ enum { PATIENCE = 200000 };
 enum { SEEN_MAX = 1 << 20, KEPT_MAX = 512 };
 
 static struct fixture f;
+static char left_path[256], met_path[256]; /* a copy of what a death leaves; the file that a survivor meets it in */
 static struct image image;
 static enum planted planted;
 static int verbose, reported, alive, real;
@@ -119,7 +122,7 @@ static void judge_left(const struct op *op, const char *path, unsigned n, unsign
         return;
     }
     struct order order = {n < permutations ? FIRST_LOCKS : (enum first)(1 + now.images % (FIRSTS - 1)), n};
-    survivor_judge(&(struct survival){path, fixture_path(&f, "met"), repaired ? repaired->op : op, next_part(), order},
+    survivor_judge(&(struct survival){path, met_path, repaired ? repaired->op : op, next_part(), order},
                    found);
 }
 
@@ -140,31 +143,31 @@ static void compare(const struct op *op, const struct traced *traced, int *happe
 /* What would be left by a death now. `happened`: the operation was seen to be done. */
 static void judge_image(const struct op *op, const struct traced *traced, int *happened)
 {
-    const char *path = fixture_path(&f, "image");
     if (planted == PLANT_SWAPPED) {
-        if (!image_write_swapped(&image, path))
+        if (!image_write_swapped(&image, left_path))
             return;
     } else {
-        image_write(&image, path);
-        if (planted && !image_plant(path, planted))
+        image_write(&image, left_path);
+        if (planted && !image_plant(left_path, planted))
             return;
     }
-    unsigned permutations = alive ? survivor_permutations(path) : 0;
+    unsigned permutations = alive ? survivor_permutations(left_path) : 0;
     for (unsigned n = 0; n <= permutations; n++) {
-        judge_left(op, path, n, permutations);
+        judge_left(op, left_path, n, permutations);
         compare(op, traced, happened);
     }
 }
 
-static void keep_image(const struct op *op)
+/* 1: there was none of this kind yet. */
+static int keep_image(const struct op *op)
 {
     uint64_t bits = image_in_flight(&image);
     unsigned part = next_part();
     for (unsigned i = 0; i < kept_count; i++)
         if (kept[i].in_flight == bits && kept[i].part == part)
-            return;
+            return 0;
     if (bits == 0 || kept_count == KEPT_MAX || part == SURVIVORS - 1 || ((op->traits & OP_STALE) && !repaired))
-        return;
+        return 0;
     char name[32];
     snprintf(name, sizeof(name), "kept-%u", kept_count);
     struct kept *k = &kept[kept_count++];
@@ -173,19 +176,32 @@ static void keep_image(const struct op *op)
     k->op = repaired ? repaired->op : op;
     k->part = part;
     image_write(&image, k->path);
+    return 1;
+}
+
+/* The image as it would be found after a reboot, or in a backup. */
+static void judge_elsewhere(const struct op *op, const struct traced *traced, int *happened)
+{
+    for (int reboot = 0; reboot < 2 && !(op->traits & (OP_NO_FILE | OP_TORN)); reboot++) {
+        image_write(&image, left_path);
+        if (!image_move(left_path, reboot))
+            continue;
+        now.checks++;
+        judge_moved(left_path, op, found);
+        compare(op, traced, happened);
+    }
 }
 
 /* ---- one operation ---- */
 
 static void describe_now(const struct op *op, struct findings *findings)
 {
-    const char *path = fixture_path(&f, "image");
     findings->text[0] = 0;
     image_look(&image);
     if (image.fd < 0)
         return;
-    image_write(&image, path);
-    judge_left(op, path, 0, 0);
+    image_write(&image, left_path);
+    judge_left(op, left_path, 0, 0);
     must(!found->why[0], "%s, not stepped: %s", op->name, found->why);
     memcpy(findings->text, found->text, sizeof(found->text));
 }
@@ -234,7 +250,8 @@ static void step_through(const struct op *op, const struct kept *stale)
             break;
         if (image.fd >= 0 && is_new(image.sum)) {
             judge_image(op, &traced, &happened);
-            keep_image(op);
+            if (keep_image(op) && !alive)
+                judge_elsewhere(op, &traced, &happened);
         }
         uint64_t changed_at = traced.steps;
         while ((rc = traced_step(&traced)) > 0 && !image_look(&image))
@@ -342,7 +359,7 @@ static void run_two_at_once(unsigned times)
     for (unsigned i = 0; i < kept_count; i++)
         for (unsigned n = 0; n < times && kept[i].part == 0; n++) {
             enum first first = (enum first)((i + n) % FIRSTS);
-            struct survival survival = {kept[i].path, fixture_path(&f, "met"), kept[i].op, 0, {first, n}};
+            struct survival survival = {kept[i].path, met_path, kept[i].op, 0, {first, n}};
             now.checks++;
             survivor_judge_two(&survival, found);
             if (found->why[0])
@@ -502,6 +519,8 @@ int main(int argc, char **argv)
             return c == '?' ? 2 : 0;
     }
     fixture_begin(&f);
+    snprintf(left_path, sizeof(left_path), "%s", fixture_path(&f, "left"));
+    snprintf(met_path, sizeof(met_path), "%s", fixture_path(&f, "met"));
     image = (struct image){.path = f.path, .watch_locks = alive, .fd = -1};
     control = shared_memory(sizeof(*control));
     before = shared_memory(sizeof(*before));

@@ -428,8 +428,8 @@ static void judge_alone(const void *arg)
     static struct loot loot;
     struct stage s = {0};
     int others = take_part(&s, survival);
-    int linked = op_holds_mutex(survival->op);
-    int answer = begin_with(&s, survival->part, survival->order, linked ? &loot : NULL);
+    int guarded = op_holds_mutex(survival->op) && !(survival->op->traits & OP_ORPHANS);
+    int answer = begin_with(&s, survival->part, survival->order, guarded ? &loot : NULL);
     if (answer < 0)
         answer = pass_mutex(&s, NULL);
     judge_line("mutex answers %d\n", answer);
