@@ -200,13 +200,7 @@ int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
 /* After this no lock shows the dead as its owner, and nothing is half done under one. */
 static int pass_locks(shmalloc_heap *heap)
 {
-    for (uint32_t i = SMF_LOCK_CLASS_FIRST; i < heap->lock_count; i++) {
-        int rc = smi_lock_acquire(heap, i);
-        if (rc < 0)
-            return rc;
-        smi_lock_release(heap, i);
-    }
-    return 0;
+    return smi_lock_pass(heap, SMF_LOCK_CLASS_FIRST, heap->lock_count - 1);
 }
 
 /* The thread slot at `index` when the process owns it, else NULL. */

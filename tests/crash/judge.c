@@ -3,6 +3,7 @@
 #include "judge.h"
 
 #include <errno.h>
+#include <execinfo.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@
 
 #include "check.h"
 #include "support.h"
+#include "trace.h"
 #include "view.h"
 
 /* ---- what it says ---- */
@@ -224,6 +226,17 @@ static void judge_here(const void *arg)
     works(shmalloc_close(heap));
 }
 
+/* A judge hangs: print where. */
+static void tell_where(int signal)
+{
+    void *frames[24];
+    int count = backtrace(frames, 24);
+    (void)signal;
+    for (int i = 1; i < count; i++)
+        print_address((uint64_t)(uintptr_t)frames[i]);
+    judge_wrong("who opened it hung");
+}
+
 void judge_in_child(struct findings *findings, void (*fn)(const void *arg), const void *arg)
 {
     out = findings;
@@ -233,7 +246,8 @@ void judge_in_child(struct findings *findings, void (*fn)(const void *arg), cons
     must(pid >= 0, "fork: %s", strerror(errno));
     if (pid == 0) {
         die_with_parent(parent);
-        alarm(20); /* no image may hang who opens it */
+        signal(SIGALRM, tell_where);
+        alarm(30); /* no image may hang who opens it */
         fn(arg);
         _exit(0);
     }
@@ -242,7 +256,7 @@ void judge_in_child(struct findings *findings, void (*fn)(const void *arg), cons
         must(errno == EINTR, "waitpid: %s", strerror(errno));
     if (WIFSIGNALED(status))
         snprintf(out->why, sizeof(out->why), "who opened it was ended by signal %d (%s)", WTERMSIG(status),
-                 WTERMSIG(status) == SIGALRM ? "it hung" : strsignal(WTERMSIG(status)));
+                 strsignal(WTERMSIG(status)));
 }
 
 void judge(const char *path, const struct op *op, struct findings *findings)

@@ -111,8 +111,7 @@ static unsigned next_part(void)
     return repaired ? repaired->part + 1 : 0;
 }
 
-/* In the n-th way: first the orders of the dead locks, then one of the others. */
-static void judge_left(const struct op *op, const char *path, unsigned n, unsigned permutations)
+static void judge_left(const struct op *op, const char *path, struct order order)
 {
     now.checks++;
     struct op first = *op;
@@ -121,7 +120,6 @@ static void judge_left(const struct op *op, const char *path, unsigned n, unsign
         judge(path, &first, found);
         return;
     }
-    struct order order = {n < permutations ? FIRST_LOCKS : (enum first)(1 + now.images % (FIRSTS - 1)), n};
     survivor_judge(&(struct survival){path, met_path, repaired ? repaired->op : op, next_part(), order},
                    found);
 }
@@ -151,9 +149,10 @@ static void judge_image(const struct op *op, const struct traced *traced, int *h
         if (planted && !image_plant(left_path, planted))
             return;
     }
-    unsigned permutations = alive ? survivor_permutations(left_path) : 0;
-    for (unsigned n = 0; n <= permutations; n++) {
-        judge_left(op, left_path, n, permutations);
+    struct order orders[ORDERS_MAX];
+    unsigned count = alive ? survivor_orders(left_path, now.images, orders) : 1;
+    for (unsigned n = 0; n < count; n++) {
+        judge_left(op, left_path, orders[n]);
         compare(op, traced, happened);
     }
 }
@@ -201,7 +200,7 @@ static void describe_now(const struct op *op, struct findings *findings)
     if (image.fd < 0)
         return;
     image_write(&image, left_path);
-    judge_left(op, left_path, 0, 0);
+    judge_left(op, left_path, (struct order){FIRST_MUTEX, 0});
     must(!found->why[0], "%s, not stepped: %s", op->name, found->why);
     memcpy(findings->text, found->text, sizeof(found->text));
 }
@@ -323,8 +322,10 @@ static void run_recoveries(unsigned most)
 static void repair(const struct kept *k, unsigned n)
 {
     static const enum first ways[] = {FIRST_MUTEX, FIRST_LOOK};
-    unsigned permutations = survivor_permutations(k->path);
-    struct order order = {permutations && n % 3 ? FIRST_LOCKS : ways[n / 3 % 2], n};
+    struct order orders[ORDERS_MAX], order = {ways[n / 3 % 2], 0};
+    unsigned count = survivor_orders(k->path, 0, orders);
+    if (n % 3 && orders[n % count].first == FIRST_LOCKS)
+        order = orders[n % count];
     struct survival survival = {k->path, f.path, k->op, k->part, order};
     struct op op = repairing;
     char name[128];
@@ -391,7 +392,7 @@ static void kill_at(const struct op *op, uint64_t step)
     traced_end(&traced);
     if (survivors_carry_on() != 0)
         report(op, &traced, "a survivor failed");
-    judge_left(op, f.path, 0, 0);
+    judge_left(op, f.path, (struct order){FIRST_MUTEX, 0});
     compare(op, &traced, &happened);
     now.steps += traced.steps;
 }

@@ -212,18 +212,32 @@ static unsigned factorial(unsigned n)
     return n < 2 ? 1 : n * factorial(n - 1);
 }
 
-unsigned survivor_permutations(const char *image)
+unsigned survivor_orders(const char *image, uint64_t turn, struct order out[ORDERS_MAX])
 {
     uint64_t size;
-    unsigned held = 0;
+    unsigned dead = 0, count = 0;
     uint8_t *bytes = read_file(image, &size);
     const struct smf_header *header = (const void *)bytes;
-    for (uint32_t i = 0; i < header->lock_count; i++) {
-        const struct smf_lock *locks = (const void *)(bytes + header->areas.locks);
-        held += (futex_of(&locks[i]) & (FUTEX_TID_MASK | FUTEX_OWNER_DIED)) != 0;
-    }
+    const struct smf_lock *locks = (const void *)(bytes + header->areas.locks);
+    for (uint32_t i = 0; i < header->lock_count; i++)
+        dead += (futex_of(&locks[i]) & (FUTEX_TID_MASK | FUTEX_OWNER_DIED)) != 0;
+    must(dead < 5, "%u locks are held", dead);
+    for (; dead > 0 && count < factorial(dead); count++)
+        out[count] = (struct order){FIRST_LOCKS, count};
+    if (futex_of(&locks[SMF_LOCK_RECOVER]) & (FUTEX_TID_MASK | FUTEX_OWNER_DIED))
+        out[count++] = (struct order){FIRST_THREAD, 0};
+    out[count++] = (struct order){(enum first)(1 + turn % (FIRSTS - 1)), 0};
     munmap(bytes, size);
-    return held ? factorial(held) : 0;
+    return count;
+}
+
+/* All dead locks have been taken over: nothing is half done under any. */
+static void must_be_at_rest(const shmalloc_heap *heap)
+{
+    right(heap->page_heap->log_count == 0 && heap->roots->log_count == 0 && heap->roots->scratch == 0,
+          "page heap or roots are not at rest");
+    for (uint32_t i = 0; i < (heap->arena_count + 1) * SMF_CLASSES; i++)
+        right(heap->central[i].log_count == 0 && heap->central[i].pending == 0, "class %u is not at rest", i);
 }
 
 static void take_locks(shmalloc_heap *heap, unsigned permutation)
@@ -237,6 +251,7 @@ static void take_locks(shmalloc_heap *heap, unsigned permutation)
         lock[i] = lock[count - 1];
         permutation /= count;
     }
+    must_be_at_rest(heap);
 }
 
 /* Any long path, as if the last look had been long ago. */
@@ -269,8 +284,8 @@ static void use_dead_classes(struct stage *s, unsigned n)
 
 static void use_roots(struct stage *s, unsigned n)
 {
-    char name[32];
-    snprintf(name, sizeof(name), "of survivor %u", n);
+    char name[100]; /* longer than those of operations */
+    snprintf(name, sizeof(name), "of survivor %u %064u", n, n);
     works(shmalloc_root_set(s->heap, name, 0, 0));
     works(shmalloc_root_remove(s->heap, name));
 }
@@ -342,6 +357,24 @@ static int claim_slot_at_once(struct stage *s)
     return arg.answer;
 }
 
+static void *call_first(void *arg)
+{
+    struct stage *s = arg;
+    shmalloc_ref ref = 0;
+    works(shmalloc_alloc(s->heap, 3000, &ref));
+    memset(shmalloc_ptr(s->heap, ref), 0x77, 3000);
+    use_words(s, s->heap->process_index - 1u, 70000);
+    works(shmalloc_free(s->heap, &ref));
+    return NULL;
+}
+
+static void start_thread(struct stage *s)
+{
+    pthread_t thread;
+    right(pthread_create(&thread, NULL, call_first, s) == 0, "no thread");
+    pthread_join(thread, NULL);
+}
+
 /* Answers what the mutex said first, -1 when it was not asked. */
 static int begin_with(struct stage *s, unsigned n, struct order order, struct loot *loot)
 {
@@ -358,6 +391,8 @@ static int begin_with(struct stage *s, unsigned n, struct order order, struct lo
         use_words(s, n, 70000);
     else if (order.first == FIRST_ROOT)
         use_roots(s, n);
+    else if (order.first == FIRST_THREAD)
+        start_thread(s);
     else if (order.first == FIRST_CLAIM)
         answer = claim_slot_at_once(s);
     return answer;

@@ -35,6 +35,7 @@ enum first {
     FIRST_SMALL, /* allocates in the classes whose locks are dead */
     FIRST_LARGE,
     FIRST_ROOT,
+    FIRST_THREAD, /* another thread of it makes its first call */
     FIRST_CLAIM, /* looks; at once another thread claims the thread slot; then locks world.mutex */
     FIRSTS
 };
@@ -51,8 +52,10 @@ int survivors_carry_on(void);
 /* Remember the bases that they left. */
 void survivors_remember(const struct op *op);
 
-/* How many orders of the locks that are dead in the image are there? 0 when none is. */
-unsigned survivor_permutations(const char *image);
+/* Orders in which the image has to be met: each of its dead locks, and another one as it is somebody's `turn`; a
+ * thread's first call, too, when the lock of the thread slots is among them. Returns their number. */
+enum { ORDERS_MAX = 128 };
+unsigned survivor_orders(const char *image, uint64_t turn, struct order out[ORDERS_MAX]);
 
 /* Judge an image in the part of survivor `part`. */
 struct survival {
