@@ -407,6 +407,7 @@ static void report(uint64_t start)
            (unsigned long long)total.operations, (unsigned long long)total.blocks,
            (unsigned long long)total.deaths_seen, (unsigned long long)total.unreferenced,
            (double)total.longest / 1e6, (double)total.stalled / 1e6);
+    fflush(stdout);
 }
 
 int main(int argc, char **argv)
@@ -446,6 +447,8 @@ int main(int argc, char **argv)
              (unsigned long long)total.kills, (unsigned long long)seconds, (unsigned long long)kills);
         kill_round(&rng);
         audit_somehow(&rng, &killed_before);
+        if (total.kills / 10000 != (total.kills - ROUND) / 10000) /* a long run shows that it goes on */
+            report(start);
     }
     stop_all();
     must_pass_audit(&killed_before);
