@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * image.c - seeing changes of a heap file, copying it, and judging a copy; see image.h.
+ * image.c - seeing changes of a heap file, and copying it; see image.h.
  *
  * Changes are found page by page against a copy. Holes are read as zeros through the mapping, which on tmpfs
  * gives them storage; that changes nothing that a heap relies on.
@@ -9,23 +9,25 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
+#include <linux/futex.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include "check.h"
 #include "support.h"
-#include "view.h"
 
 static const uint8_t zeros[4096];
 
 /* ---- looking ---- */
+
+static uint8_t *private_bytes(void)
+{
+    uint8_t *bytes = mmap(NULL, IMAGE_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    must(bytes != MAP_FAILED, "mmap: %s", strerror(errno));
+    return bytes;
+}
 
 static int open_image(struct image *image)
 {
@@ -38,8 +40,8 @@ static int open_image(struct image *image)
     image->locks_end = header.areas.locks + header.lock_count * sizeof(struct smf_lock);
     image->file = mmap(NULL, IMAGE_MAX, PROT_READ, MAP_SHARED, image->fd, 0);
     if (!image->copy)
-        image->copy = mmap(NULL, IMAGE_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    must(image->file != MAP_FAILED && image->copy != MAP_FAILED, "mmap: %s", strerror(errno));
+        image->copy = private_bytes();
+    must(image->file != MAP_FAILED, "mmap: %s", strerror(errno));
     return 1;
 }
 
@@ -50,10 +52,10 @@ void image_forget(struct image *image)
         munmap(image->copy, IMAGE_MAX);
         close(image->fd);
     }
-    const char *path = image->path;
-    memset(image, 0, sizeof(*image));
-    image->path = path;
-    image->fd = -1;
+    for (int i = 0; i < 2; i++)
+        if (image->past[i])
+            munmap(image->past[i], IMAGE_MAX);
+    *image = (struct image){.path = image->path, .watch_locks = image->watch_locks, .fd = -1};
 }
 
 static uint64_t hash_words(const uint8_t *bytes, size_t len, uint64_t hash)
@@ -162,6 +164,25 @@ static void resize(struct image *image, uint64_t size)
     image->size = size;
 }
 
+/* Which locks have an owner? The low half of the first word of glibc's mutex is the futex. */
+static uint64_t hash_held(const struct image *image)
+{
+    uint64_t hash = 0;
+    for (uint64_t at = image->locks; at < image->locks_end; at += sizeof(struct smf_lock))
+        if (((const struct smf_lock *)(const void *)(image->file + at))->mutex[0] & FUTEX_TID_MASK)
+            hash += (at + 1) * 0x9e3779b97f4a7c15ull;
+    return hash;
+}
+
+/* 1 when other locks are held than when this was asked last. */
+static int held_changed(struct image *image)
+{
+    uint64_t held = image->watch_locks ? hash_held(image) : 0, before = image->held;
+    image->sum += held - before;
+    image->held = held;
+    return held != before;
+}
+
 int image_look(struct image *image)
 {
     struct stat st;
@@ -170,11 +191,13 @@ int image_look(struct image *image)
         return 0;
     must(fstat(image->fd, &st) == 0 && st.st_size <= IMAGE_MAX, "the heap has %lld bytes", (long long)st.st_size);
     /* Bytes without metadata are looked at with every change of others, and now and then. */
-    if ((uint64_t)st.st_size == image->size && ++image->looks % 64 != 0 && !watched_changed(image))
+    if ((uint64_t)st.st_size == image->size && ++image->looks % 64 != 0 && !held_changed(image) &&
+        !watched_changed(image))
         return 0;
     image->device = st.st_dev;
     image->inode = st.st_ino;
     resize(image, (uint64_t)st.st_size);
+    held_changed(image);
     uint64_t touched = update_copy(image) | was_touched;
     if (image->sum != before) {
         touched = 0;
@@ -211,6 +234,65 @@ void image_write(const struct image *image, const char *path)
     close(fd);
 }
 
+void image_copy(const char *from, const char *to)
+{
+    struct image *image = calloc(1, sizeof(*image));
+    must(image, "out of memory");
+    image->path = from;
+    image->fd = -1;
+    image_look(image);
+    image_write(image, to);
+    image_forget(image);
+    free(image);
+}
+
+int image_move(const char *path, int reboot)
+{
+    struct smf_runtime runtime;
+    struct smf_state state;
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    must(fd >= 0 && pread(fd, &runtime, sizeof(runtime), SMF_RUNTIME_OFFSET) == sizeof(runtime) &&
+             pread(fd, &state, sizeof(state), SMF_STATE_OFFSET) == sizeof(state),
+         "%s: %s", path, strerror(errno));
+    if (reboot)
+        runtime.boot_id[0] ^= 1;
+    else
+        runtime.inode ^= 1;
+    must(pwrite(fd, &runtime, sizeof(runtime), SMF_RUNTIME_OFFSET) == sizeof(runtime), "%s: %s", path,
+         strerror(errno));
+    close(fd);
+    return state.mark != SMF_CLEAN;
+}
+
+/* With a store between each two images, the oldest with what changed between the newer two lacks the middle store. */
+static void write_without_middle(struct image *image, const char *path)
+{
+    uint8_t *now = image->copy, *mixed = image->past[1];
+    for (uint64_t at = 0; at < image->size; at++)
+        if (now[at] != image->past[0][at])
+            mixed[at] = now[at];
+    image->copy = mixed;
+    image_write(image, path);
+    image->copy = now;
+}
+
+int image_write_swapped(struct image *image, const char *path)
+{
+    int possible = image->past_size[0] == image->size && image->past_size[1] == image->size;
+    for (int i = 0; i < 2; i++)
+        if (!image->past[i])
+            image->past[i] = private_bytes();
+    if (possible)
+        write_without_middle(image, path);
+    uint8_t *oldest = image->past[1];
+    image->past[1] = image->past[0];
+    image->past[0] = oldest;
+    memcpy(oldest, image->copy, image->size);
+    image->past_size[1] = image->past_size[0];
+    image->past_size[0] = image->size;
+    return possible;
+}
+
 /* ---- what is in flight ---- */
 
 struct parts {
@@ -218,7 +300,10 @@ struct parts {
     struct smf_roots *roots;
     struct smf_central *central;
     uint32_t central_count, arenas;
-    struct smf_thread *thread[8];
+    struct smf_process *entries;
+    struct smf_lock *locks;
+    uint32_t lock_count;
+    struct smf_thread *thread[8]; /* the first is the stepped process's */
     unsigned threads;
 };
 
@@ -232,11 +317,30 @@ static struct parts parts_of(uint8_t *bytes, uint64_t size)
     parts.roots = (void *)(bytes + areas->roots);
     parts.central = (void *)(bytes + areas->central);
     parts.arenas = header->arena_count;
+    parts.entries = (void *)(bytes + areas->processes);
+    parts.locks = (void *)(bytes + areas->locks);
+    parts.lock_count = header->lock_count;
     parts.central_count = (header->arena_count + 1) * SMF_CLASSES;
     for (unsigned i = 0; i < 8; i++)
         if (threads[i] != 0 && threads[i] + sizeof(struct smf_thread) <= size)
             parts.thread[parts.threads++] = (void *)(bytes + threads[i]);
     return parts;
+}
+
+/* Locks that are held, or whose owner died before: a bit for each of their kinds. */
+static uint64_t kinds_of_locks(const struct image *image)
+{
+    const struct smf_header *header = (const void *)image->copy;
+    const struct smf_lock *locks = (const void *)(image->copy + image->locks);
+    uint64_t bits = 0;
+    for (uint32_t i = 0; i < header->lock_count; i++) {
+        if (!(locks[i].mutex[0] & (FUTEX_TID_MASK | FUTEX_OWNER_DIED)))
+            continue;
+        bits |= i < SMF_LOCK_CLASS_FIRST ? 1ull << (13 + i)
+                : i == header->lock_count - 1 ? 1ull << 29
+                : 1ull << (30 + (i - SMF_LOCK_CLASS_FIRST) / SMF_CLASSES / header->arena_count);
+    }
+    return bits;
 }
 
 uint64_t image_in_flight(const struct image *image)
@@ -256,11 +360,13 @@ uint64_t image_in_flight(const struct image *image)
                 (uint64_t)(t->scratch != 0) << 9 | (uint64_t)(t->building != 0) << 10 |
                 (uint64_t)(t->spare[0] != 0) << 11 | (uint64_t)(t->spare[1] != 0) << 12;
     }
-    return bits;
+    return image->watch_locks ? bits | kinds_of_locks(image) : bits;
 }
 
-const char *const planted_names[PLANTS] = {"nothing", "a log's last entry missing", "no link record",
-                                           "no `pending`", "no `spare`"};
+const char *const planted_names[PLANTS] = {
+    "nothing", "a log's last entry missing", "no link record", "no `pending`", "no `spare`", "no `scratch`",
+    "no `building`", "adoption frees the thread slot first", "adoption frees the process entry first",
+    "two stores in the wrong order", "a lock that does not tell of its owner's death"};
 
 /* A stored log count goes down by one. */
 static int drop_entry(uint64_t *count)
@@ -294,247 +400,21 @@ int image_plant(const char *path, enum planted what)
         if (what == PLANT_PENDING)
             done |= forget_word(&p.central[i].pending);
     }
-    for (unsigned i = 0; i < p.threads; i++) {
-        if (what == PLANT_LINK)
-            done |= forget_word(&p.thread[i]->link.op);
-        if (what == PLANT_SPARE)
-            done |= forget_word(&p.thread[i]->spare[0]) | forget_word(&p.thread[i]->spare[1]);
-    }
+    if (what == PLANT_LINK)
+        done |= forget_word(&p.thread[0]->link.op);
+    if (what == PLANT_SPARE)
+        done |= forget_word(&p.thread[0]->spare[0]) | forget_word(&p.thread[0]->spare[1]);
+    if (what == PLANT_SCRATCH)
+        done |= forget_word(&p.thread[0]->scratch);
+    if (what == PLANT_BUILDING)
+        done |= forget_word(&p.thread[0]->building);
+    if (what == PLANT_SLOT)
+        done |= forget_word(&p.thread[0]->owner);
+    if (what == PLANT_ENTRY)
+        done |= forget_word((uint64_t *)(void *)p.entries);
+    for (uint32_t i = 0; what == PLANT_UNMARKED && i < p.lock_count; i++)
+        done |= forget_word(p.locks[i].mutex);
     munmap(bytes, (size_t)st.st_size);
     close(fd);
     return done;
-}
-
-/* ---- judging ---- */
-
-static struct findings *out;
-
-static __attribute__((format(printf, 1, 2))) void line(const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    out->used += (size_t)vsnprintf(out->text + out->used, sizeof(out->text) - out->used, format, args);
-    va_end(args);
-    must(out->used < sizeof(out->text), "too many blocks");
-}
-
-static _Noreturn __attribute__((format(printf, 1, 2))) void wrong(const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    vsnprintf(out->why, sizeof(out->why), format, args);
-    va_end(args);
-    _exit(1);
-}
-
-#define right(condition, ...) ((condition) ? (void)0 : wrong(__VA_ARGS__))
-#define works(call) right((call) >= 0, "%s: %s", #call, shmalloc_errmsg())
-
-static void seen_by_view(const char *invariant, uint64_t ref, const char *text, void *arg)
-{
-    wrong("%s: %s at %#llx: %s", (const char *)arg, invariant, (unsigned long long)ref, text);
-}
-
-/* As shmalloc-inspect does it: the file settles in private memory, nobody opens it. */
-static void check_closed(const char *path, char *when)
-{
-    struct smi_view view;
-    struct smi_check_result result = {0};
-    works(smi_view_open(&view, path));
-    works(smi_check(&view, 0, seen_by_view, when, &result));
-    smi_view_finish(&view);
-}
-
-static int describe_block(const shmalloc_block *block, void *arg)
-{
-    (void)arg;
-    line("block %#llx size %llu tag %u\n", (unsigned long long)block->ref, (unsigned long long)block->size,
-         block->tag);
-    return 0;
-}
-
-static int describe_root(const shmalloc_root *root, void *arg)
-{
-    (void)arg;
-    line("root \"%s\" type %llu ref %#llx\n", root->name, (unsigned long long)root->type,
-         (unsigned long long)root->ref);
-    return 0;
-}
-
-static void describe_words(shmalloc_heap *heap, const struct world *world)
-{
-    for (unsigned i = 0; i < WORDS; i++) {
-        uint64_t ref = world->word[i], len = world->valid[i];
-        if (ref == 0)
-            continue;
-        right(shmalloc_usable_size(heap, shmalloc_ptr(heap, ref)) >= len, "word %u: %#llx is no block of %llu bytes",
-              i, (unsigned long long)ref, (unsigned long long)len);
-        line("word %u is %#llx, its %llu bytes have hash %llx\n", i, (unsigned long long)ref,
-             (unsigned long long)len, (unsigned long long)smi_hash(shmalloc_ptr(heap, ref), len));
-    }
-}
-
-static void describe(shmalloc_heap *heap, struct world *world, const struct op *op)
-{
-    works(shmalloc_each_block(heap, describe_block, NULL));
-    works(shmalloc_root_each(heap, describe_root, NULL));
-    if (world)
-        describe_words(heap, world);
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
-    works(shmalloc_get_stats(heap, &stats));
-    line("maximum %llu\n", (unsigned long long)stats.max_size);
-    if (op->traits & OP_MUTEX) {
-        int rc = shmalloc_mutex_trylock(heap, &world->mutex);
-        line("mutex answers %d\n", rc);
-        works(rc);
-        works(shmalloc_mutex_unlock(heap, &world->mutex));
-        works(shmalloc_mutex_lock(heap, &world->mutex));
-        works(shmalloc_mutex_unlock(heap, &world->mutex));
-    }
-}
-
-static int collect(const shmalloc_block *block, void *arg)
-{
-    shmalloc_ref **next = arg;
-    *(*next)++ = block->ref;
-    return 0;
-}
-
-/* The heap still does what it is for, and all of it can be freed. */
-static void use_and_empty(shmalloc_heap *heap)
-{
-    static shmalloc_ref refs[16384];
-    static const size_t sizes[] = {8, 16, 100, 100, 100, 100, 100, 600, 4096, 4096, 20000};
-    for (unsigned i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-        works(shmalloc_alloc(heap, sizes[i], &refs[0]));
-        memset(shmalloc_ptr(heap, refs[0]), 0x55, sizes[i]);
-    }
-    for (size_t size = 68 << 10; size < 600 << 10; size *= 2) {
-        works(shmalloc_alloc_zeroed(heap, size, &refs[0]));
-        right(all_zero(shmalloc_ptr(heap, refs[0]), size), "a zeroed block has other bytes");
-    }
-    shmalloc_ref *next = refs;
-    works(shmalloc_root_remove(heap, "world"));
-    int rc = shmalloc_root_remove(heap, "a root");
-    right(rc == 0 || rc == SHMALLOC_ENOROOT, "root_remove: %s", shmalloc_errmsg());
-    works(shmalloc_each_block(heap, collect, &next));
-    for (shmalloc_ref *ref = refs; ref < next; ref++)
-        works(shmalloc_free(heap, ref));
-    works(shmalloc_trim(heap));
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
-    works(shmalloc_get_stats(heap, &stats));
-    right(stats.allocated_blocks == 0 && stats.cached == 0 && stats.central_free == 0 && stats.double_frees == 0,
-          "emptied: %llu blocks, %llu bytes cached, %llu free in slabs, %llu double frees",
-          (unsigned long long)stats.allocated_blocks, (unsigned long long)stats.cached,
-          (unsigned long long)stats.central_free, (unsigned long long)stats.double_frees);
-}
-
-/* A heap that is damaged and was in use when the machine stopped: until it has been checked nobody may use it as
- * if nothing had happened, and afterwards neither. */
-static _Noreturn void judge_torn(const char *path)
-{
-    shmalloc_heap *heap;
-    int rc = shmalloc_open(path, NULL, &heap);
-    right(rc == 0 || rc == SHMALLOC_EUNCLEAN, "open: %s", shmalloc_errmsg());
-    if (rc == 0)
-        right(!shmalloc_malloc(heap, 8) && shmalloc_check(heap) < 0,
-              "a damaged heap that nobody has checked is opened, without a complaint, for use");
-    line(rc == 0 ? "poisoned\n" : "refused as unclean\n");
-    _exit(0);
-}
-
-static _Noreturn void judge_here(const char *path, const struct op *op)
-{
-    shmalloc_heap *heap;
-    char untouched[] = "before recovery", recovered[] = "recovered", emptied[] = "emptied and closed";
-    die_with_parent(getppid());
-    alarm(20); /* no image may hang who opens it */
-    if (op->traits & OP_TORN)
-        judge_torn(path);
-    check_closed(path, untouched);
-    works(shmalloc_open(path, NULL, &heap));
-    check_closed(path, recovered);
-    works(shmalloc_check(heap));
-    struct world *world = NULL;
-    shmalloc_ref ref;
-    if (!(op->traits & OP_NO_FILE)) {
-        works(shmalloc_root_get(heap, "world", 0, &ref));
-        world = shmalloc_ptr(heap, ref);
-    } else {
-        works(shmalloc_root_set(heap, "world", 0, 0));
-    }
-    describe(heap, world, op);
-    use_and_empty(heap);
-    works(shmalloc_check(heap));
-    works(shmalloc_close(heap));
-    check_closed(path, emptied);
-    works(shmalloc_open(path, NULL, &heap));
-    works(shmalloc_close(heap));
-    _exit(0);
-}
-
-void judge(const char *path, const struct op *op, struct findings *findings)
-{
-    out = findings;
-    out->used = 0;
-    out->text[0] = out->why[0] = 0;
-    pid_t pid = fork();
-    must(pid >= 0, "fork: %s", strerror(errno));
-    if (pid == 0)
-        judge_here(path, op);
-    int status;
-    while (waitpid(pid, &status, 0) < 0)
-        must(errno == EINTR, "waitpid: %s", strerror(errno));
-    if (WIFSIGNALED(status))
-        snprintf(out->why, sizeof(out->why), "who opened it was ended by signal %d (%s)", WTERMSIG(status),
-                 WTERMSIG(status) == SIGALRM ? "it hung" : strsignal(WTERMSIG(status)));
-}
-
-/* ---- comparing ---- */
-
-static int has_line(const char *text, const char *wanted, size_t len)
-{
-    for (const char *at = text; *at; at = strchr(at, '\n') + 1)
-        if (strncmp(at, wanted, len) == 0)
-            return 1;
-    return 0;
-}
-
-/* All lines of `text` are in one of the two. */
-static int covered(const char *text, const char *a, const char *b)
-{
-    for (const char *at = text, *end; *at; at = end) {
-        end = strchr(at, '\n') + 1;
-        if (!has_line(a, at, (size_t)(end - at)) && !has_line(b, at, (size_t)(end - at)))
-            return 0;
-    }
-    return 1;
-}
-
-int is_between(const char *text, const char *before, const char *after)
-{
-    if (!covered(text, before, after))
-        return 0;
-    for (const char *at = before, *end; *at; at = end) {
-        end = strchr(at, '\n') + 1;
-        size_t len = (size_t)(end - at);
-        if (has_line(after, at, len) && !has_line(text, at, len))
-            return 0;
-    }
-    return 1;
-}
-
-static void print_missing(const char *mark, const char *lines, const char *in)
-{
-    for (const char *at = lines, *end; *at; at = end) {
-        end = strchr(at, '\n') + 1;
-        if (!has_line(in, at, (size_t)(end - at)))
-            printf("    %s %.*s", mark, (int)(end - at), at);
-    }
-}
-
-void print_difference(const char *was, const char *is)
-{
-    print_missing("-", was, is);
-    print_missing("+", is, was);
 }
