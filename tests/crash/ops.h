@@ -54,14 +54,10 @@ extern const unsigned op_count;
 extern const struct op reopening;
 
 /* Shared by the stepped process and its tracer. */
-enum phase { PREPARING, BEGUN, ENDED };
 struct control {
-    uint32_t phase;
+    uint32_t phase; /* enum smi_phase */
 };
 extern struct control *control;
-
-/* Stop here, so that the tracer sees the phase. */
-void mark(enum phase phase);
 
 /* The stepped process, from its first instruction on. */
 _Noreturn void run_op(const struct op *op, const char *path);

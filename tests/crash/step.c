@@ -24,6 +24,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "crashtest/place.h"
+#include "crashtest/walk.h"
 #include "image.h"
 #include "support.h"
 #include "trace.h"
@@ -31,13 +33,13 @@
 /* A full check or a walk over the whole heap takes millions of instructions and stores nothing: an operation that
  * changes nothing for this many runs on at full speed, and its line says so. */
 enum { PATIENCE = 200000 };
-enum { SEEN_MAX = 1 << 20, KEPT_MAX = 64 };
+enum { KEPT_MAX = 64 };
 
 static struct fixture f;
-static struct image image;
+static struct smi_image image;
 static enum planted planted;
 static int verbose, reported;
-static struct findings *before, *after, *found;
+static struct smi_findings *before, *after, *found;
 
 static struct {
     uint64_t steps, images, checks, failures;
@@ -52,45 +54,30 @@ static struct kept {
 } kept[KEPT_MAX];
 static unsigned kept_count;
 
-/* ---- images seen before ---- */
-
-static uint64_t seen[SEEN_MAX];
-
-static int is_new(uint64_t sum)
-{
-    uint64_t at = sum % SEEN_MAX;
-    for (sum |= 1; seen[at] != 0; at = (at + 1) % SEEN_MAX)
-        if (seen[at] == sum)
-            return 0;
-    must(++now.images < SEEN_MAX / 2, "too many images");
-    seen[at] = sum;
-    return 1;
-}
-
 /* ---- one image ---- */
 
-static void report(const struct op *op, const struct traced *traced, const char *why)
+static void report(const struct op *op, const struct smi_stepper *traced, const char *why)
 {
     now.failures++;
     if (planted || reported++ >= 3)
         return;
     printf("FAILED %s, step %llu: %s\n", op->name, (unsigned long long)traced->steps, why);
-    print_address(traced_address(traced));
+    smi_place_print(stdout, "at", smi_stepper_address(traced));
     fflush(stdout);
 }
 
-static void report_difference(const struct op *op, const struct traced *traced, const char *was)
+static void report_difference(const struct op *op, const struct smi_stepper *traced, const char *was)
 {
     int first = reported < 3 && !planted;
     report(op, traced, "what is left is neither the heap before nor the one after");
     if (first) {
-        print_difference(was, found->text);
+        smi_print_difference(stdout, was, found->text);
         fflush(stdout);
     }
 }
 
-/* What would be left if all died now. `happened`: the operation was seen to be done. */
-static void judge_image(const struct op *op, const struct traced *traced, int *happened)
+/* What would be left if all died now. */
+static void judge_image(const struct op *op, const struct smi_stepper *traced, struct smi_comparison *comparison)
 {
     const char *path = fixture_path(&f, "image");
     image_write(&image, path);
@@ -98,16 +85,14 @@ static void judge_image(const struct op *op, const struct traced *traced, int *h
         return;
     now.checks++;
     judge(path, op, found);
-    int is_before = strcmp(found->text, before->text) == 0, is_after = strcmp(found->text, after->text) == 0;
+    const char *was = comparison->happened ? after->text : before->text;
+    enum smi_verdict verdict = smi_compare(comparison, found->text);
     if (found->why[0])
         report(op, traced, found->why);
-    else if (*happened && !is_after && is_before)
+    else if (verdict == SMI_UNDONE)
         report(op, traced, "the operation was done, and is undone");
-    else if (!is_before && !is_after &&
-             !((op->traits & OP_LOOSE) && is_between(found->text, before->text, after->text)))
-        report_difference(op, traced, *happened ? after->text : before->text);
-    if (is_after && !is_before)
-        *happened = 1;
+    else if (verdict == SMI_NEITHER)
+        report_difference(op, traced, was);
 }
 
 static void keep_image(const struct op *op)
@@ -129,7 +114,7 @@ static void keep_image(const struct op *op)
 
 /* ---- one operation ---- */
 
-static void describe_now(const struct op *op, struct findings *findings)
+static void describe_now(const struct op *op, struct smi_findings *findings)
 {
     const char *path = fixture_path(&f, "image");
     findings->text[0] = findings->why[0] = 0;
@@ -141,15 +126,15 @@ static void describe_now(const struct op *op, struct findings *findings)
     must(!findings->why[0], "%s, not stepped: %s", op->name, findings->why);
 }
 
-static void start(const struct op *op, struct traced *traced, const struct kept *stale)
+static void start(const struct op *op, struct smi_stepper *traced, const struct kept *stale)
 {
-    image_forget(&image);
+    smi_image_forget(&image);
     unlink(f.path);
     if (stale) {
-        struct image old = {.path = stale->path, .fd = -1};
+        struct smi_image old = {.path = stale->path, .fd = -1};
         image_look(&old);
         image_write(&old, f.path);
-        image_forget(&old);
+        smi_image_forget(&old);
     }
     must(traced_start(traced, op, f.path) == 0, "%s: %s", op->name, traced->failure);
 }
@@ -157,42 +142,43 @@ static void start(const struct op *op, struct traced *traced, const struct kept 
 /* The first run: the heap before and after. */
 static void look_ahead(const struct op *op, const struct kept *stale)
 {
-    struct traced traced;
+    struct smi_stepper traced;
     start(op, &traced, stale);
     describe_now(op, before);
-    must(traced_finish(&traced) == 0, "%s: %s", op->name, traced.failure);
+    must(smi_stepper_finish(&traced) == 0, "%s: %s", op->name, traced.failure);
     describe_now(op, after);
-    traced_end(&traced);
+    smi_stepper_kill(&traced);
+}
+
+struct run {
+    const struct op *op;
+    struct smi_comparison comparison;
+};
+
+static int visit(struct smi_walk *walk)
+{
+    struct run *run = walk->arg;
+    judge_image(run->op, walk->stepper, &run->comparison);
+    keep_image(run->op);
+    return 0;
 }
 
 /* The second run. */
 static void step_through(const struct op *op, const struct kept *stale)
 {
-    struct traced traced;
-    int happened = 0, rc;
-    memset(seen, 0, sizeof(seen));
+    struct smi_stepper traced;
+    struct run run = {op, {before->text, after->text, (op->traits & OP_LOOSE) != 0, 0}};
+    struct smi_walk walk = {.stepper = &traced, .image = &image, .visit = visit, .arg = &run, .patience = PATIENCE};
     start(op, &traced, stale);
+    if (smi_walk(&walk) < 0)
+        report(op, &traced, traced.failure[0] ? traced.failure : image.failure);
     image_look(&image);
-    do {
-        if (image.fd >= 0 && is_new(image.sum)) {
-            judge_image(op, &traced, &happened);
-            keep_image(op);
-        }
-        uint64_t changed_at = traced.steps;
-        while ((rc = traced_step(&traced)) > 0 && !image_look(&image))
-            if (traced.steps - changed_at == PATIENCE) {
-                now.free_run = 1;
-                rc = traced_finish(&traced);
-                break;
-            }
-    } while (rc > 0);
-    if (rc < 0)
-        report(op, &traced, traced.failure);
-    image_look(&image);
-    if (strcmp(before->text, after->text) != 0 && !happened && !planted)
-        judge_image(op, &traced, &happened);
-    traced_end(&traced);
+    if (strcmp(before->text, after->text) != 0 && !run.comparison.happened && !planted)
+        judge_image(op, &traced, &run.comparison);
+    smi_stepper_kill(&traced);
     now.steps = traced.steps;
+    now.images = walk.images;
+    now.free_run = walk.free_run;
 }
 
 static void print_now(const char *name, uint64_t start_ns)
@@ -214,7 +200,7 @@ static void run(const struct op *op, const struct kept *stale, const char *name)
     reported = 0;
     look_ahead(op, stale);
     if (verbose)
-        print_difference(before->text, after->text);
+        smi_print_difference(stdout, before->text, after->text);
     step_through(op, stale);
     print_now(name, start_ns);
     sums.steps += now.steps;
@@ -303,7 +289,7 @@ int main(int argc, char **argv)
             return c == '?' ? 2 : 0;
     }
     fixture_begin(&f);
-    image = (struct image){.path = f.path, .fd = -1};
+    image = (struct smi_image){.path = f.path, .fd = -1};
     control = shared_memory(sizeof(*control));
     before = shared_memory(sizeof(*before));
     after = shared_memory(sizeof(*after));

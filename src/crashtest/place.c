@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * place.c - naming an address of code: dladdr says which file and symbol, addr2line which function and line.
+ *
+ * Without addr2line (package binutils), or without debugging information, the symbol is all there is.
+ */
+#include "crashtest/place.h"
+
+#include <dlfcn.h>
+#include <link.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <shmalloc/shmalloc.h>
+
+struct source {
+    char function[128], line[512]; /* empty: unknown */
+};
+
+static void read_line(FILE *from, char *line, size_t size)
+{
+    if (!fgets(line, (int)size, from) || line[0] == '?')
+        line[0] = 0;
+    line[strcspn(line, "\n")] = 0;
+}
+
+static void find_source(const char *file, uint64_t offset, struct source *out)
+{
+    char at[32];
+    int ends[2];
+    out->function[0] = out->line[0] = 0;
+    snprintf(at, sizeof(at), "%#llx", (unsigned long long)offset);
+    if (pipe(ends) < 0)
+        return;
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(ends[1], STDOUT_FILENO);
+        close(STDERR_FILENO);
+        execlp("addr2line", "addr2line", "-fe", file, at, (char *)NULL);
+        _exit(1);
+    }
+    close(ends[1]);
+    FILE *answer = fdopen(ends[0], "r");
+    if (answer) {
+        read_line(answer, out->function, sizeof(out->function));
+        read_line(answer, out->line, sizeof(out->line));
+        fclose(answer);
+    } else {
+        close(ends[0]);
+    }
+    if (pid > 0)
+        waitpid(pid, NULL, 0);
+}
+
+void smi_place_print(FILE *to, const char *what, uint64_t address)
+{
+    Dl_info info;
+    struct link_map *map;
+    struct source source;
+    char program[64];
+    if (address == 0)
+        return;
+    if (!dladdr1((void *)(uintptr_t)address, &info, (void **)&map, RTLD_DL_LINKMAP) || !info.dli_fname) {
+        fprintf(to, "  %s: %#llx\n", what, (unsigned long long)address);
+        return;
+    }
+    /* The program's own name is what it was called by, which need not lead to it. */
+    snprintf(program, sizeof(program), "/proc/%d/exe", (int)getpid());
+    find_source(map->l_name[0] ? info.dli_fname : program, address - map->l_addr, &source);
+    const char *base = strrchr(info.dli_fname, '/');
+    fprintf(to, "  %s: %s", what, source.function[0] ? source.function : info.dli_sname ? info.dli_sname : "code");
+    fprintf(to, " in %s", base ? base + 1 : info.dli_fname);
+    fprintf(to, "%s%s\n", source.line[0] ? ", " : "", source.line);
+}
+
+/* ---- the program's own code ---- */
+
+struct range {
+    uint64_t start, end;
+};
+static struct range ranges[64];
+static unsigned range_count;
+
+static uint64_t base_of(const void *address)
+{
+    Dl_info info;
+    return address && dladdr(address, &info) ? (uintptr_t)info.dli_fbase : 0;
+}
+
+/* Is it the file of the C library, the dynamic linker, the heap or the test library? */
+static int is_other(uint64_t base)
+{
+    return base == base_of((void *)(uintptr_t)smi_place_is_programs) || base == base_of(dlsym(RTLD_DEFAULT, "fork")) ||
+           base == base_of((void *)(uintptr_t)shmalloc_open) || base == base_of(dlsym(RTLD_DEFAULT, "__tls_get_addr"));
+}
+
+static int add_ranges(struct dl_phdr_info *file, size_t size, void *arg)
+{
+    int *others = arg; /* the first file is the program, also when the libraries are linked into it */
+    (void)size;
+    for (unsigned i = 0; i < file->dlpi_phnum; i++) {
+        const ElfW(Phdr) *part = &file->dlpi_phdr[i];
+        uint64_t start = file->dlpi_addr + part->p_vaddr;
+        if (part->p_type != PT_LOAD || !(part->p_flags & PF_X) || range_count == sizeof(ranges) / sizeof(ranges[0]))
+            continue;
+        uint64_t base = base_of((void *)(uintptr_t)start);
+        if (!*others || (base != 0 && !is_other(base)))
+            ranges[range_count++] = (struct range){start, start + part->p_memsz};
+    }
+    *others = 1;
+    return 0;
+}
+
+int smi_place_is_programs(uint64_t address)
+{
+    int others = 0;
+    if (range_count == 0)
+        dl_iterate_phdr(add_ranges, &others);
+    for (unsigned i = 0; i < range_count; i++)
+        if (address >= ranges[i].start && address < ranges[i].end)
+            return 1;
+    return 0;
+}
