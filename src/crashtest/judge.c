@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -14,7 +13,7 @@
 
 static struct smi_findings *findings;
 
-static void note_wrong(const char *format, va_list args)
+static __attribute__((format(printf, 1, 0))) void note_wrong(const char *format, va_list args)
 {
     if (findings->why[0] == 0)
         vsnprintf(findings->why, sizeof(findings->why), format, args);
@@ -37,16 +36,23 @@ _Noreturn void smi_wrong(const char *format, ...)
     _exit(1);
 }
 
-void smi_say(const char *format, ...)
+void smi_say_list(const char *format, va_list args)
 {
-    va_list args;
     size_t room = sizeof(findings->text) - findings->used;
-    va_start(args, format);
+    if (findings->silent)
+        return;
     int len = vsnprintf(findings->text + findings->used, room, format, args);
-    va_end(args);
     if (len < 0 || (size_t)len >= room)
         smi_wrong("its description takes more than %zu bytes; is there a cycle?", sizeof(findings->text));
     findings->used += (size_t)len;
+}
+
+void smi_say(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    smi_say_list(format, args);
+    va_end(args);
 }
 
 /* ---- its parent ---- */

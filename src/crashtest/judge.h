@@ -5,6 +5,7 @@
 #ifndef SMI_CRASHTEST_JUDGE_H
 #define SMI_CRASHTEST_JUDGE_H
 
+#include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -15,6 +16,7 @@
 struct smi_findings {
     char text[256 << 10];
     size_t used;
+    int silent;       /* set by the parent: the text is of no interest */
     uint64_t reached; /* blocks that were said to be reached */
     char why[1024];   /* not empty: what is wrong */
 };
@@ -23,6 +25,7 @@ struct smi_findings {
 
 /* Add to the text. */
 void smi_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void smi_say_list(const char *format, va_list args) __attribute__((format(printf, 1, 0)));
 /* Note what is wrong; the first one counts. */
 void smi_note_wrong(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* The same, and end the process. */

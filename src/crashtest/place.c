@@ -45,6 +45,9 @@ static void find_source(const char *file, uint64_t offset, struct source *out)
     if (answer) {
         read_line(answer, out->function, sizeof(out->function));
         read_line(answer, out->line, sizeof(out->line));
+        char *detail = strstr(out->line, " (discriminator");
+        if (detail)
+            *detail = 0;
         fclose(answer);
     } else {
         close(ends[0]);
@@ -112,13 +115,30 @@ static int add_ranges(struct dl_phdr_info *file, size_t size, void *arg)
     return 0;
 }
 
+/* Jumps to a library, between a call and the function that it means: no place that anybody wants to know. */
+static int is_linkage(uint64_t address)
+{
+#if defined(__x86_64__)
+    static const uint8_t landing[] = {0xf3, 0x0f, 0x1e, 0xfa};
+    const uint8_t *code = (const void *)(uintptr_t)address;
+    if (memcmp(code, landing, sizeof(landing)) == 0)
+        code += sizeof(landing);
+    code += *code == 0xf2;                                             /* bnd */
+    return (code[0] == 0xff && (code[1] == 0x25 || code[1] == 0x35)) || /* jmp, push of a word of the table */
+           (code[0] == 0x68 && (code[5] == 0xe9 || code[5] == 0xf2));  /* push of a number, jmp */
+#else
+    (void)address;
+    return 0;
+#endif
+}
+
 int smi_place_is_programs(uint64_t address)
 {
     int others = 0;
     if (range_count == 0)
         dl_iterate_phdr(add_ranges, &others);
     for (unsigned i = 0; i < range_count; i++)
-        if (address >= ranges[i].start && address < ranges[i].end)
-            return 1;
+        if (address >= ranges[i].start && address + 16 < ranges[i].end)
+            return !is_linkage(address);
     return 0;
 }

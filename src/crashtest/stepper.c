@@ -4,15 +4,17 @@
  *
  * New threads of the process are traced from their first instruction, and run free but for the one that marks
  * BEGUN. Signals that end a process are taken for its failure; SIGALRM, with which processes of a test limit their
- * time, fails one that runs at full speed and does not count for one that is stepped. Others are delivered.
+ * time, is counted and not delivered: the system call that it interrupts goes on. Others are delivered.
  */
 #include "crashtest/stepper.h"
 
 #include <elf.h>
 #include <errno.h>
+#include <link.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
 #include <sys/user.h>
@@ -55,6 +57,17 @@ static int is_fatal(int signal)
     return signal == SIGSEGV || signal == SIGBUS || signal == SIGABRT || signal == SIGILL || signal == SIGFPE;
 }
 
+/* Signals that tracer and process speak with. */
+static int is_ours(int signal)
+{
+    return signal == SIGTRAP || signal == SIGSTOP || signal == SIGALRM;
+}
+
+static int is_late(struct smi_stepper *s, int signal)
+{
+    return signal == SIGALRM && ++s->alarms == s->limit;
+}
+
 /* Let all threads run until one stops in that phase. */
 static int run_to(struct smi_stepper *s, enum smi_phase phase)
 {
@@ -75,12 +88,30 @@ static int run_to(struct smi_stepper *s, enum smi_phase phase)
             s->tid = tid;
             return 0;
         }
-        if (is_fatal(signal) || signal == SIGALRM) {
+        if (is_fatal(signal) || is_late(s, signal)) {
             s->tid = tid;
             return failed(s, status);
         }
-        resume(tid, signal == SIGSTOP || signal == SIGTRAP ? 0 : signal);
+        resume(tid, is_ours(signal) ? 0 : signal);
     }
+}
+
+static uint64_t address(const struct smi_stepper *s)
+{
+#if defined(__x86_64__) || defined(__aarch64__)
+    struct user_regs_struct regs;
+    struct iovec where = {&regs, sizeof(regs)};
+    if (s->tid == 0 || ptrace(PTRACE_GETREGSET, s->tid, (void *)NT_PRSTATUS, &where) < 0)
+        return 0;
+#if defined(__x86_64__)
+    return regs.rip;
+#else
+    return regs.pc;
+#endif
+#else
+    (void)s;
+    return 0;
+#endif
 }
 
 static _Noreturn void begin(struct smi_stepper *s, void (*body)(void *), void *arg)
@@ -99,7 +130,7 @@ static _Noreturn void begin(struct smi_stepper *s, void (*body)(void *), void *a
 int smi_stepper_start(struct smi_stepper *s, void (*body)(void *), void *arg)
 {
     int status;
-    *s = (struct smi_stepper){.phase = s->phase};
+    *s = (struct smi_stepper){.phase = s->phase, .limit = s->limit};
     __atomic_store_n(s->phase, SMI_PREPARING, __ATOMIC_SEQ_CST);
     fflush(NULL); /* else the process could write the tracer's text once more */
     s->pid = s->tid = fork();
@@ -119,7 +150,9 @@ int smi_stepper_start(struct smi_stepper *s, void (*body)(void *), void *arg)
         return -error;
     }
     resume(s->pid, 0);
-    return run_to(s, SMI_BEGUN);
+    int rc = run_to(s, SMI_BEGUN);
+    s->next = address(s);
+    return rc;
 }
 
 int smi_stepper_finish(struct smi_stepper *s)
@@ -129,22 +162,53 @@ int smi_stepper_finish(struct smi_stepper *s)
     return run_to(s, SMI_ENDED);
 }
 
+/* Code that the kernel maps into every process. */
+static int is_kernels(uint64_t at)
+{
+    static uint64_t start, end;
+    if (end == 0) {
+        const ElfW(Ehdr) *file = (const void *)getauxval(AT_SYSINFO_EHDR);
+        const ElfW(Phdr) *part = file ? (const void *)((const char *)file + file->e_phoff) : NULL;
+        for (unsigned i = 0; file && i < file->e_phnum; i++)
+            if (part[i].p_type == PT_LOAD && (uintptr_t)file + part[i].p_memsz > end)
+                end = (uintptr_t)file + part[i].p_memsz;
+        start = (uintptr_t)file;
+        end += end == 0;
+    }
+    return at >= start && at < end;
+}
+
+/* The end of one instruction; that of a system call may take its time. */
+static int await_step(struct smi_stepper *s, int *status)
+{
+    do {
+        if (ptrace(PTRACE_SINGLESTEP, s->tid, 0, (void *)(intptr_t)s->signal) < 0 || await(s->tid, status) < 0) {
+            snprintf(s->failure, sizeof(s->failure), "ptrace: %s", strerror(errno));
+            return -1;
+        }
+        s->signal = 0;
+        if (WIFSTOPPED(*status) && is_late(s, WSTOPSIG(*status)))
+            return failed(s, *status);
+    } while (WIFSTOPPED(*status) && WSTOPSIG(*status) == SIGALRM);
+    return 0;
+}
+
 int smi_stepper_step(struct smi_stepper *s)
 {
-    int status = 0;
-    s->steps++;
-    if (ptrace(PTRACE_SINGLESTEP, s->tid, 0, (void *)(intptr_t)s->signal) < 0 || await(s->tid, &status) < 0) {
-        snprintf(s->failure, sizeof(s->failure), "ptrace: %s", strerror(errno));
+    int status;
+    s->at = s->next;
+    s->steps += !is_kernels(s->at);
+    s->alarms = 0;
+    if (await_step(s, &status) < 0)
         return -1;
-    }
-    s->signal = 0;
     if (WIFSTOPPED(status)) {
         int signal = WSTOPSIG(status);
         if (signal == SIGSTOP && __atomic_load_n(s->phase, __ATOMIC_SEQ_CST) == SMI_ENDED)
             return 0;
         if (is_fatal(signal))
             return failed(s, status);
-        s->signal = signal == SIGTRAP || signal == SIGSTOP || signal == SIGALRM ? 0 : signal;
+        s->signal = is_ours(signal) ? 0 : signal;
+        s->next = address(s);
         return 1;
     }
     if (s->tid == s->pid)
@@ -161,22 +225,4 @@ void smi_stepper_kill(struct smi_stepper *s)
     /* Its threads have to be awaited too: the first one is not reported before all others are. */
     while ((got = await(-s->pid, &status)) > 0 && (got != s->pid || WIFSTOPPED(status)))
         ;
-}
-
-uint64_t smi_stepper_address(const struct smi_stepper *s)
-{
-#if defined(__x86_64__) || defined(__aarch64__)
-    struct user_regs_struct regs;
-    struct iovec where = {&regs, sizeof(regs)};
-    if (s->tid == 0 || ptrace(PTRACE_GETREGSET, s->tid, (void *)NT_PRSTATUS, &where) < 0)
-        return 0;
-#if defined(__x86_64__)
-    return regs.rip;
-#else
-    return regs.pc;
-#endif
-#else
-    (void)s;
-    return 0;
-#endif
 }

@@ -16,10 +16,16 @@ enum smi_phase { SMI_PREPARING, SMI_BEGUN, SMI_ENDED, SMI_REFUSED /* by the kern
 
 struct smi_stepper {
     uint32_t *phase; /* in memory that tracer and process share; set by the caller */
+    unsigned limit;  /* SIGALRMs, of a timer that the process sets, after which it is given up at full speed or in
+                        one instruction; set by the caller, 0 none */
+    unsigned alarms; /* so many came */
     pid_t pid;       /* the process */
     pid_t tid;       /* its thread that is stepped; 0: that has ended */
     int signal;      /* to be delivered with the next step; 0 none */
-    uint64_t steps;
+    uint64_t at, next; /* address of the last instruction, and of the one to come; 0 unknown. The process was
+                          forked from this one, so addresses mean the same */
+    uint64_t steps;    /* instructions so far. Those of the kernel's page with clock_gettime, which change no file
+                          and are not equally many in every run, do not count */
     char failure[256]; /* not empty: the process itself failed */
 };
 
@@ -35,8 +41,5 @@ int smi_stepper_finish(struct smi_stepper *stepper);
 int smi_stepper_step(struct smi_stepper *stepper);
 /* SIGKILL the process, wherever it is, and reap it. */
 void smi_stepper_kill(struct smi_stepper *stepper);
-
-/* Where the stepped thread is; 0 unknown. The process was forked from this one, so addresses mean the same. */
-uint64_t smi_stepper_address(const struct smi_stepper *stepper);
 
 #endif

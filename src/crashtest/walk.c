@@ -26,8 +26,8 @@ static int next_change(struct smi_walk *w)
 {
     uint64_t changed_at = w->stepper->steps;
     for (int rc;;) {
-        if ((rc = smi_stepper_step(w->stepper)) <= 0 || (rc = smi_image_look(w->image)) != 0 ||
-            (w->each && (rc = w->each(w)) < 0))
+        if ((rc = smi_stepper_step(w->stepper)) <= 0 || (w->each && (rc = w->each(w)) < 0) ||
+            (rc = smi_image_look(w->image)) != 0)
             return rc;
         if (w->patience != 0 && w->stepper->steps - changed_at == w->patience) {
             w->free_run = 1;

@@ -15,7 +15,7 @@ struct smi_walk {
     /* Called at BEGUN, and after each instruction that changed the file to something not seen on this walk: 0, or a
      * negative code, which ends it. */
     int (*visit)(struct smi_walk *walk);
-    /* The same after each instruction that did not; NULL: nothing. */
+    /* The same after every instruction; NULL: nothing. */
     int (*each)(struct smi_walk *walk);
     void *arg;
     uint64_t patience; /* instructions without a change, after which the rest runs at full speed; 0 none */

@@ -62,7 +62,7 @@ static void report(const struct op *op, const struct smi_stepper *traced, const 
     if (planted || reported++ >= 3)
         return;
     printf("FAILED %s, step %llu: %s\n", op->name, (unsigned long long)traced->steps, why);
-    smi_place_print(stdout, "at", smi_stepper_address(traced));
+    smi_place_print(stdout, "after", traced->at);
     fflush(stdout);
 }
 
