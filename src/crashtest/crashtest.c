@@ -77,7 +77,7 @@ static void fill_in(shmalloc_crashtest *t, shmalloc_options *options)
 /* Memory that all processes of a run share. */
 struct shared {
     uint32_t phase;
-    struct smi_findings before, after, found, said;
+    struct smi_findings before, after, found, expected, said;
 };
 
 static int make_places(struct smi_run *run, struct shared **shared)
@@ -101,6 +101,7 @@ static int make_places(struct smi_run *run, struct shared **shared)
     run->before = &(*shared)->before;
     run->after = &(*shared)->after;
     run->found = &(*shared)->found;
+    run->expected = &(*shared)->expected;
     run->said = &(*shared)->said;
     *run->image = (struct smi_image){.path = run->heap, .fd = -1, .large = 1};
     return 0;
@@ -125,12 +126,11 @@ static void remove_places(struct smi_run *run, struct shared *shared)
 
 static int run_stepped(struct smi_run *run)
 {
-    run->happened_at = UINT64_MAX;
     int rc = smi_scan(run);
     if (rc != 0)
         return rc < 0 ? rc : 0;
-    smi_tell(run, "%s: %llu instructions, after %llu of them the heap is another\n", run->test.name,
-             (unsigned long long)run->steps, (unsigned long long)run->changes);
+    smi_tell(run, "%s: %llu instructions, of which %llu change the heap\n", run->test.name,
+             (unsigned long long)run->steps, (unsigned long long)run->changes - 1); /* the first is the beginning */
     if (strcmp(run->before->text, run->after->text) == 0 && run->test.describe)
         smi_tell(run, "  note: describe() says the same before and after the operation\n");
     if (run->test.modes & SHMALLOC_CRASHTEST_DEAD)

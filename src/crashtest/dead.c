@@ -20,7 +20,9 @@ enum { STOPPED = -100001 }; /* a walk ended where it was meant to */
 struct dead {
     struct smi_run *run;
     struct smi_comparison comparison;
-    uint64_t visits, images, left_out, bulk; /* bulk: length of the row of changes in large blocks */
+    uint64_t visits, images, left_out;
+    uint64_t bulk;    /* length of the row of changes in large blocks */
+    int last_left_out;
     uint64_t differs; /* first step at which the file changed in one of the runs only; 0 none */
     int fault;        /* the operation itself failed */
 };
@@ -29,13 +31,10 @@ struct dead {
 
 static int is_left_out(struct dead *d)
 {
-    if (!d->run->image->bulk)
-        d->bulk = 0;
-    else if (++d->bulk > BULK_ALL && d->bulk % (d->bulk / BULK_ALL) != 0) {
-        d->left_out++;
-        return 1;
-    }
-    return 0;
+    d->bulk = d->run->image->bulk ? d->bulk + 1 : 0;
+    d->last_left_out = d->bulk > BULK_ALL && d->bulk % (d->bulk / BULK_ALL) != 0;
+    d->left_out += (uint64_t)d->last_left_out;
+    return d->last_left_out;
 }
 
 static int too_many_steps(struct dead *d)
@@ -115,7 +114,7 @@ static int scan_to_end(struct smi_run *run)
 {
     struct dead d = {.run = run};
     struct smi_walk walk = {
-        .stepper = &run->stepper, .image = run->image, .visit = note_change, .each = each, .arg = &d};
+        .stepper = &run->stepper, .image = run->image, .every = 1, .visit = note_change, .each = each, .arg = &d};
     int rc = examine_now(run, run->before);
     if (rc == 0)
         rc = reported(run, "in the state before the operation", run->before);
@@ -183,8 +182,6 @@ static int judge_now(struct dead *d)
     if (rc < 0)
         return rc;
     enum smi_verdict verdict = smi_compare(&d->comparison, run->found->text);
-    if (d->comparison.happened && run->happened_at == UINT64_MAX)
-        run->happened_at = run->stepper.steps;
     if (run->found->why[0])
         smi_fault(run, run->found->why, NULL);
     else if (verdict == SMI_UNDONE)
@@ -221,6 +218,7 @@ static int go(struct dead *d)
     struct smi_run *run = d->run;
     struct smi_walk walk = {.stepper = &run->stepper,
                             .image = run->image,
+                            .every = 1, /* also one that was there before: that may be the operation undone */
                             .visit = visit,
                             .each = run->test.step ? each_but_one : each,
                             .arg = d};
@@ -230,7 +228,7 @@ static int go(struct dead *d)
     if (run->test.step != 0)
         return smi_cannot(run, -EINVAL, "the operation has %llu instructions, no step %llu",
                           (unsigned long long)run->stepper.steps, (unsigned long long)run->test.step);
-    if ((rc = judge_now(d)) < 0)
+    if (d->last_left_out && (rc = judge_now(d)) < 0)
         return rc;
     if (run->faults == 0 && strcmp(run->before->text, run->after->text) != 0 && !d->comparison.happened)
         return smi_cannot(run, -ECANCELED, "the operation did not do the same when it was run once more");

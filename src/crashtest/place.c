@@ -102,7 +102,7 @@ static int add_ranges(struct dl_phdr_info *file, size_t size, void *arg)
 {
     int *others = arg; /* the first file is the program, also when the libraries are linked into it */
     (void)size;
-    for (unsigned i = 0; i < file->dlpi_phnum; i++) {
+    for (unsigned i = 0; i < file->dlpi_phnum && strncmp(file->dlpi_name, "linux-vdso", 10) != 0; i++) {
         const ElfW(Phdr) *part = &file->dlpi_phdr[i];
         uint64_t start = file->dlpi_addr + part->p_vaddr;
         if (part->p_type != PT_LOAD || !(part->p_flags & PF_X) || range_count == sizeof(ranges) / sizeof(ranges[0]))
@@ -123,9 +123,10 @@ static int is_linkage(uint64_t address)
     const uint8_t *code = (const void *)(uintptr_t)address;
     if (memcmp(code, landing, sizeof(landing)) == 0)
         code += sizeof(landing);
-    code += *code == 0xf2;                                             /* bnd */
+    code += *code == 0xf2;                                              /* bnd */
     return (code[0] == 0xff && (code[1] == 0x25 || code[1] == 0x35)) || /* jmp, push of a word of the table */
-           (code[0] == 0x68 && (code[5] == 0xe9 || code[5] == 0xf2));  /* push of a number, jmp */
+           (code[0] == 0x68 && (code[5] == 0xe9 || code[5] == 0xf2)) || /* push of a number, then ... */
+           (code[0] == 0xe9 && (code[-5] == 0x68 || code[-6] == 0x68)); /* ... jmp */
 #else
     (void)address;
     return 0;

@@ -82,16 +82,17 @@ int smi_run_start(struct smi_run *run)
     int rc = smi_stepper_start(&run->stepper, body, run);
     if (rc == 0)
         return 0;
-    if (rc == -EPERM)
-        return smi_cannot(run, rc, "ptrace is refused here. A container needs the capability SYS_PTRACE or a seccomp "
-                                   "profile that allows it, /proc/sys/kernel/yama/ptrace_scope must be below 3, and "
-                                   "no debugger may follow this process. The mode --random works without ptrace");
-    if (run->stepper.failure[0] == 0)
+    if (run->stepper.failure[0]) {
+        rc = smi_cannot(run, -ECANCELED, "before the operation: %s",
+                        run->said->why[0] ? run->said->why : run->stepper.failure);
+        smi_run_stop(run);
+        return rc;
+    }
+    if (rc != -EPERM)
         return smi_cannot(run, rc, "%s", strerror(-rc));
-    rc = smi_cannot(run, -ECANCELED, "before the operation: %s",
-                    run->said->why[0] ? run->said->why : run->stepper.failure);
-    smi_run_stop(run);
-    return rc;
+    return smi_cannot(run, rc, "ptrace is refused here. A container needs the capability SYS_PTRACE or a seccomp profile "
+                               "that allows it, /proc/sys/kernel/yama/ptrace_scope must be below 3, and no debugger "
+                               "may follow this process. The mode --random works without ptrace");
 }
 
 void smi_run_stop(struct smi_run *run)

@@ -22,19 +22,19 @@ struct smi_run {
     uint32_t *phase;
     struct smi_findings *before, *after; /* states of the operation, as the next to open finds them */
     struct smi_findings *found;          /* by a judge */
+    struct smi_findings *expected;       /* by another one, for comparison */
     struct smi_findings *said;           /* by the process that is stepped */
     struct smi_image *image;
     struct smi_stepper stepper;
     uint64_t programs_at; /* the last instruction that was of the program's own code; 0 unknown */
 
     uint64_t steps;        /* instructions of the operation */
-    uint32_t *change;      /* those that changed the heap to something new, ascending, then their number... */
-    uint64_t changes;
-    uint64_t happened_at;  /* the first one after which the operation is done; UINT64_MAX unknown */
+    uint32_t *change;      /* 0, for BEGUN, and the instructions that changed the heap to something new */
+    uint64_t changes;      /* number of them */
     int check_leaks;
 
-    const char *mode; /* that is running */
-    uint64_t faults;  /* of this mode, of all */
+    const char *mode;   /* that is running */
+    uint64_t faults;    /* of this mode */
     uint64_t all_faults;
     uint64_t shown_ns; /* when progress was shown last */
 };

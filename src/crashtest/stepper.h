@@ -32,8 +32,8 @@ struct smi_stepper {
 /* In the process: stop here, so that the tracer sees the phase. */
 void smi_stepper_mark(uint32_t *phase, enum smi_phase reached);
 
-/* Start a process that executes body(arg), which must mark BEGUN and ENDED, and run it to BEGUN: 0; -1 when the
- * process failed; -EPERM and other errnos when it could not be traced. */
+/* Start a process that executes body(arg), which must mark BEGUN and ENDED, and run it to BEGUN: 0; -1 and
+ * `failure` when the process failed; a negated errno without when it could not be traced. */
 int smi_stepper_start(struct smi_stepper *stepper, void (*body)(void *), void *arg);
 /* Run on to ENDED at full speed. */
 int smi_stepper_finish(struct smi_stepper *stepper);

@@ -90,15 +90,23 @@ static int kill_at(struct smi_run *run, uint64_t step)
         rc = smi_cannot(run, -ECANCELED, "the operation did not do the same when it was run once more: %s",
                         run->stepper.failure);
     smi_stepper_kill(&run->stepper);
-    if (rc >= 0 && smi_image_look(run->image) < 0)
+    if (rc >= 0 && (smi_image_look(run->image) < 0 || smi_image_write(run->image, run->copy) < 0))
         return smi_cannot(run, -ECANCELED, "%s", run->image->failure);
     return rc < 0 ? rc : 0;
 }
 
-static void judge(struct smi_run *run, uint64_t step)
+/* If whoever opens the heap as it was at the death finds the operation done, so must the survivor. */
+static int was_done(struct smi_run *run)
 {
-    struct smi_comparison comparison = {run->before->text, run->after->text, run->test.between,
-                                        step >= run->happened_at};
+    struct smi_comparison comparison = {run->before->text, run->after->text, run->test.between, 0};
+    smi_run_examine(run, run->copy, run->expected);
+    smi_compare(&comparison, run->expected->text);
+    return comparison.happened;
+}
+
+static void judge(struct smi_run *run)
+{
+    struct smi_comparison comparison = {run->before->text, run->after->text, run->test.between, was_done(run)};
     const char *was = comparison.happened ? run->after->text : run->before->text;
     enum smi_verdict verdict = smi_compare(&comparison, run->found->text);
     char why[1200];
@@ -134,7 +142,7 @@ static int kill_once(struct survivor *s, uint64_t step)
     s->kills++;
     let_go(s, pid);
     if (rc == 0)
-        judge(run, step);
+        judge(run);
     return rc;
 }
 

@@ -11,6 +11,8 @@ enum { SEEN_MAX = 1 << 20 };
 static int is_new(struct smi_walk *w, uint64_t sum)
 {
     uint64_t at = sum % SEEN_MAX;
+    if (w->every)
+        return ++w->images > 0;
     for (sum |= 1; w->seen[at] != 0; at = (at + 1) % SEEN_MAX)
         if (w->seen[at] == sum)
             return 0;
@@ -54,8 +56,8 @@ int smi_walk(struct smi_walk *w)
 {
     w->images = 0;
     w->free_run = 0;
-    w->seen = calloc(SEEN_MAX, sizeof(*w->seen));
-    if (!w->seen)
+    w->seen = w->every ? NULL : calloc(SEEN_MAX, sizeof(*w->seen));
+    if (!w->seen && !w->every)
         return -ENOMEM;
     int rc = walk_on(w);
     free(w->seen);

@@ -12,8 +12,9 @@ struct smi_walk {
     /* set by the caller */
     struct smi_stepper *stepper; /* at BEGUN */
     struct smi_image *image;
-    /* Called at BEGUN, and after each instruction that changed the file to something not seen on this walk: 0, or a
-     * negative code, which ends it. */
+    int every; /* images that were seen before on this walk are visited, too */
+    /* Called at BEGUN, and after each instruction that changed the file to something not seen: 0, or a negative
+     * code, which ends it. */
     int (*visit)(struct smi_walk *walk);
     /* The same after every instruction; NULL: nothing. */
     int (*each)(struct smi_walk *walk);
