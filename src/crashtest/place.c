@@ -14,54 +14,56 @@
 
 #include <shmalloc/shmalloc.h>
 
-struct source {
-    char function[128], line[512]; /* empty: unknown */
-};
-
-static void read_line(FILE *from, char *line, size_t size)
+/* The next line of what addr2line says, or NULL; "" when it does not know. */
+static const char *next_line(FILE *from, char *line, size_t size)
 {
-    if (!fgets(line, (int)size, from) || line[0] == '?')
-        line[0] = 0;
-    line[strcspn(line, "\n")] = 0;
+    if (!fgets(line, (int)size, from))
+        return NULL;
+    char *detail = strstr(line, " (discriminator");
+    line[detail ? (size_t)(detail - line) : strcspn(line, "\n")] = 0;
+    return line[0] == '?' ? "" : line;
 }
 
-static void find_source(const char *file, uint64_t offset, struct source *out)
+/* What addr2line says about an address of a file; NULL when it cannot be asked. Its process is for the caller. */
+static FILE *ask(const char *file, uint64_t offset, pid_t *pid)
 {
     char at[32];
     int ends[2];
-    out->function[0] = out->line[0] = 0;
     snprintf(at, sizeof(at), "%#llx", (unsigned long long)offset);
     if (pipe(ends) < 0)
-        return;
-    pid_t pid = fork();
-    if (pid == 0) {
+        return NULL;
+    *pid = fork();
+    if (*pid == 0) {
         dup2(ends[1], STDOUT_FILENO);
         close(STDERR_FILENO);
-        execlp("addr2line", "addr2line", "-fe", file, at, (char *)NULL);
+        execlp("addr2line", "addr2line", "-fie", file, at, (char *)NULL);
         _exit(1);
     }
     close(ends[1]);
     FILE *answer = fdopen(ends[0], "r");
-    if (answer) {
-        read_line(answer, out->function, sizeof(out->function));
-        read_line(answer, out->line, sizeof(out->line));
-        char *detail = strstr(out->line, " (discriminator");
-        if (detail)
-            *detail = 0;
-        fclose(answer);
-    } else {
+    if (!answer)
         close(ends[0]);
-    }
-    if (pid > 0)
-        waitpid(pid, NULL, 0);
+    return answer;
+}
+
+/* A function that was compiled into others has several places, the innermost first. */
+static void print_places(FILE *to, FILE *answer, const char *what, const char *symbol, const char *file)
+{
+    char name[256], line[512];
+    const char *function = next_line(answer, name, sizeof(name));
+    const char *place = function ? next_line(answer, line, sizeof(line)) : NULL;
+    fprintf(to, "  %s: %s in %s", what, function && function[0] ? function : symbol, file);
+    fprintf(to, "%s%s\n", place && place[0] ? ", " : "", place ? place : "");
+    while ((function = next_line(answer, name, sizeof(name))) && (place = next_line(answer, line, sizeof(line))))
+        fprintf(to, "    which is part of: %s, %s\n", function, place);
 }
 
 void smi_place_print(FILE *to, const char *what, uint64_t address)
 {
     Dl_info info;
     struct link_map *map;
-    struct source source;
     char program[64];
+    pid_t pid = -1;
     if (address == 0)
         return;
     if (!dladdr1((void *)(uintptr_t)address, &info, (void **)&map, RTLD_DL_LINKMAP) || !info.dli_fname) {
@@ -70,11 +72,14 @@ void smi_place_print(FILE *to, const char *what, uint64_t address)
     }
     /* The program's own name is what it was called by, which need not lead to it. */
     snprintf(program, sizeof(program), "/proc/%d/exe", (int)getpid());
-    find_source(map->l_name[0] ? info.dli_fname : program, address - map->l_addr, &source);
     const char *base = strrchr(info.dli_fname, '/');
-    fprintf(to, "  %s: %s", what, source.function[0] ? source.function : info.dli_sname ? info.dli_sname : "code");
-    fprintf(to, " in %s", base ? base + 1 : info.dli_fname);
-    fprintf(to, "%s%s\n", source.line[0] ? ", " : "", source.line);
+    FILE *answer = ask(map->l_name[0] ? info.dli_fname : program, address - map->l_addr, &pid);
+    if (answer) {
+        print_places(to, answer, what, info.dli_sname ? info.dli_sname : "code", base ? base + 1 : info.dli_fname);
+        fclose(answer);
+    }
+    if (pid > 0)
+        waitpid(pid, NULL, 0);
 }
 
 /* ---- the program's own code ---- */

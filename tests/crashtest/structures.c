@@ -275,8 +275,8 @@ CALLBACK(crash)
 }
 CALLBACK(loop)
 {
-    for (;;)
-        store(&world_of(heap)->word[1], 1);
+    for (struct world *w = world_of(heap);;)
+        store(&w->word[1], 1);
     return 0;
 }
 CALLBACK(block_forever)
@@ -352,7 +352,7 @@ const struct planted stepped[] = {
     {"the operation crashes", TEST(.setup = no_nodes, .operation = crash), 1,
      {"with nobody killed, the operation failed: it was ended by a signal", "--dead --step"}},
     {"the operation loops", TEST(.setup = no_nodes, .operation = loop, .max_steps = 20000), 1,
-     {"did not come to its end within 20000 instructions", "loop"}},
+     {"did not come to its end within 20000 instructions", ": loop", "structures.c:"}},
     {"the operation blocks", TEST(.setup = no_nodes, .operation = block_forever, .timeout = 1), 1, {"did not come to its end in time"}},
     {"the operation fails", TEST(.setup = no_nodes, .operation = refuse), 1, {"operation(): no list today"}},
     {"a call of the heap fails", TEST(.setup = no_nodes, .operation = free_nonsense), 1, {"operation() returned -20013"}},
