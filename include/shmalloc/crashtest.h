@@ -45,9 +45,9 @@
  * signal meanwhile. Each fault is reported with the instruction, its source line, the difference, a copy of the heap
  * as it was left, and the command that does exactly this once more.
  *
- * Every callback runs in a process of its own, a fork of the caller: what it does to variables is not seen by the
- * others, and the caller's state at the call is where each begins. The caller should have one thread. Unlike
- * the heap's library, this one prints: it is for tests.
+ * Callbacks run in processes that are forked from the caller: what they do to variables is not seen by the others,
+ * and the caller's state at the call is where each process begins. The caller should have one thread. Unlike the
+ * heap's library, this one prints: it is for tests.
  *
  * Needed: ptrace, for the first two modes (on x86-64; aarch64 is stepped the same way, on processors with atomic
  * instructions, but is not among the machines that the project is tested on); addr2line of binutils, for source
@@ -87,7 +87,8 @@ typedef struct shmalloc_crashtest {
     size_t struct_size;               /**< sizeof(shmalloc_crashtest) */
     const char *name;                 /**< in the report and of kept files; the program's name */
     shmalloc_crashtest_fn *setup;     /**< makes the state before, in an empty heap */
-    shmalloc_crashtest_fn *operation; /**< is killed. The same in every run; in random mode repeated */
+    shmalloc_crashtest_fn *operation; /**< is killed. By one thread, and the same in every run; in random mode
+                                           repeated */
     shmalloc_crashtest_fn *recover;   /**< what the program does after it has opened the heap or found an owner
                                            dead: takes its locks, repairs */
     shmalloc_crashtest_fn *verify;    /**< is the structure sound? */

@@ -55,10 +55,12 @@ static int each(struct smi_walk *walk)
     struct dead *d = walk->arg;
     smi_run_note_place(d->run);
     int rc = too_many_steps(d);
-    if (rc == 0)
-        smi_progress(d->run, "step %llu, %llu images, %llu judged, %llu faults",
-                     (unsigned long long)d->run->stepper.steps, (unsigned long long)walk->images,
-                     (unsigned long long)d->images, (unsigned long long)d->run->faults);
+    unsigned long long step = d->run->stepper.steps;
+    if (d->comparison.before == NULL)
+        smi_progress(d->run, "first run, step %llu", step);
+    else
+        smi_progress(d->run, "step %llu of %llu, %llu instants, %s", step, (unsigned long long)d->run->steps,
+                     (unsigned long long)d->images, smi_count_faults(d->run->faults));
     return rc;
 }
 

@@ -27,13 +27,19 @@ void smi_note_wrong(const char *format, ...)
     va_end(args);
 }
 
+_Noreturn void smi_judge_leave(int status)
+{
+    fflush(NULL); /* what callbacks printed; nothing of the parent's was waiting */
+    _exit(status);
+}
+
 _Noreturn void smi_wrong(const char *format, ...)
 {
     va_list args;
     va_start(args, format);
     note_wrong(format, args);
     va_end(args);
-    _exit(1);
+    smi_judge_leave(1);
 }
 
 void smi_say_list(const char *format, va_list args)
@@ -81,7 +87,7 @@ pid_t smi_judge_start(void (*fn)(void *), void *arg, unsigned seconds, struct sm
         _exit(1);                              /* it was gone before we asked */
     alarm(seconds); /* no image may hang who opens it */
     fn(arg);
-    _exit(0);
+    smi_judge_leave(0);
 }
 
 void smi_judge_wait(pid_t pid, struct smi_findings *out)

@@ -30,6 +30,8 @@ void smi_say_list(const char *format, va_list args) __attribute__((format(printf
 void smi_note_wrong(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* The same, and end the process. */
 _Noreturn void smi_wrong(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* End the process. */
+_Noreturn void smi_judge_leave(int status);
 
 /* ---- by its parent ---- */
 

@@ -53,7 +53,7 @@ static void call_or_end(struct smi_run *run, shmalloc_heap *heap, shmalloc_crash
 {
     smi_run_call(run, heap, fn, name);
     if (said->why[0])
-        _exit(1);
+        smi_judge_leave(1);
 }
 
 static void body(void *arg)
@@ -66,6 +66,7 @@ static void body(void *arg)
     if (shmalloc_open(run->heap, run->test.options, &heap) < 0)
         smi_wrong("%s", shmalloc_errmsg());
     call_or_end(run, heap, run->test.setup, "setup", run->said);
+    fflush(NULL);
     smi_stepper_mark(run->phase, SMI_BEGUN);
     call_or_end(run, heap, run->test.operation, "operation", run->said);
     smi_stepper_mark(run->phase, SMI_ENDED);

@@ -170,8 +170,8 @@ static int kill_all(struct survivor *s, uint64_t start_ns)
     int rc = 0;
     while (rc == 0 && s->kills < run->changes && s->kills < run->test.kills && smi_now_ns() - start_ns < budget) {
         rc = kill_once(s, run->change[spread(s->kills, run->changes)]);
-        smi_progress(run, "%llu of %llu instants, %llu faults", (unsigned long long)s->kills,
-                     (unsigned long long)run->changes, (unsigned long long)run->faults);
+        smi_progress(run, "%llu of %llu instants, %s", (unsigned long long)s->kills,
+                     (unsigned long long)run->changes, smi_count_faults(run->faults));
     }
     return rc;
 }
