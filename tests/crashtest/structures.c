@@ -86,17 +86,21 @@ CALLBACK(describe)
     return 0;
 }
 
-/* A block on its way in or out, ref[1], is linked or goes. */
-CALLBACK(recover)
+/* Lock, and after a death link or free the block on its way in or out, ref[1]. */
+static int lock(shmalloc_heap *heap)
 {
     struct world *w = world_of(heap);
     int rc = shmalloc_mutex_lock(heap, &w->mutex);
-    if (rc < 0)
-        return -1;
+    if (rc != 1)
+        return rc;
     if (w->ref[1] == w->ref[0])
         store(&w->ref[1], 0);
-    must_work(shmalloc_free(heap, &w->ref[1]));
-    return shmalloc_mutex_unlock(heap, &w->mutex);
+    return shmalloc_free(heap, &w->ref[1]);
+}
+
+CALLBACK(recover)
+{
+    return lock(heap) < 0 ? -1 : shmalloc_mutex_unlock(heap, &world_of(heap)->mutex);
 }
 
 /* ---- lists ---- */
@@ -104,8 +108,7 @@ CALLBACK(recover)
 static int push(shmalloc_heap *heap, shmalloc_ref *held)
 {
     struct world *w = world_of(heap);
-    int rc = shmalloc_mutex_lock(heap, &w->mutex);
-    if (rc < 0 || shmalloc_alloc(heap, sizeof(struct node), held) < 0)
+    if (lock(heap) < 0 || shmalloc_alloc(heap, sizeof(struct node), held) < 0)
         return -1;
     struct node *node = shmalloc_ptr(heap, *held);
     node->next = w->ref[0];
@@ -126,7 +129,7 @@ CALLBACK(push_leaking)
 CALLBACK(pop_right)
 {
     struct world *w = world_of(heap);
-    if (shmalloc_mutex_lock(heap, &w->mutex) < 0)
+    if (lock(heap) < 0)
         return -1;
     const struct node *node = shmalloc_ptr(heap, w->ref[0]);
     if (node) {
@@ -210,6 +213,7 @@ CALLBACK(spin)
          none = 0)
         usleep(10);
     store(&w->word[1], w->word[1] + 1);
+    usleep(200); /* so that random kills meet the owner */
     store(&w->word[3], 0);
     return 0;
 }
