@@ -172,19 +172,25 @@ int smi_cache_make_room(struct smi_thread *t, uint32_t k)
     return smi_central_flush(t->heap, k, bin->array, (uint32_t)bin->limit - (batch ? batch : 1));
 }
 
-static int drain(shmalloc_heap *heap, struct smf_thread *slot)
+/* Give at most `*most` cached slots back; 1: there are more. */
+static int drain(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *most)
 {
     int result = 0;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint64_t *array;
         uint32_t capacity;
         int rc = smi_cache_array(heap, slot, k, &array, &capacity);
-        if (rc == 0)
-            rc = smi_central_flush(heap, k, array, 0);
+        if (rc < 0)
+            return rc;
+        uint64_t count = array[0], keep = count > *most ? count - *most : 0;
+        rc = smi_central_flush(heap, k, array, (uint32_t)keep);
         if (rc < 0 && rc != SHMALLOC_EDOUBLEFREE)
             return rc;
         if (rc < 0)
             result = rc;
+        *most -= count - keep;
+        if (keep > 0)
+            return 1;
     }
     return result;
 }
@@ -311,7 +317,8 @@ static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
 
 int smi_cache_trim(struct smi_thread *t)
 {
-    int result = drain(t->heap, t->slot);
+    uint64_t all = UINT64_MAX;
+    int result = drain(t->heap, t->slot, &all);
     if (result < 0 && result != SHMALLOC_EDOUBLEFREE)
         return result;
     int rc = give_arrays(t->heap, t->slot);
@@ -319,17 +326,23 @@ int smi_cache_trim(struct smi_thread *t)
     return rc < 0 ? rc : loaded < 0 ? loaded : result;
 }
 
-int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot)
+int smi_cache_settle(shmalloc_heap *heap, struct smf_thread *slot)
 {
     int rc = smi_cache_resolve_link(heap, slot);
     if (rc == 0 && slot->scratch != 0)
         rc = smi_block_give(heap, slot->scratch, &slot->scratch);
     if (rc == 0 && slot->building != 0)
         rc = smi_block_give(heap, slot->building, &slot->building);
+    return rc;
+}
+
+int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *most)
+{
+    int rc = smi_cache_settle(heap, slot);
     if (rc == 0)
         rc = resolve_spares(heap, slot);
     if (rc == 0)
-        rc = drain(heap, slot);
+        rc = drain(heap, slot, most);
     if (rc == SHMALLOC_EDOUBLEFREE) /* counted; the program that did it is gone */
         rc = 0;
     if (rc == 0)

@@ -59,7 +59,10 @@ const char *shmalloc_strerror(int code)
         return own_texts[own];
     if (code >= 0)
         return "success";
-    /* glibc's strerrordesc_np is thread-safe and constant; NULL for what is no errno. */
+#if defined(__GLIBC__) /* whose strerror is not thread-safe; NULL for what is no errno */
     const char *text = code > -4096 ? strerrordesc_np(-code) : NULL;
+#else
+    const char *text = code > -4096 ? strerror(-code) : NULL;
+#endif
     return text ? text : "unknown error";
 }

@@ -606,7 +606,7 @@ static int detach(shmalloc_heap *heap)
     rc = smi_process_leave(heap);
     int others = smi_others_alive(heap);
     if (rc == 0 && others == 0 && heap->state->poison == 0) {
-        rc = smi_recover_adopt(heap); /* nobody is alive: what the dead left is brought to rest */
+        rc = smi_recover_adopt(heap, SMI_ADOPT_ALL); /* nobody is alive: what the dead left is brought to rest */
         if (rc == 0)
             rc = mark_clean(heap);
     }

@@ -91,7 +91,7 @@ int smi_process_claim(shmalloc_heap *heap)
                              __ATOMIC_RELEASE);
             return 0;
         }
-        int rc = pass == 0 ? smi_recover_adopt(heap) : 0; /* the entries of the dead */
+        int rc = pass == 0 ? smi_recover_adopt(heap, SMI_ADOPT_ALL) : 0; /* the entries of the dead */
         if (rc < 0)
             return rc;
     }
@@ -116,7 +116,8 @@ static int release_slot(shmalloc_heap *heap, struct smf_thread *slot)
     int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
-    rc = smi_cache_release(heap, slot);
+    uint64_t all = UINT64_MAX;
+    rc = smi_cache_release(heap, slot, &all);
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     return rc;
 }
@@ -333,7 +334,7 @@ static struct smi_thread *make_context(shmalloc_heap *heap, int *rc)
     *rc = own_slot(heap, t);
     if (*rc == SHMALLOC_ETHREADS) {
         reap_own(heap, 1);
-        smi_recover_adopt(heap);
+        smi_recover_adopt(heap, SMI_ADOPT_ALL);
         *rc = own_slot(heap, t);
     }
     if (*rc == 0)
@@ -381,7 +382,7 @@ static void look_around(shmalloc_heap *heap)
                                             __ATOMIC_RELAXED))
         return; /* another thread does it */
     if (due || SMI_LOAD(&heap->adopt_wanted))
-        smi_recover_adopt(heap);
+        smi_recover_adopt(heap, SMI_ADOPT_SOME);
     if (due) {
         reap_own(heap, 0);
         smi_pages_decay(heap);

@@ -22,6 +22,7 @@
 #include "process.h"
 
 #define ATTACH_PATIENCE_NS 10000000000ull
+#define EACH_THREAD 64 /* slots whose return takes as long as that of an empty thread slot */
 
 int smi_attach_lock(shmalloc_heap *heap)
 {
@@ -190,7 +191,7 @@ int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
         smi_os_sync_file(heap->fd);
     }
     if (rc == 0 && heap->state->poison == 0) /* a poisoned heap stays as it is */
-        smi_recover_adopt(heap);
+        smi_recover_adopt(heap, SMI_ADOPT_SOME);
     return rc;
 }
 
@@ -208,19 +209,37 @@ static int pass_locks(shmalloc_heap *heap)
     return 0;
 }
 
-static int release_threads_of(shmalloc_heap *heap, uint32_t process)
+/* The thread slot at `index` when the process owns it, else NULL. */
+static struct smf_thread *slot_of(shmalloc_heap *heap, uint32_t index, uint32_t process)
 {
-    for (uint32_t i = 0; i < SMF_THREADS; i++) {
-        struct smf_thread *slot = smi_thread_slot(heap, i);
-        int rc = slot && slot->owner == process + 1ull ? smi_cache_release(heap, slot) : 0;
-        if (rc < 0)
-            return rc;
-    }
-    return 0;
+    struct smf_thread *slot = smi_thread_slot(heap, index);
+    return slot && slot->owner == process + 1ull ? slot : NULL;
 }
 
-/* Adopt process `i` if its byte can be taken on `fd`, a description of our own. */
-static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i)
+/* What decides over blocks first, for all threads: words and blocks are what they will be, whenever the caches come
+ * back. 1: some have not. */
+static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *most)
+{
+    uint32_t made = 0; /* thread slots are made in the order of the table, and stay */
+    int rc = 0;
+    while (made < SMF_THREADS && SMI_LOAD(&heap->threads[made]) != 0)
+        made++;
+    for (uint32_t i = 0; rc == 0 && i < made; i++) {
+        struct smf_thread *slot = slot_of(heap, i, process);
+        rc = slot ? smi_cache_settle(heap, slot) : 0;
+    }
+    for (uint32_t i = 0; rc == 0 && i < made; i++) {
+        struct smf_thread *slot = slot_of(heap, i, process);
+        if (!slot)
+            continue;
+        rc = *most >= EACH_THREAD ? smi_cache_release(heap, slot, most) : 1;
+        *most -= *most < EACH_THREAD ? *most : EACH_THREAD;
+    }
+    return rc;
+}
+
+/* Adopt process `i` if its byte can be taken on `fd`, a description of our own. 1: not all of it yet. */
+static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i, uint64_t *most)
 {
     int rc = smi_os_lock_byte(fd, SMF_LOCK_BYTES + i);
     if (rc < 0)
@@ -228,7 +247,7 @@ static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i)
     if (heap->processes[i].state != 0) {
         rc = pass_locks(heap);
         if (rc == 0)
-            rc = release_threads_of(heap, i);
+            rc = release_threads_of(heap, i, most);
         if (rc == 0)
             SMI_STORE(&heap->processes[i].state, 0);
     }
@@ -242,7 +261,7 @@ static int looks_dead(shmalloc_heap *heap, uint32_t i)
            smi_os_is_locked(heap->fd, SMF_LOCK_BYTES + i, 1) == 0;
 }
 
-static int adopt_all(shmalloc_heap *heap)
+static int adopt_all(shmalloc_heap *heap, uint64_t most)
 {
     /* A dead owner of the roots lock may have named its thread slot in the log; that lock comes before
      * RECOVER, so it is passed first. The dead take no lock any more. */
@@ -256,21 +275,24 @@ static int adopt_all(shmalloc_heap *heap)
     int fd = smi_os_reopen(heap->fd, 0);
     rc = fd < 0 ? smi_error(fd, "%s: cannot open the file once more: %s", heap->path, shmalloc_strerror(fd))
                 : 0;
-    for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++)
-        if (looks_dead(heap, i))
-            rc = adopt_one(heap, fd, i);
+    for (uint32_t i = 0; rc >= 0 && i < SMF_PROCESSES; i++) {
+        int adopted = looks_dead(heap, i) ? adopt_one(heap, fd, i, &most) : 0;
+        rc = adopted != 0 ? adopted : rc; /* 1 stays: all the dead are settled all the same */
+    }
     smi_os_close(fd);
     smi_lock_release(heap, SMF_LOCK_RECOVER);
-    return rc;
+    if (rc == 1)
+        SMI_STORE(&heap->adopt_wanted, 1);
+    return rc == 1 ? 0 : rc;
 }
 
-int smi_recover_adopt(shmalloc_heap *heap)
+int smi_recover_adopt(shmalloc_heap *heap, uint64_t most)
 {
     SMI_STORE(&heap->adopt_wanted, 0);
     int rc = smi_heap_descriptor(heap);
     for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++)
         if (looks_dead(heap, i))
-            return adopt_all(heap);
+            return adopt_all(heap, most);
     return rc;
 }
 

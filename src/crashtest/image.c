@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -61,10 +62,11 @@ void smi_image_forget(struct smi_image *image)
         close(image->fd);
     }
     const char *path = image->path;
-    int large = image->large;
+    int large = image->large, watch_locks = image->watch_locks;
     memset(image, 0, sizeof(*image));
     image->path = path;
     image->large = large;
+    image->watch_locks = watch_locks;
     image->fd = -1;
 }
 
@@ -197,6 +199,25 @@ static void resize(struct smi_image *image, uint64_t size)
     image->size = size;
 }
 
+/* Which locks have an owner? The low half of the first word of glibc's mutex is the futex. */
+static uint64_t hash_held(const struct smi_image *image)
+{
+    uint64_t hash = 0;
+    for (uint64_t at = image->areas.locks; at < image->locks_end; at += sizeof(struct smf_lock))
+        if (((const struct smf_lock *)(const void *)(image->file + at))->mutex[0] & FUTEX_TID_MASK)
+            hash += (at + 1) * 0x9e3779b97f4a7c15ull;
+    return hash;
+}
+
+/* 1 when other locks are held than when this was asked last. */
+static int held_changed(struct smi_image *image)
+{
+    uint64_t held = image->watch_locks ? hash_held(image) : 0, before = image->held;
+    image->sum += held - before;
+    image->held = held;
+    return held != before;
+}
+
 int smi_image_look(struct smi_image *image)
 {
     struct stat st;
@@ -210,11 +231,13 @@ int smi_image_look(struct smi_image *image)
         return failed(image, "the heap has %lld bytes: at most %d can be looked at", (long long)st.st_size,
                       SMI_IMAGE_MAX);
     /* Bytes that make no image are looked at with every change of others, and now and then. */
-    if ((uint64_t)st.st_size == image->size && ++image->looks % 64 != 0 && !watched_changed(image))
+    if ((uint64_t)st.st_size == image->size && ++image->looks % 64 != 0 && !held_changed(image) &&
+        !watched_changed(image))
         return 0;
     image->device = st.st_dev;
     image->inode = st.st_ino;
     resize(image, (uint64_t)st.st_size);
+    held_changed(image);
     uint64_t touched = update_copy(image) | was_touched;
     if (image->sum != before) {
         touched = 0;

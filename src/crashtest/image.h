@@ -19,6 +19,7 @@ struct smi_image_range {
 struct smi_image {
     const char *path;
     int large;       /* set by the caller: what is stored in large blocks makes another image, too */
+    int watch_locks; /* set by the caller: somebody stays attached, so which locks are held makes another image */
     int fd;          /* -1: there is no file yet */
     uint64_t size, device, inode;
     struct smf_areas areas;
@@ -27,6 +28,7 @@ struct smi_image {
     uint64_t hashes[SMI_IMAGE_PAGES];
     uint64_t sum;    /* of all pages' hashes and the size: says whether an image was seen before */
     uint64_t touched; /* 1: bytes that make no other image changed since anything else did; in `sum` */
+    uint64_t held;   /* sum over the locks that are; in `sum` */
     int bulk;        /* the last change was one of bytes in large blocks only */
     struct smi_image_range range[SMI_IMAGE_RANGES]; /* what is looked at each time */
     unsigned ranges;

@@ -1,22 +1,17 @@
 /* SPDX-License-Identifier: MIT */
-/* image.c - a heap file while it is changed: what is in flight in it, and judging a copy; see image.h. */
+/* image.c - a heap file while it is changed: what is in flight in it, copies of it, faults; see image.h. */
 #include "image.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
+#include <linux/futex.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include "check.h"
 #include "support.h"
-#include "view.h"
 
 /* ---- the file of a stopped process ---- */
 
@@ -32,6 +27,73 @@ void image_write(struct smi_image *image, const char *path)
     must(smi_image_write(image, path) == 0, "%s", image->failure);
 }
 
+void image_copy(const char *from, const char *to)
+{
+    struct smi_image *image = calloc(1, sizeof(*image));
+    must(image, "out of memory");
+    image->path = from;
+    image->fd = -1;
+    image_look(image);
+    image_write(image, to);
+    smi_image_forget(image);
+    free(image);
+}
+
+int image_move(const char *path, int reboot)
+{
+    struct smf_runtime runtime;
+    struct smf_state state;
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    must(fd >= 0 && pread(fd, &runtime, sizeof(runtime), SMF_RUNTIME_OFFSET) == sizeof(runtime) &&
+             pread(fd, &state, sizeof(state), SMF_STATE_OFFSET) == sizeof(state),
+         "%s: %s", path, strerror(errno));
+    if (reboot)
+        runtime.boot_id[0] ^= 1;
+    else
+        runtime.inode ^= 1;
+    must(pwrite(fd, &runtime, sizeof(runtime), SMF_RUNTIME_OFFSET) == sizeof(runtime), "%s: %s", path,
+         strerror(errno));
+    close(fd);
+    return state.mark != SMF_CLEAN;
+}
+
+/* The images before, the latest first. */
+static struct {
+    uint8_t *bytes;
+    uint64_t size;
+} past[2];
+
+/* With a store between each two images, the oldest with what changed between the newer two lacks the middle store. */
+static void write_without_middle(struct smi_image *image, const char *path)
+{
+    uint8_t *now = image->copy, *mixed = past[1].bytes;
+    for (uint64_t at = 0; at < image->size; at++)
+        if (now[at] != past[0].bytes[at])
+            mixed[at] = now[at];
+    image->copy = mixed;
+    image_write(image, path);
+    image->copy = now;
+}
+
+int image_write_swapped(struct smi_image *image, const char *path)
+{
+    int possible = past[0].size == image->size && past[1].size == image->size;
+    if (possible)
+        write_without_middle(image, path);
+    uint8_t *oldest = realloc(past[1].bytes, image->size);
+    must(oldest, "out of memory");
+    memcpy(oldest, image->copy, image->size);
+    past[1] = past[0];
+    past[0].bytes = oldest;
+    past[0].size = image->size;
+    return possible;
+}
+
+void image_swap_begin(void)
+{
+    past[0].size = past[1].size = 0;
+}
+
 /* ---- what is in flight ---- */
 
 struct parts {
@@ -39,7 +101,10 @@ struct parts {
     struct smf_roots *roots;
     struct smf_central *central;
     uint32_t central_count, arenas;
-    struct smf_thread *thread[8];
+    struct smf_process *entries;
+    struct smf_lock *locks;
+    uint32_t lock_count;
+    struct smf_thread *thread[8]; /* the first is the stepped process's */
     unsigned threads;
 };
 
@@ -53,11 +118,30 @@ static struct parts parts_of(uint8_t *bytes, uint64_t size)
     parts.roots = (void *)(bytes + areas->roots);
     parts.central = (void *)(bytes + areas->central);
     parts.arenas = header->arena_count;
+    parts.entries = (void *)(bytes + areas->processes);
+    parts.locks = (void *)(bytes + areas->locks);
+    parts.lock_count = header->lock_count;
     parts.central_count = (header->arena_count + 1) * SMF_CLASSES;
     for (unsigned i = 0; i < 8; i++)
         if (threads[i] != 0 && threads[i] + sizeof(struct smf_thread) <= size)
             parts.thread[parts.threads++] = (void *)(bytes + threads[i]);
     return parts;
+}
+
+/* Locks that are held, or whose owner died before: a bit for each of their kinds. */
+static uint64_t kinds_of_locks(const struct smi_image *image)
+{
+    const struct smf_header *header = (const void *)image->copy;
+    const struct smf_lock *locks = (const void *)(image->copy + image->areas.locks);
+    uint64_t bits = 0;
+    for (uint32_t i = 0; i < header->lock_count; i++) {
+        if (!(locks[i].mutex[0] & (FUTEX_TID_MASK | FUTEX_OWNER_DIED)))
+            continue;
+        bits |= i < SMF_LOCK_CLASS_FIRST ? 1ull << (13 + i)
+                : i == header->lock_count - 1 ? 1ull << 29
+                : 1ull << (30 + (i - SMF_LOCK_CLASS_FIRST) / SMF_CLASSES / header->arena_count);
+    }
+    return bits;
 }
 
 uint64_t image_in_flight(const struct smi_image *image)
@@ -77,11 +161,13 @@ uint64_t image_in_flight(const struct smi_image *image)
                 (uint64_t)(t->scratch != 0) << 9 | (uint64_t)(t->building != 0) << 10 |
                 (uint64_t)(t->spare[0] != 0) << 11 | (uint64_t)(t->spare[1] != 0) << 12;
     }
-    return bits;
+    return image->watch_locks ? bits | kinds_of_locks(image) : bits;
 }
 
-const char *const planted_names[PLANTS] = {"nothing", "a log's last entry missing", "no link record",
-                                           "no `pending`", "no `spare`"};
+const char *const planted_names[PLANTS] = {
+    "nothing", "a log's last entry missing", "no link record", "no `pending`", "no `spare`", "no `scratch`",
+    "no `building`", "adoption frees the thread slot first", "adoption frees the process entry first",
+    "two stores in the wrong order", "a lock that does not tell of its owner's death"};
 
 /* A stored log count goes down by one. */
 static int drop_entry(uint64_t *count)
@@ -115,176 +201,21 @@ int image_plant(const char *path, enum planted what)
         if (what == PLANT_PENDING)
             done |= forget_word(&p.central[i].pending);
     }
-    for (unsigned i = 0; i < p.threads; i++) {
-        if (what == PLANT_LINK)
-            done |= forget_word(&p.thread[i]->link.op);
-        if (what == PLANT_SPARE)
-            done |= forget_word(&p.thread[i]->spare[0]) | forget_word(&p.thread[i]->spare[1]);
-    }
+    if (what == PLANT_LINK)
+        done |= forget_word(&p.thread[0]->link.op);
+    if (what == PLANT_SPARE)
+        done |= forget_word(&p.thread[0]->spare[0]) | forget_word(&p.thread[0]->spare[1]);
+    if (what == PLANT_SCRATCH)
+        done |= forget_word(&p.thread[0]->scratch);
+    if (what == PLANT_BUILDING)
+        done |= forget_word(&p.thread[0]->building);
+    if (what == PLANT_SLOT)
+        done |= forget_word(&p.thread[0]->owner);
+    if (what == PLANT_ENTRY)
+        done |= forget_word((uint64_t *)(void *)p.entries);
+    for (uint32_t i = 0; what == PLANT_UNMARKED && i < p.lock_count; i++)
+        done |= forget_word(p.locks[i].mutex);
     munmap(bytes, (size_t)st.st_size);
     close(fd);
     return done;
-}
-
-/* ---- judging ---- */
-
-#define right(condition, ...) ((condition) ? (void)0 : smi_wrong(__VA_ARGS__))
-#define works(call) right((call) >= 0, "%s: %s", #call, shmalloc_errmsg())
-
-static void seen_by_view(const char *invariant, uint64_t ref, const char *text, void *arg)
-{
-    smi_wrong("%s: %s at %#llx: %s", (const char *)arg, invariant, (unsigned long long)ref, text);
-}
-
-/* As shmalloc-inspect does it: the file settles in private memory, nobody opens it. */
-static void check_closed(const char *path, char *when)
-{
-    struct smi_view view;
-    struct smi_check_result result = {0};
-    works(smi_view_open(&view, path));
-    works(smi_check(&view, 0, seen_by_view, when, &result));
-    smi_view_finish(&view);
-}
-
-static int describe_block(const shmalloc_block *block, void *arg)
-{
-    (void)arg;
-    smi_say("block %#llx size %llu tag %u\n", (unsigned long long)block->ref, (unsigned long long)block->size,
-         block->tag);
-    return 0;
-}
-
-static int describe_root(const shmalloc_root *root, void *arg)
-{
-    (void)arg;
-    smi_say("root \"%s\" type %llu ref %#llx\n", root->name, (unsigned long long)root->type,
-         (unsigned long long)root->ref);
-    return 0;
-}
-
-static void describe_words(shmalloc_heap *heap, const struct world *world)
-{
-    for (unsigned i = 0; i < WORDS; i++) {
-        uint64_t ref = world->word[i], len = world->valid[i];
-        if (ref == 0)
-            continue;
-        right(shmalloc_usable_size(heap, shmalloc_ptr(heap, ref)) >= len, "word %u: %#llx is no block of %llu bytes",
-              i, (unsigned long long)ref, (unsigned long long)len);
-        smi_say("word %u is %#llx, its %llu bytes have hash %llx\n", i, (unsigned long long)ref,
-             (unsigned long long)len, (unsigned long long)smi_hash(shmalloc_ptr(heap, ref), len));
-    }
-}
-
-static void describe(shmalloc_heap *heap, struct world *world, const struct op *op)
-{
-    works(shmalloc_each_block(heap, describe_block, NULL));
-    works(shmalloc_root_each(heap, describe_root, NULL));
-    if (world)
-        describe_words(heap, world);
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
-    works(shmalloc_get_stats(heap, &stats));
-    smi_say("maximum %llu\n", (unsigned long long)stats.max_size);
-    if (op->traits & OP_MUTEX) {
-        int rc = shmalloc_mutex_trylock(heap, &world->mutex);
-        smi_say("mutex answers %d\n", rc);
-        works(rc);
-        works(shmalloc_mutex_unlock(heap, &world->mutex));
-        works(shmalloc_mutex_lock(heap, &world->mutex));
-        works(shmalloc_mutex_unlock(heap, &world->mutex));
-    }
-}
-
-static int collect(const shmalloc_block *block, void *arg)
-{
-    shmalloc_ref **next = arg;
-    *(*next)++ = block->ref;
-    return 0;
-}
-
-/* The heap still does what it is for, and all of it can be freed. */
-static void use_and_empty(shmalloc_heap *heap)
-{
-    static shmalloc_ref refs[16384];
-    static const size_t sizes[] = {8, 16, 100, 100, 100, 100, 100, 600, 4096, 4096, 20000};
-    for (unsigned i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-        works(shmalloc_alloc(heap, sizes[i], &refs[0]));
-        memset(shmalloc_ptr(heap, refs[0]), 0x55, sizes[i]);
-    }
-    for (size_t size = 68 << 10; size < 600 << 10; size *= 2) {
-        works(shmalloc_alloc_zeroed(heap, size, &refs[0]));
-        right(all_zero(shmalloc_ptr(heap, refs[0]), size), "a zeroed block has other bytes");
-    }
-    shmalloc_ref *next = refs;
-    works(shmalloc_root_remove(heap, "world"));
-    int rc = shmalloc_root_remove(heap, "a root");
-    right(rc == 0 || rc == SHMALLOC_ENOROOT, "root_remove: %s", shmalloc_errmsg());
-    works(shmalloc_each_block(heap, collect, &next));
-    for (shmalloc_ref *ref = refs; ref < next; ref++)
-        works(shmalloc_free(heap, ref));
-    works(shmalloc_trim(heap));
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
-    works(shmalloc_get_stats(heap, &stats));
-    right(stats.allocated_blocks == 0 && stats.cached == 0 && stats.central_free == 0 && stats.double_frees == 0,
-          "emptied: %llu blocks, %llu bytes cached, %llu free in slabs, %llu double frees",
-          (unsigned long long)stats.allocated_blocks, (unsigned long long)stats.cached,
-          (unsigned long long)stats.central_free, (unsigned long long)stats.double_frees);
-}
-
-/* A heap that is damaged and was in use when the machine stopped: until it has been checked nobody may use it as
- * if nothing had happened, and afterwards neither. */
-static _Noreturn void judge_torn(const char *path)
-{
-    shmalloc_heap *heap;
-    int rc = shmalloc_open(path, NULL, &heap);
-    right(rc == 0 || rc == SHMALLOC_EUNCLEAN, "open: %s", shmalloc_errmsg());
-    if (rc == 0)
-        right(!shmalloc_malloc(heap, 8) && shmalloc_check(heap) < 0,
-              "a damaged heap that nobody has checked is opened, without a complaint, for use");
-    smi_say(rc == 0 ? "poisoned\n" : "refused as unclean\n");
-    _exit(0);
-}
-
-static _Noreturn void judge_here(const char *path, const struct op *op)
-{
-    shmalloc_heap *heap;
-    char untouched[] = "before recovery", recovered[] = "recovered", emptied[] = "emptied and closed";
-    if (op->traits & OP_TORN)
-        judge_torn(path);
-    check_closed(path, untouched);
-    works(shmalloc_open(path, NULL, &heap));
-    check_closed(path, recovered);
-    works(shmalloc_check(heap));
-    struct world *world = NULL;
-    shmalloc_ref ref;
-    if (!(op->traits & OP_NO_FILE)) {
-        works(shmalloc_root_get(heap, "world", 0, &ref));
-        world = shmalloc_ptr(heap, ref);
-    } else {
-        works(shmalloc_root_set(heap, "world", 0, 0));
-    }
-    describe(heap, world, op);
-    use_and_empty(heap);
-    works(shmalloc_check(heap));
-    works(shmalloc_close(heap));
-    check_closed(path, emptied);
-    works(shmalloc_open(path, NULL, &heap));
-    works(shmalloc_close(heap));
-    _exit(0);
-}
-
-struct judged {
-    const char *path;
-    const struct op *op;
-};
-
-static void judge_it(void *arg)
-{
-    const struct judged *judged = arg;
-    judge_here(judged->path, judged->op);
-}
-
-void judge(const char *path, const struct op *op, struct smi_findings *out)
-{
-    struct judged judged = {path, op};
-    smi_judge(judge_it, &judged, 20, out);
 }

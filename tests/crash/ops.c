@@ -504,7 +504,7 @@ static void somebody_died(struct stage *s)
 }
 static void adopt(struct stage *s)
 {
-    must_work(smi_recover_adopt(s->heap));
+    must_work(smi_recover_adopt(s->heap, SMI_ADOPT_ALL));
 }
 
 static int die_in_use(void *arg)
@@ -596,10 +596,10 @@ const struct op ops[] = {
     {"thread's first call", OP_OWN_MARK, four_small, thread_begin},
     {"thread's end", OP_OWN_MARK, four_small, thread_end},
     {"create", OP_NO_FILE, nothing, create},
-    {"open", 0, used_and_closed, attach},
-    {"close", 0, used, detach},
+    {"open", OP_AWAY, used_and_closed, attach},
+    {"close", OP_AWAY, used, detach},
     {"recover, torn by a reboot", OP_NO_FILE | OP_TORN, torn, recover},
-    {"adopt", 0, somebody_died, adopt},
+    {"adopt", OP_ORPHANS, somebody_died, adopt},
     {"hardened: alloc, new slab", OP_HARDENED, nothing, take_small},
     {"hardened: alloc from the cache", OP_HARDENED, one_small, take_small},
     {"hardened: alloc, refill", OP_HARDENED, four_small, take_small},
@@ -610,7 +610,7 @@ const struct op ops[] = {
     {"hardened: realloc, small to small", OP_HARDENED, written_small, to_medium},
     {"hardened: alloc, tagged", OP_HARDENED, one_small, take_tagged},
     {"hardened: trim", OP_HARDENED, deep_to_trim, trim},
-    {"hardened: adopt", OP_HARDENED, somebody_died, adopt},
+    {"hardened: adopt", OP_HARDENED | OP_ORPHANS, somebody_died, adopt},
 };
 const unsigned op_count = sizeof(ops) / sizeof(ops[0]);
 
@@ -632,7 +632,13 @@ _Noreturn void run_op(const struct op *op, const char *path)
     stage.path = path;
     if (!(op->traits & (OP_NO_FILE | OP_STALE)))
         make_world(&stage, op);
+    if (control->survivors > 0 && !(op->traits & OP_STALE)) {
+        signal_word(&control->settled);
+        await_word(&control->settled, 1 + control->survivors);
+    }
     op->prepare(&stage);
+    if (control->survivors > 0 && op_holds_mutex(op))
+        lock(&stage);
     if (!(op->traits & OP_OWN_MARK))
         smi_stepper_mark(&control->phase, SMI_BEGUN);
     op->run(&stage);
