@@ -256,7 +256,7 @@ int smi_dead(struct smi_run *run)
         smi_tell(run, "  %llu more were left out, in long rows of stores to large blocks\n",
                  (unsigned long long)d.left_out);
     if (d.differs)
-        smi_tell(run, "  note: the operation was not the same in two runs: from step %llu on, the heap changed at other "
-                      "instructions\n", (unsigned long long)d.differs);
+        smi_tell(run, "  note: the operation was not the same in two runs: from step %llu on, the heap changed at "
+                      "other instructions\n", (unsigned long long)d.differs);
     return 0;
 }

@@ -58,22 +58,44 @@ static void print_places(FILE *to, FILE *answer, const char *what, const char *s
         fprintf(to, "    which is part of: %s, %s\n", function, place);
 }
 
+/* The file that an address of code is from. */
+struct code {
+    uint64_t address, load; /* load: what its own addresses have been moved by */
+    const char *path;       /* NULL: none; "" for the program, as the name that it was called by need not lead to it */
+};
+
+static int is_from(struct dl_phdr_info *file, size_t size, void *arg)
+{
+    struct code *code = arg;
+    (void)size;
+    for (unsigned i = 0; i < file->dlpi_phnum; i++) {
+        const ElfW(Phdr) *part = &file->dlpi_phdr[i];
+        uint64_t start = file->dlpi_addr + part->p_vaddr;
+        if (part->p_type != PT_LOAD || code->address < start || code->address >= start + part->p_memsz)
+            continue;
+        code->load = file->dlpi_addr;
+        code->path = file->dlpi_name;
+        return 1;
+    }
+    return 0;
+}
+
 void smi_place_print(FILE *to, const char *what, uint64_t address)
 {
     Dl_info info;
-    struct link_map *map;
+    struct code code = {address, 0, NULL};
     char program[64];
     pid_t pid = -1;
     if (address == 0)
         return;
-    if (!dladdr1((void *)(uintptr_t)address, &info, (void **)&map, RTLD_DL_LINKMAP) || !info.dli_fname) {
+    dl_iterate_phdr(is_from, &code);
+    if (!code.path || !dladdr((void *)(uintptr_t)address, &info) || !info.dli_fname) {
         fprintf(to, "  %s: %#llx\n", what, (unsigned long long)address);
         return;
     }
-    /* The program's own name is what it was called by, which need not lead to it. */
     snprintf(program, sizeof(program), "/proc/%d/exe", (int)getpid());
     const char *base = strrchr(info.dli_fname, '/');
-    FILE *answer = ask(map->l_name[0] ? info.dli_fname : program, address - map->l_addr, &pid);
+    FILE *answer = ask(code.path[0] ? code.path : program, address - code.load, &pid);
     if (answer) {
         print_places(to, answer, what, info.dli_sname ? info.dli_sname : "code", base ? base + 1 : info.dli_fname);
         fclose(answer);

@@ -200,7 +200,8 @@ static int kill_until(struct crowd *c, uint64_t deadline)
         rc = start_worker(c, i);
     while (rc == 0 && !c->failed && c->kills < run->test.kills && smi_now_ns() < deadline) {
         rc = kill_and_replace(c);
-        smi_progress(run, "%llu kills, %llu operations", (unsigned long long)c->kills, (unsigned long long)operations(c));
+        smi_progress(run, "%llu kills, %llu operations", (unsigned long long)c->kills,
+                     (unsigned long long)operations(c));
     }
     return rc;
 }
@@ -283,8 +284,9 @@ int smi_random(struct smi_run *run)
     if (rc == 0 && !c.failed)
         judge(&c);
     if (rc == 0)
-        smi_tell(run, "random: %llu kills of one of %u processes, %s, %llu operations, the longest call of a survivor took "
-                 "%.1f ms, seed %llu, %.1f s\n", (unsigned long long)c.kills, run->test.workers, smi_count_faults(run->faults),
+        smi_tell(run, "random: %llu kills of one of %u processes, %s, %llu operations, the longest call of a survivor "
+                 "took %.1f ms, seed %llu, %.1f s\n",
+                 (unsigned long long)c.kills, run->test.workers, smi_count_faults(run->faults),
                  (unsigned long long)operations(&c), longest(&c), (unsigned long long)run->test.seed,
                  (double)(smi_now_ns() - start) / 1e9);
     munmap(memory, bytes);
