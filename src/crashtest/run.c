@@ -92,8 +92,8 @@ int smi_run_start(struct smi_run *run)
     if (rc != -EPERM)
         return smi_cannot(run, rc, "%s", strerror(-rc));
     return smi_cannot(run, rc, "ptrace is refused here. A container needs the capability SYS_PTRACE or a seccomp "
-                               "profile that allows it, /proc/sys/kernel/yama/ptrace_scope must be below 3, and no debugger "
-                               "may follow this process. The mode --random works without ptrace");
+                               "profile that allows it, /proc/sys/kernel/yama/ptrace_scope must be below 3, and no "
+                               "debugger may follow this process. The mode --random works without ptrace");
 }
 
 void smi_run_stop(struct smi_run *run)

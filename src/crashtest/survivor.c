@@ -185,8 +185,8 @@ int smi_survivor(struct smi_run *run)
     int rc = run->test.step ? kill_once(&s, run->test.step) : kill_all(&s, start_ns);
     if (rc < 0)
         return rc;
-    smi_tell(run, "survivor: one of two processes was killed at %llu of %llu instants, %s, the other took %.1f ms at most"
-             ", %.1f s\n", (unsigned long long)s.kills, (unsigned long long)(run->test.step ? 1 : run->changes),
+    smi_tell(run, "survivor: one of two processes was killed at %llu of %llu instants, %s, the other took %.1f ms at "
+             "most, %.1f s\n", (unsigned long long)s.kills, (unsigned long long)(run->test.step ? 1 : run->changes),
              smi_count_faults(run->faults), (double)s.longest / 1e6, (double)(smi_now_ns() - start_ns) / 1e9);
     if (run->test.step == 0 && s.kills < run->changes)
         smi_tell(run, "  the budget of %u kills or %u s was used up; they are spread over all instants\n",
