@@ -1,10 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * image.c - seeing changes of a heap file, and copying it; see image.h.
- *
- * Changes are found page by page against a copy. Holes are read as zeros through the mapping, which on tmpfs
- * gives them storage; that changes nothing that a heap relies on.
- */
+/* image.c - a heap file while it is changed: what is in flight in it, copies of it, faults; see image.h. */
 #include "image.h"
 
 #include <errno.h>
@@ -18,231 +13,29 @@
 
 #include "support.h"
 
-static const uint8_t zeros[4096];
+/* ---- the file of a stopped process ---- */
 
-/* ---- looking ---- */
-
-static uint8_t *private_bytes(void)
+int image_look(struct smi_image *image)
 {
-    uint8_t *bytes = mmap(NULL, IMAGE_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    must(bytes != MAP_FAILED, "mmap: %s", strerror(errno));
-    return bytes;
+    int rc = smi_image_look(image);
+    must(rc >= 0, "%s", image->failure);
+    return rc;
 }
 
-static int open_image(struct image *image)
+void image_write(struct smi_image *image, const char *path)
 {
-    image->fd = open(image->path, O_RDONLY | O_CLOEXEC);
-    if (image->fd < 0)
-        return 0;
-    struct smf_header header;
-    must(pread(image->fd, &header, sizeof(header), 0) == sizeof(header), "short header");
-    image->locks = header.areas.locks;
-    image->locks_end = header.areas.locks + header.lock_count * sizeof(struct smf_lock);
-    image->file = mmap(NULL, IMAGE_MAX, PROT_READ, MAP_SHARED, image->fd, 0);
-    if (!image->copy)
-        image->copy = private_bytes();
-    must(image->file != MAP_FAILED, "mmap: %s", strerror(errno));
-    return 1;
-}
-
-void image_forget(struct image *image)
-{
-    if (image->fd >= 0) {
-        munmap(image->file, IMAGE_MAX);
-        munmap(image->copy, IMAGE_MAX);
-        close(image->fd);
-    }
-    for (int i = 0; i < 2; i++)
-        if (image->past[i])
-            munmap(image->past[i], IMAGE_MAX);
-    *image = (struct image){.path = image->path, .watch_locks = image->watch_locks, .fd = -1};
-}
-
-static uint64_t hash_words(const uint8_t *bytes, size_t len, uint64_t hash)
-{
-    for (size_t i = 0; i < len; i += 8) {
-        uint64_t word;
-        memcpy(&word, bytes + i, 8);
-        hash = (hash ^ word) * 0x9e3779b97f4a7c15ull;
-        hash ^= hash >> 29;
-    }
-    return hash;
-}
-
-static uint64_t hash_page(const struct image *image, uint64_t page)
-{
-    const uint8_t *at = image->copy + page * 4096;
-    uint64_t start = page * 4096, end = start + 4096, hash = page + 1;
-    uint64_t from = image->locks > start ? image->locks : start, to = image->locks_end < end ? image->locks_end : end;
-    if (from >= to)
-        return memcmp(at, zeros, 4096) == 0 ? 0 : hash_words(at, 4096, hash);
-    hash = hash_words(at, from - start, hash);
-    return hash_words(at + (to - start), end - to, hash);
-}
-
-/* Is the 4 KiB page part of a large block or of a free span? What is stored there makes no other image; but that
- * something was stored there does, once after each change of anything else. */
-static int holds_no_metadata(const struct image *image, uint64_t os_page)
-{
-    uint64_t page = os_page * 4096 >> SMF_PAGE_SHIFT;
-    const struct smf_header *header = (const void *)image->copy;
-    const struct smf_state *state = (const void *)(image->copy + SMF_STATE_OFFSET);
-    const struct smf_chunk *chunks = (const void *)(image->copy + header->areas.directory);
-    for (uint64_t i = 0; i < state->chunk_count && i < SMF_CHUNKS; i++) {
-        const struct smf_chunk *chunk = &chunks[i];
-        if (page < chunk->first_page || page >= (uint64_t)chunk->first_page + chunk->page_count)
-            continue;
-        const struct smf_page *pages =
-            (const void *)(image->copy + smi_chunk_words_offset(chunk, &header->areas) + chunk->page_count * 2ull);
-        uint64_t data = smi_chunk_data_page(chunk, &header->areas), at = page;
-        while (at > data && pages[at - chunk->first_page].kind == SMF_PAGE_NONE)
-            at--;
-        unsigned kind = at < data ? SMF_PAGE_META : pages[at - chunk->first_page].kind;
-        return kind == SMF_PAGE_LARGE || kind == SMF_PAGE_FREE || kind == SMF_PAGE_FREE_TAIL;
-    }
-    return 0;
-}
-
-static void rehash(struct image *image, uint64_t page)
-{
-    uint64_t hash = hash_page(image, page);
-    image->sum += hash - image->hashes[page];
-    image->hashes[page] = hash;
-}
-
-/* The pages that hold metadata, as ranges. */
-static void find_watched(struct image *image)
-{
-    image->ranges = 0;
-    for (uint64_t page = 0; page < image->size / 4096; page++) {
-        if (holds_no_metadata(image, page) ||
-            (page * 4096 >= image->locks && (page + 1) * 4096 <= image->locks_end))
-            continue;
-        struct image_range *last = &image->range[image->ranges];
-        if (image->ranges > 0 && last[-1].end == page * 4096)
-            last[-1].end += 4096;
-        else if (image->ranges < IMAGE_RANGES)
-            image->range[image->ranges++] = (struct image_range){page * 4096, (page + 1) * 4096};
-        else
-            last[-1].end = (page + 1) * 4096;
-    }
-}
-
-static int watched_changed(const struct image *image)
-{
-    for (unsigned i = 0; i < image->ranges; i++) {
-        struct image_range r = image->range[i];
-        if (memcmp(image->file + r.start, image->copy + r.start, r.end - r.start) != 0)
-            return 1;
-    }
-    return 0;
-}
-
-/* Bring the copy up to date: 1 when a page without metadata changed. */
-static int update_copy(struct image *image)
-{
-    int touched = 0;
-    for (uint64_t at = 0; at < image->size; at += 4096) {
-        if (memcmp(image->file + at, image->copy + at, 4096) == 0)
-            continue;
-        memcpy(image->copy + at, image->file + at, 4096);
-        if (holds_no_metadata(image, at / 4096))
-            touched = 1;
-        else
-            rehash(image, at / 4096);
-    }
-    return touched;
-}
-
-static void resize(struct image *image, uint64_t size)
-{
-    for (uint64_t page = size / 4096; page < image->size / 4096; page++) {
-        memset(image->copy + page * 4096, 0, 4096);
-        rehash(image, page);
-    }
-    image->sum += (size - image->size) * 0x9e3779b97f4a7c15ull;
-    image->size = size;
-}
-
-/* Which locks have an owner? The low half of the first word of glibc's mutex is the futex. */
-static uint64_t hash_held(const struct image *image)
-{
-    uint64_t hash = 0;
-    for (uint64_t at = image->locks; at < image->locks_end; at += sizeof(struct smf_lock))
-        if (((const struct smf_lock *)(const void *)(image->file + at))->mutex[0] & FUTEX_TID_MASK)
-            hash += (at + 1) * 0x9e3779b97f4a7c15ull;
-    return hash;
-}
-
-/* 1 when other locks are held than when this was asked last. */
-static int held_changed(struct image *image)
-{
-    uint64_t held = image->watch_locks ? hash_held(image) : 0, before = image->held;
-    image->sum += held - before;
-    image->held = held;
-    return held != before;
-}
-
-int image_look(struct image *image)
-{
-    struct stat st;
-    uint64_t before = image->sum, was_touched = image->touched;
-    if (image->fd < 0 && !open_image(image))
-        return 0;
-    must(fstat(image->fd, &st) == 0 && st.st_size <= IMAGE_MAX, "the heap has %lld bytes", (long long)st.st_size);
-    /* Bytes without metadata are looked at with every change of others, and now and then. */
-    if ((uint64_t)st.st_size == image->size && ++image->looks % 64 != 0 && !held_changed(image) &&
-        !watched_changed(image))
-        return 0;
-    image->device = st.st_dev;
-    image->inode = st.st_ino;
-    resize(image, (uint64_t)st.st_size);
-    held_changed(image);
-    uint64_t touched = update_copy(image) | was_touched;
-    if (image->sum != before) {
-        touched = 0;
-        find_watched(image);
-    }
-    image->sum += touched - was_touched;
-    image->touched = touched;
-    return image->sum != before;
-}
-
-void image_write(const struct image *image, const char *path)
-{
-    unlink(path);
-    struct smf_runtime runtime;
-    struct stat copy;
-    memcpy(&runtime, image->copy + SMF_RUNTIME_OFFSET, sizeof(runtime));
-    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    must(fd >= 0 && ftruncate(fd, (off_t)image->size) == 0, "%s: %s", path, strerror(errno));
-    for (uint64_t at = 0, end; at < image->size; at = end) {
-        end = at + 4096;
-        if (memcmp(image->copy + at, zeros, 4096) == 0)
-            continue;
-        while (end < image->size && memcmp(image->copy + end, zeros, 4096) != 0)
-            end += 4096;
-        must(pwrite(fd, image->copy + at, end - at, (off_t)at) == (ssize_t)(end - at), "%s: %s", path,
-             strerror(errno));
-    }
-    if (fstat(fd, &copy) == 0 && runtime.inode == image->inode && runtime.device == image->device) {
-        runtime.inode = copy.st_ino; /* who opens it shall take it for the file itself, not for a copy */
-        runtime.device = copy.st_dev;
-        must(pwrite(fd, &runtime, sizeof(runtime), SMF_RUNTIME_OFFSET) == sizeof(runtime), "%s: %s", path,
-             strerror(errno));
-    }
-    close(fd);
+    must(smi_image_write(image, path) == 0, "%s", image->failure);
 }
 
 void image_copy(const char *from, const char *to)
 {
-    struct image *image = calloc(1, sizeof(*image));
+    struct smi_image *image = calloc(1, sizeof(*image));
     must(image, "out of memory");
     image->path = from;
     image->fd = -1;
     image_look(image);
     image_write(image, to);
-    image_forget(image);
+    smi_image_forget(image);
     free(image);
 }
 
@@ -264,33 +57,41 @@ int image_move(const char *path, int reboot)
     return state.mark != SMF_CLEAN;
 }
 
+/* The images before, the latest first. */
+static struct {
+    uint8_t *bytes;
+    uint64_t size;
+} past[2];
+
 /* With a store between each two images, the oldest with what changed between the newer two lacks the middle store. */
-static void write_without_middle(struct image *image, const char *path)
+static void write_without_middle(struct smi_image *image, const char *path)
 {
-    uint8_t *now = image->copy, *mixed = image->past[1];
+    uint8_t *now = image->copy, *mixed = past[1].bytes;
     for (uint64_t at = 0; at < image->size; at++)
-        if (now[at] != image->past[0][at])
+        if (now[at] != past[0].bytes[at])
             mixed[at] = now[at];
     image->copy = mixed;
     image_write(image, path);
     image->copy = now;
 }
 
-int image_write_swapped(struct image *image, const char *path)
+int image_write_swapped(struct smi_image *image, const char *path)
 {
-    int possible = image->past_size[0] == image->size && image->past_size[1] == image->size;
-    for (int i = 0; i < 2; i++)
-        if (!image->past[i])
-            image->past[i] = private_bytes();
+    int possible = past[0].size == image->size && past[1].size == image->size;
     if (possible)
         write_without_middle(image, path);
-    uint8_t *oldest = image->past[1];
-    image->past[1] = image->past[0];
-    image->past[0] = oldest;
+    uint8_t *oldest = realloc(past[1].bytes, image->size);
+    must(oldest, "out of memory");
     memcpy(oldest, image->copy, image->size);
-    image->past_size[1] = image->past_size[0];
-    image->past_size[0] = image->size;
+    past[1] = past[0];
+    past[0].bytes = oldest;
+    past[0].size = image->size;
     return possible;
+}
+
+void image_swap_begin(void)
+{
+    past[0].size = past[1].size = 0;
 }
 
 /* ---- what is in flight ---- */
@@ -328,10 +129,10 @@ static struct parts parts_of(uint8_t *bytes, uint64_t size)
 }
 
 /* Locks that are held, or whose owner died before: a bit for each of their kinds. */
-static uint64_t kinds_of_locks(const struct image *image)
+static uint64_t kinds_of_locks(const struct smi_image *image)
 {
     const struct smf_header *header = (const void *)image->copy;
-    const struct smf_lock *locks = (const void *)(image->copy + image->locks);
+    const struct smf_lock *locks = (const void *)(image->copy + image->areas.locks);
     uint64_t bits = 0;
     for (uint32_t i = 0; i < header->lock_count; i++) {
         if (!(locks[i].mutex[0] & (FUTEX_TID_MASK | FUTEX_OWNER_DIED)))
@@ -343,7 +144,7 @@ static uint64_t kinds_of_locks(const struct image *image)
     return bits;
 }
 
-uint64_t image_in_flight(const struct image *image)
+uint64_t image_in_flight(const struct smi_image *image)
 {
     if (image->fd < 0)
         return 0;

@@ -2,47 +2,20 @@
 /* judge.c - opening, describing and emptying what somebody died in; see judge.h. */
 #include "judge.h"
 
-#include <errno.h>
-#include <execinfo.h>
-#include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "check.h"
 #include "support.h"
-#include "trace.h"
 #include "view.h"
 
-/* ---- what it says ---- */
-
-static struct findings *out;
-
-void judge_line(const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    out->used += (size_t)vsnprintf(out->text + out->used, sizeof(out->text) - out->used, format, args);
-    va_end(args);
-    must(out->used < sizeof(out->text), "too many blocks");
-}
-
-void judge_wrong(const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    if (!out->why[0]) /* the first of several processes knows best */
-        vsnprintf(out->why, sizeof(out->why), format, args);
-    va_end(args);
-    _exit(1);
-}
+/* ---- the heap in words ---- */
 
 static void seen_by_view(const char *invariant, uint64_t ref, const char *text, void *arg)
 {
-    judge_wrong("%s: %s at %#llx: %s", (const char *)arg, invariant, (unsigned long long)ref, text);
+    smi_wrong("%s: %s at %#llx: %s", (const char *)arg, invariant, (unsigned long long)ref, text);
 }
 
 void judge_closed(const char *path, const char *when)
@@ -54,11 +27,9 @@ void judge_closed(const char *path, const char *when)
     smi_view_finish(&view);
 }
 
-/* ---- the heap in words ---- */
-
 static void describe_block(const shmalloc_block *block)
 {
-    judge_line("block %#llx size %llu tag %u\n", (unsigned long long)block->ref, (unsigned long long)block->size,
+    smi_say("block %#llx size %llu tag %u\n", (unsigned long long)block->ref, (unsigned long long)block->size,
                block->tag);
 }
 
@@ -82,7 +53,7 @@ static int describe_up_to(const shmalloc_block *block, void *arg)
 static int describe_root(const shmalloc_root *root, void *arg)
 {
     (void)arg;
-    judge_line("root \"%s\" type %llu ref %#llx\n", root->name, (unsigned long long)root->type,
+    smi_say("root \"%s\" type %llu ref %#llx\n", root->name, (unsigned long long)root->type,
                (unsigned long long)root->ref);
     return 0;
 }
@@ -107,20 +78,20 @@ void judge_describe(shmalloc_heap *heap, const struct world *world, const struct
     describe_up_to(NULL, &blocks);
     works(shmalloc_root_each(heap, describe_root, NULL));
     if (loot)
-        judge_line("%s", loot->words);
+        smi_say("%s", loot->words);
     for (unsigned i = 0; world && i < WORDS; i++) {
         judge_word_line(heap, world, i, text, sizeof(text));
-        judge_line("%s", text);
+        smi_say("%s", text);
     }
     shmalloc_stats stats = {.struct_size = sizeof(stats)};
     works(shmalloc_get_stats(heap, &stats));
-    judge_line("maximum %llu\n", (unsigned long long)stats.max_size);
+    smi_say("maximum %llu\n", (unsigned long long)stats.max_size);
 }
 
 static void describe_mutex(shmalloc_heap *heap, struct world *world)
 {
     int rc = shmalloc_mutex_trylock(heap, &world->mutex);
-    judge_line("mutex answers %d\n", rc);
+    smi_say("mutex answers %d\n", rc);
     works(rc);
     works(shmalloc_mutex_unlock(heap, &world->mutex));
     works(shmalloc_mutex_lock(heap, &world->mutex));
@@ -174,7 +145,7 @@ static _Noreturn void judge_torn(const char *path)
     if (rc == 0)
         right(!shmalloc_malloc(heap, 8) && shmalloc_check(heap) < 0,
               "a damaged heap that nobody has checked is opened, without a complaint, for use");
-    judge_line(rc == 0 ? "poisoned\n" : "refused as unclean\n");
+    smi_say(rc == 0 ? "poisoned\n" : "refused as unclean\n");
     _exit(0);
 }
 
@@ -226,94 +197,28 @@ static void judge_here(const void *arg)
     works(shmalloc_close(heap));
 }
 
-/* A judge hangs: print where. */
-static void tell_where(int signal)
+struct in_child {
+    void (*fn)(const void *arg);
+    const void *arg;
+};
+
+static void call(void *arg)
 {
-    void *frames[24];
-    int count = backtrace(frames, 24);
-    (void)signal;
-    for (int i = 1; i < count; i++)
-        print_address((uint64_t)(uintptr_t)frames[i]);
-    judge_wrong("who opened it hung");
+    const struct in_child *child = arg;
+    child->fn(child->arg);
 }
 
-void judge_in_child(struct findings *findings, void (*fn)(const void *arg), const void *arg)
+void judge_in_child(struct smi_findings *findings, void (*fn)(const void *arg), const void *arg)
 {
-    out = findings;
-    out->used = 0;
-    out->text[0] = out->why[0] = 0;
-    pid_t parent = getpid(), pid = fork();
-    must(pid >= 0, "fork: %s", strerror(errno));
-    if (pid == 0) {
-        die_with_parent(parent);
-        signal(SIGALRM, tell_where);
-        alarm(30); /* no image may hang who opens it */
-        fn(arg);
-        _exit(0);
-    }
-    int status;
-    while (waitpid(pid, &status, 0) < 0)
-        must(errno == EINTR, "waitpid: %s", strerror(errno));
-    if (WIFSIGNALED(status))
-        snprintf(out->why, sizeof(out->why), "who opened it was ended by signal %d (%s)", WTERMSIG(status),
-                 strsignal(WTERMSIG(status)));
+    smi_judge(call, &(struct in_child){fn, arg}, 30, findings);
 }
 
-void judge(const char *path, const struct op *op, struct findings *findings)
+void judge(const char *path, const struct op *op, struct smi_findings *findings)
 {
     judge_in_child(findings, judge_here, &(struct case_of_death){path, op, 0});
 }
 
-void judge_moved(const char *path, const struct op *op, struct findings *findings)
+void judge_moved(const char *path, const struct op *op, struct smi_findings *findings)
 {
     judge_in_child(findings, judge_here, &(struct case_of_death){path, op, 1});
-}
-
-/* ---- comparing ---- */
-
-static int has_line(const char *text, const char *wanted, size_t len)
-{
-    for (const char *at = text; *at; at = strchr(at, '\n') + 1)
-        if (strncmp(at, wanted, len) == 0)
-            return 1;
-    return 0;
-}
-
-/* All lines of `text` are in one of the two. */
-static int covered(const char *text, const char *a, const char *b)
-{
-    for (const char *at = text, *end; *at; at = end) {
-        end = strchr(at, '\n') + 1;
-        if (!has_line(a, at, (size_t)(end - at)) && !has_line(b, at, (size_t)(end - at)))
-            return 0;
-    }
-    return 1;
-}
-
-int is_between(const char *text, const char *before, const char *after)
-{
-    if (!covered(text, before, after))
-        return 0;
-    for (const char *at = before, *end; *at; at = end) {
-        end = strchr(at, '\n') + 1;
-        size_t len = (size_t)(end - at);
-        if (has_line(after, at, len) && !has_line(text, at, len))
-            return 0;
-    }
-    return 1;
-}
-
-static void print_missing(const char *mark, const char *lines, const char *in)
-{
-    for (const char *at = lines, *end; *at; at = end) {
-        end = strchr(at, '\n') + 1;
-        if (!has_line(in, at, (size_t)(end - at)))
-            printf("    %s %.*s", mark, (int)(end - at), at);
-    }
-}
-
-void print_difference(const char *was, const char *is)
-{
-    print_missing("-", was, is);
-    print_missing("+", is, was);
 }

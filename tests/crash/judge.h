@@ -10,35 +10,21 @@
 
 #include <shmalloc/shmalloc.h>
 
+#include "crashtest/judge.h"
 #include "ops.h"
 
-/* A heap in words: its blocks, the world's words, roots. Equal heaps have equal texts. In memory that the
- * judging process shares. */
-struct findings {
-    char text[256 << 10];
-    size_t used;
-    char why[1024]; /* not empty: what is wrong with the image */
-};
-
 /* Open the image as the first to attach, check, describe, use, empty, close. */
-void judge(const char *path, const struct op *op, struct findings *out);
+void judge(const char *path, const struct op *op, struct smi_findings *out);
 
 /* The same for an image that was moved: the open is refused until the heap has been recovered. */
-void judge_moved(const char *path, const struct op *op, struct findings *out);
-
-/* Do the lines of `text` lie between `before` and `after`: in both or either, and all that both have? */
-int is_between(const char *text, const char *before, const char *after);
-/* Print the lines that only one of them has. */
-void print_difference(const char *was, const char *is);
+void judge_moved(const char *path, const struct op *op, struct smi_findings *out);
 
 /* ---- for judges ---- */
 
 /* Run `fn` in a child that may write to `out`; however it ends, out->why tells. */
-void judge_in_child(struct findings *out, void (*fn)(const void *arg), const void *arg);
+void judge_in_child(struct smi_findings *out, void (*fn)(const void *arg), const void *arg);
 
-_Noreturn void judge_wrong(const char *format, ...) __attribute__((format(printf, 1, 2)));
-void judge_line(const char *format, ...) __attribute__((format(printf, 1, 2)));
-#define right(condition, ...) ((condition) ? (void)0 : judge_wrong(__VA_ARGS__))
+#define right(condition, ...) ((condition) ? (void)0 : smi_wrong(__VA_ARGS__))
 #define works(call) right((call) >= 0, "%s: %s", #call, shmalloc_errmsg())
 
 /* As shmalloc-inspect does it: the file settles in private memory, nobody opens it. */

@@ -10,18 +10,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "crashtest/stepper.h"
 #include "process.h"
 #include "recover.h"
 #include "slab.h"
 #include "support.h"
 
 struct control *control;
-
-void mark(enum phase phase)
-{
-    __atomic_store_n(&control->phase, phase, __ATOMIC_SEQ_CST);
-    raise(SIGSTOP);
-}
 
 /* ---- what operations are made of ---- */
 
@@ -419,7 +414,7 @@ static void lock_unlock(struct stage *s)
 
 static void *first_call(void *arg)
 {
-    mark(BEGUN);
+    smi_stepper_mark(&control->phase, SMI_BEGUN);
     keep_block(arg, SMALL);
     return NULL;
 }
@@ -427,7 +422,7 @@ static void *last_call(void *arg)
 {
     keep_many(arg, 20, SMALL);
     drop_many(arg, 10);
-    mark(BEGUN);
+    smi_stepper_mark(&control->phase, SMI_BEGUN);
     return NULL;
 }
 static void in_thread(struct stage *s, void *(*fn)(void *))
@@ -635,7 +630,6 @@ _Noreturn void run_op(const struct op *op, const char *path)
 {
     static struct stage stage;
     stage.path = path;
-    raise(SIGSTOP); /* the tracer sets its options */
     if (!(op->traits & (OP_NO_FILE | OP_STALE)))
         make_world(&stage, op);
     if (control->survivors > 0 && !(op->traits & OP_STALE)) {
@@ -646,8 +640,8 @@ _Noreturn void run_op(const struct op *op, const char *path)
     if (control->survivors > 0 && op_holds_mutex(op))
         lock(&stage);
     if (!(op->traits & OP_OWN_MARK))
-        mark(BEGUN);
+        smi_stepper_mark(&control->phase, SMI_BEGUN);
     op->run(&stage);
-    mark(ENDED);
+    smi_stepper_mark(&control->phase, SMI_ENDED);
     _exit(0);
 }

@@ -56,9 +56,8 @@ extern const unsigned op_count;
 extern const struct op reopening;
 
 /* Shared by the stepped process and its tracer. */
-enum phase { PREPARING, BEGUN, ENDED };
 struct control {
-    uint32_t phase;
+    uint32_t phase;     /* enum smi_phase */
     uint32_t survivors; /* who come to the heap before the operation is prepared, and stay; 0 none */
     uint32_t settled;   /* 1: there is a heap to come to; one more for each of them that has come */
 };
@@ -69,9 +68,6 @@ static inline int op_holds_mutex(const struct op *op)
 {
     return !(op->traits & (OP_MUTEX | OP_AWAY | OP_STALE));
 }
-
-/* Stop here, so that the tracer sees the phase. */
-void mark(enum phase phase);
 
 /* The stepped process, from its first instruction on. */
 _Noreturn void run_op(const struct op *op, const char *path);

@@ -35,6 +35,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "crashtest/place.h"
+#include "crashtest/walk.h"
 #include "image.h"
 #include "judge.h"
 #include "support.h"
@@ -44,15 +46,15 @@
 /* A full check or a walk over the whole heap takes millions of instructions and stores nothing: an operation that
  * changes nothing for this many runs on at full speed, and its line says so. */
 enum { PATIENCE = 200000 };
-enum { SEEN_MAX = 1 << 20, KEPT_MAX = 512 };
+enum { KEPT_MAX = 512 };
 
 static struct fixture f;
 static char left_path[256], met_path[256]; /* a copy of what a death leaves; the file that a survivor meets it in */
-static struct image image;
+static struct smi_image image;
 static enum planted planted;
 static int verbose, reported, alive, real;
 static const struct survival *repaired; /* what is stepped through is this repair */
-static struct findings *before, *after, *found;
+static struct smi_findings *before, *after, *found;
 
 static struct {
     uint64_t steps, images, checks, failures;
@@ -68,39 +70,24 @@ static struct kept {
 } kept[KEPT_MAX];
 static unsigned kept_count;
 
-/* ---- images seen before ---- */
-
-static uint64_t seen[SEEN_MAX];
-
-static int is_new(uint64_t sum)
-{
-    uint64_t at = sum % SEEN_MAX;
-    for (sum |= 1; seen[at] != 0; at = (at + 1) % SEEN_MAX)
-        if (seen[at] == sum)
-            return 0;
-    must(++now.images < SEEN_MAX / 2, "too many images");
-    seen[at] = sum;
-    return 1;
-}
-
 /* ---- one image ---- */
 
-static void report(const struct op *op, const struct traced *traced, const char *why)
+static void report(const struct op *op, const struct smi_stepper *traced, const char *why)
 {
     now.failures++;
     if (planted || reported++ >= 3)
         return;
     printf("FAILED %s, step %llu: %s\n", op->name, (unsigned long long)traced->steps, why);
-    print_address(traced_address(traced));
+    smi_place_print(stdout, "after", traced->at);
     fflush(stdout);
 }
 
-static void report_difference(const struct op *op, const struct traced *traced, const char *was)
+static void report_difference(const struct op *op, const struct smi_stepper *traced, const char *was)
 {
     int first = reported < 3 && !planted;
     report(op, traced, "what is left is neither the heap before nor the one after");
     if (first) {
-        print_difference(was, found->text);
+        smi_print_difference(stdout, was, found->text);
         fflush(stdout);
     }
 }
@@ -124,22 +111,25 @@ static void judge_left(const struct op *op, const char *path, struct order order
                    found);
 }
 
-static void compare(const struct op *op, const struct traced *traced, int *happened)
+static void compare(const struct op *op, const struct smi_stepper *traced, struct smi_comparison *comparison)
 {
-    int is_before = strcmp(found->text, before->text) == 0, is_after = strcmp(found->text, after->text) == 0;
+    const char *was = comparison->happened ? after->text : before->text;
+    enum smi_verdict verdict = smi_compare(comparison, found->text);
     if (found->why[0])
         report(op, traced, found->why);
-    else if (*happened && !is_after && is_before)
+    else if (verdict == SMI_UNDONE)
         report(op, traced, "the operation was done, and is undone");
-    else if (!is_before && !is_after &&
-             !((op->traits & OP_LOOSE) && is_between(found->text, before->text, after->text)))
-        report_difference(op, traced, *happened ? after->text : before->text);
-    if (is_after && !is_before)
-        *happened = 1;
+    else if (verdict == SMI_NEITHER)
+        report_difference(op, traced, was);
 }
 
-/* What would be left by a death now. `happened`: the operation was seen to be done. */
-static void judge_image(const struct op *op, const struct traced *traced, int *happened)
+static struct smi_comparison comparison_for(const struct op *op)
+{
+    return (struct smi_comparison){before->text, after->text, (op->traits & OP_LOOSE) != 0, 0};
+}
+
+/* What would be left by a death now. */
+static void judge_image(const struct op *op, const struct smi_stepper *traced, struct smi_comparison *comparison)
 {
     if (planted == PLANT_SWAPPED) {
         if (!image_write_swapped(&image, left_path))
@@ -153,7 +143,7 @@ static void judge_image(const struct op *op, const struct traced *traced, int *h
     unsigned count = alive ? survivor_orders(left_path, now.images, orders) : 1;
     for (unsigned n = 0; n < count; n++) {
         judge_left(op, left_path, orders[n]);
-        compare(op, traced, happened);
+        compare(op, traced, comparison);
     }
 }
 
@@ -179,7 +169,7 @@ static int keep_image(const struct op *op)
 }
 
 /* The image as it would be found after a reboot, or in a backup. */
-static void judge_elsewhere(const struct op *op, const struct traced *traced, int *happened)
+static void judge_elsewhere(const struct op *op, const struct smi_stepper *traced, struct smi_comparison *comparison)
 {
     for (int reboot = 0; reboot < 2 && !(op->traits & (OP_NO_FILE | OP_TORN)); reboot++) {
         image_write(&image, left_path);
@@ -187,13 +177,13 @@ static void judge_elsewhere(const struct op *op, const struct traced *traced, in
             continue;
         now.checks++;
         judge_moved(left_path, op, found);
-        compare(op, traced, happened);
+        compare(op, traced, comparison);
     }
 }
 
 /* ---- one operation ---- */
 
-static void describe_now(const struct op *op, struct findings *findings)
+static void describe_now(const struct op *op, struct smi_findings *findings)
 {
     findings->text[0] = 0;
     image_look(&image);
@@ -205,9 +195,9 @@ static void describe_now(const struct op *op, struct findings *findings)
     memcpy(findings->text, found->text, sizeof(found->text));
 }
 
-static void start(const struct op *op, struct traced *traced, const struct kept *stale)
+static void start(const struct op *op, struct smi_stepper *traced, const struct kept *stale)
 {
-    image_forget(&image);
+    smi_image_forget(&image);
     unlink(f.path);
     if (alive && !repaired)
         survivors_start(&f);
@@ -218,9 +208,9 @@ static void start(const struct op *op, struct traced *traced, const struct kept 
         survivors_remember(op);
 }
 
-static void end(struct traced *traced)
+static void end(struct smi_stepper *traced)
 {
-    traced_end(traced);
+    smi_stepper_kill(traced);
     if (alive && !repaired)
         survivors_end();
 }
@@ -228,45 +218,49 @@ static void end(struct traced *traced)
 /* The first run: the heap before and after. */
 static void look_ahead(const struct op *op, const struct kept *stale)
 {
-    struct traced traced;
+    struct smi_stepper traced;
     start(op, &traced, stale);
     describe_now(op, before);
-    must(traced_finish(&traced) == 0, "%s: %s", op->name, traced.failure);
+    must(smi_stepper_finish(&traced) == 0, "%s: %s", op->name, traced.failure);
     describe_now(op, after);
     end(&traced);
+}
+
+struct run {
+    const struct op *op;
+    struct smi_comparison comparison;
+};
+
+enum { ENOUGH = -100001 };
+
+static int visit(struct smi_walk *walk)
+{
+    struct run *run = walk->arg;
+    now.images = walk->images;
+    judge_image(run->op, walk->stepper, &run->comparison);
+    if (keep_image(run->op) && !alive)
+        judge_elsewhere(run->op, walk->stepper, &run->comparison);
+    return planted && now.failures ? ENOUGH : 0;
 }
 
 /* The second run. */
 static void step_through(const struct op *op, const struct kept *stale)
 {
-    struct traced traced;
-    int happened = 0, rc;
-    memset(seen, 0, sizeof(seen));
+    struct smi_stepper traced;
+    struct run run = {op, comparison_for(op)};
+    struct smi_walk walk = {.stepper = &traced, .image = &image, .visit = visit, .arg = &run, .patience = PATIENCE};
     start(op, &traced, stale);
+    image_swap_begin();
+    int rc = smi_walk(&walk);
+    if (rc < 0 && rc != ENOUGH)
+        report(op, &traced, traced.failure[0] ? traced.failure : image.failure);
     image_look(&image);
-    do {
-        if (planted && now.failures)
-            break;
-        if (image.fd >= 0 && is_new(image.sum)) {
-            judge_image(op, &traced, &happened);
-            if (keep_image(op) && !alive)
-                judge_elsewhere(op, &traced, &happened);
-        }
-        uint64_t changed_at = traced.steps;
-        while ((rc = traced_step(&traced)) > 0 && !image_look(&image))
-            if (traced.steps - changed_at == PATIENCE) {
-                now.free_run = 1;
-                rc = traced_finish(&traced);
-                break;
-            }
-    } while (rc > 0);
-    if (rc < 0)
-        report(op, &traced, traced.failure);
-    image_look(&image);
-    if (strcmp(before->text, after->text) != 0 && !happened && !planted)
-        judge_image(op, &traced, &happened);
+    if (strcmp(before->text, after->text) != 0 && !run.comparison.happened && !planted)
+        judge_image(op, &traced, &run.comparison);
     end(&traced);
     now.steps = traced.steps;
+    now.images = walk.images;
+    now.free_run = walk.free_run;
 }
 
 static void print_now(const char *name, uint64_t start_ns)
@@ -296,7 +290,7 @@ static void run(const struct op *op, const struct kept *stale, const char *name)
     reported = 0;
     look_ahead(op, stale);
     if (verbose)
-        print_difference(before->text, after->text);
+        smi_print_difference(stdout, before->text, after->text);
     step_through(op, stale);
     print_now(name, start_ns);
     add_up();
@@ -353,7 +347,7 @@ static void run_repairs(unsigned part, unsigned most)
 
 static void run_two_at_once(unsigned times)
 {
-    static const struct traced nobody;
+    static const struct smi_stepper nobody;
     uint64_t start_ns = now_ns();
     memset(&now, 0, sizeof(now));
     reported = 0;
@@ -374,9 +368,9 @@ static void run_two_at_once(unsigned times)
 
 static uint64_t steps_of(const struct op *op)
 {
-    struct traced traced;
+    struct smi_stepper traced;
     start(op, &traced, NULL);
-    while (traced_step(&traced) > 0 && traced.steps < PATIENCE)
+    while (smi_stepper_step(&traced) > 0 && traced.steps < PATIENCE)
         ;
     end(&traced);
     return traced.steps;
@@ -384,16 +378,17 @@ static uint64_t steps_of(const struct op *op)
 
 static void kill_at(const struct op *op, uint64_t step)
 {
-    struct traced traced;
-    int happened = 0, rc = 1;
+    struct smi_stepper traced;
+    struct smi_comparison comparison = comparison_for(op);
+    int rc = 1;
     start(op, &traced, NULL);
     while (rc > 0 && traced.steps < step)
-        rc = traced_step(&traced);
-    traced_end(&traced);
+        rc = smi_stepper_step(&traced);
+    smi_stepper_kill(&traced);
     if (survivors_carry_on() != 0)
         report(op, &traced, "a survivor failed");
     judge_left(op, f.path, (struct order){FIRST_MUTEX, 0});
-    compare(op, &traced, &happened);
+    compare(op, &traced, &comparison);
     now.steps += traced.steps;
 }
 
@@ -522,7 +517,7 @@ int main(int argc, char **argv)
     fixture_begin(&f);
     snprintf(left_path, sizeof(left_path), "%s", fixture_path(&f, "left"));
     snprintf(met_path, sizeof(met_path), "%s", fixture_path(&f, "met"));
-    image = (struct image){.path = f.path, .watch_locks = alive, .fd = -1};
+    image = (struct smi_image){.path = f.path, .watch_locks = alive, .fd = -1};
     control = shared_memory(sizeof(*control));
     before = shared_memory(sizeof(*before));
     after = shared_memory(sizeof(*after));

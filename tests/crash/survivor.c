@@ -53,10 +53,10 @@ static void come(struct stage *s, unsigned n)
 }
 
 static char base_path[SURVIVORS][256];
-static struct image bases[2 * SURVIVORS] = { /* of plain heaps, of hardened heaps */
+static struct smi_image bases[2 * SURVIVORS] = { /* of plain heaps, of hardened heaps */
     {.fd = -1}, {.fd = -1}, {.fd = -1}, {.fd = -1}, {.fd = -1}, {.fd = -1}};
 
-static struct image *base_of(const struct op *op, unsigned n)
+static struct smi_image *base_of(const struct op *op, unsigned n)
 {
     return &bases[(op->traits & OP_HARDENED ? SURVIVORS : 0) + n];
 }
@@ -467,13 +467,13 @@ static void judge_alone(const void *arg)
     int answer = begin_with(&s, survival->part, survival->order, guarded ? &loot : NULL);
     if (answer < 0)
         answer = pass_mutex(&s, NULL);
-    judge_line("mutex answers %d\n", answer);
+    smi_say("mutex answers %d\n", answer);
     work(&s, survival->part);
     look(&s);
     conclude(&s, survival, others, living_from(survival->part), &loot);
 }
 
-void survivor_judge(const struct survival *survival, struct findings *out)
+void survivor_judge(const struct survival *survival, struct smi_findings *out)
 {
     judge_in_child(out, judge_alone, survival);
 }
@@ -549,7 +549,7 @@ static void judge_two(const void *arg)
           "the second with %d", statuses[0], statuses[1], statuses[2]);
 }
 
-void survivor_judge_two(const struct survival *survival, struct findings *out)
+void survivor_judge_two(const struct survival *survival, struct smi_findings *out)
 {
     judge_in_child(out, judge_two, survival);
 }
@@ -625,8 +625,8 @@ void survivors_start(const struct fixture *f)
 void survivors_remember(const struct op *op)
 {
     for (unsigned n = 0; n < SURVIVORS; n++) {
-        struct image *base = base_of(op, n);
-        image_forget(base);
+        struct smi_image *base = base_of(op, n);
+        smi_image_forget(base);
         base->path = base_path[n];
         image_look(base);
     }

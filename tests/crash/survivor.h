@@ -65,10 +65,10 @@ struct survival {
     unsigned part;
     struct order order;
 };
-void survivor_judge(const struct survival *survival, struct findings *out);
+void survivor_judge(const struct survival *survival, struct smi_findings *out);
 
 /* Parts 0 and 1 carry on at the same time, and somebody new comes meanwhile; part 1 judges. */
-void survivor_judge_two(const struct survival *survival, struct findings *out);
+void survivor_judge_two(const struct survival *survival, struct smi_findings *out);
 
 /* The repair as an operation that is stepped through: `survival` is what the next stepped process plays. */
 extern const struct op repairing;
