@@ -287,6 +287,35 @@ int smi_os_sync_file(int fd)
     return fdatasync(fd) < 0 ? -errno : 0;
 }
 
+int smi_os_sync_directory(const char *path)
+{
+    char directory[PATH_MAX];
+    directory_of(path, directory);
+    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int rc = fd < 0 || fsync(fd) < 0 ? -errno : 0;
+    smi_os_close(fd);
+    return rc == -EINVAL ? 0 : rc; /* a file system whose directories cannot be synced */
+}
+
+int smi_os_next_data(int fd, uint64_t size, uint64_t *at, uint64_t *end)
+{
+    off_t start = lseek(fd, (off_t)*at, SEEK_DATA);
+    if (start < 0 && errno != ENXIO && errno != EINVAL)
+        return -errno;
+    if (start < 0 && errno == EINVAL) { /* the file system does not tell: all of it */
+        *end = size;
+        return 0;
+    }
+    off_t stop = start < 0 ? start : lseek(fd, start, SEEK_HOLE);
+    if (start < 0 || (uint64_t)start >= size) { /* the rest is a hole */
+        *at = *end = size;
+        return 0;
+    }
+    *at = (uint64_t)start;
+    *end = stop < 0 || (uint64_t)stop > size ? size : (uint64_t)stop;
+    return 0;
+}
+
 int smi_os_sync_range(void *address, uint64_t len)
 {
     return msync(address, len, MS_SYNC) < 0 ? -errno : 0;
