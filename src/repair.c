@@ -138,6 +138,17 @@ static void add_last_values(struct smi_repair *r)
 
 /* ---- planning ---- */
 
+int smi_repair_claim(int fd, const char *path)
+{
+    int rc = smi_os_lock_byte(fd, SMF_ATTACH_BYTE);
+    int busy = rc == -EAGAIN;
+    if (rc == 0 && (rc = smi_os_is_locked(fd, SMF_LOCK_BYTES, SMF_PROCESSES)) > 0)
+        busy = 1;
+    if (busy)
+        return smi_error(SHMALLOC_EBUSY, "%s: processes have the heap open; nothing was changed", path);
+    return rc < 0 ? smi_error(rc, "%s: cannot lock the file: %s", path, shmalloc_strerror(rc)) : 0;
+}
+
 static void still_wrong(const char *invariant, uint64_t ref, const char *text, void *arg)
 {
     smi_repair_refuse(arg, invariant, ref, "no safe rule: %s", text);
@@ -190,6 +201,8 @@ int smi_repair_plan(struct smi_repair *r, int fd, const char *path,
     int rc = smi_view_of_descriptor(&r->view, fd, path);
     r->view.progress = progress;
     r->file_size = r->view.file_size;
+    if (rc < 0 && (rc > -4096 || r->file_size == 0)) /* not read, or nothing that could be a heap */
+        return rc;
     if (rc == 0) /* to be written, not only read */
         rc = smi_layout_validate(&r->view.header, &r->view.state, r->file_size, 0, path);
     if (rc < 0 && r->file_size > 0 && r->view.state.size > r->file_size && r->view.state.size <= SMF_MAX_SIZE) {

@@ -74,6 +74,10 @@ struct smi_repair {
 /* Called now and then while something long goes on. */
 typedef void smi_repair_progress_fn(const char *doing, uint64_t done, uint64_t all, const char *what);
 
+/* Keep everybody else out of the heap in `fd` until that is closed: 0, or SHMALLOC_EBUSY when somebody uses it, or an
+ * errno, with a message. */
+int smi_repair_claim(int fd, const char *path);
+
 /* Look at the heap in `fd` and plan its repair. Nobody else may be changing it. Returns 0: steps and
  * obstacles are known, and a plan without steps and obstacles says that the heap is sound. Otherwise a code
  * of smi_layout_validate when the file is no heap that could be used here, -ENOMEM, an errno of reading.
@@ -81,7 +85,7 @@ typedef void smi_repair_progress_fn(const char *doing, uint64_t done, uint64_t a
 int smi_repair_plan(struct smi_repair *repair, int fd, const char *path,
                     void (*progress)(const struct smi_view *view));
 
-/* Carry out a plan without obstacles. The attach lock of `fd` is held and nobody else is attached. The heap
+/* Carry out a plan without obstacles. The heap is claimed through `fd`. It
  * stays poisoned until all is written, synced, read again and found sound; then it is as after a machine that
  * stopped: to be taken into use by shmalloc_recover. Returns 0, or a negative code with a message. */
 int smi_repair_apply(struct smi_repair *repair, int fd, smi_repair_progress_fn *progress);

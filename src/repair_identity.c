@@ -262,6 +262,19 @@ static void end_at(struct smi_repair *r, uint64_t end)
                        (unsigned long long)r->file_size, (unsigned long long)end);
 }
 
+static void refuse_directory(struct directory *d)
+{
+    if (d->size_pages > d->file_pages)
+        smi_repair_refuse(d->r, "H1", d->r->file_size,
+                          "the file was cut at %llu bytes, the heap had %llu; what lay beyond is lost, descriptors of "
+                          "pages among it: restore the file from a copy",
+                          (unsigned long long)d->r->file_size, (unsigned long long)smi_repair_ref(d->size_pages));
+    else
+        smi_repair_refuse(d->r, "D1", d->r->view.header.areas.directory,
+                          "nothing that the directory, the size of the heap and the length of the file say fits what is in "
+                          "the file");
+}
+
 int smi_mend_directory(struct smi_repair *r)
 {
     struct smi_view *view = &r->view;
@@ -276,7 +289,7 @@ int smi_mend_directory(struct smi_repair *r)
     if (!is_consistent(&d)) {
         view->chunk_count = find_chunks(&d);
         if (view->chunk_count == 0) {
-            smi_repair_refuse(r, "D1", at, "no directory, size and length of the file fit what is in the file");
+            refuse_directory(&d);
             return 0;
         }
         store_directory(&d);
