@@ -195,10 +195,10 @@ static void mend_set(struct set *set, uint32_t id)
     if (is_whole(set))
         return;
     if (id < SLAB_SETS)
-        smi_repair_say(set->r, "P3", set->root, "the set of free spans of %u%s pages is built anew from its %zu spans", id + 1,
+        smi_repair_say(set->r, "P3", set->root, "the set of free spans of length %u%s is built anew, with %zu in it", id + 1,
                        id == SMF_EXACT_BINS ? " and more" : "", set->count);
     else
-        smi_repair_say(set->r, "C2", set->root, "the set of slabs of arena %u, class %u is built anew from its %zu slabs",
+        smi_repair_say(set->r, "C2", set->root, "the set of slabs of arena %u, class %u is built anew, with %zu in it",
                        (id - SLAB_SETS) / SMF_CLASSES, (id - SLAB_SETS) % SMF_CLASSES, set->count);
     build(set);
 }

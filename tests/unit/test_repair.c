@@ -5,9 +5,6 @@
  */
 #include <criterion/criterion.h>
 
-#include <sys/mount.h>
-#include <sys/stat.h>
-
 #include "check.h"
 #include "damages.h"
 #include "image.h"
@@ -153,17 +150,12 @@ static struct image bases[BASES];
 
 static void begin(void)
 {
-    fixture_begin(&f);
-    bases[KILLED] = image_make(&f, 0, IMAGE_KILLED);
-    bases[CLOSED] = image_make(&f, 0, IMAGE_CLOSED);
-    bases[HARDENED] = image_make(&f, SHMALLOC_HARDENED, IMAGE_KILLED);
+    make_bases(&f, bases);
 }
 
 static void end(void)
 {
-    for (int i = 0; i < BASES; i++)
-        free(bases[i].bytes);
-    fixture_end(&f);
+    drop_bases(&f, bases);
 }
 
 TestSuite(repair, .init = begin, .fini = end, .timeout = 170);

@@ -178,5 +178,5 @@ const struct command_line inspect_check_line = {
     "[--repair [--yes] [--backup PATH]] [--json] FILE", "ryb:", options, 0};
 
 const struct subcommand inspect_check = {
-    "check", "verify every invariant, report each violation with its place; --repair", help, run,
+    "check", "verify every invariant, report each violation with its place, repair", help, run,
     list_invariants};
