@@ -188,7 +188,7 @@ static int cannot_read(struct smi_repair *r)
 static int verify(struct smi_repair *r)
 {
     struct smi_check_result result;
-    int rc = smi_view_settle_again(&r->view);
+    int rc = smi_view_settle_again(&r->view, still_wrong, r);
     if (rc == 0)
         rc = smi_check(&r->view, 0, still_wrong, r, &result);
     return rc == SHMALLOC_ECORRUPT ? 0 : rc; /* an obstacle already */

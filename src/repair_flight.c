@@ -63,11 +63,12 @@ static void look_at_logs(struct smi_repair *r)
 /* ---- links ---- */
 
 /* Slots that the cache array at `array` of a thread slot can hold; 0 when it has no such array. */
-static uint64_t capacity_of(const struct smf_thread *thread, uint64_t thread_ref, uint64_t array)
+static uint64_t capacity_of(struct smi_repair *r, const struct smf_thread *thread, uint64_t thread_ref, uint64_t array)
 {
     for (uint32_t k = 0; array != 0 && k < SMF_CLASSES; k++)
         if ((thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES) == array &&
-            smi_bin_is_possible(thread_ref, thread->bins[k], k))
+            smi_bin_is_possible(thread_ref, thread->bins[k], k) &&
+            smi_view_at(&r->view, array, 8ull * smi_bin_words(thread->bins[k], k)))
             return smi_bin_words(thread->bins[k], k) - 1;
     return 0;
 }
@@ -82,16 +83,26 @@ static const char *fault_of_link(struct smi_repair *r, uint64_t thread_ref, cons
     if (!is_possible_word(r, link->dest) || link->dest < SMF_PAGE)
         return "it names a word that cannot be";
     if (link->op == SMF_LINK_TAKE && link->fresh_array != 0 &&
-        (link->fresh_count == 0 || link->fresh_count > capacity_of(thread, thread_ref, link->fresh_array)))
+        (link->fresh_count == 0 || link->fresh_count > capacity_of(r, thread, thread_ref, link->fresh_array)))
         return "it names a cache that the thread slot does not have";
     if (link->old != 0 && link->old_array != 0 &&
-        link->old_count >= capacity_of(thread, thread_ref, link->old_array))
+        link->old_count >= capacity_of(r, thread, thread_ref, link->old_array))
         return "it names a cache that the thread slot does not have";
     return NULL;
 }
 
+/* A change that note_changes finds, or one that comes later and is noted at once. */
+static void change(struct smi_repair *r, enum smi_repair_stage stage, uint64_t ref, uint64_t value)
+{
+    if (stage == SMI_SETTLED)
+        smi_view_store(&r->view, ref, value);
+    else
+        smi_repair_put(r, stage, ref, value);
+}
+
 /* The program may have the block already that the link takes from a cache: the cache loses it. */
-static void take_out(struct smi_repair *r, uint64_t thread_ref, const struct smf_thread *thread, uint64_t fresh)
+static void take_out(struct smi_repair *r, enum smi_repair_stage stage, uint64_t thread_ref,
+                     const struct smf_thread *thread, uint64_t fresh)
 {
     for (uint32_t k = 0; fresh != 0 && k < SMF_CLASSES; k++) {
         struct smi_view_bin bin;
@@ -99,24 +110,36 @@ static void take_out(struct smi_repair *r, uint64_t thread_ref, const struct smf
             continue;
         for (uint32_t i = bin.count; i-- > 0;)
             if (bin.slots[i] == fresh) {
-                smi_view_store(&r->view, bin.array + 8ull * (i + 1), bin.slots[bin.count - 1]);
-                smi_view_store(&r->view, bin.array, bin.count - 1);
+                change(r, stage, bin.array + 8ull * (i + 1), bin.slots[bin.count - 1]);
+                change(r, stage, bin.array, bin.count - 1);
                 break;
             }
     }
 }
 
-static void look_at_link(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+static void discard_link(struct smi_repair *r, enum smi_repair_stage stage, uint32_t i, uint64_t ref,
+                         const struct smf_thread *thread, const char *why)
 {
     uint64_t at = ref + offsetof(struct smf_thread, link);
-    const char *fault = fault_of_link(r, ref, thread);
-    if (!fault)
-        return;
     smi_repair_say(r, thread->owner ? "L3" : "T5", at,
-                   "the link record of thread slot %u is discarded: %s; a block that it takes stays allocated", i,
-                   fault);
-    take_out(r, ref, thread, thread->link.fresh);
-    smi_view_store(&r->view, at, SMF_LINK_NONE);
+                   "the link record of thread slot %u is discarded: %s; a block that it takes stays allocated", i, why);
+    take_out(r, stage, ref, thread, thread->link.fresh);
+    change(r, stage, at, SMF_LINK_NONE);
+}
+
+void smi_mend_link(struct smi_repair *r, uint32_t i)
+{
+    uint64_t ref;
+    const struct smf_thread *thread = smi_view_thread(&r->view, i, &ref);
+    if (thread && thread->link.op != SMF_LINK_NONE)
+        discard_link(r, SMI_TRUTHS, i, ref, thread, "it was not looked at before the thread slot came back");
+}
+
+static void look_at_link(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+{
+    const char *fault = fault_of_link(r, ref, thread);
+    if (fault)
+        discard_link(r, SMI_SETTLED, i, ref, thread, fault);
 }
 
 /* The real repair gives a large block back that a step replaced. Here `scratch`, which is empty by then, takes

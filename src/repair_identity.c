@@ -295,5 +295,5 @@ int smi_mend_directory(struct smi_repair *r)
         store_directory(&d);
     }
     end_at(r, smi_repair_word(r, state_ref(offsetof(struct smf_state, size))));
-    return smi_view_settle_again(view);
+    return smi_view_settle_again(view, NULL, NULL);
 }

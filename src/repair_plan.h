@@ -65,6 +65,8 @@ int smi_mend_directory(struct smi_repair *r);
 
 /* Discard what cannot be resolved, resolve the rest in the copy. 0 or -ENOMEM. */
 int smi_mend_flight(struct smi_repair *r);
+/* The link record of a thread slot that came back to the table later is discarded. */
+void smi_mend_link(struct smi_repair *r, uint32_t i);
 
 /* ---- repair_pages.c: spans ---- */
 

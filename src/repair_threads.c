@@ -84,6 +84,7 @@ static void find_lost_slots(struct naming *n)
         smi_repair_say(r, "T4", table_ref(r, i), "entry %u of the thread table names the thread slot at page %u again", i,
                        piece->page);
         smi_repair_put(r, SMI_TRUTHS, table_ref(r, i), smi_repair_ref(piece->page));
+        smi_mend_link(r, i);
         n->by[p] = i + 1;
     }
 }

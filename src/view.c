@@ -354,12 +354,12 @@ int smi_view_settle(struct smi_view *view, smi_report_fn *report, void *arg)
     return rc;
 }
 
-int smi_view_settle_again(struct smi_view *view)
+int smi_view_settle_again(struct smi_view *view, smi_report_fn *report, void *arg)
 {
     free(view->chunks);
     view->chunks = NULL;
     view->chunk_count = 0;
-    return smi_view_settle(view, NULL, NULL);
+    return smi_view_settle(view, report, arg);
 }
 
 /* ---- pages ---------------------------------------------------------------------------------- */

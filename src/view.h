@@ -79,8 +79,8 @@ int smi_view_store(struct smi_view *view, uint64_t ref, uint64_t value);
  * before any function of this section; further calls do nothing. 0, or -ENOMEM. */
 int smi_view_settle(struct smi_view *view, smi_report_fn *report, void *arg);
 
-/* Settle a private copy whose directory was changed once more. 0, or -ENOMEM. */
-int smi_view_settle_again(struct smi_view *view);
+/* Settle a private copy that was changed once more, and read its directory anew. 0, or -ENOMEM. */
+int smi_view_settle_again(struct smi_view *view, smi_report_fn *report, void *arg);
 
 /* Descriptor of a page of a chunk, metadata pages too; NULL for pages outside. */
 const struct smf_page *smi_view_descriptor(struct smi_view *view, uint64_t page);
