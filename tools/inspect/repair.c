@@ -96,8 +96,7 @@ static void show_plan(struct inspect *in, const struct smi_repair *repair)
                inspect_count(repair->obstacles.count, "thing for which there is no safe rule",
                              "things for which there is no safe rule", n));
         print_steps(in, &repair->obstacles, RED);
-        printf("Nothing was written. Restore the file from a copy, or read from it what you can:\n"
-               "it opens with SHMALLOC_READ_ONLY as far as it is whole.\n");
+        printf("Nothing was written. Restore the file from a copy.\n");
     } else if (!in->given['y']) {
         printf("%srepairable%s: %s would bring the heap back. %s\n", inspect_color(in, YELLOW),
                inspect_color(in, PLAIN), inspect_count(repair->steps.count, "step", "steps", m),
