@@ -12,6 +12,7 @@
 #include "adapter.h"
 
 #define TEAM_MAX 64
+#define TEAM_SHARED 256 /* bytes */
 
 struct team;
 
@@ -33,6 +34,9 @@ struct workload {
 
 /* What `prepare` returned in another worker. Only threads can use it. */
 void *team_state(const struct worker *worker, unsigned index);
+
+/* TEAM_SHARED bytes that all workers see, processes included; zeroed, at the start of a cache line. */
+void *team_shared(const struct worker *worker);
 
 unsigned team_workers(const struct bench_options *options);
 
