@@ -2,23 +2,24 @@
 /*
  * adapter_pmdk.c - a pool of PMDK's libpmemobj.
  *
- * Owns the one pool of the process. A pool has a fixed size. The file is made sparse beforehand, since
- * pmemobj_create() would otherwise reserve all of it.
+ * Owns the one pool of the process. A pool has a fixed size, all of which is reserved when it is created.
  */
 #include "adapter.h"
 
-#include <fcntl.h>
 #include <unistd.h>
+
+#define USUAL_SIZE (128u << 20) /* bytes; enough for the workloads without --objects */
 
 PMEMobjpool *adapter_pool;
 
 void adapter_open(const struct bench_options *options)
 {
-    int created = bench_sparse_file(options);
-    adapter_pool = created ? pmemobj_create(options->heap, "bench", 0, 0600)
-                           : pmemobj_open(options->heap, "bench");
+    size_t size = options->heap_size ? options->heap_size : USUAL_SIZE;
+    int exists = access(options->heap, F_OK) == 0;
+    adapter_pool = exists ? pmemobj_open(options->heap, "bench")
+                          : pmemobj_create(options->heap, "bench", size, 0600);
     if (!adapter_pool)
-        adapter_failed(created ? "pmemobj_create" : "pmemobj_open");
+        adapter_failed(exists ? "pmemobj_open" : "pmemobj_create");
 }
 
 void adapter_close(void)

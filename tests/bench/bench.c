@@ -8,7 +8,6 @@
 
 #include <dlfcn.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <sched.h>
 #include <stdarg.h>
@@ -18,7 +17,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 void bench_die(const char *format, ...)
 {
@@ -148,17 +146,6 @@ void *bench_pages(size_t len)
 uint64_t bench_file_size(const struct bench_options *options)
 {
     return options->heap_size ? options->heap_size : 8ull << 30;
-}
-
-int bench_sparse_file(const struct bench_options *options)
-{
-    int fd = open(options->heap, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd < 0 && errno == EEXIST)
-        return 0;
-    if (fd < 0 || ftruncate(fd, (off_t)bench_file_size(options)))
-        bench_die("cannot make %s: %s", options->heap, strerror(errno));
-    close(fd);
-    return 1;
 }
 
 uint64_t bench_stored_bytes(const char *path)

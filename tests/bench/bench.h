@@ -51,9 +51,6 @@ void *bench_pages(size_t len);
 /* Length of a heap file that cannot grow: what was asked for, or enough for every workload. */
 uint64_t bench_file_size(const struct bench_options *options);
 
-/* Make the heap file with that length and no storage, unless there is one; 1 when it was made. */
-int bench_sparse_file(const struct bench_options *options);
-
 /* Bytes of storage that the file system keeps for a file. */
 uint64_t bench_stored_bytes(const char *path);
 

@@ -35,6 +35,7 @@ struct team {
     _Alignas(64) uint64_t rounds;     /* of the next run; 0 = finish. Written by worker 0 only,
                                          between barriers */
     void *states[TEAM_MAX];           /* by worker; meaningless to other processes */
+    uint64_t cpu_ns[TEAM_MAX];        /* by worker: CPU time of the last run, waiting for others not included */
     const struct workload *workload;
     const struct bench_options *options;
     _Alignas(64) unsigned char shared[TEAM_SHARED];
@@ -91,6 +92,21 @@ static void prepare(struct worker *worker, struct team *team, unsigned index)
     worker->state = team->states[index] = team->workload->prepare(worker);
 }
 
+static uint64_t thread_cpu_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void run(struct worker *worker, uint64_t rounds)
+{
+    uint64_t start = thread_cpu_ns();
+    worker->team->workload->run(worker, rounds);
+    worker->team->cpu_ns[worker->index] = thread_cpu_ns() - start;
+    worker->runs++;
+}
+
 /* Workers above 0: do the rounds that worker 0 announces until it announces none. */
 static void follow(struct team *team, unsigned index)
 {
@@ -101,19 +117,9 @@ static void follow(struct team *team, unsigned index)
         barrier(team);
         if (team->rounds == 0)
             break;
-        team->workload->run(&worker, team->rounds);
-        worker.runs++;
+        run(&worker, team->rounds);
         barrier(team);
     }
-}
-
-static uint64_t now_ns(const struct bench_options *options)
-{
-    struct timespec now;
-    if (team_workers(options) > 1)
-        return bench_now_ns();
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 /* Worker 0: one run of all workers, in ns. */
@@ -122,12 +128,19 @@ static uint64_t lead(struct worker *worker, uint64_t rounds)
     struct team *team = worker->team;
     team->rounds = rounds;
     barrier(team);
-    uint64_t start = now_ns(team->options);
-    team->workload->run(worker, rounds);
+    uint64_t start = bench_now_ns();
+    run(worker, rounds);
     barrier(team);
-    uint64_t elapsed = now_ns(team->options) - start;
-    worker->runs++;
-    return elapsed;
+    return team_workers(team->options) > 1 ? bench_now_ns() - start : team->cpu_ns[0];
+}
+
+/* CPU time of the last run, all workers together. */
+static uint64_t cpu_ns(const struct team *team)
+{
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < team_workers(team->options); i++)
+        sum += team->cpu_ns[i];
+    return sum;
 }
 
 static uint64_t calibrate(struct worker *worker)
@@ -164,6 +177,7 @@ static void measure_sample(struct worker *worker, uint64_t rounds, unsigned samp
     bench_number("pairs", pairs);
     bench_number("faults", (double)faults);
     bench_number("lock_waits", (double)waits);
+    bench_number("cpu", (double)cpu_ns(worker->team) / pairs / team_workers(options));
     bench_number("value", elapsed / pairs);
     bench_end();
 }

@@ -4,7 +4,8 @@
  *
  * All workers do the same number of rounds between two barriers; worker 0, which is the program's
  * first thread, holds the clock. So the figure is the time for one round of every worker, and a
- * workload that scales shows the same figure for one worker and for two.
+ * workload that scales shows the same figure for one worker and for two. Beside it stands the CPU time of
+ * all workers together, which other programs on the machine disturb less.
  */
 #ifndef BENCH_TEAM_H
 #define BENCH_TEAM_H
