@@ -113,8 +113,8 @@ static void shift(const struct bench_options *options)
     uint64_t random = options->seed, churned = 0;
     for (unsigned point = 0; point < STEPS * POINTS_PER_STEP; point++) {
         uint32_t low = lowest_of[point / POINTS_PER_STEP];
-        /* In each step everything that lives is replaced about twice. */
-        uint64_t until = churned + options->blocks * 2 / POINTS_PER_STEP;
+        /* In each step everything that lives is replaced about three times. */
+        uint64_t until = churned + options->blocks * 3 / POINTS_PER_STEP;
         while (churned < until) {
             uint32_t size = low + bench_random_below(&random, low * 3 + 1);
             while (live.count && live.bytes + size > options->blocks)

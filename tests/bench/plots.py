@@ -72,7 +72,8 @@ def speed(folder, results):
     axes.set_yticks(range(len(titles)), labels=titles, fontsize=8)
     axes.set_xlabel("ns for an allocation and its free, median; further left is faster")
     axes.grid(True, axis="both", which="major", linewidth=0.4)
-    axes.legend(fontsize=7, ncol=5, loc="upper center", bbox_to_anchor=(0.4, 1.0 + 1.3 / (len(titles) + 3)))
+    axes.set_ylim(-1, len(titles))
+    axes.legend(fontsize=7, ncol=5, loc="lower center", bbox_to_anchor=(0.4, 1.0))
     return save(figure, folder, "speed")
 
 
@@ -89,7 +90,7 @@ def curves(folder, name, title, xlabel, ylabel, results, marks=()):
     axes.set_title(title)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     axes.grid(True, linewidth=0.3)
     axes.legend(fontsize=8)
     return save(figure, folder, name)

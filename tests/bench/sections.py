@@ -71,7 +71,7 @@ def memory(session):
 
 
 def shift(session):
-    live = 8 << 20 if session.options.quick else 32 << 20
+    live = 16 << 20 if session.options.quick else 32 << 20
     results = {}
     for allocator in ALL:
         session.progress(f"shift: {allocator.name}")
@@ -282,7 +282,7 @@ def arenas(session):
     rounds = 1 if session.options.quick else 5
     workers = (4,) if session.options.quick else (2, 4, 8)
     points = [((count, worker), SHMALLOC, "allocate",
-               f"--workload batch-fifo --blocks 400 --size 2048-32768 --samples 3 --sample-ms 20 "
+               f"--workload batch-fifo --blocks 4000 --size 1024-16384 --samples 3 --sample-ms 20 "
                f"--threads {worker} --arenas {count}", None) for count in counts for worker in workers]
     found = interleave(session, "arenas", points, rounds)
     rows, waits_by_count = [], {}
