@@ -12,6 +12,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -21,9 +22,9 @@
 #include <unistd.h>
 
 struct record {
-    uint64_t old;  /* address freed or resized; 0 none */
+    uint64_t old;   /* address freed or resized; 0 none */
     uint64_t fresh; /* address allocated; 0 none */
-    uint64_t size; /* bytes requested */
+    uint64_t size;  /* bytes requested */
 };
 
 /* glibc's own names of its functions: they need no looking up, which would itself allocate. */

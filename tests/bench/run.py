@@ -88,7 +88,7 @@ class Session:
 
     def __init__(self, options):
         self.options = options
-        self.runner = Runner(options.programs, options.heap_dir)
+        self.runner = Runner(options.binaries, options.heap_dir)
         self.summary = {}
         self.left_out = []
         self.plotted = []
@@ -104,6 +104,10 @@ class Session:
 
     def elapsed(self):
         return time.monotonic() - self.start
+
+    def over(self):
+        """Is the time for everything over?"""
+        return self.elapsed() > (50 if self.options.quick else self.options.minutes * 60)
 
     def progress(self, text):
         """One line that changes on a terminal; else a line whenever the part before the colon does."""
@@ -285,7 +289,7 @@ def run_sections(session, wanted):
             continue
         if session.options.quick and name not in sections.QUICK and not session.options.only:
             session.left_out.append(f"{name}: not with --quick")
-        elif session.elapsed() > (48 if session.options.quick else session.options.minutes * 60):
+        elif session.over():
             session.left_out.append(f"{name}: no time left")
         else:
             text.append(function(session))
@@ -296,11 +300,11 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     here = os.path.dirname(os.path.abspath(__file__))
     names = ", ".join(f'"{name}"' for name, _ in sections.SECTIONS)
-    parser.add_argument("--programs", default=here, help="folder of the compiled programs")
-    parser.add_argument("--out", help="folder for bench.json, bench.md and plots (default: --programs)")
+    parser.add_argument("--binaries", default=here, help="folder of the compiled programs")
+    parser.add_argument("--out", help="folder for bench.json, bench.md and plots (default: --binaries)")
     parser.add_argument("--quick", action="store_true", help="under a minute")
     parser.add_argument("--rounds", type=int, help="number of rounds of the timed workloads")
-    parser.add_argument("--minutes", type=float, default=13, help="begin no other section after these (13)")
+    parser.add_argument("--minutes", type=float, default=14, help="leave out what would begin later (14)")
     parser.add_argument("--only", default="", metavar="REGEX",
                         help=f"run what matches: a row's title, or a section: {names}")
     parser.add_argument("--trace", action="append", default=[], metavar="FILE",
@@ -311,7 +315,7 @@ def parse_arguments():
     parser.add_argument("--heap-dir", default="/dev/shm", help="folder on tmpfs for heap files")
     parser.add_argument("--disk-dir", help="folder on a disk for the open rows (default: --out)")
     options = parser.parse_args()
-    options.out = options.out or options.programs
+    options.out = options.out or options.binaries
     options.disk_dir = options.disk_dir or options.out
     options.traces = sorted(glob.glob(os.path.join(here, "traces", "*.trace.xz"))) + options.trace
     return options

@@ -19,8 +19,12 @@ def interleave(session, section, points, rounds):
     results = {}
     for repetition in range(rounds):
         for index, (x, allocator, program, arguments, folder) in enumerate(points):
-            session.progress(f"{section}: {repetition * len(points) + index + 1} of {rounds * len(points)}, "
-                             f"{allocator.name}")
+            done = repetition * len(points) + index
+            if session.over():
+                session.left_out.append(f"{section}: {rounds * len(points) - done} of {rounds * len(points)} "
+                                        "measurements: no time left")
+                return results
+            session.progress(f"{section}: {done + 1} of {rounds * len(points)}, {allocator.name}")
             records = session.runner.run(allocator, program, arguments.split() + [
                 "--repetition", str(repetition), "--seed", str(session.options.seed + repetition)], folder)
             if not records:
@@ -195,7 +199,7 @@ def threads(session):
                                             for count in counts for allocator in allocators], rounds)
     out, panels = [], []
     for title in ("batch", "larson"):
-        part = {count: found[(title, count)] for count in counts}
+        part = {count: found.get((title, count), {}) for count in counts}
         cpu = one_field(part, "cpu")
         rate = {count: {name: [count * 1e3 / value for value in fields["value"]]
                         for name, fields in row.items()} for count, row in part.items()}
@@ -289,7 +293,10 @@ def arenas(session):
     for count in counts:
         cells = []
         for worker in workers:
-            fields = found[(count, worker)]["shmalloc"]
+            fields = found.get((count, worker), {}).get("shmalloc")
+            if not fields:
+                cells += ["-", "-"]
+                continue
             waits = [waits * 1e6 / (pairs * worker) for waits, pairs in zip(fields["lock_waits"], fields["pairs"])]
             waits_by_count.setdefault(worker, []).append((count, statistics.median(waits)))
             cells += [tables.median_spread(waits), tables.number(statistics.median(fields["cpu"]))]
