@@ -69,6 +69,7 @@ static uint32_t deepest(uint32_t k)
 
 int smi_cache_load(struct smi_thread *t)
 {
+    t->last_bin = t->bin; /* a stack in any case; nothing was allocated from it */
     t->room = SHARE < t->heap->state->max_size / 32 ? SHARE : t->heap->state->max_size / 32;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint32_t capacity, first = FIRST_BYTES / smi_classes[k].size;
@@ -76,7 +77,8 @@ int smi_cache_load(struct smi_thread *t)
         if (rc < 0)
             return rc;
         t->bin[k].limit = first < 4 ? 4 : first < capacity ? first : capacity;
-        t->batch[k] = FIRST_BATCH;
+        t->bin[k].kind = k + 1;
+        t->bin[k].batch = FIRST_BATCH;
         t->bin[k].shape = smi_shape(&smi_classes[k]);
     }
     return 0;
@@ -104,8 +106,8 @@ int smi_cache_refill(struct smi_thread *t, uint32_t k)
         return impossible_count(t, k);
     if (count > 0)
         return 0;
-    uint32_t most = most_batch(bin), want = t->batch[k] < most ? t->batch[k] : most;
-    t->batch[k] = (uint16_t)(t->batch[k] < MAX_BATCH ? t->batch[k] * 2 : MAX_BATCH); /* who comes often gets more */
+    uint32_t most = most_batch(bin), want = bin->batch < most ? bin->batch : most;
+    bin->batch = bin->batch < MAX_BATCH ? bin->batch * 2 : MAX_BATCH; /* who comes often gets more */
     return smi_central_refill(t->heap, t->arena, k, bin->array, want ? want : 1);
 }
 
