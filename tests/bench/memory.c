@@ -139,6 +139,9 @@ static void work_a_little(const struct bench_options *options, bench_slot *slots
         bench_take(&slots[i], bench_random_size(&random, options));
     for (unsigned i = 0; i < 500; i++)
         bench_give(&slots[i]);
+    /* Now and then programs need a large block, and allocators look after themselves only when called. */
+    bench_take(&slots[0], 100000);
+    bench_give(&slots[0]);
     nanosleep(&pause, NULL);
 }
 

@@ -19,7 +19,7 @@ STYLE = {
 def save(figure, folder, name):
     path = os.path.join(folder, f"bench-{name}.png")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
     return path
 
@@ -53,7 +53,12 @@ def growth(folder, name, title, xlabel, panels, ticks=None):
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.grid(True, which="both", linewidth=0.3)
-        axes.legend(fontsize=7)
+    known = {}
+    for axes in all_axes[0]:
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            known.setdefault(label, handle)
+    figure.legend(known.values(), known.keys(), fontsize=8, ncol=len(known), loc="upper center",
+                  bbox_to_anchor=(0.5, 0.0))
     figure.suptitle(title)
     return save(figure, folder, name)
 
