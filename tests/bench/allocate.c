@@ -19,21 +19,14 @@
 #include "team.h"
 
 #include <stdatomic.h>
-#include <stdlib.h>
 
 /* Number of pairs, or of steps, in one round of the workloads that have no batch of their own. */
 #define ROUND 1024
 
-static void *checked(void *memory)
-{
-    if (!memory)
-        bench_die("no memory for the workload's own tables");
-    return memory;
-}
-
+/* The workloads' own tables are pages of their own, not blocks of the allocator under test. */
 static uint32_t *make_sizes(struct worker *worker, uint64_t count)
 {
-    uint32_t *sizes = checked(malloc(count * sizeof(*sizes)));
+    uint32_t *sizes = bench_pages(count * sizeof(*sizes));
     for (uint64_t i = 0; i < count; i++)
         sizes[i] = bench_random_size(&worker->random, worker->options);
     return sizes;
@@ -48,7 +41,7 @@ struct pair {
 
 static void *pair_prepare(struct worker *worker)
 {
-    struct pair *pair = checked(malloc(sizeof(*pair)));
+    struct pair *pair = bench_pages(sizeof(*pair));
     pair->slot = adapter_slots(1);
     pair->sizes = make_sizes(worker, ROUND);
     return pair;
@@ -75,10 +68,10 @@ struct batch {
 static struct batch *make_batch(struct worker *worker)
 {
     uint64_t blocks = worker->options->blocks;
-    struct batch *batch = checked(malloc(sizeof(*batch)));
+    struct batch *batch = bench_pages(sizeof(*batch));
     batch->slots = adapter_slots(blocks);
     batch->sizes = make_sizes(worker, blocks);
-    batch->order = checked(malloc(blocks * sizeof(*batch->order)));
+    batch->order = bench_pages(blocks * sizeof(*batch->order));
     for (uint64_t i = 0; i < blocks; i++)
         batch->order[i] = (uint32_t)i;
     return batch;
@@ -203,7 +196,7 @@ static inline __attribute__((always_inline)) void consume(struct ring *ring, con
 
 static struct places *make_places(struct worker *worker)
 {
-    struct places *places = checked(calloc(1, sizeof(*places)));
+    struct places *places = bench_pages(sizeof(*places));
     places->sizes = make_sizes(worker, RING);
     return places;
 }
