@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Plots of the results, one PNG each. Needs matplotlib."""
+import math
 import os
 import statistics
 
@@ -45,6 +46,8 @@ def growth(folder, name, title, xlabel, panels, ticks=None):
                 line(axes, allocator, xs, [results[x][allocator] for x in xs])
         axes.set_xscale("log", base=2 if ticks else 10)
         axes.set_yscale("log")
+        low, high = axes.get_ylim()  # whole decades, so that each panel has numbers at its axis
+        axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
         if ticks:
             axes.set_xticks(list(ticks), labels=list(ticks.values()))
             axes.minorticks_off()

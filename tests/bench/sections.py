@@ -218,6 +218,8 @@ def heap_sizes(session):
     rounds = 1 if session.options.quick else 3
     kinds = [("pair of 64 B", "ns", "allocate", "--workload pair --samples 3"),
              ("pair of 100 KiB, pages", "ns", "allocate", "--workload pair --size 102400 --samples 3"),
+             ("longest call, blocks of 100 KiB", "us", "longest",
+              "--workload longest --size 102400 --sample-ms 1200"),
              ("open after an orderly close", "us", "open", "--workload open-clean --samples 5"),
              ("open after all were killed", "us", "open", "--workload open-killed --samples 5")]
     points = [((title, size), allocator, program, f"{arguments} --heap-size {size}", None)
@@ -282,11 +284,13 @@ def processes(session):
 
 
 def arenas(session):
+    """Far more blocks than caches hold, of a class whose slabs have thousands of slots: the class locks are busy,
+    the page lock is not."""
     counts = [1, 2, 4, 8]
     rounds = 1 if session.options.quick else 5
     workers = (4,) if session.options.quick else (2, 4, 8)
     points = [((count, worker), SHMALLOC, "allocate",
-               f"--workload batch-fifo --blocks 4000 --size 1024-16384 --samples 3 --sample-ms 20 "
+               f"--workload batch-fifo --blocks 200000 --size 16 --samples 5 --sample-ms 40 "
                f"--threads {worker} --arenas {count}", None) for count in counts for worker in workers]
     found = interleave(session, "arenas", points, rounds)
     rows, waits_by_count = [], {}
@@ -297,7 +301,8 @@ def arenas(session):
             if not fields:
                 cells += ["-", "-"]
                 continue
-            waits = [waits * 1e6 / (pairs * worker) for waits, pairs in zip(fields["lock_waits"], fields["pairs"])]
+            waits = [waits * 1e6 / (pairs * worker)
+                     for waits, pairs in zip(fields["lock_waits"], fields["pairs"])]
             waits_by_count.setdefault(worker, []).append((count, statistics.median(waits)))
             cells += [tables.median_spread(waits), tables.number(statistics.median(fields["cpu"]))]
         rows.append([str(count)] + cells)

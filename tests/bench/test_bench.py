@@ -68,6 +68,7 @@ def test_memory(folder):
 
 
 def test_open_and_recover(folder):
+    run("longest_shmalloc", "--workload longest --sample-ms 20".split(), folder)
     for workload in ("open-clean", "open-killed"):
         records = run("open_shmalloc", f"--workload {workload} --objects 1000 --samples 2".split(), folder,
                       ("sync", "syncs", "beyond_sync", "first_pair"))
