@@ -64,15 +64,22 @@ bench_slot *adapter_slots(size_t count);
 /* The same `count` words, 0 at first, in every process that asks; only with BENCH_SHARED. */
 uint64_t *adapter_shared_words(size_t count);
 
-/* Bytes of memory that the blocks and everything around them take now: of the heap file's blocks, or
+/* For memory.c: bytes of memory that the blocks and everything around them take now: of the heap file's blocks, or
  * the resident pages of the process. */
 uint64_t adapter_used_bytes(const struct bench_options *options);
 
-/* Ask the allocator to give back what it can, by the call it has for that. */
+/* For memory.c: ask the allocator to give back what it can, by the call it has for that. */
 void adapter_trim(void);
 
 /* Number of times a thread waited for a lock of the allocator so far; 0 where nobody counts. */
+#if defined(BENCH_LOCK_WAITS)
 uint64_t adapter_lock_waits(void);
+#else
+static inline uint64_t adapter_lock_waits(void)
+{
+    return 0;
+}
+#endif
 
 /* The shared object under test. */
 const char *adapter_library(void);

@@ -49,11 +49,6 @@ void adapter_trim(void)
 {
 }
 
-uint64_t adapter_lock_waits(void)
-{
-    return 0;
-}
-
 const char *adapter_library(void)
 {
     return "/usr/include/boost/interprocess/managed_mapped_file.hpp"; /* there is no shared object */

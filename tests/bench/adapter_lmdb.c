@@ -78,20 +78,6 @@ bench_slot *adapter_slots(size_t count)
     return bench_pages(count * sizeof(bench_slot));
 }
 
-uint64_t adapter_used_bytes(const struct bench_options *options)
-{
-    return bench_stored_bytes(options->heap);
-}
-
-void adapter_trim(void)
-{
-}
-
-uint64_t adapter_lock_waits(void)
-{
-    return 0;
-}
-
 const char *adapter_library(void)
 {
     return bench_library_of("mdb_put");

@@ -57,11 +57,6 @@ void adapter_trim(void)
         trim(0);
 }
 
-uint64_t adapter_lock_waits(void)
-{
-    return 0;
-}
-
 const char *adapter_library(void)
 {
     return bench_library_of("malloc");

@@ -5,6 +5,7 @@
 #include <shmalloc/shmalloc.h>
 
 #define BENCH_SHARED 1
+#define BENCH_LOCK_WAITS 1
 
 extern shmalloc_heap *adapter_heap; /* the one handle of the process */
 
