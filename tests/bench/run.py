@@ -107,7 +107,7 @@ class Session:
 
     def over(self):
         """Is the time for everything over?"""
-        return self.elapsed() > (50 if self.options.quick else self.options.minutes * 60)
+        return self.elapsed() > (45 if self.options.quick else self.options.minutes * 60)
 
     def progress(self, text):
         """One line that changes on a terminal; else a line whenever the part before the colon does."""
@@ -163,7 +163,7 @@ def run_row(session, row, repetition, timed):
 def run_timed(session, rows):
     """Rounds until all are done, or the time for them is over."""
     options = session.options
-    rounds, seconds = (5, 30) if options.quick else (15, 330)
+    rounds, seconds = (5, 22) if options.quick else (15, 330)
     if options.rounds:
         rounds, seconds = options.rounds, float("inf")
     timed = Timed()
