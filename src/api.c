@@ -191,7 +191,7 @@ int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
     return 0;
 }
 
-int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
+static LONG_WAY int realloc_long(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
 {
     struct entry entry;
     int in_heap = destination(heap, ref);
@@ -208,6 +208,29 @@ int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
     if (!in_heap && moved != *ref)
         *ref = moved;
     return rc;
+}
+
+int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
+{
+    struct smi_thread *t = smi_current;
+    uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
+    if (SMI_UNLIKELY(!ref || (at < t->reserved && !smi_can_link(t, at))))
+        return realloc_long(heap, ref, size);
+    struct smi_bin *old = smi_bin_of(heap, t, *ref);
+    if (SMI_LIKELY(old) && smi_stays(smi_slot_bytes(t, old), size))
+        return 0;
+    struct smi_bin *fresh = SMI_LIKELY(old) ? smi_bin_for(heap, t, size) : NULL;
+    if (SMI_UNLIKELY(!fresh))
+        return realloc_long(heap, ref, size);
+    smi_copy_to_top(t, fresh, *ref, old, size);
+    if (at < t->reserved) {
+        smi_exchange_linked(t, fresh, old, ref);
+    } else {
+        uint64_t moved = smi_pop(t, fresh);
+        smi_push(old, *ref);
+        *ref = moved;
+    }
+    return 0;
 }
 
 /* ---- pointers ---- */
@@ -279,7 +302,7 @@ int shmalloc_mfree(shmalloc_heap *heap, void *block)
     return 0;
 }
 
-void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size)
+static LONG_WAY void *mrealloc_long(shmalloc_heap *heap, void *block, size_t size)
 {
     struct entry entry;
     uint64_t ref;
@@ -294,6 +317,22 @@ void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size)
     rc = smi_block_resize(entry.t, &ref, size ? size : 1, NULL);
     leave(&entry);
     return rc < 0 && ref == before ? no_memory(rc) : smi_at(heap, ref);
+}
+
+void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size)
+{
+    struct smi_thread *t = smi_current;
+    uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base); /* as in shmalloc_mfree() */
+    struct smi_bin *old = smi_bin_of(heap, t, ref);
+    if (SMI_LIKELY(old) && smi_stays(smi_slot_bytes(t, old), size))
+        return block;
+    struct smi_bin *fresh = SMI_LIKELY(old) ? smi_bin_for(heap, t, size) : NULL;
+    if (SMI_UNLIKELY(!fresh))
+        return mrealloc_long(heap, block, size);
+    smi_copy_to_top(t, fresh, ref, old, size);
+    void *moved = t->base + smi_pop(t, fresh);
+    smi_push(old, ref);
+    return moved;
 }
 
 size_t shmalloc_usable_size(const shmalloc_heap *heap, const void *block)

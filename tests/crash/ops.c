@@ -307,6 +307,21 @@ static void kept_written(struct stage *s)
 {
     keep_block(s, SMALL);
 }
+static void cache_medium(struct stage *s) /* the block that it moves to is on a stack */
+{
+    link_block(s, 2, 5 * SMALL);
+    unlink_block(s, 2);
+}
+static void written_small_cached(struct stage *s)
+{
+    written_small(s);
+    cache_medium(s);
+}
+static void kept_written_cached(struct stage *s)
+{
+    kept_written(s);
+    cache_medium(s);
+}
 static void mrealloc_medium(struct stage *s)
 {
     s->kept[0] = shmalloc_mrealloc(s->heap, s->kept[0], 5 * SMALL);
@@ -573,6 +588,7 @@ const struct op ops[] = {
     {"free, punch at once", 0, at_once, free_middle},
     {"free, cut at once", 0, huge_at_once, free_middle},
     {"realloc, small to small", 0, written_small, to_medium},
+    {"realloc, from stack to stack", 0, written_small_cached, to_medium},
     {"realloc, small to large", 0, written_small, to_large},
     {"realloc, large to small", 0, shrink_valid, to_small},
     {"realloc, large in place", 0, written_large, to_larger},
@@ -580,6 +596,7 @@ const struct op ops[] = {
     {"realloc, large moves", 0, written_large_blocked, to_larger},
     {"realloc, large moves and grows", 0, written_large_blocked, to_huge},
     {"mrealloc, small to small", OP_LOOSE, kept_written, mrealloc_medium},
+    {"mrealloc, from stack to stack", OP_LOOSE, kept_written_cached, mrealloc_medium},
     {"mrealloc, small to large", OP_LOOSE, kept_written, mrealloc_large},
     {"trim", 0, much_to_trim, trim},
     {"trim, long stack", 0, deep_to_trim, trim},
