@@ -300,6 +300,7 @@ static enum verdict run(struct inspect *in)
         return verdict;
     const struct smf_runtime *runtime =
         smi_view_at(&in->view, in->view.header.areas.runtime, sizeof(*runtime));
+    memset(&census, 0, sizeof(census));
     census.valid = inspect_runtime_is_valid(in);
     census.same_namespace = runtime && runtime->pid_namespace == smi_os_pid_namespace();
     /* Before settling, so that steps under way are shown. */
