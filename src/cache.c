@@ -40,9 +40,9 @@ int smi_cache_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, ui
     uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base), bin = slot->bins[k];
     uint64_t ref = bin & ~(uint64_t)SMF_BIN_PAGES;
     *capacity = smi_bin_words(bin, k) - 1;
-    *array = smi_at(heap, ref);
-    if (!smi_bin_is_possible(slot_ref, bin, k) || !smi_in_heap(heap, ref, 8ull * (*capacity + 1)) ||
-        (*array)[0] > *capacity)
+    int is_inside = smi_bin_is_possible(slot_ref, bin, k) && smi_in_heap(heap, ref, 8ull * (*capacity + 1));
+    *array = is_inside ? smi_at(heap, ref) : NULL;
+    if (!is_inside || (*array)[0] > *capacity)
         return smi_heap_poison(heap, "cache of class %u in the thread slot at %#llx is damaged", k,
                                (unsigned long long)slot_ref);
     return 0;
@@ -256,7 +256,8 @@ int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot)
     uint64_t op = SMI_LOAD(&link->op);
     if (op == SMF_LINK_NONE)
         return 0;
-    if (op > SMF_LINK_GIVE || link->dest % 8 != 0 || !smi_in_heap(heap, link->dest, 8))
+    if (op > SMF_LINK_GIVE || link->dest % 8 != 0 || link->dest < heap->header->areas.end ||
+        !smi_in_heap(heap, link->dest, 8))
         return smi_heap_poison(heap, "link record at %#llx says operation %llu on the word %#llx",
                                (unsigned long long)((uint8_t *)link - heap->base), (unsigned long long)op,
                                (unsigned long long)link->dest);

@@ -287,7 +287,8 @@ static int possible_array(struct smi_view *view, uint64_t array, uint64_t count)
 /* Is what a link says possible, so that following it stays inside arrays? */
 static int possible_link(struct smi_view *view, const struct smf_link *link)
 {
-    if (link->op > SMF_LINK_GIVE || link->dest % 8 != 0 || !in_file(view, link->dest, 8))
+    if (link->op > SMF_LINK_GIVE || link->dest % 8 != 0 || link->dest < view->header.areas.end ||
+        !in_file(view, link->dest, 8))
         return 0;
     if (link->op == SMF_LINK_TAKE && link->fresh_array &&
         (link->fresh_count == 0 || !possible_array(view, link->fresh_array, link->fresh_count)))

@@ -25,7 +25,7 @@ enum heaps_flag {
     HEAPS_READ_ONLY = 8,    /* for the target: open it so */
     HEAPS_ACCEPT = 16,      /* for the target: accept an unclean heap */
     HEAPS_RECOVER = 32,     /* for the target: recover it before */
-    HEAPS_JSON = 64,        /* for the target: the other kind of output */
+    HEAPS_OTHER = 64,       /* for the target: the other kind of look */
 };
 
 /* What a change hits. */

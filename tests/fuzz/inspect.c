@@ -44,7 +44,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     stdout = stderr = nowhere;
     for (unsigned i = 0; i < COMMANDS; i++)
         if (which == 0 || which == i + 1)
-            run_command(commands[i], (flags & HEAPS_JSON) != 0, options);
+            run_command(commands[i], (flags & HEAPS_OTHER) != 0, options);
     stdout = out;
     stderr = err;
     heaps_end();

@@ -9,6 +9,7 @@
 
 #include <shmalloc/shmalloc.h>
 
+#include "check.h"
 #include "fuzz.h"
 #include "heaps.h"
 #include "support.h"
@@ -49,10 +50,23 @@ static void look(const shmalloc_heap *heap)
 {
     struct looking l = {.heap = heap};
     shmalloc_stats stats = {.struct_size = sizeof(stats)};
-    shmalloc_check(heap);
     shmalloc_get_stats(heap, &stats);
     shmalloc_each_block(heap, look_at_block, &l);
     shmalloc_root_each(heap, look_at_root, &l);
+}
+
+/* Of the heap as it lies there; or as whoever has it open sees it, who waits whether what he found goes away. */
+static void check(shmalloc_heap *heap, int as_live)
+{
+    struct smi_view view;
+    struct smi_check_result result;
+    if (as_live) {
+        shmalloc_check(heap);
+        return;
+    }
+    if (smi_view_open(&view, heaps_path()) == 0)
+        smi_check(&view, 0, NULL, NULL, &result);
+    smi_view_finish(&view);
 }
 
 /* ---- working -------------------------------------------------------------------------------- */
@@ -172,7 +186,7 @@ static void work(shmalloc_heap *heap, const uint8_t *data, size_t size)
 
 /* ---- the target ----------------------------------------------------------------------------- */
 
-static void open_and(const shmalloc_options *options, const uint8_t *data, size_t size)
+static void open_and(const shmalloc_options *options, int check_as_live, const uint8_t *data, size_t size)
 {
     shmalloc_heap *heap;
     int rc = shmalloc_open(heaps_path(), options, &heap);
@@ -182,10 +196,8 @@ static void open_and(const shmalloc_options *options, const uint8_t *data, size_
         return;
     }
     look(heap);
-    if (size > 0) {
-        work(heap, data, size);
-        look(heap);
-    }
+    work(heap, data, size);
+    check(heap, check_as_live);
     shmalloc_close(heap);
 }
 
@@ -197,9 +209,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         shmalloc_recover(heaps_path());
     options.flags = (flags & HEAPS_READ_ONLY ? SHMALLOC_READ_ONLY : 0u) |
                     (flags & HEAPS_ACCEPT ? SHMALLOC_ACCEPT_UNCLEAN : 0u);
-    open_and(&options, data, size);
+    open_and(&options, (flags & HEAPS_OTHER) != 0, data, size);
     options.flags = SHMALLOC_READ_ONLY | SHMALLOC_ACCEPT_UNCLEAN;
-    open_and(&options, NULL, 0);
+    open_and(&options, 0, data, 0);
     heaps_end();
     return 0;
 }
