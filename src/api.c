@@ -45,7 +45,7 @@ static inline uint64_t *stack_for(const shmalloc_heap *heap, const struct smi_th
 /* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. */
 static inline uint64_t *stack_of(const shmalloc_heap *heap, const struct smi_thread *t, uint64_t ref)
 {
-    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || ref >= size_now(t)))
+    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || ref >= size_now(t) || ref >= t->reserved))
         return NULL;
     uintptr_t words = SMI_LOAD(&t->words[ref >> SMF_GRANULE_SHIFT]);
     if (SMI_UNLIKELY(words == 0))
