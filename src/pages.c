@@ -486,7 +486,8 @@ static int find_place(shmalloc_heap *heap, const struct smi_take *request, struc
     place->span = span;
     place->span_count = free_span_at(heap, span);
     place->page = round_up(span, request->alignment);
-    if (span == 0 || place->page + request->count > span + place->span_count)
+    if (span == 0 || place->page + request->count > span + place->span_count ||
+        !in_one_chunk(heap, place->page, request->count))
         return damaged(heap, span);
     return 0;
 }
@@ -504,7 +505,7 @@ static int store_place(shmalloc_heap *heap, const struct smi_take *request, stru
                          heap->path, (unsigned long long)(request->count << SMF_PAGE_SHIFT),
                          shmalloc_strerror(rc), (unsigned long long)smi_pages_largest(heap));
     *place = (struct place){search.span, free_span_at(heap, search.span), search.page};
-    return 0;
+    return in_one_chunk(heap, place->page, request->count) ? 0 : damaged(heap, place->page);
 }
 
 static uint16_t first_word(const struct smi_take *request)
@@ -556,8 +557,6 @@ int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t
         rc = find_place(heap, request, &place);
     if (rc == 0)
         rc = store_place(heap, request, &place);
-    if (rc == 0 && !in_one_chunk(heap, place.page, request->count))
-        rc = damaged(heap, place.page);
     if (rc == 0) {
         *zero = all_have(heap, place.page, request->count, SMF_WORD_ZERO);
         set_facts(heap, place.page, request->count, SMF_WORD_ZERO, 0);
