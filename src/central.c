@@ -390,8 +390,8 @@ static int flush_slab(shmalloc_heap *heap, struct smf_central *central, struct s
     return retired < 0 ? retired : rc;
 }
 
-/* The top slot of a cache array, which has *count. One that is no slot of class k was freed twice, and its slab went back between:
- * it is dropped, and SHMALLOC_EDOUBLEFREE returned. */
+/* The top slot of a cache array, which has *count. One that is no slot of class k was freed twice, and its slab went
+ * back between: it is dropped, and SHMALLOC_EDOUBLEFREE returned. */
 static int top_slot(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, uint64_t *count, struct smi_slot *slot)
 {
     uint64_t n = *count = SMI_LOAD(&stack.array[0]);

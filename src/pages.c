@@ -824,7 +824,8 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
     smi_op_commit(&op);
     trim->pages += stored;
     SMI_STORE(&heap->backed, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT);
-    rc = smi_os_truncate(heap->fd, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT); /* kill before: a longer file, cut at the next growth */
+    /* kill here: a longer file, cut at the next growth */
+    rc = smi_os_truncate(heap->fd, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT);
     return rc < 0 ? rc : 1;
 }
 

@@ -255,7 +255,7 @@ static void damage_live(struct rng *rng, unsigned rounds, uint64_t end)
         __atomic_store_n(&live->stop, 1, __ATOMIC_RELAXED);
         for (int i = 0; i <= WORKERS; i++) {
             int status = wait_child(pids[i]);
-            must(status >= 0, "round %u: %s %d ended by signal %d", round, i < WORKERS ? "worker" : "writer", i, -status);
+            must(status >= 0, "round %u: process %d of %d ended by signal %d", round, i, WORKERS + 1, -status);
         }
         uint64_t seed = rng_next(rng);
         int status = run_child(open_and_work, &seed);

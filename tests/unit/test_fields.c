@@ -94,7 +94,7 @@ static const struct field word_fields[] = {{"word", 0, 2, 2}};
 
 static const struct field page_fields[] = {
     WHOLE(smf_page, left),       WHOLE(smf_page, right),  WHOLE(smf_page, page_count),       WHOLE(smf_page, kind),
-    WHOLE(smf_page, size_class), WHOLE(smf_page, arena),  WHOLE(smf_page, reserved0),        WHOLE(smf_page, free_slots),
+    WHOLE(smf_page, size_class), WHOLE(smf_page, arena),  WHOLE(smf_page, reserved0),  WHOLE(smf_page, free_slots),
     WHOLE(smf_page, hint),       WHOLE(smf_page, tag),    WHOLE(smf_page, in_set),           WHOLE(smf_page, side),
     ARRAY(smf_page, bits, uint64_t),
 };
@@ -150,7 +150,8 @@ static const struct field roots_fields[] = {
     ARRAY(smf_roots, bucket, uint64_t),
 };
 
-#define RECORD(name, size, fields) static const struct record name = {#name, size, fields, sizeof(fields) / sizeof(fields[0])}
+#define RECORD(name, size, fields)                                                                                     \
+    static const struct record name = {#name, size, fields, sizeof(fields) / sizeof(fields[0])}
 RECORD(header_record, sizeof(struct smf_header), header_fields);
 RECORD(state_record, sizeof(struct smf_state), state_fields);
 RECORD(runtime_record, sizeof(struct smf_runtime), runtime_fields);
@@ -527,7 +528,7 @@ static const struct exception {
     int partly;                   /* some values are noticed */
     const char *reason;
 } exceptions[] = {
-    {"state*", "mark", 1, "closed or in use is for whoever closes to say; a heap that wrongly is in use is refused as unclean"},
+    {"state*", "mark", 1, "who closes says it; a heap that wrongly is in use is refused as unclean"},
     {"state*", "generation", 0, "a counter: mutexes of any other generation are made anew"},
     {"state*", "sync_failed", 0, "anything but 0 says that a sync failed: later ones are refused"},
     {"state*", "commit_sequence", 0, "room for what comes, read by nobody"},
@@ -593,6 +594,8 @@ static const struct exception {
     {"page, meta span", "side", 0, "of free spans and slabs only"},
     {"page, meta span", "tag", 0, "of large blocks only"},
     {"page heap", "bin_bits", 1, "the set of all longer spans is looked at without its bit"},
+    {"page, *slab*", "bits", 1, "as many bits as before, and no cache has the slots"},
+    {"bitmap page", "bits", 1, "as many bits as before, and no cache has the slots"},
     {"page heap", "log", 0, "entries count only while the log is armed"},
     {"page heap", "takes", 0, "statistics"},
     {"page heap", "gives", 0, "statistics"},
