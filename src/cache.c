@@ -70,9 +70,8 @@ static uint32_t deepest(uint32_t k)
 /* Stacks that hold nothing and take nothing: every call takes the long way, where the heap is found poisoned. */
 static void load_nothing(struct smi_thread *t)
 {
-    static uint64_t nothing[1];
     for (uint32_t k = 0; k < SMF_CLASSES; k++)
-        t->bin[k] = (struct smi_bin){.array = nothing, .limit = 0, .shape = 0};
+        t->bin[k] = smi_no_bin;
 }
 
 int smi_cache_load(struct smi_thread *t)
@@ -85,9 +84,9 @@ int smi_cache_load(struct smi_thread *t)
             load_nothing(t);
             return rc;
         }
-        t->capacity[k] = capacity;
+        t->bin[k].capacity = capacity;
         t->bin[k].limit = first < 4 ? 4 : first < capacity ? first : capacity;
-        t->batch[k] = FIRST_BATCH;
+        t->bin[k].batch = FIRST_BATCH;
         t->bin[k].shape = smi_shape(&smi_classes[k]);
     }
     return 0;
@@ -115,8 +114,8 @@ int smi_cache_refill(struct smi_thread *t, uint32_t k)
         return impossible_count(t, k);
     if (count > 0)
         return 0;
-    uint32_t most = most_batch(bin), want = t->batch[k] < most ? t->batch[k] : most;
-    t->batch[k] = (uint16_t)(t->batch[k] < MAX_BATCH ? t->batch[k] * 2 : MAX_BATCH); /* who comes often gets more */
+    uint32_t most = most_batch(bin), want = bin->batch < most ? (uint32_t)bin->batch : most;
+    bin->batch = bin->batch < MAX_BATCH ? bin->batch * 2 : MAX_BATCH; /* who comes often gets more */
     return smi_central_refill(t->heap, t->arena, k, (struct smi_stack){bin->array, bin->limit}, want ? want : 1);
 }
 
@@ -145,7 +144,7 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
     SMI_STORE(&slot->bins[k], ref | pages); /* kill around here: of each span in `spare`, only those that
                                                no bin names are given back */
     bin->array = array;
-    t->capacity[k] = capacity;
+    t->bin[k].capacity = capacity;
     SMI_STORE(&slot->spare[0], 0);
     if (old & SMF_BIN_PAGES)
         rc = smi_pages_give(heap, (uint32_t)(old >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[1], NULL);
@@ -161,13 +160,13 @@ static int deepen(struct smi_thread *t, uint32_t k)
         limit = most;
     if (limit <= bin->limit || (uint64_t)(limit - bin->limit) * size > t->room)
         return 0;
-    if (limit > t->capacity[k]) {
+    if (limit > t->bin[k].capacity) {
         uint32_t pages = (uint32_t)(t->slot->bins[k] & SMF_BIN_PAGES);
         pages = pages == 0 ? 1 : pages < SMF_BIN_MOST_PAGES / 2 ? pages * 2 : SMF_BIN_MOST_PAGES;
         if (exchange_array(t, k, pages) < 0)
             return 0; /* no memory for a longer array: the short one goes on */
-        if (limit > t->capacity[k])
-            limit = t->capacity[k];
+        if (limit > t->bin[k].capacity)
+            limit = (uint32_t)t->bin[k].capacity;
     }
     if (limit > bin->limit)
         t->room -= (uint64_t)(limit - bin->limit) * size;

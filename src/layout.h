@@ -34,7 +34,7 @@
 #include <stdint.h>
 
 #define SMF_MAGIC 0x434f4c4c414d4853ull /* "SHMALLOC" */
-#define SMF_FORMAT_VERSION 1u
+#define SMF_FORMAT_VERSION 2u
 #define SMF_ENDIAN 0x01020304u
 
 #define SMF_PAGE_SHIFT 13
@@ -128,7 +128,8 @@ struct smf_state {
     uint64_t decay_ns;        /* free storage goes back to the file system this long after it was
                                  freed; 0 at once, SMF_NEVER never                               [P] */
     uint64_t retain;          /* bytes of free storage that are kept all the same                [P] */
-    uint64_t reserved[5];     /* written 0, ignored                                                  */
+    uint64_t reshaped; /* counts slabs that are about to end or to get a side array: fast.h     [P] */
+    uint64_t reserved[4];     /* written 0, ignored                                                  */
 };
 #define SMF_NEVER UINT64_MAX
 _Static_assert(sizeof(struct smf_state) == 128, "src/README.md");

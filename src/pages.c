@@ -593,6 +593,13 @@ static int merge_free(struct smi_op *op, uint64_t page, uint64_t count)
     return rc == 0 ? insert_free(op, page, count) : rc;
 }
 
+/* From here on no thread relies on what its last block's page was (fast.h). Before the change, so that who gets a block
+ * of what comes after has seen this. */
+static void reshape(shmalloc_heap *heap)
+{
+    __atomic_store_n(&heap->state->reshaped, heap->state->reshaped + 1, __ATOMIC_RELEASE);
+}
+
 int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *name, uint64_t *other)
 {
     int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
@@ -604,6 +611,8 @@ int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *n
         rc = smi_error(SHMALLOC_EDOUBLEFREE, "%s: no block at %#llx: freed already, or never allocated",
                        heap->path, (unsigned long long)page << SMF_PAGE_SHIFT);
     } else {
+        if (kind == SMF_PAGE_SLAB)
+            reshape(heap);
         struct smi_op op = begin(heap);
         set_kinds(&op, page, kind == SMF_PAGE_SLAB ? count : 1, 0, 0);
         set_span(&op, page, 0, SMF_PAGE_NONE, 0, 0);
@@ -684,6 +693,7 @@ int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag)
         return rc;
     uint64_t count = span_at(heap, page, SMF_PAGE_SLAB);
     if (count > 0) {
+        reshape(heap);
         struct smi_op op = begin(heap);
         uint16_t kind = word_of(heap, page) & (uint16_t)~(SMF_WORD_ZERO | SMF_WORD_RESERVED);
         set_kinds(&op, page, count, kind | flag, 1u << SMF_WORD_INDEX_SHIFT);

@@ -27,6 +27,9 @@
 static struct smi_thread nobody = {.epoch = UINT64_MAX, .true_epoch = UINT64_MAX};
 _Thread_local struct smi_thread *smi_current = &nobody;
 
+static uint64_t no_slots[1];
+struct smi_bin smi_no_bin = {.array = no_slots};
+
 /* All contexts of this thread. */
 static _Thread_local struct smi_thread *contexts;
 
@@ -405,6 +408,7 @@ struct smi_thread *smi_thread_enter(shmalloc_heap *heap, int *rc)
     if (!t)
         return NULL;
     smi_current = t;
+    smi_forget_last(t);
     look_around(heap);
     return t;
 }

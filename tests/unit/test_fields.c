@@ -65,7 +65,8 @@ static const struct field state_fields[] = {
     WHOLE(smf_state, size),       WHOLE(smf_state, chunk_count), WHOLE(smf_state, max_size),
     WHOLE(smf_state, mark),       WHOLE(smf_state, generation),  WHOLE(smf_state, poison),
     WHOLE(smf_state, sync_failed), WHOLE(smf_state, commit_sequence), WHOLE(smf_state, gate),
-    WHOLE(smf_state, decay_ns),   WHOLE(smf_state, retain),      ARRAY(smf_state, reserved, uint64_t),
+    WHOLE(smf_state, decay_ns),   WHOLE(smf_state, retain),      WHOLE(smf_state, reshaped),
+    ARRAY(smf_state, reserved, uint64_t),
 };
 
 static const struct field runtime_fields[] = {
@@ -533,6 +534,7 @@ static const struct exception {
     {"state*", "sync_failed", 0, "anything but 0 says that a sync failed: later ones are refused"},
     {"state*", "commit_sequence", 0, "room for what comes, read by nobody"},
     {"state*", "gate", 0, "room for what comes, read by nobody"},
+    {"state*", "reshaped", 0, "a counter: threads that see another value look their last block up"},
     {"state*", "decay_ns", 0, "a setting: any time is possible"},
     {"state*", "retain", 0, "a setting: any number of bytes is possible"},
     {"*", "reserved*", 0, "read by nobody"},
