@@ -151,6 +151,13 @@ static const struct field roots_fields[] = {
     ARRAY(smf_roots, bucket, uint64_t),
 };
 
+static const struct field user_mutex_fields[] = {
+    WHOLE(smf_user_mutex, generation),
+    WHOLE(smf_user_mutex, owner),
+    ARRAY(smf_user_mutex, mutex, uint64_t),
+    WHOLE(smf_user_mutex, reserved),
+};
+
 #define RECORD(name, size, fields)                                                                                     \
     static const struct record name = {#name, size, fields, sizeof(fields) / sizeof(fields[0])}
 RECORD(header_record, sizeof(struct smf_header), header_fields);
@@ -174,6 +181,7 @@ RECORD(side_record, 8, tag_fields);
 RECORD(user_bits_record, 8, slot_fields);
 RECORD(root_record, sizeof(struct smf_root) + 9, root_fields);
 RECORD(roots_record, sizeof(struct smf_roots), roots_fields);
+RECORD(user_mutex_record, sizeof(struct smf_user_mutex), user_mutex_fields);
 
 static const struct record *const records[] = {
     &header_record,
@@ -197,6 +205,7 @@ static const struct record *const records[] = {
     &user_bits_record,
     &root_record,
     &roots_record,
+    &user_mutex_record,
 };
 
 Test(fields, of_a_record_cover_all_its_bytes)
@@ -457,6 +466,12 @@ static uint64_t a_root(struct image *m)
     }
 }
 
+/* Zeros, which are a mutex. */
+static uint64_t users_block(struct image *m)
+{
+    return ((struct smf_root *)image_at(m, a_root(m)))->ref;
+}
+
 static const struct specimen {
     const char *name;
     const struct record *record;
@@ -520,6 +535,7 @@ static const struct specimen {
     {"side array, user bits", &user_bits_record, HARDENED_IMAGE, user_bits_word},
     {"root", &root_record, KILLED_IMAGE, a_root},
     {"roots", &roots_record, KILLED_IMAGE, the_roots},
+    {"user mutex", &user_mutex_record, KILLED_IMAGE, users_block},
 };
 
 /* ---- what cannot be noticed ----------------------------------------------------------------- */
@@ -631,6 +647,7 @@ static const struct exception {
     {"side array, user bits", "*", 1, "one slot for each thread may be on its way"},
     {"root", "ref", 0, "the user's"},
     {"root", "type", 0, "the user's"},
+    {"user mutex", "*", 0, "lies in a block of the user's, which only the user knows to be one"},
     {"roots", "log", 0, "entries count only while the log is armed"},
     {"roots", "sequence", 0, "a counter; odd for ever: readers stop waiting"},
 };
