@@ -40,9 +40,9 @@ int smi_cache_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, ui
     uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base), bin = slot->bins[k];
     uint64_t ref = bin & ~(uint64_t)SMF_BIN_PAGES;
     *capacity = smi_bin_words(bin, k) - 1;
-    *array = smi_at(heap, ref);
-    if (!smi_bin_is_possible(slot_ref, bin, k) || !smi_in_heap(heap, ref, 8ull * (*capacity + 1)) ||
-        (*array)[0] > *capacity)
+    int is_inside = smi_bin_is_possible(slot_ref, bin, k) && smi_in_heap(heap, ref, 8ull * (*capacity + 1));
+    *array = is_inside ? smi_at(heap, ref) : NULL;
+    if (!is_inside || (*array)[0] > *capacity)
         return smi_heap_poison(heap, "cache of class %u in the thread slot at %#llx is damaged", k,
                                (unsigned long long)slot_ref);
     return 0;
@@ -68,14 +68,24 @@ static uint32_t deepest(uint32_t k)
     return (uint32_t)(slots < most ? slots : most);
 }
 
+/* Stacks that hold nothing and take nothing: every call takes the long way, where the heap is found poisoned. */
+static void load_nothing(struct smi_thread *t)
+{
+    for (uint32_t k = 0; k < SMF_CLASSES; k++)
+        t->bin[k] = smi_no_bin;
+}
+
 int smi_cache_load(struct smi_thread *t)
 {
     t->room = SHARE < t->heap->state->max_size / 32 ? SHARE : t->heap->state->max_size / 32;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint32_t capacity, first = FIRST_BYTES / smi_classes[k].size;
         int rc = smi_cache_array(t->heap, t->slot, k, &t->bin[k].array, &capacity);
-        if (rc < 0)
+        if (rc < 0) {
+            load_nothing(t);
             return rc;
+        }
+        t->bin[k].capacity = capacity;
         t->bin[k].limit = first < 4 ? 4 : first < capacity ? first : capacity;
         t->bin[k].batch = FIRST_BATCH;
         t->bin[k].shape = smi_shape(&smi_classes[k]);
@@ -107,7 +117,7 @@ int smi_cache_refill(struct smi_thread *t, uint32_t k)
         return 0;
     uint32_t most = most_batch(bin), want = bin->batch < most ? (uint32_t)bin->batch : most;
     bin->batch = bin->batch < MAX_BATCH ? bin->batch * 2 : MAX_BATCH; /* who comes often gets more */
-    int rc = smi_central_refill(t->heap, t->arena, k, bin->array, want ? want : 1);
+    int rc = smi_central_refill(t->heap, t->arena, k, (struct smi_stack){bin->array, bin->limit}, want ? want : 1);
     t->slot->refilled += bin->array[0];
     return rc;
 }
@@ -118,7 +128,10 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
     shmalloc_heap *heap = t->heap;
     struct smf_thread *slot = t->slot;
     struct smi_bin *bin = &t->bin[k];
-    uint64_t old = slot->bins[k];
+    uint64_t old = slot->bins[k], count = SMI_LOAD(&bin->array[0]);
+    uint32_t capacity = smi_bin_words(pages, k) - 1;
+    if (count > bin->limit || count > capacity)
+        return impossible_count(t, k);
     struct smi_take request = {
         .count = pages, .alignment = 1, .kind = SMF_PAGE_META, .name = &slot->spare[0]};
     uint32_t page;
@@ -127,12 +140,14 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
         return rc;
     uint64_t ref = ((uint64_t)page << SMF_PAGE_SHIFT) + smi_span_offset(k);
     uint64_t *array = smi_at(heap, ref);
-    memcpy(array, bin->array, (bin->array[0] + 1) * sizeof(uint64_t));
+    memcpy(array + 1, bin->array + 1, count * sizeof(uint64_t));
+    array[0] = count;
     if (old & SMF_BIN_PAGES)
         SMI_STORE(&slot->spare[1], span_of(old));
     SMI_STORE(&slot->bins[k], ref | pages); /* kill around here: of each span in `spare`, only those that
                                                no bin names are given back */
     bin->array = array;
+    t->bin[k].capacity = capacity;
     SMI_STORE(&slot->spare[0], 0);
     if (old & SMF_BIN_PAGES)
         rc = smi_pages_give(heap, (uint32_t)(old >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[1], NULL);
@@ -148,15 +163,16 @@ static int deepen(struct smi_thread *t, uint32_t k)
         limit = most;
     if (limit <= bin->limit || (uint64_t)(limit - bin->limit) * size > t->room)
         return 0;
-    uint32_t pages = (uint32_t)(t->slot->bins[k] & SMF_BIN_PAGES);
-    if (limit >= smi_bin_words(t->slot->bins[k], k)) {
-        pages = pages ? pages * 2 : 1;
+    if (limit > t->bin[k].capacity) {
+        uint32_t pages = (uint32_t)(t->slot->bins[k] & SMF_BIN_PAGES);
+        pages = pages == 0 ? 1 : pages < SMF_BIN_MOST_PAGES / 2 ? pages * 2 : SMF_BIN_MOST_PAGES;
         if (exchange_array(t, k, pages) < 0)
             return 0; /* no memory for a longer array: the short one goes on */
-        if (limit >= smi_bin_words(pages, k))
-            limit = smi_bin_words(pages, k) - 1;
+        if (limit > t->bin[k].capacity)
+            limit = (uint32_t)t->bin[k].capacity;
     }
-    t->room -= (uint64_t)(limit - bin->limit) * size;
+    if (limit > bin->limit)
+        t->room -= (uint64_t)(limit - bin->limit) * size;
     bin->limit = limit;
     return 1;
 }
@@ -170,7 +186,8 @@ int smi_cache_make_room(struct smi_thread *t, uint32_t k)
     if (count < bin->limit || deepen(t, k))
         return 0;
     uint32_t batch = most_batch(bin);
-    int rc = smi_central_flush(t->heap, k, bin->array, (uint32_t)bin->limit - (batch ? batch : 1));
+    int rc = smi_central_flush(t->heap, k, (struct smi_stack){bin->array, bin->limit},
+                               (uint32_t)bin->limit - (batch ? batch : 1));
     t->slot->flushed += count - bin->array[0];
     return rc;
 }
@@ -186,7 +203,7 @@ static int drain(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *most)
         if (rc < 0)
             return rc;
         uint64_t count = array[0], keep = count > *most ? count - *most : 0;
-        rc = smi_central_flush(heap, k, array, (uint32_t)keep);
+        rc = smi_central_flush(heap, k, (struct smi_stack){array, capacity}, (uint32_t)keep);
         if (rc < 0 && rc != SHMALLOC_EDOUBLEFREE)
             return rc;
         if (rc < 0)
@@ -222,11 +239,10 @@ static uint64_t *link_array(shmalloc_heap *heap, struct smf_thread *slot, uint64
 }
 
 /* Count the old block in, however far the dead thread came. Disarms. */
-static int finish_old(shmalloc_heap *heap, struct smf_thread *slot)
+static int finish_old(shmalloc_heap *heap, struct smf_thread *slot, const struct smf_link *link)
 {
-    struct smf_link *link = &slot->link;
     if (link->old != 0 && link->old_array == 0) { /* large: given back and disarmed in one operation */
-        int rc = smi_pages_give(heap, (uint32_t)(link->old >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &link->op,
+        int rc = smi_pages_give(heap, (uint32_t)(link->old >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &slot->link.op,
                                 NULL);
         if (rc != SHMALLOC_EDOUBLEFREE) /* by the program: there is nothing left to give */
             return rc;
@@ -238,13 +254,12 @@ static int finish_old(shmalloc_heap *heap, struct smf_thread *slot)
         SMI_STORE(&array[link->old_count + 1], link->old);
         SMI_STORE(&array[0], link->old_count + 1);
     }
-    SMI_STORE(&link->op, SMF_LINK_NONE);
+    SMI_STORE(&slot->link.op, SMF_LINK_NONE);
     return 0;
 }
 
-static int resolve_take(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *dest)
+static int resolve_take(shmalloc_heap *heap, struct smf_thread *slot, const struct smf_link *link, uint64_t *dest)
 {
-    struct smf_link *link = &slot->link;
     int done = SMI_LOAD(dest) == link->fresh;
     if (link->fresh_array != 0) {
         uint64_t *array = link_array(heap, slot, link->fresh_array, link->fresh_count);
@@ -256,27 +271,28 @@ static int resolve_take(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *
         SMI_STORE(&slot->scratch, 0);
     }
     if (done)
-        return finish_old(heap, slot);
-    SMI_STORE(&link->op, SMF_LINK_NONE);
+        return finish_old(heap, slot, link);
+    SMI_STORE(&slot->link.op, SMF_LINK_NONE);
     return 0;
 }
 
 int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot)
 {
-    struct smf_link *link = &slot->link;
-    uint64_t op = SMI_LOAD(&link->op);
+    struct smf_link copy, *link = &copy; /* what is compared is what is used */
+    memcpy(link, &slot->link, sizeof(copy));
+    uint64_t op = link->op;
     if (op == SMF_LINK_NONE)
         return 0;
     if (op > SMF_LINK_GIVE || link->dest % 8 != 0 || !smi_in_heap(heap, link->dest, 8))
         return smi_heap_poison(heap, "link record at %#llx says operation %llu on the word %#llx",
-                               (unsigned long long)((uint8_t *)link - heap->base), (unsigned long long)op,
+                               (unsigned long long)((uint8_t *)&slot->link - heap->base), (unsigned long long)op,
                                (unsigned long long)link->dest);
     uint64_t *dest = smi_at(heap, link->dest);
     if (op == SMF_LINK_TAKE)
-        return resolve_take(heap, slot, dest);
+        return resolve_take(heap, slot, link, dest);
     if (SMI_LOAD(dest) == link->old)
         SMI_STORE(dest, 0);
-    return finish_old(heap, slot);
+    return finish_old(heap, slot, link);
 }
 
 static int named_by_a_bin(const struct smf_thread *slot, uint64_t ref)

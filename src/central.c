@@ -78,13 +78,19 @@ static void fill_bits(shmalloc_heap *heap, uint32_t page, uint32_t k)
 /* Give the slab named by `pending` back, and its side array before. */
 static int give_pending(shmalloc_heap *heap, struct smf_central *central)
 {
-    struct smf_page *slab = smi_page(heap, central->pending);
-    if (!slab || slab->kind != SMF_PAGE_SLAB || central->pending > UINT32_MAX)
-        return smi_heap_poison(heap, "slab on its way to or from page %llu is none",
-                               (unsigned long long)central->pending);
-    int rc = slab->side ? smi_central_give(heap, slab->side, &slab->side, NULL) : 0;
+    uint64_t page = SMI_LOAD(&central->pending);
+    struct smf_page *slab = page <= UINT32_MAX ? smi_page(heap, page) : NULL;
+    uint64_t side = slab ? SMI_LOAD(&slab->side) : 0;
+    struct smi_slot slot;
+    if (!slab || slab->kind != SMF_PAGE_SLAB ||
+        central != central_of(heap, slab->arena, slab->size_class) ||
+        /* a side array is the library's, whose locks come after ours */
+        (side && (smi_slot_find(heap, side, &slot) < 0 || slot.arena != heap->arena_count ||
+                  slab->arena == heap->arena_count)))
+        return smi_heap_poison(heap, "slab on its way to or from page %llu is none", (unsigned long long)page);
+    int rc = side ? smi_central_give(heap, side, &slab->side, NULL) : 0;
     if (rc == 0)
-        rc = smi_pages_give(heap, (uint32_t)central->pending, SMF_PAGE_SLAB, &central->pending, NULL);
+        rc = smi_pages_give(heap, (uint32_t)page, SMF_PAGE_SLAB, &central->pending, NULL);
     return rc;
 }
 
@@ -106,7 +112,7 @@ static int make_slab(shmalloc_heap *heap, uint32_t arena, uint32_t k)
     int rc = smi_pages_take(heap, &request, &page, &zero);
     if (rc < 0)
         return rc;
-    struct smf_page *slab = smi_page(heap, page);
+    struct smf_page *slab = smi_known_page(heap, page);
     if (side && (rc = smi_central_take_own(heap, smi_side_bytes(heap, k), &slab->side)) < 0) {
         give_pending(heap, central);
         return rc;
@@ -128,7 +134,7 @@ static int make_slab(shmalloc_heap *heap, uint32_t arena, uint32_t k)
 /* A slab without used slots leaves the class, whose lock is held. */
 static int retire(shmalloc_heap *heap, struct smf_central *central, uint32_t k, uint32_t page)
 {
-    struct smf_page *slab = smi_page(heap, page);
+    struct smf_page *slab = smi_known_page(heap, page);
     struct smi_op op = begin(heap, central);
     int rc = smi_pageset_remove(&op, &central->set, SMI_BY_ADDRESS, page);
     if (rc < 0)
@@ -147,7 +153,7 @@ static int retire(shmalloc_heap *heap, struct smf_central *central, uint32_t k, 
 static int retire_if_spare(shmalloc_heap *heap, struct smf_central *central, uint32_t k, uint32_t page)
 {
     uint32_t slots = smi_classes[k].slots;
-    if (smi_page(heap, page)->free_slots < slots || central->free_slots < 2ull * slots)
+    if (smi_known_page(heap, page)->free_slots < slots || central->free_slots < 2ull * slots)
         return 0;
     return retire(heap, central, k, page);
 }
@@ -172,12 +178,18 @@ int smi_central_repair(shmalloc_heap *heap, uint32_t arena, uint32_t k)
 
 /* ---- slots out ---- */
 
+static int impossible_count(shmalloc_heap *heap, uint32_t k, uint64_t count, uint64_t limit)
+{
+    return smi_heap_poison(heap, "cache of class %u holds %llu slots of at most %llu", k, (unsigned long long)count,
+                           (unsigned long long)limit);
+}
+
 /* Take up to `want` slots' bits out of a slab, logged; their refs go to `refs`. Returns the number, or a
  * negative code. */
 static int take_bits(struct smi_op *op, uint32_t page, uint32_t k, uint32_t want, uint64_t *refs)
 {
     shmalloc_heap *heap = op->heap;
-    const struct smf_page *slab = smi_page(heap, page);
+    const struct smf_page *slab = smi_known_page(heap, page);
     uint32_t got = 0, touched = 0, w = slab->hint, words = words_of(k);
     for (; w < words && got < want && touched < WORDS_PER_STEP; w++) {
         uint64_t *word = smi_slab_bits(heap, page, k, w), bits = *word;
@@ -205,7 +217,7 @@ static int take_bits(struct smi_op *op, uint32_t page, uint32_t k, uint32_t want
 static int count_out(struct smi_op *op, struct smf_central *central, uint32_t page, uint32_t got,
                      uint32_t hint)
 {
-    struct smf_page *slab = smi_page(op->heap, page);
+    struct smf_page *slab = smi_known_page(op->heap, page);
     uint32_t left = slab->free_slots - got;
     set_fill(op, slab, left, hint, left > 0);
     smi_set(op, &central->free_slots, central->free_slots - got);
@@ -214,10 +226,14 @@ static int count_out(struct smi_op *op, struct smf_central *central, uint32_t pa
 
 /* One operation: slots of the slab at `page` to the cache. Returns the number, or a negative code. */
 static int refill_from(shmalloc_heap *heap, struct smf_central *central, uint32_t page, uint32_t k,
-                       uint64_t *array, uint32_t want)
+                       struct smi_stack stack, uint32_t want)
 {
-    uint64_t refs[WORDS_PER_STEP * 64];
+    uint64_t refs[WORDS_PER_STEP * 64], *array = stack.array, count = SMI_LOAD(&array[0]);
     struct smi_op op = begin(heap, central);
+    if (count >= stack.limit)
+        return impossible_count(heap, k, count, stack.limit);
+    if (want > stack.limit - count)
+        want = (uint32_t)(stack.limit - count);
     if (want > WORDS_PER_STEP * 64)
         want = WORDS_PER_STEP * 64;
     int got = take_bits(&op, page, k, want, refs);
@@ -227,7 +243,6 @@ static int refill_from(shmalloc_heap *heap, struct smf_central *central, uint32_
     int rc = count_out(&op, central, page, (uint32_t)got, last / 64);
     if (rc < 0)
         return abandon(&op, rc);
-    uint64_t count = array[0];
     for (int i = 0; i < got; i++) /* the lowest address on top */
         SMI_STORE(&array[count + 1 + (uint64_t)i], refs[got - 1 - i]);
     smi_set(&op, &array[0], count + (uint64_t)got);
@@ -246,14 +261,15 @@ static int64_t some_slab(shmalloc_heap *heap, uint32_t arena, uint32_t k, int ma
     }
     uint32_t page = smi_pageset_first(heap, &central->set, SMI_BY_ADDRESS, 0);
     const struct smf_page *slab = smi_page(heap, page);
-    if (!slab || slab->kind != SMF_PAGE_SLAB || slab->size_class != k || slab->arena != arena ||
+    if (!slab || !smi_in_heap(heap, (uint64_t)page << SMF_PAGE_SHIFT, SMF_PAGE) || slab->kind != SMF_PAGE_SLAB ||
+        slab->size_class != k || slab->arena != arena ||
         !smi_page(heap, page + smi_class_span_pages(k) - 1ull))
         return smi_heap_poison(heap, "set of slabs of class %u, arena %u leads to page %u, which is none", k,
                                arena, page);
     return page;
 }
 
-int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, uint64_t *array, uint32_t want)
+int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, struct smi_stack stack, uint32_t want)
 {
     uint32_t lock = smi_lock_of_class(arena, k), got = 0;
     int rc = smi_lock_acquire(heap, lock);
@@ -266,7 +282,7 @@ int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, uint64_t
             rc = (int)page;
             break;
         }
-        rc = refill_from(heap, central, (uint32_t)page, k, array, want - got);
+        rc = refill_from(heap, central, (uint32_t)page, k, stack, want - got);
         if (rc < 0)
             break;
         got += (uint32_t)rc;
@@ -351,10 +367,10 @@ static int follow(struct smi_slot *slot, uint64_t ref)
 
 /* One operation: the slots on top of a cache array, down to `keep`, that are of the slab of the topmost come here,
  * as far as their bits lie in WORDS_PER_STEP words. */
-static int flush_slab(shmalloc_heap *heap, struct smf_central *central, struct smi_slot *slot, uint64_t *array,
-                      uint32_t keep)
+static int flush_slab(shmalloc_heap *heap, struct smf_central *central, struct smi_slot *slot,
+                      struct smi_stack stack, uint64_t count, uint32_t keep)
 {
-    uint64_t count = array[0];
+    uint64_t *array = stack.array;
     uint32_t got = 0, lowest = UINT32_MAX;
     struct smi_op op = begin(heap, central);
     int rc;
@@ -379,15 +395,18 @@ static int flush_slab(shmalloc_heap *heap, struct smf_central *central, struct s
     return retired < 0 ? retired : rc;
 }
 
-/* The top slot of a cache array. One that is no slot of class k was freed twice, and its slab went back between:
- * it is dropped, and SHMALLOC_EDOUBLEFREE returned. */
-static int top_slot(shmalloc_heap *heap, uint32_t k, uint64_t *array, struct smi_slot *slot)
+/* The top slot of a cache array, which has *count. One that is no slot of class k was freed twice, and its slab went
+ * back between: it is dropped, and SHMALLOC_EDOUBLEFREE returned. */
+static int top_slot(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, uint64_t *count, struct smi_slot *slot)
 {
-    uint64_t ref = array[array[0]];
+    uint64_t n = *count = SMI_LOAD(&stack.array[0]);
+    if (n == 0 || n > stack.limit)
+        return impossible_count(heap, k, n, stack.limit);
+    uint64_t ref = SMI_LOAD(&stack.array[n]);
     if (smi_slot_find(heap, ref, slot) == 0 && slot->k == k)
         return 0;
     __atomic_fetch_add(&central_of(heap, 0, k)->double_frees, 1, __ATOMIC_RELAXED);
-    SMI_STORE(&array[0], array[0] - 1);
+    SMI_STORE(&stack.array[0], n - 1);
     return smi_error(SHMALLOC_EDOUBLEFREE,
                      "%s: block at %#llx was free already when a cache was emptied, and its slab was gone; a heap made "
                      "with SHMALLOC_HARDENED tells who freed it twice",
@@ -395,10 +414,11 @@ static int top_slot(shmalloc_heap *heap, uint32_t k, uint64_t *array, struct smi
 }
 
 /* The run of slots on top of a cache array that are of one class and arena comes here, one of them at least. */
-static int flush_run(shmalloc_heap *heap, uint32_t k, uint64_t *array, uint32_t keep)
+static int flush_run(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, uint32_t keep)
 {
     struct smi_slot slot;
-    int rc = top_slot(heap, k, array, &slot), result = 0;
+    uint64_t count;
+    int rc = top_slot(heap, k, stack, &count, &slot), result = 0;
     if (rc < 0)
         return rc;
     uint32_t arena = slot.arena, lock = smi_lock_of_class(arena, k);
@@ -406,26 +426,26 @@ static int flush_run(shmalloc_heap *heap, uint32_t k, uint64_t *array, uint32_t 
     if (rc < 0)
         return rc;
     struct smf_central *central = central_of(heap, arena, k);
-    uint64_t before = array[0];
+    uint64_t before = count;
     do {
-        rc = flush_slab(heap, central, &slot, array, keep);
+        rc = flush_slab(heap, central, &slot, stack, count, keep);
         if (rc == SHMALLOC_EDOUBLEFREE) {
             result = rc;
             rc = 0;
         }
-    } while (rc == 0 && array[0] > keep && (rc = top_slot(heap, k, array, &slot)) == 0 &&
-             slot.arena == arena);
+    } while (rc == 0 && SMI_LOAD(&stack.array[0]) > keep &&
+             (rc = top_slot(heap, k, stack, &count, &slot)) == 0 && slot.arena == arena);
     central->flushes++;
-    central->flushed_slots += before - array[0];
+    central->flushed_slots += before - SMI_LOAD(&stack.array[0]);
     smi_lock_release(heap, lock);
     return rc < 0 ? rc : result;
 }
 
-int smi_central_flush(shmalloc_heap *heap, uint32_t k, uint64_t *array, uint32_t keep)
+int smi_central_flush(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, uint32_t keep)
 {
     int result = 0;
-    while (array[0] > keep) {
-        int rc = flush_run(heap, k, array, keep);
+    while (SMI_LOAD(&stack.array[0]) > keep) {
+        int rc = flush_run(heap, k, stack, keep);
         if (rc < 0 && rc != SHMALLOC_EDOUBLEFREE)
             return rc;
         if (rc < 0)
@@ -476,7 +496,7 @@ struct empties {
 static int collect_empty(shmalloc_heap *heap, uint32_t page, void *arg)
 {
     struct empties *empties = arg;
-    if (smi_page(heap, page)->free_slots == empties->slots)
+    if (smi_known_page(heap, page)->free_slots == empties->slots)
         empties->page[empties->count++] = page;
     return empties->count == 64;
 }

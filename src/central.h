@@ -10,12 +10,18 @@
 
 #include "heap.h"
 
+/* A cache array, as its owner knows it. */
+struct smi_stack {
+    uint64_t *array;
+    uint64_t limit; /* slots it may hold; what a damaged count is compared with */
+};
+
 /* Move up to `want` slots of class k to the top of a cache array; at least one unless it fails. */
-int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, uint64_t *array, uint32_t want);
+int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, struct smi_stack stack, uint32_t want);
 
 /* Move slots of class k from the top of a cache array here until `keep` are left. A slot that is free here
  * already was freed twice: it is dropped, and SHMALLOC_EDOUBLEFREE returned at the end. */
-int smi_central_flush(shmalloc_heap *heap, uint32_t k, uint64_t *array, uint32_t keep);
+int smi_central_flush(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, uint32_t keep);
 
 /* A zeroed block of the library's own for `size` bytes: its ref goes to *name in the same step. Does nothing
  * when *name is not 0 by then. */

@@ -28,7 +28,7 @@ const struct smi_invariant smi_invariants[] = {
     {"H2", "the heap is not poisoned"},
     {"H3", "a heap marked clean has no step in flight and no thread slot with an owner"},
     {"D1", "the directory's chunks follow each other without a gap and end where the heap "
-           "ends"},
+           "ends; what entries behind them say would follow likewise"},
     {"L1", "a log has no more entries than fit"},
     {"L2", "a log names words inside the file"},
     {"L3", "an armed link record names possible words and arrays"},
@@ -57,7 +57,7 @@ const struct smi_invariant smi_invariants[] = {
     {"T1", "a cache's array is where it can be; its count is at most its capacity"},
     {"T2", "every cached ref is a slot of the class"},
     {"T3", "a META span is a thread slot, an array that one bin names, or in `spare`"},
-    {"T4", "the thread table names thread slots, each once; owners are possible"},
+    {"T4", "the thread table names thread slots, each once; owners are processes in the table"},
     {"T5", "a thread slot without owner is at rest"},
     {"T6", "`scratch` and `building` name blocks that are allocated"},
     {"R1", "each chain ends and is made of root records in used blocks of the library's own, "
@@ -309,6 +309,25 @@ static void check_directory(struct walk *w)
         violation(w, "D1", in_part(SMF_STATE_OFFSET, PAGES),
                   "the heap has %llu bytes, its chunks end at %llu",
                   (unsigned long long)view->state.size, (unsigned long long)ref_of_page(end));
+    }
+}
+
+/* An entry behind the last chunk was never used, or is that of a chunk that was cut off and comes back as it was. */
+static void check_chunks_behind(struct walk *w)
+{
+    const struct smf_chunk *entry;
+    uint64_t at = w->view->header.areas.directory, page = w->page_limit;
+    for (uint64_t i = w->view->state.chunk_count; i < SMF_CHUNKS; i++) {
+        entry = smi_view_at(w->view, at + i * sizeof(*entry), sizeof(*entry));
+        if (!entry || (entry->first_page == 0 && entry->page_count == 0))
+            continue;
+        if (entry->first_page != page || entry->page_count == 0 ||
+            entry->page_count % (SMF_GRANULE >> SMF_PAGE_SHIFT) != 0)
+            violation(w, "D1", in_part(at + i * sizeof(*entry), PAGES),
+                      "entry of chunk %llu, which the heap has not got, says %u pages from page %u; it should begin "
+                      "at page %llu",
+                      (unsigned long long)i, entry->page_count, entry->first_page, (unsigned long long)page);
+        page += entry->page_count;
     }
 }
 
@@ -707,6 +726,8 @@ static void check_bins(struct walk *w, uint32_t i, uint64_t ref, const struct sm
         uint64_t at = ref + offsetof(struct smf_thread, bins) + 8ull * k;
         struct place place = in_part(at, THREAD + i);
         const char *wrong = smi_view_read_bin(w->view, ref, thread, k, &bin);
+        if (thread->owner && thread->bins[k] == 0)
+            wrong = "a bin of a slot in use names no array";
         if (wrong)
             violation(w, "T1", place, "thread slot %u, class %u: %s", i, k, wrong);
         else if (bin.pages)
@@ -753,12 +774,23 @@ static void check_spares(struct walk *w, uint32_t i, uint64_t ref, const struct 
     }
 }
 
+/* Is the entry of a process in use? Thread slots of one that is not would never be adopted. */
+static int is_process(struct walk *w, uint64_t index)
+{
+    uint64_t at = w->view->header.areas.processes + index * sizeof(struct smf_process);
+    const struct smf_process *process = smi_view_at(w->view, at, sizeof(*process));
+    return !process || process->state != 0;
+}
+
 static void check_thread(struct walk *w, uint32_t i, uint64_t ref, const struct smf_thread *thread)
 {
     struct place place = in_part(ref, THREAD + i);
     if (thread->owner > SMF_PROCESSES)
         violation(w, "T4", place, "thread slot %u belongs to process %llu of %u", i,
                   (unsigned long long)thread->owner - 1, SMF_PROCESSES);
+    else if (thread->owner && !is_process(w, thread->owner - 1))
+        violation(w, "T4", place, "thread slot %u belongs to process %llu, whose entry is free", i,
+                  (unsigned long long)thread->owner - 1);
     if (thread->owner && w->view->state.mark == SMF_CLEAN)
         violation(w, "H3", in_parts(ref, THREAD + i, EVERYTHING),
                   "heap is marked clean and thread slot %u has an owner", i);
@@ -1166,6 +1198,7 @@ static int look(struct walk *w)
     if (rc < 0)
         return rc;
     check_directory(w);
+    check_chunks_behind(w);
     w->flags = calloc(w->page_limit + 1, 1);
     w->tallies = calloc(central_count(w), sizeof(*w->tallies));
     rc = smi_view_cached(w->view, &w->cached, &w->cached_count);

@@ -81,6 +81,15 @@ int smi_heap_descriptor(shmalloc_heap *heap)
                        heap->path);
 }
 
+uint64_t smi_heap_backed(const shmalloc_heap *heap, uint64_t size)
+{
+    struct smi_file_info info;
+    uint64_t *backed = &((shmalloc_heap *)heap)->backed; /* a handle is private memory */
+    if (!heap->closed && smi_heap_descriptor((shmalloc_heap *)heap) == 0 && smi_os_stat(heap->fd, &info) == 0)
+        SMI_STORE(backed, info.size < heap->reserved ? info.size : heap->reserved);
+    return size < *backed ? size : *backed;
+}
+
 int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)
 {
     uint64_t page = granule << (SMF_GRANULE_SHIFT - SMF_PAGE_SHIFT);
@@ -91,7 +100,7 @@ int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)
         struct smf_chunk chunk = heap->directory[i];
         if (page < chunk.first_page || page - chunk.first_page >= chunk.page_count)
             continue;
-        uint64_t offset = smi_chunk_words_offset(&chunk, &heap->header->areas);
+        uint64_t offset = smi_chunk_words_offset(&chunk, &heap->areas);
         uint64_t end = ((uint64_t)chunk.first_page + chunk.page_count) << SMF_PAGE_SHIFT;
         if (chunk.first_page % (SMF_GRANULE >> SMF_PAGE_SHIFT) != 0 || end % SMF_GRANULE != 0 ||
             end > smi_size(heap) || offset + smi_chunk_metadata_bytes(chunk.page_count) > end)
@@ -110,11 +119,12 @@ int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)
 
 /* ---- handle ---- */
 
-static void set_areas(shmalloc_heap *heap)
+static void set_areas(shmalloc_heap *heap, const struct smf_header *header)
 {
     uint8_t *base = heap->base;
     heap->header = (void *)base;
-    const struct smf_areas *areas = &heap->header->areas;
+    heap->areas = header->areas;
+    const struct smf_areas *areas = &heap->areas;
     heap->state = (void *)(base + SMF_STATE_OFFSET);
     heap->runtime = (void *)(base + areas->runtime);
     heap->processes = (void *)(base + areas->processes);
@@ -124,9 +134,9 @@ static void set_areas(shmalloc_heap *heap)
     heap->roots = (void *)(base + areas->roots);
     heap->threads = (void *)(base + areas->threads);
     heap->central = (void *)(base + areas->central);
-    heap->arena_count = heap->header->arena_count;
-    heap->lock_count = heap->header->lock_count;
-    heap->hardened = (heap->header->mode & SMF_HEAP_HARDENED) != 0;
+    heap->arena_count = header->arena_count;
+    heap->lock_count = header->lock_count;
+    heap->hardened = (header->mode & SMF_HEAP_HARDENED) != 0;
 }
 
 static size_t table_bytes(const shmalloc_heap *heap)
@@ -329,7 +339,7 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
     if (rc == 0)
         rc = map_file(heap, size, size, NULL);
     if (rc == 0) {
-        set_areas(heap);
+        set_areas(heap, &header);
         heap->state->max_size = max_size;
         heap->state->decay_ns = DEFAULT_DECAY_NS;
         heap->state->mark = SMF_CLEAN;
@@ -433,7 +443,7 @@ static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
     if (rc == 0)
         rc = map_file(heap, wanted, state.size, (void *)(uintptr_t)header.fixed_base);
     if (rc == 0) {
-        set_areas(heap);
+        set_areas(heap, &header);
         int accept = (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0;
         if (!heap->read_only)
             rc = smi_recover_attach(heap, accept, (o->flags & RECOVER_ONLY) != 0);

@@ -42,6 +42,8 @@ struct shmalloc_heap {
 
     uint8_t *base;     /* of the mapping */
     uint64_t reserved; /* its length, bytes; the file may be shorter, the heap not longer */
+    uint64_t backed;   /* bytes of it that the file was seen to have */
+    struct smf_areas areas; /* a copy, as it was validated */
     int fd;
     int read_only;
     int closed;
@@ -96,6 +98,7 @@ struct smi_bin {
     uint64_t limit; /* slots it may hold; what a corrupt count is compared with */
     struct smi_shape shape;
     uint64_t batch; /* slots that the next refill asks for */
+    uint64_t capacity; /* of the array */
 };
 _Static_assert(sizeof(struct smi_bin) == 64, "one cache line, and a shift to find it");
 
@@ -140,10 +143,14 @@ extern _Thread_local struct smi_thread *smi_current __attribute__((tls_model("in
 
 /* ---- addresses ---- */
 
+/* How much of `size` bytes the mapping and the file have; the file is asked. */
+uint64_t smi_heap_backed(const shmalloc_heap *heap, uint64_t size);
+
+/* Bytes of the heap; a damaged size reaches no further than the file. */
 static inline uint64_t smi_size(const shmalloc_heap *heap)
 {
     uint64_t size = SMI_LOAD(&heap->state->size);
-    return size < heap->reserved ? size : heap->reserved;
+    return SMI_LIKELY(size <= SMI_LOAD(&heap->backed)) ? size : smi_heap_backed(heap, size);
 }
 
 static inline void *smi_at(const shmalloc_heap *heap, uint64_t ref)
@@ -151,11 +158,11 @@ static inline void *smi_at(const shmalloc_heap *heap, uint64_t ref)
     return heap->base + ref;
 }
 
-/* Does [ref, ref + len) lie inside the heap, behind the fixed areas' first page? */
+/* Does [ref, ref + len) lie inside the heap, behind the fixed areas? */
 static inline int smi_in_heap(const shmalloc_heap *heap, uint64_t ref, uint64_t len)
 {
     uint64_t size = smi_size(heap);
-    return ref >= SMF_PAGE && ref < size && len <= size - ref;
+    return ref >= heap->areas.end && ref < size && len <= size - ref;
 }
 
 /* Does an address lie in this heap's part of memory? Then *ref is set. */
@@ -195,6 +202,18 @@ static inline struct smf_page *smi_page(const shmalloc_heap *heap, uint64_t page
     return page != 0 && smi_has_page(heap, page)
                ? (struct smf_page *)SMI_LOAD(&heap->descriptors[page >> SMI_GRANULE_PAGES_SHIFT]) + page
                : NULL;
+}
+
+/* The same of a page that the operation under way has found by one of those, so that the tables have it. They stay
+ * although the size that is in the file may be damaged meanwhile. */
+static inline uint16_t *smi_known_word(const shmalloc_heap *heap, uint64_t page)
+{
+    return (uint16_t *)SMI_LOAD(&heap->words[page >> SMI_GRANULE_PAGES_SHIFT]) + page;
+}
+
+static inline struct smf_page *smi_known_page(const shmalloc_heap *heap, uint64_t page)
+{
+    return (struct smf_page *)SMI_LOAD(&heap->descriptors[page >> SMI_GRANULE_PAGES_SHIFT]) + page;
 }
 
 /* ---- state of the heap ---- */

@@ -120,7 +120,7 @@ static int validate_state(const struct smf_header *h, const struct smf_state *s,
 {
     if (s->size < h->areas.end || s->size % SMF_GRANULE != 0 || s->size > SMF_MAX_SIZE ||
         s->chunk_count < 1 || s->chunk_count > SMF_CHUNKS || s->max_size > SMF_MAX_SIZE ||
-        s->max_size < s->size)
+        s->max_size < s->size || s->max_size % SMF_GRANULE != 0)
         return smi_error(SHMALLOC_ECORRUPT,
                          "%s: state says size %llu, maximum %llu, %llu chunks, which cannot be; restore "
                          "the file from a copy", path,

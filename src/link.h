@@ -27,24 +27,25 @@ static inline uint64_t smi_link_ref_of(const struct smi_thread *t, const uint64_
 static inline void smi_link_take(struct smi_thread *t, uint64_t *dest, struct smi_side fresh, struct smi_side old)
 {
     struct smf_link *link = &t->slot->link;
+    uint64_t fresh_count = fresh.array ? fresh.array[0] : 0, old_count = old.array ? old.array[0] : 0;
     link->dest = smi_link_ref_of(t, dest);
     link->fresh = fresh.ref;
     link->fresh_array = fresh.array ? smi_link_ref_of(t, fresh.array) : 0;
-    link->fresh_count = fresh.array ? fresh.array[0] : 0;
+    link->fresh_count = fresh_count;
     link->old = old.ref;
     if (old.ref != 0) {
         link->old_array = old.array ? smi_link_ref_of(t, old.array) : 0;
-        link->old_count = old.array ? old.array[0] : 0;
+        link->old_count = old_count;
     }
     SMI_STORE(&link->op, SMF_LINK_TAKE); /* kill from here: undone */
     SMI_STORE(dest, fresh.ref);          /* kill from here: finished */
     if (fresh.array)
-        SMI_STORE(&fresh.array[0], link->fresh_count - 1);
+        SMI_STORE(&fresh.array[0], fresh_count - 1);
     else
         SMI_STORE(&t->slot->scratch, 0);
     if (old.array) {
-        SMI_STORE(&old.array[link->old_count + 1], old.ref);
-        SMI_STORE(&old.array[0], link->old_count + 1);
+        SMI_STORE(&old.array[old_count + 1], old.ref);
+        SMI_STORE(&old.array[0], old_count + 1);
     }
     if (old.ref == 0 || old.array)
         SMI_STORE(&link->op, SMF_LINK_NONE);

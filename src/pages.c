@@ -81,9 +81,10 @@ static void set_facts(shmalloc_heap *heap, uint64_t page, uint64_t count, uint16
 static void set_kinds(struct smi_op *op, uint64_t page, uint64_t count, uint16_t kind, uint16_t step)
 {
     const uint16_t facts = SMF_WORD_ZERO | SMF_WORD_RESERVED;
+    uint16_t *words = smi_known_word(op->heap, page);
     for (uint64_t i = 0; i < count;) {
         uint16_t four[4];
-        uint16_t *first = smi_word(op->heap, (page + i) & ~3ull);
+        uint16_t *first = words + i - ((page + i) & 3);
         memcpy(four, first, sizeof(four));
         do {
             unsigned lane = (page + i) & 3;
@@ -100,7 +101,7 @@ static void set_kinds(struct smi_op *op, uint64_t page, uint64_t count, uint16_t
 static void set_span(struct smi_op *op, uint64_t page, uint64_t count, uint8_t kind, uint8_t size_class,
                      uint8_t arena)
 {
-    struct smf_page *d = smi_page(op->heap, page);
+    struct smf_page *d = smi_known_page(op->heap, page);
     uint64_t value = (uint64_t)(uint32_t)count | (uint64_t)kind << 32 | (uint64_t)size_class << 40 |
                      (uint64_t)arena << 48;
     smi_set(op, (uint64_t *)(void *)&d->page_count, value);
@@ -129,10 +130,12 @@ static void update_bin_bit(struct smi_op *op, int bin)
 static int insert_free(struct smi_op *op, uint64_t page, uint64_t count)
 {
     int bin = bin_of(count);
+    if (!smi_page(op->heap, page) || !smi_page(op->heap, page + count - 1))
+        return damaged(op->heap, page);
     set_span(op, page, count, SMF_PAGE_FREE, 0, 0);
     if (count > 1)
         set_span(op, page + count - 1, count, SMF_PAGE_FREE_TAIL, 0, 0);
-    smi_set(op, &smi_page(op->heap, page)->side, smi_os_tick());
+    smi_set(op, &smi_known_page(op->heap, page)->side, smi_os_tick());
     int rc = smi_pageset_insert(op, &op->heap->page_heap->set[bin], order_of(bin), (uint32_t)page);
     update_bin_bit(op, bin);
     return rc;
@@ -162,42 +165,42 @@ static int in_one_chunk(shmalloc_heap *heap, uint64_t page, uint64_t count)
 static uint64_t free_span_at(shmalloc_heap *heap, uint64_t page)
 {
     const struct smf_page *d = smi_page(heap, page);
-    if (!d || d->kind != SMF_PAGE_FREE || !in_one_chunk(heap, page, d->page_count))
+    uint32_t count = d ? SMI_LOAD(&d->page_count) : 0;
+    if (!d || d->kind != SMF_PAGE_FREE || !in_one_chunk(heap, page, count))
         return 0;
-    const struct smf_page *tail = smi_page(heap, page + d->page_count - 1);
-    if (tail != d && (tail->kind != SMF_PAGE_FREE_TAIL || tail->page_count != d->page_count))
+    const struct smf_page *tail = smi_known_page(heap, page + count - 1);
+    if (tail != d && (tail->kind != SMF_PAGE_FREE_TAIL || tail->page_count != count))
         return 0;
-    return d->page_count;
+    return count;
 }
 
-/* Can the span that begins at `page` be one of this kind and length? */
-static int is_span(shmalloc_heap *heap, uint64_t page, uint8_t kind)
+/* The span of this kind that begins at `page`, as its descriptor says: length, or 0 when it cannot be one. */
+static uint64_t span_at(shmalloc_heap *heap, uint64_t page, uint8_t kind)
 {
     const struct smf_page *d = smi_page(heap, page);
-    if (!d || d->kind != kind || !in_one_chunk(heap, page, d->page_count))
+    uint32_t count = d ? SMI_LOAD(&d->page_count) : 0, k = d ? SMI_LOAD(&d->size_class) : 0;
+    if (!d || d->kind != kind || !in_one_chunk(heap, page, count))
         return 0;
-    return kind != SMF_PAGE_SLAB ||
-           (d->size_class < SMF_CLASSES && d->page_count == smi_class_span_pages(d->size_class));
+    return kind != SMF_PAGE_SLAB || (k < SMF_CLASSES && count == smi_class_span_pages(k)) ? count : 0;
 }
 
 /* The free span that ends just before `page`: its first page, or 0. */
 static uint64_t free_span_before(shmalloc_heap *heap, uint64_t page)
 {
     const struct smf_page *d = smi_page(heap, page - 1);
-    if (!d || d->page_count == 0 || d->page_count >= page)
+    uint32_t count = d ? SMI_LOAD(&d->page_count) : 0;
+    if (count == 0 || count >= page)
         return 0;
-    if (d->kind == SMF_PAGE_FREE && d->page_count == 1)
+    if (d->kind == SMF_PAGE_FREE && count == 1)
         return page - 1;
-    if (d->kind == SMF_PAGE_FREE_TAIL && free_span_at(heap, page - d->page_count) == d->page_count)
-        return page - d->page_count;
-    return 0;
+    return d->kind == SMF_PAGE_FREE_TAIL && free_span_at(heap, page - count) == count ? page - count : 0;
 }
 
 /* ---- storage ---- */
 
 static int all_have(shmalloc_heap *heap, uint64_t page, uint64_t count, uint16_t fact)
 {
-    const uint16_t *word = smi_word(heap, page);
+    const uint16_t *word = smi_known_word(heap, page);
     for (uint64_t i = 0; i < count; i++)
         if (!(word[i] & fact))
             return 0;
@@ -275,6 +278,27 @@ static int reserve(shmalloc_heap *heap, uint64_t page, uint64_t count, uint64_t 
 
 /* ---- growth ---- */
 
+/* Do `count` chunks follow each other and end where a heap of `size` bytes does? Its file must not be shorter: what
+ * lies behind its end must not be touched, not even to read a poisoned heap. */
+static int check_chunks(shmalloc_heap *heap, uint64_t count, uint64_t size)
+{
+    const uint64_t granule = SMF_GRANULE >> SMF_PAGE_SHIFT;
+    uint64_t at = 0;
+    for (uint64_t i = 0; i < count && i < SMF_CHUNKS; i++) {
+        const struct smf_chunk chunk = heap->directory[i];
+        if (chunk.first_page != at || chunk.page_count == 0 || chunk.page_count % granule != 0 ||
+            smi_chunk_data_page(&chunk, &heap->areas) >= at + chunk.page_count)
+            return smi_heap_poison(heap, "chunk %llu has %u pages from page %u, expected to begin at page %llu",
+                                   (unsigned long long)i, chunk.page_count, chunk.first_page,
+                                   (unsigned long long)at);
+        at += chunk.page_count;
+    }
+    if (at << SMF_PAGE_SHIFT != size)
+        return smi_heap_poison(heap, "chunks end at byte %llu, the heap at byte %llu",
+                               (unsigned long long)(at << SMF_PAGE_SHIFT), (unsigned long long)size);
+    return 0;
+}
+
 static int full(shmalloc_heap *heap, uint64_t count)
 {
     return smi_error(SHMALLOC_EFULL,
@@ -318,11 +342,10 @@ static uint64_t chunk_length(shmalloc_heap *heap, uint64_t count, uint64_t limit
     return length <= limit ? length : 0;
 }
 
-/* Bring the file to `size` bytes with storage for the new chunk's metadata; zeros beyond what was. */
-static int lengthen(shmalloc_heap *heap, uint64_t size, const struct smf_chunk *chunk)
+/* Bring the file from `old` to `size` bytes with storage for the new chunk's metadata; zeros beyond what was. */
+static int lengthen(shmalloc_heap *heap, uint64_t old, uint64_t size, const struct smf_chunk *chunk)
 {
     struct smi_file_info info;
-    uint64_t old = heap->state->size;
     int rc = smi_heap_descriptor(heap);
     if (rc == 0)
         rc = smi_os_stat(heap->fd, &info);
@@ -331,7 +354,7 @@ static int lengthen(shmalloc_heap *heap, uint64_t size, const struct smf_chunk *
     if (rc == 0)
         rc = smi_os_truncate(heap->fd, size);
     if (rc == 0) {
-        rc = smi_os_reserve(heap->fd, smi_chunk_words_offset(chunk, &heap->header->areas),
+        rc = smi_os_reserve(heap->fd, smi_chunk_words_offset(chunk, &heap->areas),
                             round_up(smi_chunk_metadata_bytes(chunk->page_count), 4096));
         if (rc < 0)
             smi_os_truncate(heap->fd, old);
@@ -342,10 +365,10 @@ static int lengthen(shmalloc_heap *heap, uint64_t size, const struct smf_chunk *
 /* Words and descriptors of a new chunk, whose metadata is mapped and zero: one free span of zeros. */
 static void format_chunk(shmalloc_heap *heap, const struct smf_chunk *chunk)
 {
-    uint64_t offset = smi_chunk_words_offset(chunk, &heap->header->areas);
+    uint64_t offset = smi_chunk_words_offset(chunk, &heap->areas);
     uint16_t *words = smi_at(heap, offset);
     struct smf_page *pages = smi_at(heap, offset + chunk->page_count * sizeof(uint16_t));
-    uint32_t data = smi_chunk_data_page(chunk, &heap->header->areas) - chunk->first_page;
+    uint32_t data = smi_chunk_data_page(chunk, &heap->areas) - chunk->first_page;
     for (uint32_t i = data; i < chunk->page_count; i++)
         words[i] = SMF_WORD_ZERO;
     uint32_t count = chunk->page_count - data;
@@ -362,30 +385,34 @@ static int grow_once(shmalloc_heap *heap, uint64_t count)
 {
     struct smf_state *state = heap->state;
     uint64_t limit = state->max_size < heap->reserved ? state->max_size : heap->reserved;
-    uint64_t index = state->chunk_count;
-    if (index >= SMF_CHUNKS || state->size >= limit)
+    uint64_t index = SMI_LOAD(&state->chunk_count), old = SMI_LOAD(&state->size);
+    if (index >= SMF_CHUNKS || old >= limit)
         return no_room(heap, count);
+    /* A wrong size would cut off what others use. */
+    int rc = check_chunks(heap, index, old);
+    if (rc < 0)
+        return rc;
     struct smf_chunk *entry = &heap->directory[index];
     struct smf_chunk chunk = *entry;
     if (chunk.page_count == 0) {
-        chunk.first_page = (uint32_t)(state->size >> SMF_PAGE_SHIFT);
-        chunk.page_count = (uint32_t)chunk_length(heap, count, (limit - state->size) >> SMF_PAGE_SHIFT);
+        chunk.first_page = (uint32_t)(old >> SMF_PAGE_SHIFT);
+        chunk.page_count = (uint32_t)chunk_length(heap, count, (limit - old) >> SMF_PAGE_SHIFT);
     }
     uint64_t size = ((uint64_t)chunk.first_page + chunk.page_count) << SMF_PAGE_SHIFT;
     if (chunk.page_count == 0 || size > limit)
         return no_room(heap, count);
-    if ((uint64_t)chunk.first_page << SMF_PAGE_SHIFT != state->size || size % SMF_GRANULE != 0)
+    if ((uint64_t)chunk.first_page << SMF_PAGE_SHIFT != old || size % SMF_GRANULE != 0)
         return smi_heap_poison(heap, "chunk %llu begins at page %u, the heap ends at page %llu",
                                (unsigned long long)index, chunk.first_page,
-                               (unsigned long long)(state->size >> SMF_PAGE_SHIFT));
-    int rc = lengthen(heap, size, &chunk);
+                               (unsigned long long)(old >> SMF_PAGE_SHIFT));
+    rc = lengthen(heap, old, size, &chunk);
     if (rc < 0)
         return smi_refused(rc, "%s: cannot grow from %llu to %llu bytes, with a largest free run of %llu", heap->path,
-                           (unsigned long long)state->size, (unsigned long long)size,
+                           (unsigned long long)old, (unsigned long long)size,
                            (unsigned long long)smi_pages_largest(heap));
     SMI_STORE((uint64_t *)(void *)entry, (uint64_t)chunk.page_count << 32 | chunk.first_page);
     format_chunk(heap, &chunk); /* beyond the heap's end still: a kill leaves a longer file */
-    uint32_t data = smi_chunk_data_page(&chunk, &heap->header->areas);
+    uint32_t data = smi_chunk_data_page(&chunk, &heap->areas);
     uint64_t data_count = chunk.first_page + chunk.page_count - data;
     struct smi_op op = begin(heap);
     smi_set(&op, &state->size, size);
@@ -475,7 +502,8 @@ static int find_place(shmalloc_heap *heap, const struct smi_take *request, struc
     place->span = span;
     place->span_count = free_span_at(heap, span);
     place->page = round_up(span, request->alignment);
-    if (span == 0 || place->page + request->count > span + place->span_count)
+    if (span == 0 || place->page + request->count > span + place->span_count ||
+        !in_one_chunk(heap, place->page, request->count))
         return damaged(heap, span);
     return 0;
 }
@@ -493,7 +521,7 @@ static int store_place(shmalloc_heap *heap, const struct smi_take *request, stru
                            (unsigned long long)(request->count << SMF_PAGE_SHIFT),
                            (unsigned long long)smi_pages_largest(heap));
     *place = (struct place){search.span, free_span_at(heap, search.span), search.page};
-    return 0;
+    return in_one_chunk(heap, place->page, request->count) ? 0 : damaged(heap, place->page);
 }
 
 static uint16_t first_word(const struct smi_take *request)
@@ -518,7 +546,7 @@ static int cut(shmalloc_heap *heap, const struct smi_take *request, const struct
         rc = insert_free(&op, after, back);
     if (rc < 0)
         return abandon(&op, rc);
-    struct smf_page *d = smi_page(heap, place->page);
+    struct smf_page *d = smi_known_page(heap, place->page);
     set_span(&op, place->page, request->count, request->kind, request->size_class, request->arena);
     smi_set(&op, (uint64_t *)(void *)&d->free_slots, (uint64_t)request->tag << 32);
     smi_set(&op, &d->side, 0);
@@ -594,12 +622,11 @@ int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *n
     if (rc < 0)
         return rc;
     struct smf_page_heap *ph = heap->page_heap;
-    const struct smf_page *d = smi_page(heap, page);
-    if (!is_span(heap, page, kind)) {
+    uint64_t count = span_at(heap, page, kind);
+    if (count == 0) {
         rc = smi_error(SHMALLOC_EDOUBLEFREE, "%s: no block at %#llx: freed already, or never allocated",
                        heap->path, (unsigned long long)page << SMF_PAGE_SHIFT);
     } else {
-        uint64_t count = d->page_count;
         if (kind == SMF_PAGE_SLAB)
             reshape(heap);
         struct smi_op op = begin(heap);
@@ -626,9 +653,8 @@ int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *n
 static int shrink_block(shmalloc_heap *heap, uint32_t page, uint64_t old, uint64_t count)
 {
     struct smf_page_heap *ph = heap->page_heap;
-    const struct smf_page *d = smi_page(heap, page);
     struct smi_op op = begin(heap);
-    set_span(&op, page, count, d->kind, 0, 0);
+    set_span(&op, page, count, SMF_PAGE_LARGE, 0, 0);
     smi_set(&op, &ph->free_pages, ph->free_pages + old - count);
     int rc = merge_free(&op, page + count, old - count);
     if (rc < 0)
@@ -640,7 +666,6 @@ static int shrink_block(shmalloc_heap *heap, uint32_t page, uint64_t old, uint64
 static int extend_block(shmalloc_heap *heap, uint32_t page, uint64_t old, uint64_t count)
 {
     struct smf_page_heap *ph = heap->page_heap;
-    const struct smf_page *d = smi_page(heap, page);
     uint64_t end = page + old, more = count - old, behind = free_span_at(heap, end);
     if (behind < more)
         return SHMALLOC_EFULL;
@@ -654,7 +679,7 @@ static int extend_block(shmalloc_heap *heap, uint32_t page, uint64_t old, uint64
         rc = insert_free(&op, end + more, behind - more);
     if (rc < 0)
         return abandon(&op, rc);
-    set_span(&op, page, count, d->kind, 0, 0);
+    set_span(&op, page, count, SMF_PAGE_LARGE, 0, 0);
     smi_set(&op, &ph->free_pages, ph->free_pages - more);
     smi_op_commit(&op);
     return 0;
@@ -665,14 +690,14 @@ int smi_pages_resize(shmalloc_heap *heap, uint32_t page, uint64_t count)
     int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
     if (rc < 0)
         return rc;
-    const struct smf_page *d = smi_page(heap, page);
-    if (!is_span(heap, page, SMF_PAGE_LARGE))
+    uint64_t old = span_at(heap, page, SMF_PAGE_LARGE);
+    if (old == 0)
         rc = smi_error(SHMALLOC_EBADREF, "%s: no large block at %#llx", heap->path,
                        (unsigned long long)page << SMF_PAGE_SHIFT);
-    else if (count < d->page_count)
-        rc = shrink_block(heap, page, d->page_count, count);
-    else if (count > d->page_count)
-        rc = extend_block(heap, page, d->page_count, count);
+    else if (count < old)
+        rc = shrink_block(heap, page, old, count);
+    else if (count > old)
+        rc = extend_block(heap, page, old, count);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     return rc;
 }
@@ -682,9 +707,8 @@ int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag)
     int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
     if (rc < 0)
         return rc;
-    const struct smf_page *d = smi_page(heap, page);
-    if (is_span(heap, page, SMF_PAGE_SLAB)) {
-        uint64_t count = d->page_count;
+    uint64_t count = span_at(heap, page, SMF_PAGE_SLAB);
+    if (count > 0) {
         reshape(heap);
         struct smi_op op = begin(heap);
         uint16_t kind = word_of(heap, page) & (uint16_t)~(SMF_WORD_ZERO | SMF_WORD_RESERVED);
@@ -724,7 +748,7 @@ static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
     uint64_t length = free_span_at(heap, page), run;
     if ((trim->looked += length) > smi_size(heap) >> SMF_PAGE_SHIFT)
         return 1;
-    uint64_t freed_at = smi_page(heap, page)->side;
+    uint64_t freed_at = smi_known_page(heap, page)->side;
     if (freed_at > trim->before && freed_at <= smi_os_tick()) { /* later than now: of another boot, so old */
         trim->young = 1;
         return 0;
@@ -777,7 +801,7 @@ static int add_stored(shmalloc_heap *heap, uint32_t page, void *arg)
     uint64_t length = free_span_at(heap, page);
     if ((tally->looked += length) > smi_size(heap) >> SMF_PAGE_SHIFT)
         return 1;
-    for (uint64_t at = page, next; at < page + length; at = next) { /* part by part */
+    for (uint64_t at = page, next; at < page + length && at >> tally->shift < PARTS; at = next) { /* part by part */
         next = ((at >> tally->shift) + 1) << tally->shift;
         next = next < page + length ? next : page + length;
         tally->stored[at >> tally->shift] += count_stored(heap, at, next - at);
@@ -811,12 +835,13 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
     uint64_t index = state->chunk_count - 1;
     if (index == 0 || index >= SMF_CHUNKS)
         return 0;
-    const struct smf_chunk *chunk = &heap->directory[index];
-    uint64_t data = smi_chunk_data_page(chunk, &heap->header->areas);
-    uint64_t end = (uint64_t)chunk->first_page + chunk->page_count, count = end - data;
-    if (end << SMF_PAGE_SHIFT != state->size || data >= end)
-        return damaged(heap, chunk->first_page);
-    uint64_t freed_at = smi_page(heap, data) ? smi_page(heap, data)->side : 0;
+    const struct smf_chunk chunk = heap->directory[index];
+    uint64_t data = smi_chunk_data_page(&chunk, &heap->areas);
+    uint64_t end = (uint64_t)chunk.first_page + chunk.page_count, count = end - data;
+    const struct smf_page *first = smi_page(heap, data);
+    if (end << SMF_PAGE_SHIFT != SMI_LOAD(&state->size) || data >= end || !first)
+        return damaged(heap, chunk.first_page);
+    uint64_t freed_at = first->side;
     if (free_span_at(heap, data) != count || (freed_at > trim->before && freed_at <= smi_os_tick()))
         return 0;
     uint64_t stored = count_stored(heap, data, count);
@@ -828,10 +853,12 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
         return abandon(&op, rc);
     smi_set(&op, &heap->page_heap->free_pages, heap->page_heap->free_pages - count);
     smi_set(&op, &state->chunk_count, index);
-    smi_set(&op, &state->size, (uint64_t)chunk->first_page << SMF_PAGE_SHIFT);
+    smi_set(&op, &state->size, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT);
     smi_op_commit(&op);
     trim->pages += stored;
-    rc = smi_os_truncate(heap->fd, state->size); /* kill before: a longer file, cut at the next growth */
+    SMI_STORE(&heap->backed, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT);
+    /* kill here: a longer file, cut at the next growth */
+    rc = smi_os_truncate(heap->fd, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT);
     return rc < 0 ? rc : 1;
 }
 
@@ -913,22 +940,7 @@ uint64_t smi_pages_largest(shmalloc_heap *heap)
 
 int smi_pages_check_chunks(shmalloc_heap *heap)
 {
-    const uint64_t granule = SMF_GRANULE >> SMF_PAGE_SHIFT, count = heap->state->chunk_count;
-    uint64_t at = 0;
-    for (uint64_t i = 0; i < count && i < SMF_CHUNKS; i++) {
-        const struct smf_chunk *chunk = &heap->directory[i];
-        if (chunk->first_page != at || chunk->page_count == 0 || chunk->page_count % granule != 0 ||
-            smi_chunk_data_page(chunk, &heap->header->areas) >= at + chunk->page_count)
-            return smi_heap_poison(heap, "chunk %llu has %u pages from page %u, expected to begin at page %llu",
-                                   (unsigned long long)i, chunk->page_count, chunk->first_page,
-                                   (unsigned long long)at);
-        at += chunk->page_count;
-    }
-    if (at << SMF_PAGE_SHIFT != heap->state->size)
-        return smi_heap_poison(heap, "chunks end at byte %llu, the heap at byte %llu",
-                               (unsigned long long)(at << SMF_PAGE_SHIFT),
-                               (unsigned long long)heap->state->size);
-    return 0;
+    return check_chunks(heap, heap->state->chunk_count, heap->state->size);
 }
 
 int smi_pages_format(shmalloc_heap *heap, uint64_t size)
@@ -938,12 +950,12 @@ int smi_pages_format(shmalloc_heap *heap, uint64_t size)
     heap->state->chunk_count = 1;
     heap->state->size = size;
     int rc = smi_os_reserve(heap->fd, 0,
-                            round_up(heap->header->areas.end + smi_chunk_metadata_bytes(chunk.page_count),
+                            round_up(heap->areas.end + smi_chunk_metadata_bytes(chunk.page_count),
                                      4096));
     if (rc < 0)
         return rc;
     format_chunk(heap, &chunk);
-    uint32_t data = smi_chunk_data_page(&chunk, &heap->header->areas);
+    uint32_t data = smi_chunk_data_page(&chunk, &heap->areas);
     struct smi_op op = begin(heap);
     rc = insert_free(&op, data, chunk.page_count - data);
     heap->page_heap->free_pages = chunk.page_count - data;

@@ -114,7 +114,7 @@ int smi_pageset_remove(struct smi_op *op, uint64_t *root, enum smi_order order, 
         return rc;
     if (leaf != 0) {
         link_set(op, &leaf_at, 0);
-        smi_set(op, children_word(smi_page(op->heap, leaf)), pack(node->left, node->right));
+        smi_set(op, children_word(smi_known_page(op->heap, leaf)), pack(node->left, node->right));
     }
     link_set(op, &at, leaf);
     return 0;

@@ -300,12 +300,15 @@ static int own_slot(shmalloc_heap *heap, struct smi_thread *t)
     if (rc < 0)
         return rc;
     rc = claim_slot(heap, &t->slot_index);
+    t->slot = rc == 0 ? smi_thread_slot(heap, t->slot_index) : NULL;
+    if (rc == 0 && !t->slot)
+        rc = smi_heap_poison(heap, "entry %u of the thread table names no thread slot", t->slot_index);
     if (rc == 0) {
-        struct smf_thread *slot = t->slot = smi_thread_slot(heap, t->slot_index);
+        struct smf_thread *slot = t->slot;
         slot->serial++;
         slot->tid = smi_os_thread_id();
         slot->start_time = smi_os_start_time(getpid(), (pid_t)slot->tid);
-        smi_cache_format(slot, heap->threads[t->slot_index]);
+        smi_cache_format(slot, (uint64_t)((uint8_t *)slot - heap->base));
         SMI_STORE(&slot->owner, (uint64_t)heap->process_index + 1);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);

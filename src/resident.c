@@ -50,9 +50,9 @@ static int is_stored(const shmalloc_heap *heap, struct cursor *at, uint64_t page
             return 0;
         const struct smf_chunk *chunk = &heap->directory[at->next++];
         at->first = chunk->first_page;
-        at->data = smi_chunk_data_page(chunk, &heap->header->areas);
+        at->data = smi_chunk_data_page(chunk, &heap->areas);
         at->end = (uint64_t)chunk->first_page + chunk->page_count;
-        at->words = smi_chunk_words_offset(chunk, &heap->header->areas);
+        at->words = smi_chunk_words_offset(chunk, &heap->areas);
     }
     if (page < at->data)
         return 1;

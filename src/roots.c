@@ -57,15 +57,16 @@ static const char *name_in(const struct smf_root *root)
     return (const char *)(root + 1);
 }
 
-/* The word that refers to the root of that name, or to the end of its chain; NULL in a damaged chain. */
-static uint64_t *find_link(const shmalloc_heap *heap, const struct smi_name *name)
+/* The word that refers to the root of that name, or to the end of its chain, when *found becomes NULL; NULL in a
+ * damaged chain. */
+static uint64_t *find_link(const shmalloc_heap *heap, const struct smi_name *name, struct smf_root **found)
 {
     uint64_t *link = &heap->roots->bucket[name->hash % SMF_ROOT_BUCKETS];
     for (uint32_t steps = 0; steps < LONGEST_CHAIN; steps++) {
         uint64_t ref = SMI_LOAD(link);
+        struct smf_root *root = *found = ref ? root_at(heap, ref) : NULL;
         if (ref == 0)
             return link;
-        struct smf_root *root = root_at(heap, ref);
         if (!root)
             return NULL;
         if (root->hash == name->hash && root->name_len == name->len &&
@@ -100,13 +101,15 @@ static int add(shmalloc_heap *heap, const struct smi_name *name, uint64_t type, 
     int rc = smi_central_take_own(heap, sizeof(struct smf_root) + name->len + 1, &roots->scratch);
     if (rc < 0)
         return rc;
-    uint64_t *head = &roots->bucket[name->hash % SMF_ROOT_BUCKETS];
-    struct smf_root *root = smi_at(heap, roots->scratch);
+    uint64_t *head = &roots->bucket[name->hash % SMF_ROOT_BUCKETS], made = SMI_LOAD(&roots->scratch);
+    struct smf_root *root = root_at(heap, made);
+    if (!root)
+        return damaged(heap, name);
     *root = (struct smf_root){*head, ref, type, name->hash, name->len};
     memcpy(root + 1, name->text, name->len + 1);
     begin_change(heap);
     struct smi_op op = begin(heap);
-    smi_set(&op, head, roots->scratch);
+    smi_set(&op, head, made);
     smi_set(&op, &roots->scratch, 0);
     smi_set(&op, &roots->count, roots->count + 1);
     if (scratch)
@@ -132,18 +135,18 @@ int smi_roots_bind(shmalloc_heap *heap, const struct smi_name *name, uint64_t *t
     int rc = smi_lock_acquire(heap, SMF_LOCK_ROOTS);
     if (rc < 0)
         return rc;
-    uint64_t *link = find_link(heap, name);
+    struct smf_root *root;
+    uint64_t *link = find_link(heap, name, &root);
     if (!link) {
         rc = damaged(heap, name);
-    } else if (*link == 0) {
+    } else if (!root) {
         rc = add(heap, name, *type, *ref, scratch);
     } else if (absent_only) {
-        struct smf_root *root = smi_at(heap, *link);
         *type = root->type;
         *ref = root->ref;
         rc = 1;
     } else {
-        replace(heap, smi_at(heap, *link), *type, *ref);
+        replace(heap, root, *type, *ref);
     }
     smi_lock_release(heap, SMF_LOCK_ROOTS);
     return rc;
@@ -189,11 +192,11 @@ struct question {
 static int find_once(const shmalloc_heap *heap, void *arg)
 {
     struct question *question = arg;
-    const uint64_t *link = find_link(heap, question->name);
-    uint64_t at = link ? SMI_LOAD(link) : 0;
-    const struct smf_root *root = at ? root_at(heap, at) : NULL;
+    struct smf_root *root;
+    if (!find_link(heap, question->name, &root))
+        return SHMALLOC_ECORRUPT;
     if (!root)
-        return link && at == 0 ? SHMALLOC_ENOROOT : SHMALLOC_ECORRUPT;
+        return SHMALLOC_ENOROOT;
     question->type = SMI_LOAD(&root->type);
     question->ref = SMI_LOAD(&root->ref);
     return 0;
@@ -220,7 +223,7 @@ struct list {
 
 static int append(struct list *list, const struct smf_root *root)
 {
-    uint32_t len = root->name_len <= SMF_ROOT_NAME_MAX ? root->name_len : SMF_ROOT_NAME_MAX;
+    uint32_t said = SMI_LOAD(&root->name_len), len = said <= SMF_ROOT_NAME_MAX ? said : SMF_ROOT_NAME_MAX;
     size_t needed = (sizeof(shmalloc_root) + len + 8) & ~(size_t)7;
     if (list->used + needed > list->room) {
         size_t room = list->room * 2 + needed;
@@ -234,7 +237,8 @@ static int append(struct list *list, const struct smf_root *root)
     *copy = (shmalloc_root){NULL, SMI_LOAD(&root->type), SMI_LOAD(&root->ref)};
     memcpy(copy + 1, name_in(root), len);
     ((char *)(copy + 1))[len] = 0;
-    list->used += needed;
+    /* where smi_roots_each will look for the next: a damaged name may have a zero before its end */
+    list->used += (sizeof(*copy) + strlen((char *)(copy + 1)) + 8) & ~(size_t)7;
     return 0;
 }
 
@@ -279,16 +283,17 @@ int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name)
     if (rc < 0)
         return rc;
     struct smf_roots *roots = heap->roots;
-    uint64_t *link = find_link(heap, name);
+    struct smf_root *root;
+    uint64_t *link = find_link(heap, name, &root);
     if (!link) {
         rc = damaged(heap, name);
-    } else if (*link == 0) {
+    } else if (!root) {
         rc = smi_error(SHMALLOC_ENOROOT, "%s: no root \"%s\"", heap->path, name->text);
     } else {
-        uint64_t ref = *link;
+        uint64_t ref = (uint64_t)((uint8_t *)root - heap->base);
         begin_change(heap);
         struct smi_op op = begin(heap);
-        smi_set(&op, link, ((struct smf_root *)smi_at(heap, ref))->next);
+        smi_set(&op, link, root->next);
         smi_set(&op, &roots->scratch, ref);
         smi_set(&op, &roots->count, roots->count - 1);
         smi_op_commit(&op);

@@ -4,7 +4,7 @@
 
 int smi_slot_find(const shmalloc_heap *heap, uint64_t ref, struct smi_slot *out)
 {
-    const uint16_t *word = ref < smi_size(heap) ? smi_word(heap, ref >> SMF_PAGE_SHIFT) : NULL;
+    const uint16_t *word = smi_in_heap(heap, ref, 8) ? smi_word(heap, ref >> SMF_PAGE_SHIFT) : NULL;
     if (!word)
         return SHMALLOC_EBADREF;
     out->word = SMI_LOAD(word);

@@ -66,12 +66,12 @@ static inline uint64_t smi_slot_ref(uint32_t page, uint32_t k, uint32_t index)
            (uint64_t)index * smi_classes[k].size;
 }
 
-/* The 64-bit word of the bitmap that holds bits 64 * w .. of a slab. */
+/* The 64-bit word of the bitmap that holds bits 64 * w .. of a slab that was found. */
 static inline uint64_t *smi_slab_bits(const shmalloc_heap *heap, uint32_t page, uint32_t k, uint32_t w)
 {
     if (smi_classes[k].bitmap_pages)
         return (uint64_t *)smi_at(heap, (uint64_t)page << SMF_PAGE_SHIFT) + w;
-    return &smi_page(heap, page)[w / 4].bits[w % 4];
+    return &smi_known_page(heap, page)[w / 4].bits[w % 4];
 }
 
 /* Bytes of the side array of a slab of class k. */

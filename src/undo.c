@@ -9,7 +9,8 @@
 static int can_store(shmalloc_heap *heap, uint64_t ref)
 {
     struct smi_file_info info;
-    if (ref % 8 != 0 || ref < SMF_STATE_OFFSET || ref > heap->reserved - 8)
+    if (ref % 8 != 0 || ref < SMF_STATE_OFFSET || ref > heap->reserved - 8 ||
+        (ref >= heap->areas.runtime && ref < heap->areas.directory)) /* no operation changes processes or locks */
         return 0;
     if (ref <= smi_size(heap) - 8)
         return 1;

@@ -229,6 +229,7 @@ static void complain(struct settling *s, const char *invariant, uint64_t ref, co
 static void undo_log(struct settling *s, uint64_t ref, uint32_t capacity)
 {
     struct smi_view *view = s->view;
+    const struct smf_areas *areas = &view->header.areas;
     uint64_t count = word_at(view, ref);
     if (count == 0)
         return;
@@ -240,7 +241,8 @@ static void undo_log(struct settling *s, uint64_t ref, uint32_t capacity)
     for (uint64_t i = count; i-- > 0;) {
         uint64_t at = ref + 8 + i * sizeof(struct smf_undo);
         uint64_t word = word_at(view, at);
-        if (word < SMF_STATE_OFFSET || smi_view_store(view, word, word_at(view, at + 8)) < 0)
+        int is_possible = word >= SMF_STATE_OFFSET && (word < areas->runtime || word >= areas->directory);
+        if (!is_possible || smi_view_store(view, word, word_at(view, at + 8)) < 0)
             complain(s, "L2", at, "undo log names a word that cannot be");
     }
     smi_view_store(view, ref, 0);
@@ -287,7 +289,8 @@ static int possible_array(struct smi_view *view, uint64_t array, uint64_t count)
 /* Is what a link says possible, so that following it stays inside arrays? */
 static int possible_link(struct smi_view *view, const struct smf_link *link)
 {
-    if (link->op > SMF_LINK_GIVE || link->dest % 8 != 0 || !in_file(view, link->dest, 8))
+    if (link->op > SMF_LINK_GIVE || link->dest % 8 != 0 || link->dest < view->header.areas.end ||
+        !in_file(view, link->dest, 8))
         return 0;
     if (link->op == SMF_LINK_TAKE && link->fresh_array &&
         (link->fresh_count == 0 || !possible_array(view, link->fresh_array, link->fresh_count)))

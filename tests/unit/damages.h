@@ -804,6 +804,47 @@ static uint64_t root_named_by_scratch_too(struct image *m)
     return roots->scratch;
 }
 
+static uint64_t odd_maximum(struct image *m)
+{
+    image_state(m)->max_size += 4096;
+    return 0;
+}
+
+static uint64_t entry_behind_last_chunk(struct image *m)
+{
+    struct smf_chunk *entry = &image_directory(m)[image_state(m)->chunk_count];
+    *entry = (struct smf_chunk){entry[-1].first_page, 1u << 20};
+    return image_ref(m, entry);
+}
+
+static uint64_t link_into_header(struct image *m)
+{
+    struct smf_link *link = &image_thread_slot(m, 0)->link;
+    *link = (struct smf_link){.op = SMF_LINK_GIVE, .dest = 8};
+    return image_ref(m, link);
+}
+
+static uint64_t log_of_lock(struct image *m)
+{
+    struct smf_page_heap *heap = image_page_heap(m);
+    heap->log_count = 1;
+    heap->log[0] = (struct smf_undo){image_areas(m)->locks, 0};
+    return image_ref(m, &heap->log[0]);
+}
+
+static uint64_t bin_without_array(struct image *m)
+{
+    uint32_t k = shallow_class(m);
+    image_thread_slot(m, 0)->bins[k] = 0;
+    return bin_ref(m, k);
+}
+
+static uint64_t owner_not_in_table(struct image *m)
+{
+    image_thread_slot(m, 0)->owner = SMF_PROCESSES;
+    return image_threads(m)[0];
+}
+
 enum base { KILLED, CLOSED, HARDENED, BASES };
 
 static void make_bases(struct fixture *f, struct image bases[BASES])
@@ -831,17 +872,21 @@ static const struct damage {
     DAMAGE("H1", KILLED, header_byte),
     DAMAGE("H1", KILLED, mark_of_no_kind),
     DAMAGE("H1", KILLED, truncated),
+    DAMAGE("H1", KILLED, odd_maximum),
     DAMAGE("H2", KILLED, poisoned),
     DAMAGE("H3", KILLED, owner_in_clean_heap),
     DAMAGE("H3", CLOSED, log_in_clean_heap),
     DAMAGE("D1", KILLED, chunk_moved),
     DAMAGE("D1", KILLED, chunk_too_long),
     DAMAGE("D1", KILLED, size_beyond_chunks),
+    DAMAGE("D1", KILLED, entry_behind_last_chunk),
     DAMAGE("L1", KILLED, log_too_long),
     DAMAGE("L2", KILLED, log_of_odd_word),
     DAMAGE("L2", KILLED, log_of_word_outside),
+    DAMAGE("L2", KILLED, log_of_lock),
     DAMAGE("L3", KILLED, link_of_no_kind),
     DAMAGE("L3", KILLED, link_into_nowhere),
+    DAMAGE("L3", KILLED, link_into_header),
     DAMAGE("P1", KILLED, span_without_kind),
     DAMAGE("P1", KILLED, span_too_long),
     DAMAGE("P1", KILLED, kind_inside_span),
@@ -889,6 +934,7 @@ static const struct damage {
     DAMAGE("T1", KILLED, count_over_capacity),
     DAMAGE("T1", KILLED, array_elsewhere),
     DAMAGE("T1", KILLED, array_outside),
+    DAMAGE("T1", KILLED, bin_without_array),
     DAMAGE("T2", KILLED, cached_inside_slot),
     DAMAGE("T2", KILLED, cached_of_other_class),
     DAMAGE("T2", KILLED, cached_root_record),
@@ -899,6 +945,7 @@ static const struct damage {
     DAMAGE("T4", KILLED, thread_slot_twice),
     DAMAGE("T4", KILLED, thread_slot_outside),
     DAMAGE("T4", KILLED, owner_impossible),
+    DAMAGE("T4", KILLED, owner_not_in_table),
     DAMAGE("T5", KILLED, cache_without_owner),
     DAMAGE("T5", KILLED, link_without_owner),
     DAMAGE("T6", KILLED, scratch_of_free_span),

@@ -39,7 +39,7 @@ struct image_order {
 enum { IMAGE_SMALL = 3000, IMAGE_LARGE = 6, IMAGE_ROOTS = 300 };
 
 /* `count` blocks of which every other one is freed again. */
-static void image_fill(shmalloc_heap *heap, int count, size_t size)
+static inline void image_fill(shmalloc_heap *heap, int count, size_t size)
 {
     static _Thread_local shmalloc_ref refs[IMAGE_SMALL];
     for (int i = 0; i < count; i++)
@@ -49,13 +49,13 @@ static void image_fill(shmalloc_heap *heap, int count, size_t size)
 }
 
 /* Its end flushes its cache: many slabs with free slots. */
-static void *image_thread(void *arg)
+static inline void *image_thread(void *arg)
 {
     image_fill(arg, 1000, 200);
     return NULL;
 }
 
-static void *image_thread_that_stays(void *arg)
+static inline void *image_thread_that_stays(void *arg)
 {
     image_fill(((void **)arg)[0], 50, 128);
     signal_word(((void **)arg)[1]);
@@ -64,7 +64,7 @@ static void *image_thread_that_stays(void *arg)
     return NULL;
 }
 
-static int image_child(void *arg)
+static inline int image_child(void *arg)
 {
     const struct image_order *order = arg;
     shmalloc_heap *heap = heap_create(order->path, order->flags);
@@ -100,7 +100,7 @@ static int image_child(void *arg)
     return 0;
 }
 
-static struct image image_read(const char *path)
+static inline struct image image_read(const char *path)
 {
     int fd = open(path, O_RDONLY);
     must(fd >= 0, "%s", path);
@@ -115,7 +115,7 @@ static struct image image_read(const char *path)
     return m;
 }
 
-static void image_write(const struct image *m, const char *path)
+static inline void image_write(const struct image *m, const char *path)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
     must(fd >= 0, "%s", path);
@@ -128,7 +128,7 @@ static void image_write(const struct image *m, const char *path)
     close(fd);
 }
 
-static struct image image_make(struct fixture *f, unsigned flags, enum image_end end)
+static inline struct image image_make(struct fixture *f, unsigned flags, enum image_end end)
 {
     struct image_order order = {f->path, flags, end};
     unlink(f->path);

@@ -335,7 +335,8 @@ static void show(struct listing *l)
 
 static enum verdict run(struct inspect *in)
 {
-    static struct listing listing;
+    static struct listing listing; /* large; a program may run the command more than once */
+    memset(&listing, 0, sizeof(listing));
     listing.in = in;
     if (read_options(&listing) < 0)
         return CANNOT_TELL;

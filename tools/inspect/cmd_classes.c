@@ -461,6 +461,7 @@ static enum verdict run(struct inspect *in)
     int rc = inspect_settle(in, &cached, &count);
     if (rc < 0)
         return inspect_report_error(in, rc);
+    memset(&tally, 0, sizeof(tally));
     tally.in = in;
     count_spans(&tally);
     count_cached(&tally, cached, count);

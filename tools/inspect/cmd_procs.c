@@ -306,6 +306,7 @@ static enum verdict run(struct inspect *in)
     enum verdict verdict = inspect_open_or_report(in);
     if (verdict != SOUND)
         return verdict;
+    memset(&census, 0, sizeof(census));
     census.valid = inspect_runtime_is_valid(in);
     census.same_namespace = inspect_same_namespace(in);
     /* Before settling, so that steps under way are shown. */

@@ -111,6 +111,14 @@ static void note_violation(const char *invariant, uint64_t ref, const char *text
     }
 }
 
+/* A program may run the command more than once. */
+static void forget(struct figures *f)
+{
+    for (size_t i = 0; i < MOST_VIOLATIONS; i++)
+        free(f->violations[i].text);
+    memset(f, 0, sizeof(*f));
+}
+
 static enum kind kind_of(struct smi_view *view, const struct smi_span *span, uint32_t page)
 {
     const struct smf_page *p = span->page;
@@ -709,17 +717,16 @@ static enum verdict run(struct inspect *in)
     int rc = inspect_open(in);
     if (rc == 0 || rc == SHMALLOC_ECORRUPT)
         rc = gather(&figures, in);
-    if (rc < 0)
-        return inspect_report_error(in, rc);
-    FILE *page = open_memstream(&text, &len);
-    if (!page)
-        return cannot_write(in, path, ENOMEM);
+    FILE *page = rc < 0 ? NULL : open_memstream(&text, &len);
+    if (!page) {
+        forget(&figures);
+        return rc < 0 ? inspect_report_error(in, rc) : cannot_write(in, path, ENOMEM);
+    }
     put_page(page, &figures);
     enum verdict verdict =
         fclose(page) == 0 ? finish_page(in, path, text, len) : cannot_write(in, path, ENOMEM);
     free(text);
-    for (size_t i = 0; i < MOST_VIOLATIONS; i++)
-        free(figures.violations[i].text);
+    forget(&figures);
     return verdict;
 }
 

@@ -69,6 +69,11 @@ struct inspect {
     const char *finding; /* the status in JSON, where exit status 1 does not mean damage; or NULL */
 };
 
+/* ---- run.c ---------------------------------------------------------------------------------- */
+
+/* Run in->command with what the command line said: command, path, json and given are filled, the rest is zero. */
+enum verdict inspect_run(struct inspect *in);
+
 /* ---- open.c --------------------------------------------------------------------------------- */
 
 /* Open in->path: 0, or the code of smi_view_open, whose message has not been printed yet. Header
