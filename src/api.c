@@ -2,10 +2,7 @@
 /*
  * api.c - the public calls on blocks, roots and the heap as a whole: check the arguments, call down.
  *
- * The fast paths stand here in line: a pop from, or a push to, the calling thread's stack of the class. They
- * take no lock and make no atomic read-modify-write; the store of the count commits. Whatever is unusual
- * (another heap than last time, a forked child, an empty or full stack, a tagged slab, a hardened heap, a
- * pointer that is no block) fails one of their comparisons and goes the long way, which finds out.
+ * The common cases are served in line, as fast.h has it; what is unusual goes the long way from here.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -15,74 +12,13 @@
 #include "cache.h"
 #include "central.h"
 #include "check.h"
+#include "fast.h"
 #include "link.h"
 #include "os.h"
 #include "pages.h"
 #include "process.h"
 #include "roots.h"
 #include "slab.h"
-
-/* ---- fast paths ---- */
-
-/* The heap's size; the context knows the heap. */
-static inline uint64_t size_now(const struct smi_thread *t)
-{
-    return SMI_LOAD(&((const struct smf_state *)(const void *)(t->base + SMF_STATE_OFFSET))->size);
-}
-
-/* The stack with a slot for `size` bytes on top; NULL when that takes the long way. */
-static inline uint64_t *stack_for(const shmalloc_heap *heap, const struct smi_thread *t, size_t size)
-{
-    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || size > SMI_MAX_SMALL))
-        return NULL;
-    const struct smi_bin *bin = &t->bin[smi_class_of(size)];
-    uint64_t *array = bin->array, count = array[0];
-    if (SMI_UNLIKELY(count - 1 >= bin->limit)) /* 0, or a count that cannot be */
-        return NULL;
-    return SMI_LIKELY(array[count] < t->reserved) ? array : NULL;
-}
-
-/* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. */
-static inline uint64_t *stack_of(const shmalloc_heap *heap, const struct smi_thread *t, uint64_t ref)
-{
-    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || ref >= size_now(t)))
-        return NULL;
-    uintptr_t words = SMI_LOAD(&t->words[ref >> SMF_GRANULE_SHIFT]);
-    if (SMI_UNLIKELY(words == 0))
-        return NULL;
-    uint16_t word = SMI_LOAD((uint16_t *)words + (ref >> SMF_PAGE_SHIFT));
-    uint32_t k = (uint32_t)(word & (SMF_WORD_KIND | SMF_WORD_SIDE | SMF_WORD_INTERNAL)) - 1;
-    if (SMI_UNLIKELY(k >= SMF_CLASSES))
-        return NULL;
-    const struct smi_bin *bin = &t->bin[k];
-    if (SMI_UNLIKELY(!smi_begins_slot(bin->shape, smi_offset_in_slab(ref, word))))
-        return NULL;
-    uint64_t *array = bin->array, count = array[0];
-    if (SMI_UNLIKELY(count >= bin->limit || array[count] == ref)) /* array[0] is no ref */
-        return NULL;
-    return array;
-}
-
-/* Can a link record name the word at this offset in the thread's mapping? */
-static inline int can_link(const struct smi_thread *t, uint64_t at)
-{
-    return at % 8 == 0 && at < size_now(t);
-}
-
-/* The store of the count commits either. */
-static inline uint64_t pop(uint64_t *array)
-{
-    uint64_t count = array[0], ref = array[count];
-    SMI_STORE(&array[0], count - 1);
-    return ref;
-}
-
-static inline void push(uint64_t *array, uint64_t ref)
-{
-    uint64_t count = array[0];
-    SMI_STORE(&array[count + 1], ref);
-    SMI_STORE(&array[0], count + 1);
-}
 
 /* ---- the long way ---- */
 
@@ -184,13 +120,13 @@ static LONG_WAY int alloc_long(shmalloc_heap *heap, size_t size, shmalloc_ref *o
 int shmalloc_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
 {
     struct smi_thread *t = smi_current;
-    uint64_t *array = stack_for(heap, t, size), at = (uint64_t)((uintptr_t)out - (uintptr_t)t->base);
-    if (SMI_UNLIKELY(!array || !out || (at < t->reserved && !can_link(t, at))))
+    uint64_t *array = smi_stack_for(heap, t, size), at = (uint64_t)((uintptr_t)out - (uintptr_t)t->base);
+    if (SMI_UNLIKELY(!array || !out || (at < t->reserved && !smi_can_link(t, at))))
         return alloc_long(heap, size, out);
     if (at < t->reserved)
         smi_link_take(t, out, (struct smi_side){array[array[0]], array}, (struct smi_side){0, NULL});
     else
-        *out = pop(array);
+        *out = smi_pop(array);
     return 0;
 }
 
@@ -239,15 +175,15 @@ int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
 {
     struct smi_thread *t = smi_current;
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
-    if (SMI_UNLIKELY(!ref || (at < t->reserved && !can_link(t, at))))
+    if (SMI_UNLIKELY(!ref || (at < t->reserved && !smi_can_link(t, at))))
         return free_ref_long(heap, ref);
-    uint64_t *array = stack_of(heap, t, *ref);
+    uint64_t *array = smi_stack_of(heap, t, *ref);
     if (SMI_UNLIKELY(!array))
         return free_ref_long(heap, ref);
     if (at < t->reserved) {
         smi_link_give(t, ref, (struct smi_side){*ref, array});
     } else {
-        push(array, *ref);
+        smi_push(array, *ref);
         *ref = 0;
     }
     return 0;
@@ -305,8 +241,8 @@ static LONG_WAY int free_long(shmalloc_heap *heap, void *block)
 void *shmalloc_malloc(shmalloc_heap *heap, size_t size)
 {
     struct smi_thread *t = smi_current;
-    uint64_t *array = stack_for(heap, t, size);
-    return SMI_LIKELY(array) ? t->base + pop(array) : malloc_long(heap, size);
+    uint64_t *array = smi_stack_for(heap, t, size);
+    return SMI_LIKELY(array) ? t->base + smi_pop(array) : malloc_long(heap, size);
 }
 
 void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
@@ -316,9 +252,9 @@ void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
         return no_memory(smi_error(-ENOMEM, "%s: %zu times %zu bytes do not fit in memory", heap->path, count,
                                    size));
     struct smi_thread *t = smi_current;
-    uint64_t *array = stack_for(heap, t, bytes);
+    uint64_t *array = smi_stack_for(heap, t, bytes);
     if (SMI_LIKELY(array))
-        return memset(t->base + pop(array), 0, bytes);
+        return memset(t->base + smi_pop(array), 0, bytes);
     return take_pointer(heap, &(struct smi_request){.size = bytes, .zero = 1});
 }
 
@@ -334,10 +270,10 @@ int shmalloc_mfree(shmalloc_heap *heap, void *block)
     /* NULL and foreign addresses give a ref beyond the heap's end; another heap's context is found out */
     struct smi_thread *t = smi_current;
     uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base);
-    uint64_t *array = stack_of(heap, t, ref);
+    uint64_t *array = smi_stack_of(heap, t, ref);
     if (SMI_UNLIKELY(!array))
         return free_long(heap, block);
-    push(array, ref);
+    smi_push(array, ref);
     return 0;
 }
 
