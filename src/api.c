@@ -35,7 +35,7 @@ static int enter(shmalloc_heap *heap, struct entry *entry)
 {
     int rc;
     entry->cancel_state = smi_os_cancel_off();
-    entry->t = smi_thread_enter(heap, &rc);
+    entry->t = smi_thread_enter_any(heap, &rc);
     if (!entry->t)
         smi_os_cancel_restore(entry->cancel_state);
     return rc;
@@ -43,6 +43,7 @@ static int enter(shmalloc_heap *heap, struct entry *entry)
 
 static void leave(const struct entry *entry)
 {
+    smi_thread_leave_any(entry->t);
     smi_os_cancel_restore(entry->cancel_state);
 }
 
@@ -137,9 +138,14 @@ int shmalloc_alloc_zeroed(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
 
 static int bad_alignment(const shmalloc_heap *heap, size_t alignment)
 {
-    if (alignment != 0 && (alignment & (alignment - 1)) == 0 && alignment <= SMI_MAX_ALIGNMENT)
-        return 0;
-    return smi_error(-EINVAL, "%s: alignment %zu is not a power of two up to 1 MiB", heap->path, alignment);
+    uint64_t most = heap->is_private ? SMI_PRIVATE_ALIGNMENT : SMI_MAX_ALIGNMENT;
+    if (alignment == 0 || (alignment & (alignment - 1)) != 0 || alignment > most)
+        return smi_error(-EINVAL, "%s: alignment %zu is not a power of two up to %llu", heap->path, alignment,
+                         (unsigned long long)most);
+    if ((uintptr_t)heap->base % alignment != 0 && alignment > SMI_MAX_ALIGNMENT)
+        return smi_error(-ENOMEM, "%s: alignment %zu: the heap lies at %p, because address space is limited",
+                         heap->path, alignment, (void *)heap->base);
+    return 0;
 }
 
 int shmalloc_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t size, shmalloc_ref *out)
@@ -429,7 +435,9 @@ int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t 
 
 int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t len)
 {
-    int rc = heap->read_only ? smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only", heap->path) : 0;
+    int rc = heap->read_only    ? smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only", heap->path)
+             : heap->is_private ? smi_error(-EINVAL, "%s: has no file to sync to", heap->path)
+                                : 0;
     if (rc < 0)
         return rc;
     if (ref == 0 && len == 0)
@@ -489,6 +497,10 @@ static int see(const shmalloc_heap *heap, struct smi_view *view)
                           : smi_heap_descriptor((shmalloc_heap *)heap);
     if (rc < 0)
         return rc;
+    if (heap->is_private) {
+        smi_view_of_mapping(view, heap->base, smi_size(heap), heap->path);
+        return 0;
+    }
     rc = smi_view_of_descriptor(view, heap->fd, heap->path);
     if (rc < 0)
         smi_view_finish(view);

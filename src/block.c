@@ -247,12 +247,6 @@ static int move_free(struct smi_thread *t, uint64_t *ref, size_t old_size, size_
     return rc;
 }
 
-/* A move within a class would take and give in one stack; a little smaller is not worth the copy. */
-static int stays(size_t old_size, size_t size)
-{
-    return size <= old_size && (size >= old_size / 2 || smi_classes[smi_class_of(size)].size == old_size);
-}
-
 /* In hardened heaps: has the user the block? */
 static int is_free(const shmalloc_heap *heap, uint64_t ref)
 {
@@ -273,7 +267,7 @@ int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t 
         int rc = smi_pages_resize(t->heap, (uint32_t)(*ref >> SMF_PAGE_SHIFT), pages_for(size));
         if (rc != SHMALLOC_EFULL && rc != -ENOSPC)
             return rc;
-    } else if (stays(old_size, size)) {
+    } else if (smi_block_stays(old_size, size)) {
         return 0;
     }
     return dest ? move_linked(t, ref, old_size, size, dest) : move_free(t, ref, old_size, size);

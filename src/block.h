@@ -13,13 +13,20 @@ struct smi_request {
     int zero;
     uint16_t tag;
 };
-#define SMI_MAX_ALIGNMENT (1ull << 20)
+#define SMI_MAX_ALIGNMENT (1ull << 20) /* in files, whose mappings are 2 MiB-aligned */
 
 /* Take a block. `dest`: a word in the heap that names it in the same crash-atomic step; or NULL. */
 int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint64_t *dest, uint64_t *ref);
 
 /* Free the block `ref`; `dest`, if not NULL, becomes 0 in the same crash-atomic step. */
 int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest);
+
+/* Is a small block of `old_size` bytes the right place for `size`, which is not 0? A move within a class would take
+ * and give in one stack; a little smaller is not worth the copy. */
+static inline int smi_block_stays(size_t old_size, size_t size)
+{
+    return size <= old_size && (size >= old_size / 2 || smi_classes[smi_class_of(size)].size == old_size);
+}
 
 /* Change the size of the block *ref, which may move; `dest`, if not NULL, follows in the same step. */
 int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t *dest);

@@ -31,7 +31,9 @@ void smi_lock_release(shmalloc_heap *heap, uint32_t index);
 /* Repair what the owner of lock `index` may have left, with the lock held or nobody else attached. */
 int smi_lock_repair(shmalloc_heap *heap, uint32_t index);
 
-/* A child has no lock, whatever its parent held. */
+/* Does the calling thread hold a lock of a heap? */
+int smi_lock_any_held(void);
+/* A child has no lock of a file's heap, whatever its parent held. */
 void smi_lock_forget(void);
 
 /* The 40 bytes below shmalloc_mutex: 0, 1 (previous owner died; already made consistent), or a negated

@@ -67,6 +67,15 @@ int smi_os_sync_range(void *address, uint64_t len);
 /* Reserve `len` bytes of addresses, 2 MiB-aligned (at `fixed` if not NULL), and map the file over all
  * of them, also beyond its end. -EADDRINUSE, -ENOMEM. */
 int smi_os_map(int fd, uint64_t len, int read_only, void *fixed, void **out);
+/* Reserve `len` bytes of addresses for memory of this process alone, at a multiple of `alignment` (a power of two);
+ * none of it can be touched before smi_os_allow. Nothing is charged. */
+void *smi_os_reserve_private(uint64_t len, uint64_t alignment);
+uint64_t smi_os_address_limit(void); /* bytes of addresses a process may have; UINT64_MAX: no limit */
+int smi_os_allow(void *address, uint64_t len);
+/* Take the memory behind a range of it away; it reads as zeros. */
+int smi_os_empty(void *address, uint64_t len);
+/* Ask for transparent huge pages behind a range; a kernel without them goes on with small ones. */
+void smi_os_ask_huge(void *address, uint64_t len);
 void smi_os_unmap(void *address, uint64_t len);
 /* Private zeroed memory, nothing charged until touched. The first `wiped` bytes are zero again in a child,
  * however it is forked. */
