@@ -37,7 +37,8 @@ _Thread_local struct smi_thread *smi_current = &nobody;
 static _Thread_local struct smi_thread *contexts;
 
 shmalloc_heap *smi_heaps;
-static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
+/* Recursive, for a signal handler that forks takes it while the call that it interrupted may hold it. */
+static pthread_mutex_t registry = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static pthread_key_t exit_key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static uint64_t last_epoch;
@@ -219,7 +220,7 @@ static uint32_t *forgotten_in(shmalloc_heap *heap)
 /* What this process inherited and may not use. The registry lock may be held by a thread that is not here. */
 static void forget_parent(void)
 {
-    pthread_mutex_init(&registry, NULL);
+    registry = (pthread_mutex_t)PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
     smi_current = &nobody;
     /* The memory of the parent's contexts is lost to the child: it may be in mid-change. Those of private heaps are
      * the child's. */
