@@ -550,6 +550,24 @@ void smi_os_sleep(uint64_t ns)
     nanosleep(&pause, NULL);
 }
 
+void smi_os_say(int fd, const char *text, size_t len)
+{
+    while (write(fd, text, len) < 0 && errno == EINTR)
+        ;
+}
+
+int smi_os_keep(int fd)
+{
+    int kept = fcntl(fd, F_DUPFD_CLOEXEC, 200);
+    return kept < 0 ? -errno : kept;
+}
+
+uint64_t smi_os_peak(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) < 0 ? 0 : (uint64_t)usage.ru_maxrss << 10;
+}
+
 int smi_os_cancel_off(void)
 {
     int state;

@@ -106,6 +106,12 @@ uint64_t smi_os_clock(void); /* CLOCK_MONOTONIC, nanoseconds */
 uint64_t smi_os_tick(void); /* the same, coarse and cheap */
 void smi_os_sleep(uint64_t ns);
 
+/* Write a text for people; whether somebody reads it is not told. */
+void smi_os_say(int fd, const char *text, size_t len);
+/* Another descriptor of the same, out of the way of the program's own and gone after exec; or a negated errno. */
+int smi_os_keep(int fd);
+uint64_t smi_os_peak(void); /* bytes that this process had in memory at most */
+
 /* Cancellation points inside the library must not end a thread half way. Returns the state before. */
 int smi_os_cancel_off(void);
 void smi_os_cancel_restore(int state);

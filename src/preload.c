@@ -22,7 +22,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "block.h"
@@ -39,13 +38,14 @@ static int strict;           /* SHMALLOC_STRICT: a wrong free ends the program *
 
 /* ---- saying something ---- */
 
+static int speak_to = STDERR_FILENO;
+
 static void say(const char *what, const char *why)
 {
     char text[700];
     int len = snprintf(text, sizeof(text), "shmalloc: %s[%d]: %s%s%s\n", program_invocation_short_name, (int)getpid(),
                        what, why ? ": " : "", why ? why : "");
-    if (write(STDERR_FILENO, text, len < (int)sizeof(text) ? (size_t)len : sizeof(text) - 1) < 0)
-        return; /* there is nobody to tell */
+    smi_os_say(speak_to, text, len < (int)sizeof(text) ? (size_t)len : sizeof(text) - 1);
 }
 
 /* ---- the heaps ---- */
@@ -327,16 +327,14 @@ EXPORT int mallopt(int parameter, int value)
 
 EXPORT void malloc_stats(void)
 {
-    struct rusage usage;
     char text[300];
     shmalloc_stats stats = figures();
-    getrusage(RUSAGE_SELF, &usage);
     snprintf(text, sizeof(text),
              "%llu bytes in %llu blocks allocated, %llu cached, %llu free; heap of %llu bytes in %llu chunks; at most "
-             "%ld KiB resident",
+             "%llu KiB resident",
              (unsigned long long)stats.allocated, (unsigned long long)stats.allocated_blocks,
              (unsigned long long)stats.cached, (unsigned long long)(stats.central_free + stats.free_pages),
-             (unsigned long long)stats.file_size, (unsigned long long)stats.chunks, usage.ru_maxrss);
+             (unsigned long long)stats.file_size, (unsigned long long)stats.chunks, (unsigned long long)smi_os_peak() >> 10);
     say(text, NULL);
 }
 
@@ -370,12 +368,15 @@ __attribute__((constructor)) static void begin(void)
     const char *path = getenv("SHMALLOC_HEAP");
     strict = is_set("SHMALLOC_STRICT");
     print_at_end = is_set("SHMALLOC_STATS");
+    int kept = print_at_end ? smi_os_keep(speak_to) : -1; /* many programs close theirs before they end */
     if (!ready())
         return; /* every call will fail, and say so to who called */
     if (is_set("SHMALLOC_HUGE_PAGES"))
         smi_os_ask_huge(early->base, early->reserved);
     if (path && *path)
         move_to_file(path);
+    if (kept >= 0)
+        speak_to = kept;
 }
 
 __attribute__((destructor)) static void end(void)
