@@ -148,7 +148,7 @@ static void warn_about(const char *path, int is_interpreter)
     } begin = {.text = ""};
     struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) < 0 || pread(fd, &begin, sizeof(begin) - 1, 0) < (ssize_t)sizeof(begin.header)) {
+    if (fd < 0 || fstat(fd, &st) < 0 || pread(fd, &begin, sizeof(begin) - 1, 0) < 2) {
         if (fd >= 0)
             close(fd);
         return; /* it will be seen at exec */
