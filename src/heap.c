@@ -29,7 +29,7 @@
 #define DEFAULT_ARENAS 4
 #define DEFAULT_DECAY_NS 10000000000ull
 #define MAP_UNIT (2ull << 20)
-#define PRIVATE_SIZE (32ull << 20) /* of a private heap, at first: addresses, not memory */
+#define PRIVATE_SIZE (8ull << 20) /* of a private heap, at first: addresses, not memory */
 #define RECOVER_ONLY 0x80000000u /* open flag of shmalloc_recover: nobody else may have it open */
 
 /* ---- state ---- */

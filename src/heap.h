@@ -52,8 +52,6 @@ struct shmalloc_heap {
     unsigned handles; /* opens minus closes */
     uint64_t device, inode;
     const char *path; /* absolute if it could be had; "/proc/self/fd/N" for heaps opened by descriptor */
-    char path_text[4096];
-
     struct smf_header *header;
     struct smf_state *state;
     struct smf_runtime *runtime;
@@ -83,6 +81,8 @@ struct shmalloc_heap {
     uint64_t looked_at; /* smi_os_tick of the last look for dead processes and stale free memory */
     uint64_t decayed;   /* smf_page_heap.gives as of the last complete look for stale free memory */
     int adopt_wanted;   /* somebody died holding a lock */
+
+    char path_text[4096]; /* last, because it is seldom touched */
 };
 
 #define SMI_PRIVATE_ALIGNMENT (1ull << 30) /* of a private heap's base, and so the most of its blocks */

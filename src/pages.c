@@ -292,7 +292,7 @@ static uint64_t round_up(uint64_t n, uint64_t unit)
 static uint64_t chunk_length(shmalloc_heap *heap, uint64_t count, uint64_t limit)
 {
     const uint64_t granule = SMF_GRANULE >> SMF_PAGE_SHIFT;
-    uint64_t step = heap->state->size / (heap->is_private ? 2 : 8); /* where length costs nothing, fewer chunks */
+    uint64_t step = heap->state->size / (heap->is_private ? 1 : 8); /* where length costs nothing, fewer chunks */
     step = round_up((step > GROWTH_CAP ? GROWTH_CAP : step) + 1, SMF_GRANULE) >> SMF_PAGE_SHIFT;
     if (step > limit)
         step = limit;

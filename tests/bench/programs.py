@@ -111,6 +111,30 @@ int main() {
     std::cout << sum << std::endl;
 }
 """
+# Starts a program and says what it cost. Small itself, because a new process counts what its maker had in memory.
+LAUNCHER = """
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int argc, char **argv) { /* RESULT LIBRARY PROGRAM... */
+    int status;
+    struct rusage u;
+    if (argc < 4) return 2;
+    pid_t pid = fork();
+    if (pid == 0) {
+        if (*argv[2]) setenv("LD_PRELOAD", argv[2], 1);
+        execvp(argv[3], argv + 3);
+        _exit(127);
+    }
+    wait4(pid, &status, 0, &u);
+    FILE *out = fopen(argv[1], "w");
+    fprintf(out, "%d %f %ld", status, u.ru_utime.tv_sec + u.ru_utime.tv_usec / 1e6 + u.ru_stime.tv_sec +
+            u.ru_stime.tv_usec / 1e6, u.ru_maxrss);
+    return fclose(out) != 0;
+}
+"""
 SHELL = """
 f() { local x; x=$(echo "$1" | tr a-z A-Z); echo "$x" "${#x}"; }
 i=0; while [ $i -lt 150 ]; do f "some words $i" >>out; i=$((i + 1)); done
@@ -229,10 +253,10 @@ def wait_until(ready, process, seconds=60):
 def redis(folder):
     server, client, benchmark = tool("redis-server"), tool("redis-cli"), tool("redis-benchmark")
 
-    def run(environment, log):
+    def run(launcher, log):
         path = os.path.join(folder, "redis.sock")
-        process = subprocess.Popen([server, "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder],
-                                   env=environment, stdout=log, stderr=log, cwd=folder)
+        process = subprocess.Popen(launcher + [server, "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder],
+                                   stdout=log, stderr=log, cwd=folder)
         ask = [client, "-s", path]
         wait_until(lambda: os.path.exists(path) and subprocess.run(ask + ["ping"], capture_output=True).returncode == 0,
                    process)
@@ -253,7 +277,7 @@ def postgresql(folder):
     names = {name: tool(name, place) for name in ("initdb", "postgres", "pgbench", "psql")}
     os.chmod(folder, 0o755)
 
-    def run(environment, log):
+    def run(launcher, log):
         data = tempfile.mkdtemp(dir=folder)
         user = []
         if os.geteuid() == 0:  # the server refuses to run as root
@@ -262,13 +286,14 @@ def postgresql(folder):
         common = dict(stdout=log, stderr=log, cwd=data)
         script = (f"{names['initdb']} -D {data}/db -A trust -U tester --no-sync && "
                   f"exec {names['postgres']} -D {data}/db -k {data} -c listen_addresses= -c fsync=off")
-        process = subprocess.Popen(user + ["sh", "-c", script], env=environment, **common)
+        process = subprocess.Popen(launcher + user + ["sh", "-c", script], **common)
         ask = ["-h", data, "-U", "tester", "postgres"]
         wait_until(lambda: subprocess.run([names["psql"], "-c", "select 1"] + ask, capture_output=True).returncode == 0,
                    process)
         subprocess.run([names["pgbench"], "-i", "-q", "-s", "2"] + ask, check=True, **common)
         subprocess.run([names["pgbench"], "-c", "4", "-t", "400"] + ask, check=True, **common)
-        os.kill(process.pid, signal.SIGINT)
+        with open(f"{data}/db/postmaster.pid", encoding="utf-8") as first:
+            os.kill(int(first.readline()), signal.SIGINT)
         return process
     return run
 
@@ -287,27 +312,23 @@ def loads(library):
     return tried.returncode == 0 and not tried.stderr
 
 
-def run_once(work, library, folder):
+def run_once(launcher, work, library, folder):
     """One process tree under an allocator: CPU seconds, wall-clock seconds, KiB."""
-    environment = dict(os.environ, LC_ALL="C")
-    environment.pop("LD_PRELOAD", None)
-    if library:
-        environment["LD_PRELOAD"] = library
+    result = os.path.join(folder, "result")
+    launcher = [launcher, result, library or ""]
     with open(os.path.join(folder, "log"), "wb") as log:
         start = time.monotonic()
-        if callable(work):
-            process = work(environment, log)
-        else:
-            process = subprocess.Popen(work, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                       cwd=folder)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = status  # or its object would wait for it again
+        process = work(launcher, log) if callable(work) else subprocess.Popen(
+            launcher + work, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder)
+        process.wait()
         wall = time.monotonic() - start
-    if status != 0:
+    with open(result, encoding="utf-8") as line:
+        status, cpu, peak = line.read().split()
+    if int(status) != 0:
         with open(os.path.join(folder, "log"), encoding="utf-8", errors="replace") as log:
             sys.stderr.write(log.read()[-2000:])
-        raise RuntimeError(f"{work if not callable(work) else 'server'} with {library}: status {status:#x}")
-    return {"cpu_s": usage.ru_utime + usage.ru_stime, "wall_s": wall, "peak_kib": usage.ru_maxrss}
+        raise RuntimeError(f"{work if not callable(work) else 'server'} with {library}: status {status}")
+    return {"cpu_s": float(cpu), "wall_s": wall, "peak_kib": int(peak)}
 
 
 def geometric_mean(numbers):
@@ -353,8 +374,11 @@ def main():
             print(f"{name}: not installed, left out")
     names = ["glibc", "shmalloc"] + [n for n, _ in allocators if n not in ("glibc", "shmalloc")]
     records = []
+    os.environ["LC_ALL"] = "C"
+    os.environ.pop("LD_PRELOAD", None)
     with tempfile.TemporaryDirectory() as top:
-        work = {}
+        launcher, work = os.path.join(top, "launcher"), {}
+        subprocess.run(["cc", "-O1", "-o", launcher, write(top, "launcher.c", LAUNCHER)], check=True)
         for name, make in WORKLOADS:
             if not re.search(options.only, name):
                 continue
@@ -369,7 +393,7 @@ def main():
             for name, (what, folder) in work.items():
                 order = allocators[turn % len(allocators):] + allocators[:turn % len(allocators)]
                 for allocator, library in order:
-                    record = run_once(what, library, folder)
+                    record = run_once(launcher, what, library, folder)
                     records.append({"program": name, "allocator": allocator, "round": turn, **record})
             print(f"round {turn + 1} of {options.rounds}", file=sys.stderr, flush=True)
     medians = {}
