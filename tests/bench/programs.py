@@ -254,7 +254,9 @@ def redis(folder):
     server, client, benchmark = tool("redis-server"), tool("redis-cli"), tool("redis-benchmark")
 
     def run(launcher, log):
-        path = os.path.join(folder, "redis.sock")
+        path, dump = os.path.join(folder, "redis.sock"), os.path.join(folder, "dump.rdb")
+        if os.path.exists(dump):  # of the run before; the server would load it
+            os.unlink(dump)
         process = subprocess.Popen(launcher + [server, "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder],
                                    stdout=log, stderr=log, cwd=folder)
         ask = [client, "-s", path]

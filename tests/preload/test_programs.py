@@ -104,7 +104,7 @@ expr 6 \* 7; printf '%s\n' one two three | while read -r w; do echo "$w" | rev 2
 rm -f conftest*
 """
 MAKE = "all: a b c d\n%: ; @sh -c 'echo made $@' > $@; cat $@\n"
-GDB = ["-nx", "-batch", "-ex", "break work", "-ex", "run", "-ex", "bt", "-ex", "print *p", "-ex", "info types node",
+GDB = ["-nx", "-batch", "-ex", "break work", "-ex", "run", "-ex", "bt", "-ex", "print *p", "-ex", "ptype p",
        "-ex", "kill", "./debugged"]
 DEBUGGED = """
 #include <stdlib.h>
