@@ -17,6 +17,7 @@
 #include "os.h"
 #include "pages.h"
 #include "process.h"
+#include "resident.h"
 #include "roots.h"
 #include "slab.h"
 
@@ -121,13 +122,14 @@ static LONG_WAY int alloc_long(shmalloc_heap *heap, size_t size, shmalloc_ref *o
 int shmalloc_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
 {
     struct smi_thread *t = smi_current;
-    uint64_t *array = smi_stack_for(heap, t, size), at = (uint64_t)((uintptr_t)out - (uintptr_t)t->base);
-    if (SMI_UNLIKELY(!array || !out || (at < t->reserved && !smi_can_link(t, at))))
+    struct smi_bin *bin = smi_bin_for(heap, t, size);
+    uint64_t at = (uint64_t)((uintptr_t)out - (uintptr_t)t->base);
+    if (SMI_UNLIKELY(!bin || !out || (at < t->reserved && !smi_can_link(t, at))))
         return alloc_long(heap, size, out);
     if (at < t->reserved)
-        smi_link_take(t, out, (struct smi_side){array[array[0]], array}, (struct smi_side){0, NULL});
+        smi_pop_linked(t, bin, out);
     else
-        *out = smi_pop(array);
+        *out = smi_pop(t, bin);
     return 0;
 }
 
@@ -183,13 +185,13 @@ int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
     if (SMI_UNLIKELY(!ref || (at < t->reserved && !smi_can_link(t, at))))
         return free_ref_long(heap, ref);
-    uint64_t *array = smi_stack_of(heap, t, *ref);
-    if (SMI_UNLIKELY(!array))
+    struct smi_bin *bin = smi_bin_of(heap, t, *ref);
+    if (SMI_UNLIKELY(!bin))
         return free_ref_long(heap, ref);
     if (at < t->reserved) {
-        smi_link_give(t, ref, (struct smi_side){*ref, array});
+        smi_link_give(t, ref, (struct smi_side){*ref, bin->array});
     } else {
-        smi_push(array, *ref);
+        smi_push(bin, *ref);
         *ref = 0;
     }
     return 0;
@@ -247,8 +249,8 @@ static LONG_WAY int free_long(shmalloc_heap *heap, void *block)
 void *shmalloc_malloc(shmalloc_heap *heap, size_t size)
 {
     struct smi_thread *t = smi_current;
-    uint64_t *array = smi_stack_for(heap, t, size);
-    return SMI_LIKELY(array) ? t->base + smi_pop(array) : malloc_long(heap, size);
+    struct smi_bin *bin = smi_bin_for(heap, t, size);
+    return SMI_LIKELY(bin) ? t->base + smi_pop(t, bin) : malloc_long(heap, size);
 }
 
 void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
@@ -258,9 +260,9 @@ void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
         return no_memory(smi_error(-ENOMEM, "%s: %zu times %zu bytes do not fit in memory", heap->path, count,
                                    size));
     struct smi_thread *t = smi_current;
-    uint64_t *array = smi_stack_for(heap, t, bytes);
-    if (SMI_LIKELY(array))
-        return memset(t->base + smi_pop(array), 0, bytes);
+    struct smi_bin *bin = smi_bin_for(heap, t, bytes);
+    if (SMI_LIKELY(bin))
+        return memset(t->base + smi_pop(t, bin), 0, bytes);
     return take_pointer(heap, &(struct smi_request){.size = bytes, .zero = 1});
 }
 
@@ -276,10 +278,10 @@ int shmalloc_mfree(shmalloc_heap *heap, void *block)
     /* NULL and foreign addresses give a ref beyond the heap's end; another heap's context is found out */
     struct smi_thread *t = smi_current;
     uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base);
-    uint64_t *array = smi_stack_of(heap, t, ref);
-    if (SMI_UNLIKELY(!array))
+    struct smi_bin *bin = smi_bin_of(heap, t, ref);
+    if (SMI_UNLIKELY(!bin))
         return free_long(heap, block);
-    smi_push(array, ref);
+    smi_push(bin, ref);
     return 0;
 }
 
@@ -453,7 +455,7 @@ int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t len)
     rc = smi_os_sync_range(smi_at(heap, start), len + (ref - start));
     if (rc < 0) {
         SMI_STORE(&heap->state->sync_failed, (uint64_t)-rc);
-        return smi_error(rc, "%s: cannot sync: %s", heap->path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot sync", heap->path);
     }
     return 0;
 }
@@ -517,7 +519,11 @@ int shmalloc_get_stats(const shmalloc_heap *heap, shmalloc_stats *out)
         return rc;
     rc = smi_view_stats(&view, out);
     smi_view_finish(&view);
-    return rc;
+    if (rc < 0)
+        return rc;
+    out->prefaulted = heap->prefaulted;
+    out->huge = smi_resident_huge(heap);
+    return 0;
 }
 
 int shmalloc_each_block(const shmalloc_heap *heap, int (*visit)(const shmalloc_block *block, void *arg),

@@ -82,6 +82,7 @@ static int take_large(struct smi_thread *t, const struct smi_request *request, u
     if (rc < 0)
         return rc;
     *ref = (uint64_t)page << SMF_PAGE_SHIFT;
+    t->slot->large++;
     if (request->zero && !zero)
         memset(smi_at(t->heap, *ref), 0, request->size);
     return 0;
@@ -128,8 +129,9 @@ int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint
 
 static int not_a_block(const shmalloc_heap *heap, uint64_t ref)
 {
-    return smi_error(SHMALLOC_EBADREF, "%s: %#llx is not the first byte of a block of this heap", heap->path,
-                     (unsigned long long)ref);
+    return smi_error(SHMALLOC_EBADREF,
+                     "%s: %#llx is not the first byte of a block of this heap; give what an allocation gave",
+                     heap->path, (unsigned long long)ref);
 }
 
 static int is_large(const shmalloc_heap *heap, uint64_t ref)
@@ -149,7 +151,7 @@ static int find_user_slot(const shmalloc_heap *heap, uint64_t ref, struct smi_sl
 
 static int double_free(const shmalloc_heap *heap, uint64_t ref)
 {
-    return smi_error(SHMALLOC_EDOUBLEFREE, "%s: block at %#llx is free already", heap->path,
+    return smi_error(SHMALLOC_EDOUBLEFREE, "%s: block at %#llx is free already; free a block once", heap->path,
                      (unsigned long long)ref);
 }
 

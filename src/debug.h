@@ -13,5 +13,7 @@
 #define SMI_LIKELY(x) __builtin_expect(!!(x), 1)
 #define SMI_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
+/* The compiler knows nothing about the variable's value from here on. */
+#define SMI_OPAQUE(variable) __asm__("" : "+r"(variable))
 
 #endif

@@ -5,35 +5,63 @@
  * They take no lock and make no atomic read-modify-write; the store of the count commits. Whatever is unusual
  * (another heap than last time, a forked child, an empty or full stack, a tagged slab, a hardened heap, a
  * pointer that is no block) fails one of their comparisons and goes the long way, which finds out. In line, because
- * every call of api.c and preload.c begins with them.
+ * every call on blocks begins with them.
+ *
+ * A ref leads through two loads to its page's word, from there to the stack, and only then to the count, which the
+ * next allocation waits for. A program that frees what it just got would wait for that chain each time: so a thread
+ * remembers its last block and the stack it came from. The block is a slot of that stack's class as long as its slab
+ * is what it was; smf_state.reshaped tells that no slab of the heap ended, or got a side array, since the thread took
+ * the long way last, when it forgets its last block.
  */
 #ifndef SMI_FAST_H
 #define SMI_FAST_H
 
+#include "link.h"
 #include "slab.h"
 
 /* The heap's size; the context knows the heap. */
 static inline uint64_t smi_size_now(const struct smi_thread *t)
 {
-    return SMI_LOAD(&((const struct smf_state *)(const void *)(t->base + SMF_STATE_OFFSET))->size);
+    return SMI_LOAD(&smi_state_of(t)->size);
 }
 
 /* The stack with a slot for `size` bytes on top; NULL when that takes the long way. */
-static inline uint64_t *smi_stack_for(const shmalloc_heap *heap, const struct smi_thread *t, size_t size)
+static inline struct smi_bin *smi_bin_for(const shmalloc_heap *heap, struct smi_thread *t, size_t size)
 {
-    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || size > SMI_MAX_SMALL))
+    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch)))
         return NULL;
-    const struct smi_bin *bin = &t->bin[smi_class_of(size)];
+    unsigned k;
+    if (SMI_LIKELY(size <= SMI_MOST_BY_8))
+        k = smi_class_by_8[(size + 7) / 8];
+    else if (SMI_LIKELY(size <= SMI_MAX_SMALL))
+        k = smi_class_by_128[(size + 127) / 128];
+    else
+        return NULL;
+    struct smi_bin *bin = &t->bin[k];
     uint64_t *array = bin->array, count = array[0];
     if (SMI_UNLIKELY(count - 1 >= bin->limit)) /* 0, or a count that cannot be */
         return NULL;
-    return SMI_LIKELY(array[count] < t->reserved) ? array : NULL;
+    return SMI_LIKELY(array[count] < t->reserved) ? bin : NULL;
+}
+
+/* Has the stack room for `ref`, which is not the one on top? */
+static inline int smi_bin_takes(const struct smi_bin *bin, uint64_t ref)
+{
+    uint64_t count = bin->array[0];
+    return SMI_LIKELY(count < bin->limit && bin->array[count] != ref); /* array[0] is no ref */
 }
 
 /* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. */
-static inline uint64_t *smi_stack_of(const shmalloc_heap *heap, const struct smi_thread *t, uint64_t ref)
+static inline struct smi_bin *smi_bin_of(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref)
 {
-    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch) || ref >= smi_size_now(t)))
+    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch)))
+        return NULL;
+    if (ref == t->last_ref) {
+        if (SMI_LIKELY(SMI_LOAD(&smi_state_of(t)->reshaped) == t->reshaped))
+            return smi_bin_takes(t->last_bin, ref) ? t->last_bin : NULL;
+        smi_forget_last(t);
+    }
+    if (SMI_UNLIKELY(ref >= t->reserved || ref >= smi_size_now(t)))
         return NULL;
     uintptr_t words = SMI_LOAD(&t->words[ref >> SMF_GRANULE_SHIFT]);
     if (SMI_UNLIKELY(words == 0))
@@ -42,13 +70,10 @@ static inline uint64_t *smi_stack_of(const shmalloc_heap *heap, const struct smi
     uint32_t k = (uint32_t)(word & (SMF_WORD_KIND | SMF_WORD_SIDE | SMF_WORD_INTERNAL)) - 1;
     if (SMI_UNLIKELY(k >= SMF_CLASSES))
         return NULL;
-    const struct smi_bin *bin = &t->bin[k];
-    if (SMI_UNLIKELY(!smi_begins_slot(bin->shape, smi_offset_in_slab(ref, word))))
+    struct smi_bin *bin = &t->bin[k];
+    if (SMI_UNLIKELY(!smi_begins_slot(&bin->shape, smi_offset_in_slab(ref, word))))
         return NULL;
-    uint64_t *array = bin->array, count = array[0];
-    if (SMI_UNLIKELY(count >= bin->limit || array[count] == ref)) /* array[0] is no ref */
-        return NULL;
-    return array;
+    return smi_bin_takes(bin, ref) ? bin : NULL;
 }
 
 /* Can a link record name the word at this offset in the thread's mapping? */
@@ -58,18 +83,29 @@ static inline int smi_can_link(const struct smi_thread *t, uint64_t at)
 }
 
 /* The store of the count commits either. */
-static inline uint64_t smi_pop(uint64_t *array)
+static inline uint64_t smi_pop(struct smi_thread *t, struct smi_bin *bin)
 {
-    uint64_t count = array[0], ref = array[count];
+    uint64_t *array = bin->array, count = array[0], ref = array[count];
     SMI_STORE(&array[0], count - 1);
+    t->last_ref = ref;
+    t->last_bin = bin;
     return ref;
 }
 
-static inline void smi_push(uint64_t *array, uint64_t ref)
+static inline void smi_push(struct smi_bin *bin, uint64_t ref)
 {
-    uint64_t count = array[0];
+    uint64_t *array = bin->array, count = array[0];
     SMI_STORE(&array[count + 1], ref);
     SMI_STORE(&array[0], count + 1);
+}
+
+/* The same as a pop into a ref word in the heap. */
+static inline void smi_pop_linked(struct smi_thread *t, struct smi_bin *bin, uint64_t *dest)
+{
+    uint64_t ref = bin->array[bin->array[0]];
+    smi_link_take(t, dest, (struct smi_side){ref, bin->array}, (struct smi_side){0, NULL});
+    t->last_ref = ref;
+    t->last_bin = bin;
 }
 
 #endif

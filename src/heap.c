@@ -23,6 +23,7 @@
 #include "pages.h"
 #include "process.h"
 #include "recover.h"
+#include "resident.h"
 #include "storage.h"
 
 #define DEFAULT_MAX_SIZE (1ull << 40)
@@ -49,9 +50,10 @@ int smi_heap_poison(shmalloc_heap *heap, const char *format, ...)
 int smi_heap_writable(shmalloc_heap *heap)
 {
     if (heap->closed)
-        return smi_error(SHMALLOC_ECLOSED, "the heap handle is closed");
+        return smi_error(SHMALLOC_ECLOSED, "the heap handle is closed; open the heap again");
     if (heap->read_only)
-        return smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only", heap->path);
+        return smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only; open it for writing to change it",
+                         heap->path);
     if (SMI_LOAD(&heap->state->poison))
         return smi_error(SHMALLOC_EPOISONED,
                          "%s: was found damaged (code -%llu) and can only be read; check it with "
@@ -65,8 +67,11 @@ int smi_heap_descriptor(shmalloc_heap *heap)
     struct smi_file_info info;
     if (heap->is_private)
         return 0;
-    if (smi_os_stat(heap->fd, &info) == 0 && info.device == heap->device && info.inode == heap->inode)
+    int rc = smi_os_stat(heap->fd, &info);
+    if (rc == 0 && info.device == heap->device && info.inode == heap->inode)
         return 0;
+    if (rc < 0 && rc != -EBADF) /* it is ours still, and may hold locks */
+        return smi_refused(rc, "%s: cannot look at the file", heap->path);
     /* Somebody closed our descriptor, and its number may be another file's by now: leave that alone. */
     heap->fd = -1;
     int fd = smi_os_open(heap->path, heap->read_only);
@@ -76,8 +81,8 @@ int smi_heap_descriptor(shmalloc_heap *heap)
         return 0;
     }
     smi_os_close(fd);
-    return smi_error(-EBADF, "%s: the library's descriptor was closed and the file is not there any more",
-                     heap->path);
+    return smi_refused(-EBADF, "%s: the library's descriptor was closed and the file is not there any more",
+                       heap->path);
 }
 
 int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)
@@ -214,17 +219,17 @@ static int map_heap(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *f
                          heap->path, fixed);
     if (rc == -ENOMEM)
         return smi_error(SHMALLOC_EADDRESS,
-                         "%s: no free address range of %llu bytes; raise the limit on address space "
-                         "(ulimit -v)",
+                         "%s: no free address range of %llu bytes, expected that many at least; raise the limit on "
+                         "address space (ulimit -v)",
                          heap->path, (unsigned long long)size);
-    return smi_error(rc, "%s: cannot map the file: %s", heap->path, shmalloc_strerror(rc));
+    return smi_refused(rc, "%s: cannot map the file", heap->path);
 }
 
 static shmalloc_heap *new_handle(const char *path)
 {
     shmalloc_heap *heap = smi_os_private(sizeof(*heap), offsetof(struct shmalloc_heap, base));
     if (!heap) {
-        smi_error(-ENOMEM, "%s: no private memory for a handle", path);
+        smi_refused(-ENOMEM, "%s: no private memory for a handle", path);
         return NULL;
     }
     heap->fd = -1;
@@ -239,7 +244,7 @@ static int make_handle(int fd, const char *path, int read_only, shmalloc_heap **
     struct smi_file_info info;
     int rc = smi_os_stat(fd, &info);
     if (rc < 0)
-        return smi_error(rc, "%s: %s", path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot look at the file", path);
     shmalloc_heap *heap = new_handle(path);
     if (!heap)
         return -ENOMEM;
@@ -266,9 +271,11 @@ static int check_options(const shmalloc_options *o, const char *path)
                                   "SHMALLOC_OPTIONS_INIT",
                          path, o->struct_size, sizeof(*o));
     const unsigned known = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE | SHMALLOC_READ_ONLY | SHMALLOC_HARDENED |
-                           SHMALLOC_ACCEPT_UNCLEAN | SHMALLOC_ANY_FILE_SYSTEM | SHMALLOC_HUGE_PAGES;
+                           SHMALLOC_ACCEPT_UNCLEAN | SHMALLOC_ANY_FILE_SYSTEM | SHMALLOC_PREFAULT |
+                           SHMALLOC_HUGE_PAGES;
     if (o->flags & ~known)
-        return smi_error(-EINVAL, "%s: unknown flags %#x", path, o->flags & ~known);
+        return smi_error(-EINVAL, "%s: unknown flags %#x; use a newer library, or those of enum shmalloc_flag", path,
+                         o->flags & ~known);
     if (o->max_size > SMF_MAX_SIZE)
         return smi_error(-EINVAL, "%s: maximum size %llu is over the limit of 16 TiB", path,
                          (unsigned long long)o->max_size);
@@ -327,7 +334,7 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
     struct smf_header header = {0};
     int rc = fill_header(&header, o);
     if (rc < 0)
-        return smi_error(rc, "%s: cannot make a robust mutex: %s", path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot make a robust mutex", path);
     uint64_t least = round_granule(header.areas.end + 8 * SMF_PAGE);
     uint64_t size = round_granule(o->initial_size);
     uint64_t max_size = round_granule(o->max_size ? o->max_size : DEFAULT_MAX_SIZE);
@@ -345,10 +352,11 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
     if (rc == 0)
         rc = smi_os_write(fd, &header, sizeof(header), 0);
     if (rc < 0)
-        return smi_error(rc, "%s: cannot make a heap of %llu bytes: %s", path, (unsigned long long)size,
-                         shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
     int own = smi_os_reopen(fd, 0);
     rc = own < 0 ? own : make_handle(own, path, 0, &heap);
+    if (rc < 0)
+        smi_os_close(own);
     if (rc == 0)
         rc = map_heap(heap, size, size, NULL);
     if (rc == 0) {
@@ -361,8 +369,7 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
     if (rc == 0)
         SMI_STORE(&heap->header->magic, SMF_MAGIC);
     else
-        smi_error(rc, "%s: cannot make a heap of %llu bytes: %s", path, (unsigned long long)size,
-                  shmalloc_strerror(rc));
+        smi_refused(rc, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
     drop_handle(heap);
     return rc;
 }
@@ -387,14 +394,14 @@ static int create_file(const char *path, const shmalloc_options *o)
     char temp_name[PATH_MAX];
     int fd = smi_os_create_unnamed(path, o->mode ? o->mode : 0600, temp_name);
     if (fd < 0)
-        return smi_error(fd, "%s: cannot create: %s", path, shmalloc_strerror(fd));
+        return smi_refused(fd, "%s: cannot create", path);
     int rc = check_file_system(fd, path, o);
     if (rc == 0)
         rc = format_file(fd, path, o);
     if (rc < 0)
         smi_os_discard(temp_name);
     else if ((rc = smi_os_publish(fd, path, temp_name)) < 0)
-        smi_error(rc, "%s: cannot create: %s", path, shmalloc_strerror(rc));
+        smi_refused(rc, "%s: cannot create", path);
     smi_os_close(fd);
     return rc;
 }
@@ -420,14 +427,14 @@ static int read_identity_once(int fd, const char *path, const shmalloc_options *
     if (rc == 0 && S_ISDIR(info.mode))
         rc = -EISDIR;
     else if (rc == 0 && !S_ISREG(info.mode))
-        return smi_error(SHMALLOC_ENOTHEAP, "%s: not a regular file", path);
+        return smi_error(SHMALLOC_ENOTHEAP, "%s: not a regular file, which a heap is; give the name of one", path);
     int64_t got = rc < 0 ? rc : smi_os_read(fd, header, sizeof(*header), 0);
     if (got >= 0)
         got = smi_os_read(fd, state, sizeof(*state), SMF_STATE_OFFSET);
     if (got >= 0) /* the length after the state: a heap that grows meanwhile is no shorter than it says */
         got = smi_os_stat(fd, &info);
     if (got < 0)
-        return smi_error((int)got, "%s: cannot read: %s", path, shmalloc_strerror((int)got));
+        return smi_refused((int)got, "%s: cannot read", path);
     rc = smi_layout_validate(header, state, info.size, (o->flags & SHMALLOC_READ_ONLY) != 0, path);
     return rc < 0 ? rc : check_layout(header, o, path);
 }
@@ -496,7 +503,7 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
     if (heap) {
         smi_os_close(fd);
         if (o->flags & RECOVER_ONLY)
-            return smi_error(SHMALLOC_EBUSY, "%s: this process has the heap open", path);
+            return smi_error(SHMALLOC_EBUSY, "%s: this process has the heap open; close it first", path);
         rc = check_layout(heap->header, o, path);
         if (rc == 0) {
             heap->handles++;
@@ -506,7 +513,7 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
     }
     struct smf_header header;
     struct smf_state state;
-    rc = rc < 0 ? smi_error(rc, "%s: %s", path, shmalloc_strerror(rc)) : check_file_system(fd, path, o);
+    rc = rc < 0 ? smi_refused(rc, "%s: cannot look at the file", path) : check_file_system(fd, path, o);
     if (rc == 0)
         rc = read_identity(fd, path, o, &header, &state); /* before anything is locked */
     if (rc == 0)
@@ -531,6 +538,8 @@ static int open_file(int fd, const char *path, const shmalloc_options *options, 
     smi_registry_lock();
     int rc = open_registered(fd, path, options, out);
     smi_registry_unlock();
+    if (rc == 0) /* may take long: forks and ends of threads need not wait */
+        smi_resident_ask(*out, options->flags);
     smi_os_cancel_restore(state);
     return rc;
 }
@@ -544,13 +553,13 @@ static int open_path(const char *path, const shmalloc_options *o, shmalloc_heap 
         if (fd >= 0)
             return open_file(fd, path, o, out);
         if (fd != -ENOENT || !(o->flags & SHMALLOC_CREATE))
-            return smi_error(fd, "%s: cannot open: %s", path, shmalloc_strerror(fd));
+            return smi_refused(fd, "%s: cannot open", path);
         int rc = create_file(path, o);
         if (rc < 0 && (rc != -EEXIST || (o->flags & SHMALLOC_EXCLUSIVE)))
             return rc;
         if (o->flags & SHMALLOC_EXCLUSIVE) {
             fd = smi_os_open(path, 0);
-            return fd < 0 ? smi_error(fd, "%s: cannot open: %s", path, shmalloc_strerror(fd))
+            return fd < 0 ? smi_refused(fd, "%s: cannot open", path)
                           : open_file(fd, path, o, out);
         }
     }
@@ -582,17 +591,19 @@ static int create_in(int fd, const char *path, const shmalloc_options *o)
     int rc;
     while ((rc = smi_os_lock_byte(fd, SMF_ATTACH_BYTE)) == -EAGAIN) {
         if (smi_os_tick() - start > 10000000000ull)
-            return smi_error(SHMALLOC_EBUSY, "%s: another process is making a heap here", path);
+            return smi_error(SHMALLOC_EBUSY,
+                             "%s: another process has been making a heap here for 10 seconds; is it stopped?",
+                             path);
         smi_os_sleep(200000);
     }
     if (rc < 0)
-        return smi_error(rc, "%s: cannot lock: %s", path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot lock", path);
     if (is_unfinished(fd)) {
         rc = smi_os_truncate(fd, 0);
         if (rc == 0)
             rc = format_file(fd, path, o);
     } else if (o->flags & SHMALLOC_EXCLUSIVE) {
-        rc = smi_error(-EEXIST, "%s: is not empty", path);
+        rc = smi_error(-EEXIST, "%s: is not empty; without SHMALLOC_EXCLUSIVE it is opened", path);
     }
     smi_os_unlock_byte(fd, SMF_ATTACH_BYTE);
     return rc;
@@ -608,7 +619,7 @@ int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **ou
     int rc = check_options(o, path);
     int own = rc < 0 ? -1 : smi_os_reopen(fd, (o->flags & SHMALLOC_READ_ONLY) != 0);
     if (rc == 0 && own < 0)
-        rc = smi_error(own, "%s: cannot open the descriptor's file: %s", path, shmalloc_strerror(own));
+        rc = smi_refused(own, "%s: cannot open the descriptor's file", path);
     if (rc == 0 && (o->flags & SHMALLOC_CREATE) && (rc = create_in(own, path, o)) < 0)
         smi_os_close(own);
     return rc < 0 ? rc : open_file(own, path, o, out);
@@ -632,8 +643,7 @@ static int format_private(shmalloc_heap *heap, const struct smf_header *header, 
 {
     int rc = smi_storage_set_length(heap, size);
     if (rc < 0)
-        return smi_error(rc, "%s: cannot make a heap of %llu bytes: %s", private_name, (unsigned long long)size,
-                         shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot make a heap of %llu bytes", private_name, (unsigned long long)size);
     memcpy(heap->base, header, sizeof(*header));
     set_areas(heap);
     heap->state->max_size = heap->reserved;
@@ -649,7 +659,7 @@ static int build_private(shmalloc_heap *heap, const shmalloc_options *o)
     struct smf_header header = {.magic = SMF_MAGIC};
     int rc = fill_header(&header, o);
     if (rc < 0)
-        return smi_error(rc, "%s: cannot make a robust mutex: %s", private_name, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot make a robust mutex", private_name);
     header.checksum = smi_hash(&header, offsetof(struct smf_header, checksum));
     uint64_t least = round_granule(header.areas.end + 8 * SMF_PAGE);
     uint64_t size = round_granule(o->initial_size ? o->initial_size : PRIVATE_SIZE);
@@ -667,7 +677,7 @@ static int build_private(shmalloc_heap *heap, const shmalloc_options *o)
     if (rc == 0) {
         heap->state->max_size = most;
         if (o->flags & SHMALLOC_HUGE_PAGES)
-            smi_os_ask_huge(heap->base, heap->reserved);
+            smi_os_want_huge(heap->base, heap->reserved);
     }
     return rc;
 }
@@ -709,20 +719,23 @@ static int mark_clean(shmalloc_heap *heap)
         return 0;
     SMI_STORE(&heap->state->mark, before);
     SMI_STORE(&heap->state->sync_failed, (uint64_t)-rc);
-    return smi_error(rc, "%s: cannot sync: %s; the file is exact only while the machine is up", heap->path,
-                     shmalloc_strerror(rc));
+    return smi_refused(rc, "%s: is exact only while the machine is up, because it cannot be synced", heap->path);
 }
 
 /* Leave the heap; the registry lock is held. */
 static int detach(shmalloc_heap *heap)
 {
     int rc = smi_attach_lock(heap);
-    if (rc < 0)
+    if (rc < 0) {
+        smi_process_drop(heap);
         return rc;
+    }
     rc = smi_process_leave(heap);
     int others = smi_others_alive(heap);
-    if (rc == 0 && others == 0 && heap->state->poison == 0) {
-        rc = smi_recover_adopt(heap); /* nobody is alive: what the dead left is brought to rest */
+    if (rc == 0 && others < 0)
+        rc = others;
+    if (rc == 0 && others == 0 && heap->state->poison == 0 && !heap->unchecked) {
+        rc = smi_recover_adopt(heap, SMI_ADOPT_ALL); /* nobody is alive: what the dead left is brought to rest */
         if (rc == 0)
             rc = mark_clean(heap);
     }
@@ -747,7 +760,7 @@ static int close_registered(shmalloc_heap *heap)
         return 0;
     int rc = 0;
     if (heap->is_private)
-        smi_process_drop_private(heap);
+        smi_process_drop(heap);
     else if (!heap->read_only && heap->epoch != 0)
         rc = detach(heap);
     unregister(heap);
@@ -788,18 +801,22 @@ int shmalloc_destroy(const char *path)
         return smi_error(-EINVAL, "shmalloc_destroy needs a path");
     int fd = smi_os_open(path, 0);
     if (fd < 0)
-        return smi_error(fd, "%s: cannot open: %s", path, shmalloc_strerror(fd));
+        return smi_refused(fd, "%s: cannot open", path);
     int64_t got = smi_os_read(fd, &header, sizeof(header), 0);
     int rc = 0;
     if (got < 0)
-        rc = smi_error((int)got, "%s: cannot read: %s", path, shmalloc_strerror((int)got));
+        rc = smi_refused((int)got, "%s: cannot read", path);
     else if (header.magic != SMF_MAGIC)
-        rc = smi_error(SHMALLOC_ENOTHEAP, "%s: not a shmalloc heap; nothing was removed", path);
+        rc = smi_error(SHMALLOC_ENOTHEAP,
+                       "%s: not a shmalloc heap; nothing was removed: remove it with rm if you mean it",
+                       path);
     else if (smi_os_lock_byte(fd, SMF_ATTACH_BYTE) < 0 ||
              smi_os_is_locked(fd, SMF_LOCK_BYTES, SMF_PROCESSES) != 0)
-        rc = smi_error(SHMALLOC_EBUSY, "%s: processes have the heap open; nothing was removed", path);
+        rc = smi_error(SHMALLOC_EBUSY,
+                       "%s: processes have the heap open; nothing was removed: close it in all of them first",
+                       path);
     else if ((rc = smi_os_unlink(path)) < 0)
-        smi_error(rc, "%s: cannot remove: %s", path, shmalloc_strerror(rc));
+        smi_refused(rc, "%s: cannot remove", path);
     smi_os_close(fd);
     return rc;
 }
@@ -815,14 +832,17 @@ int shmalloc_recover(const char *path)
     if (rc < 0)
         return rc;
     rc = heap->state->poison ? smi_heap_writable(heap) : shmalloc_check(heap);
-    if (rc < 0) { /* later opens may read, not change */
-        char text[400];
-        snprintf(text, sizeof(text), "%s", shmalloc_errmsg());
+    if (rc == 0)
+        return shmalloc_close(heap);
+    char text[1024];
+    snprintf(text, sizeof(text), "%s", shmalloc_errmsg());
+    if (rc == SHMALLOC_EPOISONED)
+        rc = SHMALLOC_ECORRUPT;
+    if (rc == SHMALLOC_ECORRUPT) /* later opens may read, not change */
         SMI_STORE(&heap->state->poison, (uint64_t)-SHMALLOC_ECORRUPT);
-        shmalloc_close(heap);
-        return smi_error(SHMALLOC_ECORRUPT, "%s", text);
-    }
-    return shmalloc_close(heap);
+    heap->unchecked = 1; /* the file could not be read, say: whether it is sound is as open as before */
+    shmalloc_close(heap);
+    return smi_error(rc, "%s", text);
 }
 
 int shmalloc_set_max_size(shmalloc_heap *heap, uint64_t bytes)

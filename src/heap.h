@@ -81,6 +81,9 @@ struct shmalloc_heap {
     uint64_t looked_at; /* smi_os_tick of the last look for dead processes and stale free memory */
     uint64_t decayed;   /* smf_page_heap.gives as of the last complete look for stale free memory */
     int adopt_wanted;   /* somebody died holding a lock */
+    int unchecked;      /* a recovery did not come to its end: closing leaves the mark as it is */
+    int huge_pages;     /* were asked for */
+    uint64_t prefaulted; /* bytes, at the last open that asked for it */
 
     char path_text[4096]; /* last, because it is seldom touched */
 };
@@ -89,31 +92,57 @@ struct shmalloc_heap {
 
 _Static_assert(offsetof(struct shmalloc_heap, base) == 4096, "what is wiped is one OS page");
 
-/* A slot stack of one class in the thread's cache; the truth is `array`, in the file. */
-struct smi_bin {
-    uint64_t *array; /* word 0 is the count, then refs */
-    uint64_t limit;  /* slots it may hold; what a corrupt count is compared with */
-    uint64_t shape;  /* of the class's slabs: slab.h */
+/* Where slots begin in a slab of a class; see slab.h. */
+struct smi_shape {
+    uint64_t inverse; /* 2^64 divided by a slot's size, rounded up */
+    uint32_t first;   /* offset of the first slot, bytes */
+    uint32_t length;  /* of all slots, bytes */
 };
 
-/* What a thread needs to use a heap. The first fields are the fast path's. */
+/* A slot stack of one class in the thread's cache; the truth is `array`, in the file. One cache line. */
+struct smi_bin {
+    _Alignas(64) uint64_t *array; /* word 0 is the count, then refs */
+    uint64_t limit; /* slots it may hold; what a corrupt count is compared with */
+    struct smi_shape shape;
+    uint64_t batch; /* slots that the next refill asks for */
+};
+_Static_assert(sizeof(struct smi_bin) == 64, "one cache line, and a shift to find it");
+
+/* What a thread needs to use a heap. The stacks come first, because then a class leads to its stack with a shift and an
+ * addition. */
 struct smi_thread {
-    _Alignas(64) uint64_t epoch; /* heap->epoch, or ~0 in hardened heaps, whose calls all take the long way */
+    struct smi_bin bin[SMF_CLASSES];
+    uint64_t epoch; /* heap->epoch, or ~0 in hardened heaps, whose calls all take the long way */
     uint8_t *base;
     uint64_t reserved; /* of the heap's, as is `base` */
     const uintptr_t *words;
+    uint64_t last_ref;        /* that it allocated on the fast path, and */
+    struct smi_bin *last_bin; /* the stack it came from, */
+    uint64_t reshaped;        /* both true while smf_state.reshaped is this: fast.h */
     shmalloc_heap *heap;
     struct smf_thread *slot;
     uint32_t slot_index;
     uint32_t arena;
-    struct smi_bin bin[SMF_CLASSES];
-    uint16_t batch[SMF_CLASSES]; /* slots that the next refill asks for */
 
     uint64_t true_epoch; /* heap->epoch at attach */
     uint64_t room;       /* bytes of slots its arrays may still grow by */
     struct smi_thread *next_in_thread; /* this thread's contexts of other heaps; or the next in the pool */
     struct smi_thread *next_in_heap;
 };
+
+static inline const struct smf_state *smi_state_of(const struct smi_thread *t)
+{
+    return (const struct smf_state *)(const void *)(t->base + SMF_STATE_OFFSET);
+}
+
+/* A stack that takes nothing. */
+extern struct smi_bin smi_no_bin;
+
+static inline void smi_forget_last(struct smi_thread *t)
+{
+    t->last_bin = &smi_no_bin; /* whatever ref is taken for the last one */
+    t->reshaped = SMI_LOAD(&smi_state_of(t)->reshaped);
+}
 
 /* The context the calling thread used last; never NULL. */
 extern _Thread_local struct smi_thread *smi_current __attribute__((tls_model("initial-exec")));

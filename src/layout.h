@@ -34,7 +34,7 @@
 #include <stdint.h>
 
 #define SMF_MAGIC 0x434f4c4c414d4853ull /* "SHMALLOC" */
-#define SMF_FORMAT_VERSION 1u
+#define SMF_FORMAT_VERSION 2u
 #define SMF_ENDIAN 0x01020304u
 
 #define SMF_PAGE_SHIFT 13
@@ -128,7 +128,8 @@ struct smf_state {
     uint64_t decay_ns;        /* free storage goes back to the file system this long after it was
                                  freed; 0 at once, SMF_NEVER never                               [P] */
     uint64_t retain;          /* bytes of free storage that are kept all the same                [P] */
-    uint64_t reserved[5];     /* written 0, ignored                                                  */
+    uint64_t reshaped; /* counts slabs that are about to end or to get a side array: fast.h     [P] */
+    uint64_t reserved[4];     /* written 0, ignored                                                  */
 };
 #define SMF_NEVER UINT64_MAX
 _Static_assert(sizeof(struct smf_state) == 128, "src/README.md");
@@ -336,7 +337,10 @@ struct smf_thread {
     struct smf_link link;        /* [T] */
     uint64_t spare[2];           /* page refs of array spans being exchanged; a span that no bin
                                     refers to is given back                                  [T] */
-    uint64_t reserved1[6];
+    uint64_t refilled; /* slots that came from the central heap since the claim; statistics only [T] */
+    uint64_t flushed;  /* slots that went there since the claim; statistics only                [T] */
+    uint64_t large;    /* large blocks taken since the claim; statistics only                   [T] */
+    uint64_t reserved1[3];
     uint64_t bins[SMF_CLASSES];  /* [T] */
     uint64_t reserved2[15];
     /* the inside arrays follow at SMF_THREAD_ARRAYS */

@@ -50,7 +50,20 @@ int smi_lock_repair(shmalloc_heap *heap, uint32_t index)
                                   (index - SMF_LOCK_CLASS_FIRST) % SMF_CLASSES);
     if (index == SMF_LOCK_ROOTS)
         return smi_roots_repair(heap);
-    return 0; /* RECOVER: what it guards is done anew by the next who adopts */
+    /* RECOVER: what it guards is done anew by the next who adopts. But the table of thread slots may name one that
+     * the page heap's log is about to undo. */
+    return index == SMF_LOCK_RECOVER ? smi_lock_pass(heap, smi_lock_of_pages(heap), smi_lock_of_pages(heap)) : 0;
+}
+
+int smi_lock_pass(shmalloc_heap *heap, uint32_t first, uint32_t last)
+{
+    for (uint32_t i = first; i <= last; i++) {
+        int rc = smi_lock_acquire(heap, i);
+        if (rc < 0)
+            return rc;
+        smi_lock_release(heap, i);
+    }
+    return 0;
 }
 
 static int take_over(shmalloc_heap *heap, uint32_t index)

@@ -74,9 +74,15 @@ uint64_t smi_os_address_limit(void); /* bytes of addresses a process may have; U
 int smi_os_allow(void *address, uint64_t len);
 /* Take the memory behind a range of it away; it reads as zeros. */
 int smi_os_empty(void *address, uint64_t len);
-/* Ask for transparent huge pages behind a range; a kernel without them goes on with small ones. */
-void smi_os_ask_huge(void *address, uint64_t len);
 void smi_os_unmap(void *address, uint64_t len);
+/* Bring pages of a mapping in, as reading them would. -EINVAL before Linux 5.14, -EFAULT beyond the file's end. */
+int smi_os_populate(void *address, uint64_t len);
+/* Prefer huge pages in a mapping from now on; put the small ones of a range together now. -EINVAL where there are
+ * none. */
+int smi_os_want_huge(void *address, uint64_t len);
+int smi_os_collapse(void *address, uint64_t len);
+/* Bytes in [address, address + len) that this process maps in huge pages. Reads all of /proc/self/smaps. */
+uint64_t smi_os_huge_bytes(const void *address, uint64_t len);
 /* Private zeroed memory, nothing charged until touched. The first `wiped` bytes are zero again in a child,
  * however it is forked. */
 void *smi_os_private(size_t len, size_t wiped);
@@ -92,8 +98,10 @@ int smi_os_is_locked(int fd, uint64_t byte, uint64_t count);
 int smi_os_hold_byte(int fd, uint64_t byte, void **out);
 
 int smi_os_boot_id(uint8_t out[16]);
-uint64_t smi_os_pid_namespace(void); /* inode, 0 unknown */
+int smi_os_pid_namespace(uint64_t *out); /* inode */
 uint64_t smi_os_start_time(pid_t pid, pid_t tid); /* clock ticks since boot, 0 unknown */
+/* Page faults of a process so far: served from memory, and from a disk. */
+int smi_os_faults(pid_t pid, uint64_t *minor, uint64_t *major);
 uint32_t smi_os_thread_id(void);
 int smi_os_thread_exists(pid_t tid, uint64_t start_time); /* in this process; 0: whenever it began */
 /* Does the C library know the calling thread by its real id? Not in a child of a raw clone(2), where its

@@ -205,13 +205,30 @@ static int all_have(shmalloc_heap *heap, uint64_t page, uint64_t count, uint16_t
     return 1;
 }
 
+/* How many of `length` pages at `page`, of one chunk, are alike: have storage, or have none. */
+static uint64_t run_of(shmalloc_heap *heap, uint64_t page, uint64_t length, uint16_t reserved)
+{
+    const uint64_t ones = 0x0001000100010001ull;
+    const uint16_t *word = smi_word(heap, page);
+    uint64_t run = 0, four;
+    while (word && run < length && (word[run] & SMF_WORD_RESERVED) == reserved) {
+        run++;
+        while (run + 4 <= length && (memcpy(&four, &word[run], 8), (four & SMF_WORD_RESERVED * ones) == reserved * ones))
+            run += 4;
+    }
+    return run;
+}
+
 /* Storage that a run at `page` has, up to `length` pages. */
 static uint64_t stored_run(shmalloc_heap *heap, uint64_t page, uint64_t length)
 {
-    uint64_t run = 0;
-    while (run < length && (word_of(heap, page + run) & SMF_WORD_RESERVED))
-        run++;
-    return run;
+    return run_of(heap, page, length, SMF_WORD_RESERVED);
+}
+
+/* Holes before the next page with storage. */
+static uint64_t hole_run(shmalloc_heap *heap, uint64_t page, uint64_t length)
+{
+    return run_of(heap, page, length, 0);
 }
 
 /* Put storage behind a run of pages that have none. On a full file system ext4 leaves a part of it, which goes
@@ -235,9 +252,8 @@ static int reserve_exactly(shmalloc_heap *heap, uint64_t page, uint64_t count)
         run = stored_run(heap, page + i, count - i);
         if (run > 0)
             continue;
-        for (run = 1; i + run < count && !(word_of(heap, page + i + run) & SMF_WORD_RESERVED); run++)
-            ;
-        rc = reserve_run(heap, page + i, run);
+        run = hole_run(heap, page + i, count - i);
+        rc = run > 0 ? reserve_run(heap, page + i, run) : damaged(heap, page + i);
     }
     return rc;
 }
@@ -362,9 +378,9 @@ static int grow_once(shmalloc_heap *heap, uint64_t count)
                                (unsigned long long)(state->size >> SMF_PAGE_SHIFT));
     int rc = lengthen(heap, size, &chunk);
     if (rc < 0)
-        return smi_error(rc, "%s: cannot grow from %llu to %llu bytes: %s; largest free run %llu bytes",
-                         heap->path, (unsigned long long)state->size, (unsigned long long)size,
-                         shmalloc_strerror(rc), (unsigned long long)smi_pages_largest(heap));
+        return smi_refused(rc, "%s: cannot grow from %llu to %llu bytes, with a largest free run of %llu", heap->path,
+                           (unsigned long long)state->size, (unsigned long long)size,
+                           (unsigned long long)smi_pages_largest(heap));
     SMI_STORE((uint64_t *)(void *)entry, (uint64_t)chunk.page_count << 32 | chunk.first_page);
     format_chunk(heap, &chunk); /* beyond the heap's end still: a kill leaves a longer file */
     uint32_t data = smi_chunk_data_page(&chunk, &heap->header->areas);
@@ -471,9 +487,9 @@ static int store_place(shmalloc_heap *heap, const struct smi_take *request, stru
         return 0;
     struct stored_search search = {.count = request->count, .alignment = request->alignment};
     if (!find_stored(heap, &search))
-        return smi_error(rc, "%s: no storage for %llu more bytes: %s; largest free run %llu bytes",
-                         heap->path, (unsigned long long)(request->count << SMF_PAGE_SHIFT),
-                         shmalloc_strerror(rc), (unsigned long long)smi_pages_largest(heap));
+        return smi_refused(rc, "%s: no storage for %llu bytes of the largest free run, %llu bytes", heap->path,
+                           (unsigned long long)(request->count << SMF_PAGE_SHIFT),
+                           (unsigned long long)smi_pages_largest(heap));
     *place = (struct place){search.span, free_span_at(heap, search.span), search.page};
     return 0;
 }
@@ -563,6 +579,13 @@ static int merge_free(struct smi_op *op, uint64_t page, uint64_t count)
     return rc == 0 ? insert_free(op, page, count) : rc;
 }
 
+/* From here on no thread relies on what its last block's page was (fast.h). Before the change, so that who gets a block
+ * of what comes after has seen this. */
+static void reshape(shmalloc_heap *heap)
+{
+    __atomic_store_n(&heap->state->reshaped, heap->state->reshaped + 1, __ATOMIC_RELEASE);
+}
+
 int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *name, uint64_t *other)
 {
     int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
@@ -575,6 +598,8 @@ int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *n
                        heap->path, (unsigned long long)page << SMF_PAGE_SHIFT);
     } else {
         uint64_t count = d->page_count;
+        if (kind == SMF_PAGE_SLAB)
+            reshape(heap);
         struct smi_op op = begin(heap);
         set_kinds(&op, page, kind == SMF_PAGE_SLAB ? count : 1, 0, 0);
         set_span(&op, page, 0, SMF_PAGE_NONE, 0, 0);
@@ -658,6 +683,7 @@ int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag)
     const struct smf_page *d = smi_page(heap, page);
     if (is_span(heap, page, SMF_PAGE_SLAB)) {
         uint64_t count = d->page_count;
+        reshape(heap);
         struct smi_op op = begin(heap);
         uint16_t kind = word_of(heap, page) & (uint16_t)~(SMF_WORD_ZERO | SMF_WORD_RESERVED);
         set_kinds(&op, page, count, kind | flag, 1u << SMF_WORD_INDEX_SHIFT);
@@ -702,8 +728,11 @@ static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
         return 0;
     }
     uint64_t below = page < trim->lowest ? trim->lowest - page : 0;
-    for (uint64_t i = below; i < length && trim->rc == 0; i += run ? run : 1) {
+    for (uint64_t i = below; i < length && trim->rc == 0; i += run) {
+        i += hole_run(heap, page + i, length - i);
         run = stored_run(heap, page + i, length - i);
+        if (run == 0)
+            break;
         uint64_t left = trim->budget - trim->pages, count = run < left ? run : left;
         if (left < trim->min_pages)
             return 1;
@@ -726,9 +755,10 @@ static int punch_spans(shmalloc_heap *heap, struct trim *trim)
 /* Pages of a run that have storage. */
 static uint64_t count_stored(shmalloc_heap *heap, uint64_t page, uint64_t length)
 {
+    const uint16_t *word = smi_word(heap, page);
     uint64_t sum = 0;
-    for (uint64_t i = 0; i < length; i++)
-        sum += (word_of(heap, page + i) & SMF_WORD_RESERVED) != 0;
+    for (uint64_t i = 0; word && i < length; i++) /* plain loads, which a compiler does several of at once */
+        sum += (word[i] & SMF_WORD_RESERVED) != 0;
     return sum;
 }
 
@@ -745,8 +775,11 @@ static int add_stored(shmalloc_heap *heap, uint32_t page, void *arg)
     uint64_t length = free_span_at(heap, page);
     if ((tally->looked += length) > smi_size(heap) >> SMF_PAGE_SHIFT)
         return 1;
-    for (uint64_t i = 0; i < length; i++)
-        tally->stored[(page + i) >> tally->shift] += count_stored(heap, page + i, 1);
+    for (uint64_t at = page, next; at < page + length; at = next) { /* part by part */
+        next = ((at >> tally->shift) + 1) << tally->shift;
+        next = next < page + length ? next : page + length;
+        tally->stored[at >> tally->shift] += count_stored(heap, at, next - at);
+    }
     return 0;
 }
 
@@ -813,28 +846,34 @@ int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
         rc = punch_spans(heap, &trim);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     if (rc < 0)
-        return smi_error(rc, "%s: cannot give storage back: %s", heap->path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot give storage back", heap->path);
     return (int64_t)(trim.pages << SMF_PAGE_SHIFT);
 }
 
-/* Give back what is stale; the page lock is held. */
+/*
+ * Give back what is stale; the page lock is held.
+ *
+ * It reads the words of all free pages of the spans it looks at, 2 bytes for 8 KiB, rather than keeping their number:
+ * RESERVED changes outside the log, hundreds of pages at a time, so a number that every kill leaves true would have
+ * to be logged with more words than a log has.
+ */
 static int decay(shmalloc_heap *heap)
 {
     uint64_t now = smi_os_tick(), decay_ns = heap->state->decay_ns, gives = heap->page_heap->gives;
     if (decay_ns == SMF_NEVER || heap->decayed == gives)
         return 0; /* nothing was freed since all of it was looked at */
-    uint64_t lowest, retain = heap->state->retain >> SMF_PAGE_SHIFT;
-    uint64_t stored = stored_pages(heap, retain, &lowest);
+    uint64_t lowest = 0, retain = heap->state->retain >> SMF_PAGE_SHIFT;
+    uint64_t stored = retain > 0 ? stored_pages(heap, retain, &lowest) : UINT64_MAX;
     struct trim trim = {.min_pages = DECAY_MIN_PAGES,
                         .before = now > decay_ns ? now - decay_ns : 0,
                         .budget = stored > retain ? stored - retain : 0,
                         .lowest = lowest};
-    int bounded = trim.budget > DECAY_MOST_PAGES;
-    if (bounded)
+    if (trim.budget > DECAY_MOST_PAGES)
         trim.budget = DECAY_MOST_PAGES;
     int rc = smi_heap_descriptor(heap);
     if (rc == 0)
         rc = punch_spans(heap, &trim);
+    int bounded = trim.budget == DECAY_MOST_PAGES && trim.budget - trim.pages < trim.min_pages;
     while (rc == 0 && !bounded && (rc = cut_tail(heap, &trim)) == 1)
         rc = 0;
     if (rc == 0 && !bounded && !trim.young)

@@ -146,17 +146,17 @@ static LONG_WAY void *resize_long(void *block, size_t size)
 EXPORT void *malloc(size_t size)
 {
     struct smi_thread *t = smi_current;
-    uint64_t *array = smi_stack_for(heap, t, size);
-    return SMI_LIKELY(array) ? t->base + smi_pop(array) : take_long(0, size, 0);
+    struct smi_bin *bin = smi_bin_for(heap, t, size);
+    return SMI_LIKELY(bin) ? t->base + smi_pop(t, bin) : take_long(0, size, 0);
 }
 
 EXPORT void free(void *block)
 {
     struct smi_thread *t = smi_current;
     uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base);
-    uint64_t *array = smi_stack_of(heap, t, ref);
-    if (SMI_LIKELY(array))
-        smi_push(array, ref);
+    struct smi_bin *bin = smi_bin_of(heap, t, ref);
+    if (SMI_LIKELY(bin))
+        smi_push(bin, ref);
     else
         free_long(block);
 }
@@ -167,19 +167,19 @@ EXPORT void *calloc(size_t count, size_t size)
     if (__builtin_mul_overflow(count, size, &bytes))
         return no_memory();
     struct smi_thread *t = smi_current;
-    uint64_t *array = smi_stack_for(heap, t, bytes);
-    return SMI_LIKELY(array) ? memset(t->base + smi_pop(array), 0, bytes) : take_long(0, bytes, 1);
+    struct smi_bin *bin = smi_bin_for(heap, t, bytes);
+    return SMI_LIKELY(bin) ? memset(t->base + smi_pop(t, bin), 0, bytes) : take_long(0, bytes, 1);
 }
 
 /* Bytes of the small block at `ref`, 0 when that takes the long way. */
 static inline size_t small_size(const struct smi_thread *t, uint64_t ref)
 {
-    if (t->epoch != SMI_LOAD(&heap->epoch) || ref >= smi_size_now(t))
+    if (t->epoch != SMI_LOAD(&heap->epoch) || ref >= t->reserved || ref >= smi_size_now(t))
         return 0;
     uintptr_t words = SMI_LOAD(&t->words[ref >> SMF_GRANULE_SHIFT]);
     uint16_t word = words ? SMI_LOAD((uint16_t *)words + (ref >> SMF_PAGE_SHIFT)) : 0;
     uint32_t k = (uint32_t)(word & (SMF_WORD_KIND | SMF_WORD_SIDE | SMF_WORD_INTERNAL)) - 1;
-    return k < SMF_CLASSES && smi_begins_slot(t->bin[k].shape, smi_offset_in_slab(ref, word)) ? smi_classes[k].size
+    return k < SMF_CLASSES && smi_begins_slot(&t->bin[k].shape, smi_offset_in_slab(ref, word)) ? smi_classes[k].size
                                                                                               : 0;
 }
 
@@ -372,7 +372,7 @@ __attribute__((constructor)) static void begin(void)
     if (!ready())
         return; /* every call will fail, and say so to who called */
     if (is_set("SHMALLOC_HUGE_PAGES"))
-        smi_os_ask_huge(early->base, early->reserved);
+        smi_os_want_huge(early->base, early->reserved);
     if (path && *path)
         move_to_file(path);
     if (kept >= 0)

@@ -33,6 +33,9 @@
 static struct smi_thread nobody = {.epoch = UINT64_MAX, .true_epoch = UINT64_MAX};
 _Thread_local struct smi_thread *smi_current = &nobody;
 
+static uint64_t no_slots[1];
+struct smi_bin smi_no_bin = {.array = no_slots};
+
 /* All contexts of this thread. */
 static _Thread_local struct smi_thread *contexts;
 
@@ -116,19 +119,18 @@ int smi_process_claim(shmalloc_heap *heap)
             if (rc == -EAGAIN)
                 continue;
             if (rc < 0)
-                return smi_error(rc, "%s: cannot hold a lock on the file: %s", heap->path,
-                                 shmalloc_strerror(rc));
+                return smi_refused(rc, "%s: cannot hold a lock on the file", heap->path);
             fill_entry(&heap->processes[i]);
             heap->process_index = (int)i;
             heap->generation = heap->state->generation;
             new_epoch(heap);
             return 0;
         }
-        int rc = pass == 0 ? smi_recover_adopt(heap) : 0; /* the entries of the dead */
+        int rc = pass == 0 ? smi_recover_adopt(heap, SMI_ADOPT_ALL) : 0; /* the entries of the dead */
         if (rc < 0)
             return rc;
     }
-    return smi_error(SHMALLOC_EPROCESSES, "%s: %d processes have the heap open, which is the limit",
+    return smi_error(SHMALLOC_EPROCESSES, "%s: %d processes have the heap open, which is the limit; close it in one",
                      heap->path, SMF_PROCESSES);
 }
 
@@ -165,38 +167,36 @@ static int release_slot(shmalloc_heap *heap, struct smf_thread *slot)
     int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
-    rc = smi_cache_release(heap, slot);
+    uint64_t all = UINT64_MAX;
+    rc = smi_cache_release(heap, slot, &all);
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     return rc;
 }
 
-int smi_process_leave(shmalloc_heap *heap)
-{
-    int rc = 0;
-    __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
-    while (heap->contexts) {
-        struct smi_thread *t = heap->contexts;
-        if (heap->process_index >= 0 && rc == 0 && heap->state->poison == 0)
-            rc = release_slot(heap, t->slot);
-        disown(t);
-    }
-    if (heap->process_index >= 0) {
-        if (rc == 0) /* else the next one adopts what is left */
-            SMI_STORE(&heap->processes[heap->process_index].state, 0);
-        smi_os_unmap(heap->liveness, 4096);
-    }
-    heap->liveness = NULL;
-    heap->process_index = -1;
-    return rc;
-}
-
-void smi_process_drop_private(shmalloc_heap *heap)
+void smi_process_drop(shmalloc_heap *heap)
 {
     __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
     while (heap->contexts)
         disown(heap->contexts);
     if (heap->shared)
         to_pool(heap->shared);
+    heap->shared = NULL;
+    smi_os_unmap(heap->liveness, 4096);
+    heap->liveness = NULL;
+    heap->process_index = -1;
+}
+
+int smi_process_leave(shmalloc_heap *heap)
+{
+    int rc = 0;
+    __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
+    for (struct smi_thread *t = heap->contexts; t && heap->process_index >= 0 && rc == 0; t = t->next_in_heap)
+        if (heap->state->poison == 0)
+            rc = release_slot(heap, t->slot);
+    if (heap->process_index >= 0 && rc == 0) /* else the next one adopts what is left */
+        SMI_STORE(&heap->processes[heap->process_index].state, 0);
+    smi_process_drop(heap);
+    return rc;
 }
 
 /* ---- forked children ---- */
@@ -261,13 +261,14 @@ static int repair_copy(shmalloc_heap *heap)
 /* The slots of all threads but `mine` come to rest; their contexts are nobody's. */
 static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
 {
+    uint64_t all = UINT64_MAX;
     int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
     for (uint32_t i = 0; rc == 0 && i < SMF_THREADS; i++) {
         struct smf_thread *slot = smi_thread_slot(heap, i);
         if (slot && slot->owner != 0 && (!mine || slot != mine->slot))
-            rc = smi_cache_release(heap, slot);
+            rc = smi_cache_release(heap, slot, &all);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     for (struct smi_thread *t = heap->contexts, *next; t; t = next) {
@@ -333,7 +334,7 @@ static int claim_as_child(shmalloc_heap *heap)
     heap->process_index = -1;
     int fd = smi_os_reopen(heap->fd, 0); /* the parent's description shares the parent's locks */
     if (fd < 0)
-        return smi_error(fd, "%s: cannot open the file once more: %s", heap->path, shmalloc_strerror(fd));
+        return smi_refused(fd, "%s: cannot open the file once more by /proc/self/fd", heap->path);
     smi_os_close(heap->fd);
     heap->fd = fd;
     return claim_locked(heap);
@@ -441,8 +442,9 @@ static int claim_slot(shmalloc_heap *heap, uint32_t count, uint32_t *index)
             unmade = i;
     }
     if (unmade == SMF_THREADS)
-        return smi_error(SHMALLOC_ETHREADS, "%s: %d threads use the heap, which is the limit", heap->path,
-                         SMF_THREADS);
+        return smi_error(SHMALLOC_ETHREADS,
+                         "%s: %d threads use the heap, which is the limit; let some of them end",
+                         heap->path, SMF_THREADS);
     struct smi_take request = {.count = SMF_THREAD_PAGES,
                                .alignment = 1,
                                .kind = SMF_PAGE_META,
@@ -495,7 +497,7 @@ static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, int *
     struct smi_thread *t = from_pool();
     smi_registry_unlock();
     if (!t) {
-        *rc = smi_error(-ENOMEM, "no private memory for a thread's context");
+        *rc = smi_refused(-ENOMEM, "%s: no private memory for a thread", heap->path);
         return NULL;
     }
     memset(t, 0, sizeof(*t));
@@ -503,7 +505,7 @@ static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, int *
     *rc = own_slot(heap, count, t);
     if (*rc == SHMALLOC_ETHREADS && !heap->is_private) {
         reap_own(heap, 1);
-        smi_recover_adopt(heap);
+        smi_recover_adopt(heap, SMI_ADOPT_ALL);
         *rc = own_slot(heap, count, t);
     }
     if (*rc == 0)
@@ -565,7 +567,7 @@ static void look_around(shmalloc_heap *heap)
                                             __ATOMIC_RELAXED))
         return; /* another thread does it */
     if (!heap->is_private && (due || SMI_LOAD(&heap->adopt_wanted)))
-        smi_recover_adopt(heap);
+        smi_recover_adopt(heap, SMI_ADOPT_SOME);
     if (!heap->is_private && due)
         reap_own(heap, 0);
     if (due)
@@ -608,6 +610,7 @@ static struct smi_thread *enter(shmalloc_heap *heap, int may_share, int *rc)
     if (!t)
         return NULL;
     smi_current = t;
+    smi_forget_last(t);
     look_around(heap);
     return t;
 }

@@ -24,15 +24,15 @@ struct smi_class {
 };
 
 extern const struct smi_class smi_classes[SMF_CLASSES];
-extern const uint8_t smi_class_by_8[129]; /* (size + 7) / 8 -> class, for sizes up to 1024 */
+
+#define SMI_MOST_BY_8 1024u
+extern const uint8_t smi_class_by_8[SMI_MOST_BY_8 / 8 + 1];     /* (size + 7) / 8 -> class, up to that size */
+extern const uint8_t smi_class_by_128[SMI_MAX_SMALL / 128 + 1]; /* (size + 127) / 128 -> class, above it */
 
 /* Class of a request of 1..SMI_MAX_SMALL bytes (0 counts as 1). */
 static inline unsigned smi_class_of(size_t size)
 {
-    if (__builtin_expect(size <= 1024, 1))
-        return smi_class_by_8[(size + 7) >> 3];
-    unsigned top = 63 - (unsigned)__builtin_clzll(size - 1); /* 2^top < size <= 2^(top+1) */
-    return 33 + (top - 9) * 8 + (unsigned)((size - 1 - (1ull << top)) >> (top - 3));
+    return size <= SMI_MOST_BY_8 ? smi_class_by_8[(size + 7) / 8] : smi_class_by_128[(size + 127) / 128];
 }
 
 /* Smallest class whose slots hold `size` bytes at multiples of `alignment` (a power of two up to

@@ -40,23 +40,21 @@ static inline uint32_t smi_slot_index(uint64_t ref, uint16_t word, const struct 
     return index * class->size == offset ? index : UINT32_MAX;
 }
 
-/* Where slots begin in a slab, for smi_begins_slot. In units of 8 bytes: 2^32 - 1 divided by a slot's size (bits
- * 0..31), the length of all slots (32..47), the offset of the first (48..63). One word, because the fast path feels
- * each load. */
-static inline uint64_t smi_shape(const struct smi_class *class)
+/* Where slots begin in a slab, for smi_begins_slot. */
+static inline struct smi_shape smi_shape(const struct smi_class *class)
 {
-    return UINT32_MAX / (class->size / 8) | (uint64_t)class->slots * class->size / 8 << 32 |
-           (uint64_t)class->bitmap_pages << (SMF_PAGE_SHIFT - 3) << 48;
+    return (struct smi_shape){.inverse = UINT64_MAX / class->size + 1,
+                              .first = (uint32_t)class->bitmap_pages << SMF_PAGE_SHIFT,
+                              .length = (uint32_t)class->slots * class->size};
 }
 
-/* Does a slot begin `offset` bytes into a slab? One multiplication tells the multiples n of a d, for n * d below 2^32:
+/* Does a slot begin `offset` bytes into a slab? One multiplication tells the multiples n of a d, for n below 2^32:
  * D. Lemire, O. Kaser, N. Kurz, "Faster remainder by direct computation", Software: Practice and Experience 49(6),
  * 2019, section 3.2. */
-static inline int smi_begins_slot(uint64_t shape, uint32_t offset)
+static inline int smi_begins_slot(const struct smi_shape *shape, uint32_t offset)
 {
-    uint32_t n = offset / 8 - (uint32_t)(shape >> 48); /* wraps in the bitmap's page */
-    uint32_t quotient = (uint32_t)shape;
-    return offset % 8 == 0 && n < (uint32_t)(shape >> 32 & 0xffff) && n * (quotient + 1) <= quotient;
+    uint32_t n = offset - shape->first; /* wraps in the bitmap's page */
+    return n < shape->length && n * shape->inverse < shape->inverse;
 }
 
 /* The slot at `ref`: 0, or SHMALLOC_EBADREF when no slot of a slab begins there. */

@@ -148,7 +148,7 @@ static int read_state(struct smi_view *view)
 
 static int cannot_read(const struct smi_view *view, int code)
 {
-    return smi_error(code, "%s: cannot read: %s", view->path, shmalloc_strerror(code));
+    return smi_refused(code, "%s: cannot read", view->path);
 }
 
 static int read_identity(struct smi_view *view)
@@ -156,7 +156,7 @@ static int read_identity(struct smi_view *view)
     struct smi_file_info info;
     int rc = smi_os_stat(view->fd, &info);
     if (rc < 0)
-        return smi_error(rc, "%s: %s", view->path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot look at the file", view->path);
     if (S_ISDIR(info.mode))
         return smi_error(-EISDIR, "%s: is a directory, expected a heap file", view->path);
     if (!S_ISREG(info.mode))
@@ -184,7 +184,7 @@ int smi_view_open(struct smi_view *view, const char *path)
         memset(view, 0, sizeof(*view));
         view->path = path;
         view->fd = -1;
-        return smi_error(fd, "%s: %s", path, shmalloc_strerror(fd));
+        return smi_refused(fd, "%s: cannot open", path);
     }
     int rc = smi_view_of_descriptor(view, fd, path);
     view->owns_fd = 1;

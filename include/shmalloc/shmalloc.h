@@ -140,7 +140,10 @@ enum shmalloc_flag {
     SHMALLOC_HARDENED = 8,        /**< at creation: detect every double and foreign free at once */
     SHMALLOC_ACCEPT_UNCLEAN = 16, /**< go on although the answer would be SHMALLOC_EUNCLEAN */
     SHMALLOC_ANY_FILE_SYSTEM = 32, /**< go on although the answer would be SHMALLOC_EFILESYSTEM */
-    SHMALLOC_HUGE_PAGES = 64,     /**< private heaps: ask the kernel for transparent huge pages */
+    SHMALLOC_PREFAULT = 64,       /**< bring all that the file stores into memory and this process's page tables
+                                       at open, which then takes as long as that takes */
+    SHMALLOC_HUGE_PAGES = 128,    /**< ask the kernel for pages of 2 MiB: at open, for what the file stores then;
+                                       later, for what the file system gives (tmpfs mounted with huge=) */
 };
 
 /** How to open. Start from SHMALLOC_OPTIONS_INIT; fields marked [create] are ignored for a heap that
@@ -181,7 +184,9 @@ typedef struct shmalloc_options {
  * Ownership: the handle belongs to the process; shmalloc_close() ends it.
  * Threads:   any thread. Blocks while another process attaches.
  * Crash:     crash-atomic: a killed creator leaves no file, a killed opener is adopted.
- * Cost:      independent of the number of objects; one fdatasync after an orderly close.
+ * Cost:      independent of the number of objects; one fdatasync after an orderly close. With
+ *            SHMALLOC_PREFAULT or SHMALLOC_HUGE_PAGES proportional to what the file stores. These two are wishes:
+ *            open does not fail for them, shmalloc_get_stats() tells what was obtained.
  */
 SHMALLOC_API int shmalloc_open(const char *path, const shmalloc_options *options,
                                shmalloc_heap **out);
@@ -236,7 +241,8 @@ SHMALLOC_API int shmalloc_destroy(const char *path);
  * Decide about a heap that shmalloc_open() calls unclean: resolve what was in flight, run the full
  * check, and mark the heap sound if it is.
  * @return 0: it can be opened; SHMALLOC_ECORRUPT: it is damaged, shmalloc_errmsg() names the first
- *         violation; SHMALLOC_EBUSY: processes have it open; codes of shmalloc_open().
+ *         violation; SHMALLOC_EBUSY: processes have it open; -EIO and others: the file could not be read or synced,
+ *         and nothing was decided; codes of shmalloc_open().
  * Cost: reads all metadata, about 1 % of the file.
  */
 SHMALLOC_API int shmalloc_recover(const char *path);
@@ -470,6 +476,8 @@ typedef struct shmalloc_stats {
     uint64_t repairs;           /**< number of locks taken over from dead owners since the first attach */
     uint64_t lock_waits;        /**< number of times a thread waited for a lock since the first attach */
     uint64_t double_frees;      /**< number found when caches were emptied */
+    uint64_t prefaulted;        /**< this process's open with SHMALLOC_PREFAULT brought in */
+    uint64_t huge;              /**< this process maps in huge pages, if it asked for them */
 } shmalloc_stats;
 
 /** Fill `*out`. Set out->struct_size first, else -EINVAL. Works read-only. Walks the slabs. */

@@ -244,6 +244,13 @@ class Top(InspectTest):
         self.assertEqual({rate for rate in answer["rates"].values()}, {0.0})
         self.keys_are_documented("top", answer)
 
+    def test_who_allocates(self):
+        self.churn()
+        answer = json.loads(run("top", "--json", "-d", "0.5", self.heap)[1])
+        self.assertEqual(len(answer["threads"]), 2)
+        self.assertGreater(sum(thread["large_blocks"] for thread in answer["threads"]), 0)
+        self.keys_are_documented("top", answer)
+
     def test_figures_of_the_dead(self):
         self.make("create", "fill=3000", "die", ends_by=-signal.SIGKILL)
         answer = json.loads(run("top", "--json", "-d", "0.1", self.heap)[1])

@@ -110,10 +110,11 @@ Test(sizeclass, shapes_tell_where_slots_begin)
 {
     for (unsigned k = 0; k < SMF_CLASSES; k++) {
         const struct smi_class *c = &smi_classes[k];
-        uint64_t shape = smi_shape(c), begin = c->bitmap_pages * SMF_PAGE;
+        struct smi_shape shape = smi_shape(c);
+        uint64_t begin = c->bitmap_pages * SMF_PAGE;
         for (uint64_t n = 0; n < smi_class_span_pages(k) * SMF_PAGE; n++) {
             int begins = n >= begin && (n - begin) % c->size == 0 && (n - begin) / c->size < c->slots;
-            cr_assert_eq(smi_begins_slot(shape, (uint32_t)n), begins, "class %u, offset %llu", k,
+            cr_assert_eq(smi_begins_slot(&shape, (uint32_t)n), begins, "class %u, offset %llu", k,
                          (unsigned long long)n);
         }
     }

@@ -73,6 +73,81 @@ static void *free_what_main_allocated(void *arg)
     return NULL;
 }
 
+/* A block that went through other hands before its allocator frees it, with nothing allocated in between: the thread
+ * remembers it as a block of 8 KiB, or as one without a tag. */
+enum { SMALL_BLOCKS = 20000 };
+
+static void *free_and_allocate_small_there(void *block)
+{
+    static void *blocks[SMALL_BLOCKS];
+    int i = 0, found = 0;
+    must_work(shmalloc_mfree(f.heap, block));
+    must(shmalloc_trim(f.heap) >= 0, "trim: %s", shmalloc_errmsg());
+    for (; i < SMALL_BLOCKS && !found; i++)
+        found = (blocks[i] = shmalloc_malloc(f.heap, 32)) == block;
+    must(found, "the page was not used again");
+    for (int other = 0; other < i - 1; other++)
+        must_work(shmalloc_mfree(f.heap, blocks[other]));
+    return NULL;
+}
+
+/* Two blocks from the calling thread's stack. */
+static void two_cached_blocks(size_t size, void *out[2])
+{
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < 2; i++)
+            must((out[i] = shmalloc_malloc(f.heap, size)) != NULL, "%s", shmalloc_errmsg());
+        for (int i = 0; i < 2 && round == 0; i++)
+            must_work(shmalloc_mfree(f.heap, out[i]));
+    }
+}
+
+Test(threads, a_remembered_block_may_come_back_in_another_class)
+{
+    void *two[2];
+    two_cached_blocks(8192, two);
+    void *first = two[0], *block = two[1];
+    pthread_join(start_thread(free_and_allocate_small_there, block), NULL);
+    must_work(shmalloc_mfree(f.heap, block));
+    must_be_sound(f.heap);
+    void *next = shmalloc_malloc(f.heap, 8192);
+    cr_assert_neq(next, block, "a block of 32 bytes was taken for one of 8 KiB");
+    must_work(shmalloc_mfree(f.heap, next));
+    must_work(shmalloc_mfree(f.heap, first));
+}
+
+/* A thread that remembers nothing takes no ref for its last block. */
+Test(threads, no_ref_is_taken_for_a_block_that_is_not_remembered)
+{
+    shmalloc_ref nothing = 0;
+    must(shmalloc_trim(f.heap) >= 0, "trim: %s", shmalloc_errmsg()); /* the long way: what was last is forgotten */
+    must_work(shmalloc_free(f.heap, &nothing));
+    must_code(shmalloc_mfree(f.heap, shmalloc_ptr(f.heap, 1)), SHMALLOC_EBADREF);
+    must_be_sound(f.heap);
+}
+
+static void *free_and_allocate_tagged_there(void *block)
+{
+    shmalloc_ref ref = 0;
+    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_alloc_tagged(f.heap, 64, 7, &ref));
+    must(shmalloc_ptr(f.heap, ref) == block, "the slot was not used again");
+    return NULL;
+}
+
+Test(threads, a_remembered_block_may_come_back_with_a_tag)
+{
+    void *two[2];
+    two_cached_blocks(64, two);
+    void *first = two[0], *block = two[1];
+    pthread_join(start_thread(free_and_allocate_tagged_there, block), NULL);
+    must_work(shmalloc_mfree(f.heap, block));
+    cr_assert_eq(shmalloc_malloc(f.heap, 64), block);
+    cr_assert_eq(shmalloc_tag(f.heap, shmalloc_ref_of(f.heap, block)), 0, "it still has the tag that it was freed with");
+    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_mfree(f.heap, first));
+}
+
 Test(threads, blocks_may_be_freed_by_any_thread)
 {
     static shmalloc_ref refs[1000];

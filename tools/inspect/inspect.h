@@ -81,6 +81,13 @@ int inspect_is_live(const struct inspect *in);
 /* The runtime area is about this file on this machine since it started. */
 int inspect_runtime_is_valid(struct inspect *in);
 
+/* PIDs of the heap's process table are of the PID namespace this tool is in. */
+int inspect_same_namespace(struct inspect *in);
+
+/* Page faults, of the whole program, of a process that is alive in this PID namespace: 0 when /proc tells, and it
+ * still is that process. */
+int inspect_faults(const struct smf_process *process, uint64_t *minor, uint64_t *major);
+
 /* What a code of the library means for the exit status. */
 enum verdict inspect_verdict(int code);
 
