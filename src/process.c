@@ -40,8 +40,9 @@ struct smi_bin smi_no_bin = {.array = no_slots};
 static _Thread_local struct smi_thread *contexts;
 
 shmalloc_heap *smi_heaps;
-/* Recursive, for a signal handler that forks takes it while the call that it interrupted may hold it. */
-static pthread_mutex_t registry = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
+/* A signal handler that forks takes it while the call that it interrupted may hold it: so a thread takes it once only. */
+static _Thread_local unsigned registry_depth;
 static pthread_key_t exit_key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static uint64_t last_epoch;
@@ -70,17 +71,22 @@ static struct smi_thread *from_pool(void)
 
 void smi_registry_lock(void)
 {
-    pthread_mutex_lock(&registry);
+    if (registry_depth++ == 0)
+        pthread_mutex_lock(&registry);
 }
 
 void smi_registry_unlock(void)
 {
-    pthread_mutex_unlock(&registry);
+    if (--registry_depth == 0)
+        pthread_mutex_unlock(&registry);
 }
 
 int smi_registry_trylock(void)
 {
-    return pthread_mutex_trylock(&registry) == 0;
+    if (registry_depth == 0 && pthread_mutex_trylock(&registry) != 0)
+        return 0;
+    registry_depth++;
+    return 1;
 }
 
 struct smf_thread *smi_thread_slot(const shmalloc_heap *heap, uint32_t index)
@@ -220,7 +226,7 @@ static uint32_t *forgotten_in(shmalloc_heap *heap)
 /* What this process inherited and may not use. The registry lock may be held by a thread that is not here. */
 static void forget_parent(void)
 {
-    registry = (pthread_mutex_t)PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+    pthread_mutex_init(&registry, NULL);
     smi_current = &nobody;
     /* The memory of the parent's contexts is lost to the child: it may be in mid-change. Those of private heaps are
      * the child's. */
@@ -242,6 +248,7 @@ static void forget_parent(void)
 static void after_fork_in_child(void)
 {
     forget_parent();
+    registry_depth--; /* which before_fork() took */
 }
 
 /* What the parent's other threads were doing under locks is undone, and nobody has a lock. */
