@@ -56,8 +56,8 @@ int smi_heap_writable(shmalloc_heap *heap)
                          heap->path);
     if (SMI_LOAD(&heap->state->poison))
         return smi_error(SHMALLOC_EPOISONED,
-                         "%s: was found damaged (code -%llu) and can only be read; check it with "
-                         "shmalloc-inspect",
+                         "%s: was found damaged (code -%llu) and can only be read; `shmalloc-inspect check "
+                         "--repair` tells what can be done",
                          heap->path, (unsigned long long)SMI_LOAD(&heap->state->poison));
     return 0;
 }

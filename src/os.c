@@ -197,8 +197,10 @@ int smi_os_publish(int fd, const char *path, const char *temp_name)
     char name[32];
     snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
     const char *from = temp_name[0] ? temp_name : name;
-    /* A rename leaves no second name to be removed; not every file system can do it without replacing. */
-    if (temp_name[0] && renameat2(AT_FDCWD, from, AT_FDCWD, path, RENAME_NOREPLACE) == 0)
+    /* A rename leaves no second name to be removed; not every file system can do it without replacing. The call is not
+     * in every C library. */
+    const unsigned no_replace = 1;
+    if (temp_name[0] && syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, path, no_replace) == 0)
         return 0;
     int rc = 0;
     if (linkat(AT_FDCWD, from, AT_FDCWD, path, temp_name[0] ? 0 : AT_SYMLINK_FOLLOW) < 0)
@@ -289,6 +291,35 @@ int smi_os_punch(int fd, uint64_t offset, uint64_t len)
 int smi_os_sync_file(int fd)
 {
     return fdatasync(fd) < 0 ? -errno : 0;
+}
+
+int smi_os_sync_directory(const char *path)
+{
+    char directory[PATH_MAX];
+    directory_of(path, directory);
+    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int rc = fd < 0 || fsync(fd) < 0 ? -errno : 0;
+    smi_os_close(fd);
+    return rc == -EINVAL ? 0 : rc; /* a file system whose directories cannot be synced */
+}
+
+int smi_os_next_data(int fd, uint64_t size, uint64_t *at, uint64_t *end)
+{
+    off_t start = lseek(fd, (off_t)*at, SEEK_DATA);
+    if (start < 0 && errno != ENXIO && errno != EINVAL)
+        return -errno;
+    if (start < 0 && errno == EINVAL) { /* the file system does not tell: all of it */
+        *end = size;
+        return 0;
+    }
+    off_t stop = start < 0 ? start : lseek(fd, start, SEEK_HOLE);
+    if (start < 0 || (uint64_t)start >= size) { /* the rest is a hole */
+        *at = *end = size;
+        return 0;
+    }
+    *at = (uint64_t)start;
+    *end = stop < 0 || (uint64_t)stop > size ? size : (uint64_t)stop;
+    return 0;
 }
 
 int smi_os_sync_range(void *address, uint64_t len)

@@ -62,6 +62,11 @@ int smi_os_reserve(int fd, uint64_t offset, uint64_t len);
 /* Take storage away from a range, which then reads as zeros. */
 int smi_os_punch(int fd, uint64_t offset, uint64_t len);
 int smi_os_sync_file(int fd);
+/* The directory that holds `path`, so that a new name in it stays. */
+int smi_os_sync_directory(const char *path);
+/* The next bytes of a file that are no hole: [*at, *end) with *at moved on to them; *at == size when there are
+ * none below `size`. */
+int smi_os_next_data(int fd, uint64_t size, uint64_t *at, uint64_t *end);
 int smi_os_sync_range(void *address, uint64_t len);
 
 /* Reserve `len` bytes of addresses, 2 MiB-aligned (at `fixed` if not NULL), and map the file over all

@@ -104,7 +104,8 @@ enum shmalloc_error {
     SHMALLOC_EVERSION = -20003,   /**< the file needs a format or feature this library lacks */
     SHMALLOC_EFOREIGN = -20004,   /**< a sound heap of another architecture, libc or PID namespace */
     SHMALLOC_ECORRUPT = -20005,   /**< a check of the file's contents failed */
-    SHMALLOC_EPOISONED = -20006,  /**< an earlier SHMALLOC_ECORRUPT stopped all mutation */
+    SHMALLOC_EPOISONED = -20006,  /**< an earlier SHMALLOC_ECORRUPT stopped all mutation, until
+                                       `shmalloc-inspect check --repair --yes` has mended the file */
     SHMALLOC_EUNCLEAN = -20007,   /**< the machine stopped, or the file was copied, while in use */
     SHMALLOC_ELAYOUT = -20008,    /**< the application's layout name or version differs */
     SHMALLOC_EBUSY = -20009,      /**< another process is attaching, or has the heap open, too long */
@@ -241,8 +242,9 @@ SHMALLOC_API int shmalloc_destroy(const char *path);
  * Decide about a heap that shmalloc_open() calls unclean: resolve what was in flight, run the full
  * check, and mark the heap sound if it is.
  * @return 0: it can be opened; SHMALLOC_ECORRUPT: it is damaged, shmalloc_errmsg() names the first
- *         violation; SHMALLOC_EBUSY: processes have it open; -EIO and others: the file could not be read or synced,
- *         and nothing was decided; codes of shmalloc_open().
+ *         violation; SHMALLOC_EBUSY: processes have it open; -EIO and others: the file could not be read
+ *         or synced, and nothing was decided; codes of shmalloc_open(). A damaged heap can be read, not
+ *         changed, until `shmalloc-inspect check --repair --yes` has mended it.
  * Cost: reads all metadata, about 1 % of the file.
  */
 SHMALLOC_API int shmalloc_recover(const char *path);
