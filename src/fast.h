@@ -116,6 +116,23 @@ static inline void smi_copy_to_top(const struct smi_thread *t, const struct smi_
     memcpy(t->base + fresh->array[fresh->array[0]], t->base + ref, old_size < size ? old_size : size);
 }
 
+/* Where the block at `ref` lies when it has `size` bytes; 0 when that takes the long way. */
+static inline uint64_t smi_resize(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref, size_t size)
+{
+    struct smi_bin *old = smi_bin_of(heap, t, ref);
+    if (SMI_UNLIKELY(!old))
+        return 0;
+    if (smi_stays(smi_slot_bytes(t, old), size))
+        return ref;
+    struct smi_bin *fresh = smi_bin_for(heap, t, size);
+    if (SMI_UNLIKELY(!fresh))
+        return 0;
+    smi_copy_to_top(t, fresh, ref, old, size);
+    uint64_t moved = smi_pop(t, fresh);
+    smi_push(old, ref);
+    return moved;
+}
+
 /* ---- with a ref word in the heap ---- */
 
 /* The same as a pop. */

@@ -24,11 +24,13 @@
 #include "process.h"
 #include "recover.h"
 #include "resident.h"
+#include "storage.h"
 
 #define DEFAULT_MAX_SIZE (1ull << 40)
 #define DEFAULT_ARENAS 4
 #define DEFAULT_DECAY_NS 10000000000ull
 #define MAP_UNIT (2ull << 20)
+#define PRIVATE_SIZE (8ull << 20) /* of a private heap, at first: addresses, not memory */
 #define RECOVER_ONLY 0x80000000u /* open flag of shmalloc_recover: nobody else may have it open */
 
 /* ---- state ---- */
@@ -63,6 +65,8 @@ int smi_heap_writable(shmalloc_heap *heap)
 int smi_heap_descriptor(shmalloc_heap *heap)
 {
     struct smi_file_info info;
+    if (heap->is_private)
+        return 0;
     int rc = smi_os_stat(heap->fd, &info);
     if (rc == 0 && info.device == heap->device && info.inode == heap->inode)
         return 0;
@@ -85,7 +89,9 @@ uint64_t smi_heap_backed(const shmalloc_heap *heap, uint64_t size)
 {
     struct smi_file_info info;
     uint64_t *backed = &((shmalloc_heap *)heap)->backed; /* a handle is private memory */
-    if (!heap->closed && smi_heap_descriptor((shmalloc_heap *)heap) == 0 && smi_os_stat(heap->fd, &info) == 0)
+    if (heap->is_private)
+        SMI_STORE(backed, heap->allowed);
+    else if (!heap->closed && smi_heap_descriptor((shmalloc_heap *)heap) == 0 && smi_os_stat(heap->fd, &info) == 0)
         SMI_STORE(backed, info.size < heap->reserved ? info.size : heap->reserved);
     return size < *backed ? size : *backed;
 }
@@ -181,30 +187,43 @@ static void bury_handle(shmalloc_heap *heap)
     next = (next + 1) % TOMBSTONES;
 }
 
-/* Map the file with addresses to spare: `wanted` bytes, or as many as there are, at least `size`. */
-static int map_file(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *fixed)
+/* Map what `heap->reserved` says, and the two tables. */
+static int map_reserved(shmalloc_heap *heap, void *fixed)
+{
+    int rc = 0;
+    if (!heap->is_private)
+        rc = smi_os_map(heap->fd, heap->reserved, heap->read_only, fixed, (void **)&heap->base);
+    else if (!(heap->base = smi_os_reserve_private(heap->reserved, heap->reserved >= 64 * SMI_PRIVATE_ALIGNMENT
+                                                                       ? SMI_PRIVATE_ALIGNMENT
+                                                                       : MAP_UNIT)))
+        rc = -ENOMEM;
+    if (rc < 0)
+        return rc;
+    heap->words = smi_os_private(table_bytes(heap), 0);
+    heap->descriptors = smi_os_private(table_bytes(heap), 0);
+    if (heap->words && heap->descriptors)
+        return 0;
+    smi_os_unmap(heap->words, table_bytes(heap));
+    smi_os_unmap(heap->descriptors, table_bytes(heap));
+    heap->words = heap->descriptors = NULL;
+    smi_os_unmap(heap->base, heap->reserved);
+    heap->base = NULL;
+    return -ENOMEM;
+}
+
+/* Map the heap with addresses to spare: `wanted` bytes, or as many as there are, at least `size`. */
+static int map_heap(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *fixed)
 {
     int rc = -ENOMEM;
     heap->reserved = (wanted + MAP_UNIT - 1) & ~(MAP_UNIT - 1);
-    for (;;) {
-        rc = smi_os_map(heap->fd, heap->reserved, heap->read_only, fixed, (void **)&heap->base);
-        if (rc == 0) {
-            heap->words = smi_os_private(table_bytes(heap), 0);
-            heap->descriptors = smi_os_private(table_bytes(heap), 0);
-            if (heap->words && heap->descriptors)
-                return 0;
-            rc = -ENOMEM;
-            smi_os_unmap(heap->words, table_bytes(heap));
-            smi_os_unmap(heap->descriptors, table_bytes(heap));
-            heap->words = heap->descriptors = NULL;
-            smi_os_unmap(heap->base, heap->reserved);
-            heap->base = NULL;
-        }
+    while ((rc = map_reserved(heap, fixed)) < 0) {
         uint64_t half = (heap->reserved / 2 + MAP_UNIT - 1) & ~(MAP_UNIT - 1);
         if (rc != -ENOMEM || half < size || half == heap->reserved)
             break;
         heap->reserved = half; /* a limit on addresses: take what there is */
     }
+    if (rc == 0)
+        return 0;
     if (rc == -EADDRINUSE)
         return smi_error(SHMALLOC_EADDRESS,
                          "%s: the heap must be mapped at %p, where this process has something else; run it "
@@ -218,28 +237,42 @@ static int map_file(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *f
     return smi_refused(rc, "%s: cannot map the file", heap->path);
 }
 
+static shmalloc_heap *new_handle(const char *path)
+{
+    shmalloc_heap *heap = smi_os_private(sizeof(*heap), offsetof(struct shmalloc_heap, base));
+    if (!heap) {
+        smi_refused(-ENOMEM, "%s: no private memory for a handle", path);
+        return NULL;
+    }
+    heap->fd = -1;
+    heap->path = heap->path_text;
+    heap->handles = 1;
+    heap->process_index = -1;
+    return heap;
+}
+
 static int make_handle(int fd, const char *path, int read_only, shmalloc_heap **out)
 {
     struct smi_file_info info;
     int rc = smi_os_stat(fd, &info);
     if (rc < 0)
         return smi_refused(rc, "%s: cannot look at the file", path);
-    shmalloc_heap *heap = smi_os_private(sizeof(*heap), offsetof(struct shmalloc_heap, base));
+    shmalloc_heap *heap = new_handle(path);
     if (!heap)
-        return smi_refused(-ENOMEM, "%s: no private memory for a handle", path);
+        return -ENOMEM;
     char *absolute = smi_os_absolute(path);
     snprintf(heap->path_text, sizeof(heap->path_text), "%s", absolute ? absolute : path);
     free(absolute);
     heap->fd = fd;
-    heap->path = heap->path_text;
     heap->read_only = read_only;
     heap->device = info.device;
     heap->inode = info.inode;
-    heap->handles = 1;
-    heap->process_index = -1;
     *out = heap;
     return 0;
 }
+
+static const shmalloc_options defaults = SHMALLOC_OPTIONS_INIT;
+static const char private_name[] = "private heap"; /* in messages */
 
 /* ---- creation ---- */
 
@@ -337,7 +370,7 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
     if (rc < 0)
         smi_os_close(own);
     if (rc == 0)
-        rc = map_file(heap, size, size, NULL);
+        rc = map_heap(heap, size, size, NULL);
     if (rc == 0) {
         set_areas(heap, &header);
         heap->state->max_size = max_size;
@@ -441,7 +474,7 @@ static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
     /* Room for a maximum that is raised later; around a fixed base there may be none. */
     uint64_t wanted = header.fixed_base || state.max_size > DEFAULT_MAX_SIZE ? state.max_size : DEFAULT_MAX_SIZE;
     if (rc == 0)
-        rc = map_file(heap, wanted, state.size, (void *)(uintptr_t)header.fixed_base);
+        rc = map_heap(heap, wanted, state.size, (void *)(uintptr_t)header.fixed_base);
     if (rc == 0) {
         set_areas(heap, &header);
         int accept = (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0;
@@ -459,9 +492,17 @@ static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
 static shmalloc_heap *find_open(const struct smi_file_info *info, int read_only)
 {
     for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next)
-        if (heap->device == info->device && heap->inode == info->inode && heap->read_only == read_only)
+        if (!heap->is_private && heap->device == info->device && heap->inode == info->inode &&
+            heap->read_only == read_only)
             return heap;
     return NULL;
+}
+
+/* The registry lock is held. */
+static void register_heap(shmalloc_heap *heap)
+{
+    heap->next = smi_heaps;
+    smi_heaps = heap;
 }
 
 /* Open what `fd` is; the descriptor becomes the handle's. The registry lock is held. */
@@ -498,8 +539,7 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
         drop_handle(heap);
         return rc;
     }
-    heap->next = smi_heaps;
-    smi_heaps = heap;
+    register_heap(heap);
     *out = heap;
     return 0;
 }
@@ -515,8 +555,6 @@ static int open_file(int fd, const char *path, const shmalloc_options *options, 
     smi_os_cancel_restore(state);
     return rc;
 }
-
-static const shmalloc_options defaults = SHMALLOC_OPTIONS_INIT;
 
 static int open_path(const char *path, const shmalloc_options *o, shmalloc_heap **out)
 {
@@ -599,6 +637,85 @@ int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **ou
     return rc < 0 ? rc : open_file(own, path, o, out);
 }
 
+/* ---- private heaps ---- */
+
+static int check_private_options(const shmalloc_options *o)
+{
+    int rc = check_options(o, private_name);
+    if (rc < 0)
+        return rc;
+    const unsigned fit = SHMALLOC_CREATE | SHMALLOC_HARDENED | SHMALLOC_HUGE_PAGES;
+    if (o->flags & ~fit)
+        return smi_error(-EINVAL, "%s: flags %#x are for heaps in files", private_name, o->flags & ~fit);
+    return o->base ? smi_error(-EINVAL, "%s: a fixed base is for heaps in files", private_name) : 0;
+}
+
+/* The fixed areas in fresh memory; zeros are free mutexes, and nobody is there to be told of a death. */
+static int format_private(shmalloc_heap *heap, const struct smf_header *header, uint64_t size)
+{
+    int rc = smi_storage_set_length(heap, size);
+    if (rc < 0)
+        return smi_refused(rc, "%s: cannot make a heap of %llu bytes", private_name, (unsigned long long)size);
+    memcpy(heap->base, header, sizeof(*header));
+    set_areas(heap, header);
+    heap->state->max_size = heap->reserved;
+    heap->state->decay_ns = DEFAULT_DECAY_NS;
+    heap->state->mark = SMF_IN_USE;
+    heap->state->generation = heap->runtime->generation = 1;
+    return smi_pages_format(heap, size);
+}
+
+/* Map as much as there is, up to the maximum size, and lay the heap out. */
+static int build_private(shmalloc_heap *heap, const shmalloc_options *o)
+{
+    struct smf_header header = {.magic = SMF_MAGIC};
+    int rc = fill_header(&header, o);
+    if (rc < 0)
+        return smi_refused(rc, "%s: cannot make a robust mutex", private_name);
+    header.checksum = smi_hash(&header, offsetof(struct smf_header, checksum));
+    uint64_t least = round_granule(header.areas.end + 8 * SMF_PAGE);
+    uint64_t size = round_granule(o->initial_size ? o->initial_size : PRIVATE_SIZE);
+    uint64_t most = round_granule(o->max_size ? o->max_size : DEFAULT_MAX_SIZE);
+    if (most < least)
+        return smi_error(-EINVAL, "%s: maximum size %llu is below the %llu bytes that an empty heap has",
+                         private_name, (unsigned long long)most, (unsigned long long)least);
+    uint64_t half = smi_os_address_limit() / 2; /* the other half for what else the process maps */
+    rc = map_heap(heap, most < half ? most : half < least ? least : half, least, NULL);
+    if (rc < 0)
+        return rc;
+    most = most < heap->reserved ? most : heap->reserved;
+    size = size < least ? least : size < most ? size : most;
+    rc = format_private(heap, &header, size);
+    if (rc == 0) {
+        heap->state->max_size = most;
+        if (o->flags & SHMALLOC_HUGE_PAGES)
+            smi_os_want_huge(heap->base, heap->reserved);
+    }
+    return rc;
+}
+
+int shmalloc_open_private(const shmalloc_options *options, shmalloc_heap **out)
+{
+    const shmalloc_options *o = options ? options : &defaults;
+    int rc = out ? check_private_options(o) : smi_error(-EINVAL, "%s: no place for the handle", private_name);
+    shmalloc_heap *heap = rc == 0 ? new_handle(private_name) : NULL;
+    if (rc < 0 || !heap)
+        return rc < 0 ? rc : -ENOMEM;
+    heap->is_private = 1;
+    heap->path = private_name;
+    rc = build_private(heap, o);
+    if (rc < 0) {
+        drop_handle(heap);
+        return rc;
+    }
+    smi_registry_lock();
+    smi_process_start_private(heap);
+    register_heap(heap);
+    smi_registry_unlock();
+    *out = heap;
+    return 0;
+}
+
 /* ---- closing ---- */
 
 /* The last one out: data first, then the mark, each synced. */
@@ -654,7 +771,9 @@ static int close_registered(shmalloc_heap *heap)
     if (--heap->handles > 0)
         return 0;
     int rc = 0;
-    if (!heap->read_only && heap->epoch != 0)
+    if (heap->is_private)
+        smi_process_drop(heap);
+    else if (!heap->read_only && heap->epoch != 0)
         rc = detach(heap);
     unregister(heap);
     bury_handle(heap);
@@ -680,7 +799,7 @@ __attribute__((destructor)) static void leave_all(void)
     if (!smi_registry_trylock())
         return;
     for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next)
-        if (!heap->read_only && heap->epoch != 0 && smi_only_mine(heap))
+        if (!heap->read_only && !heap->is_private && !heap->stays && heap->epoch != 0 && smi_only_mine(heap))
             detach(heap);
     smi_registry_unlock();
 }

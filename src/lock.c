@@ -11,7 +11,6 @@
 #include "roots.h"
 #include "undo.h"
 
-#ifndef NDEBUG
 /* Indices of the heap locks this thread holds, ascending. */
 static _Thread_local struct {
     uint32_t index[8];
@@ -28,28 +27,19 @@ static void note_acquired(uint32_t index)
 static void note_released(uint32_t index)
 {
     SMI_ASSERT(held.count > 0 && held.index[held.count - 1] == index);
+    (void)index;
     held.count--;
+}
+
+int smi_lock_any_held(void)
+{
+    return held.count > 0;
 }
 
 void smi_lock_forget(void)
 {
     held.count = 0;
 }
-#else
-static void note_acquired(uint32_t index)
-{
-    (void)index;
-}
-
-static void note_released(uint32_t index)
-{
-    (void)index;
-}
-
-void smi_lock_forget(void)
-{
-}
-#endif
 
 int smi_lock_repair(shmalloc_heap *heap, uint32_t index)
 {

@@ -329,23 +329,38 @@ int smi_os_sync_range(void *address, uint64_t len)
 
 /* ---- memory ---- */
 
-static void *reserve_aligned(uint64_t len)
+void *smi_os_reserve_private(uint64_t len, uint64_t alignment)
 {
-    char *area = mmap(NULL, len + MAP_ALIGNMENT, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                      -1, 0);
+    char *area = mmap(NULL, len + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED)
         return NULL;
-    char *aligned = (char *)(((uintptr_t)area + MAP_ALIGNMENT - 1) & ~(uintptr_t)(MAP_ALIGNMENT - 1));
+    char *aligned = (char *)(((uintptr_t)area + alignment - 1) & ~(uintptr_t)(alignment - 1));
     if (aligned > area)
         munmap(area, (size_t)(aligned - area));
-    munmap(aligned + len, (size_t)(area + MAP_ALIGNMENT - aligned));
+    munmap(aligned + len, (size_t)(area + alignment - aligned));
     return aligned;
+}
+
+uint64_t smi_os_address_limit(void)
+{
+    struct rlimit limit;
+    return getrlimit(RLIMIT_AS, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY ? UINT64_MAX : limit.rlim_cur;
+}
+
+int smi_os_allow(void *address, uint64_t len)
+{
+    return mprotect(address, len, PROT_READ | PROT_WRITE) < 0 ? -errno : 0;
+}
+
+int smi_os_empty(void *address, uint64_t len)
+{
+    return madvise(address, len, MADV_DONTNEED) < 0 ? -errno : 0;
 }
 
 int smi_os_map(int fd, uint64_t len, int read_only, void *fixed, void **out)
 {
     int protection = read_only ? PROT_READ : PROT_READ | PROT_WRITE;
-    void *where = fixed ? fixed : reserve_aligned(len);
+    void *where = fixed ? fixed : smi_os_reserve_private(len, MAP_ALIGNMENT);
     if (!where)
         return -ENOMEM;
     void *area = mmap(where, len, protection,
@@ -628,6 +643,24 @@ void smi_os_sleep(uint64_t ns)
 {
     struct timespec pause = {(time_t)(ns / 1000000000ull), (long)(ns % 1000000000ull)};
     nanosleep(&pause, NULL);
+}
+
+void smi_os_say(int fd, const char *text, size_t len)
+{
+    while (write(fd, text, len) < 0 && errno == EINTR)
+        ;
+}
+
+int smi_os_keep(int fd)
+{
+    int kept = fcntl(fd, F_DUPFD_CLOEXEC, 200);
+    return kept < 0 ? -errno : kept;
+}
+
+uint64_t smi_os_peak(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) < 0 ? 0 : (uint64_t)usage.ru_maxrss << 10;
 }
 
 int smi_os_cancel_off(void)

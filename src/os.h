@@ -72,6 +72,13 @@ int smi_os_sync_range(void *address, uint64_t len);
 /* Reserve `len` bytes of addresses, 2 MiB-aligned (at `fixed` if not NULL), and map the file over all
  * of them, also beyond its end. -EADDRINUSE, -ENOMEM. */
 int smi_os_map(int fd, uint64_t len, int read_only, void *fixed, void **out);
+/* Reserve `len` bytes of addresses for memory of this process alone, at a multiple of `alignment` (a power of two);
+ * none of it can be touched before smi_os_allow. Nothing is charged. */
+void *smi_os_reserve_private(uint64_t len, uint64_t alignment);
+uint64_t smi_os_address_limit(void); /* bytes of addresses a process may have; UINT64_MAX: no limit */
+int smi_os_allow(void *address, uint64_t len);
+/* Take the memory behind a range of it away; it reads as zeros. */
+int smi_os_empty(void *address, uint64_t len);
 void smi_os_unmap(void *address, uint64_t len);
 /* Bring pages of a mapping in, as reading them would. -EINVAL before Linux 5.14, -EFAULT beyond the file's end. */
 int smi_os_populate(void *address, uint64_t len);
@@ -111,6 +118,12 @@ uint64_t smi_os_now(void);  /* nanoseconds since 1970 */
 uint64_t smi_os_clock(void); /* CLOCK_MONOTONIC, nanoseconds */
 uint64_t smi_os_tick(void); /* the same, coarse and cheap */
 void smi_os_sleep(uint64_t ns);
+
+/* Write a text for people; whether somebody reads it is not told. */
+void smi_os_say(int fd, const char *text, size_t len);
+/* Another descriptor of the same, out of the way of the program's own and gone after exec; or a negated errno. */
+int smi_os_keep(int fd);
+uint64_t smi_os_peak(void); /* bytes that this process had in memory at most */
 
 /* Cancellation points inside the library must not end a thread half way. Returns the state before. */
 int smi_os_cancel_off(void);

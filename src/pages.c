@@ -29,6 +29,7 @@
 #include "lock.h"
 #include "os.h"
 #include "pageset.h"
+#include "storage.h"
 #include "undo.h"
 
 #define BIG_BIN SMF_EXACT_BINS
@@ -237,11 +238,11 @@ static uint64_t hole_run(shmalloc_heap *heap, uint64_t page, uint64_t length)
  * back at once. */
 static int reserve_run(shmalloc_heap *heap, uint64_t page, uint64_t count)
 {
-    int rc = smi_os_reserve(heap->fd, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
+    int rc = smi_storage_reserve(heap, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
     if (rc == 0)
         set_facts(heap, page, count, 0, SMF_WORD_RESERVED);
     else if (rc == -ENOSPC)
-        smi_os_punch(heap->fd, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
+        smi_storage_punch(heap, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
     return rc;
 }
 
@@ -268,7 +269,7 @@ static int reserve(shmalloc_heap *heap, uint64_t page, uint64_t count, uint64_t 
         return 0;
     uint64_t batch = smi_size(heap) >> (SMF_PAGE_SHIFT + 6); /* 1/64 of the heap */
     batch = batch < 8 ? 8 : batch > 256 ? 256 : batch;
-    if (count < batch) {
+    if (count < batch && !heap->is_private) {
         uint64_t more = batch - count < behind ? batch - count : behind;
         if (reserve_exactly(heap, page, count + more) == 0)
             return 0;
@@ -331,7 +332,7 @@ static uint64_t round_up(uint64_t n, uint64_t unit)
 static uint64_t chunk_length(shmalloc_heap *heap, uint64_t count, uint64_t limit)
 {
     const uint64_t granule = SMF_GRANULE >> SMF_PAGE_SHIFT;
-    uint64_t step = heap->state->size / 8;
+    uint64_t step = heap->state->size / (heap->is_private ? 1 : 8); /* where length costs nothing, fewer chunks */
     step = round_up((step > GROWTH_CAP ? GROWTH_CAP : step) + 1, SMF_GRANULE) >> SMF_PAGE_SHIFT;
     if (step > limit)
         step = limit;
@@ -342,22 +343,20 @@ static uint64_t chunk_length(shmalloc_heap *heap, uint64_t count, uint64_t limit
     return length <= limit ? length : 0;
 }
 
-/* Bring the file from `old` to `size` bytes with storage for the new chunk's metadata; zeros beyond what was. */
+/* Bring the heap from `old` to `size` bytes with storage for the new chunk's metadata; zeros beyond what was. */
 static int lengthen(shmalloc_heap *heap, uint64_t old, uint64_t size, const struct smf_chunk *chunk)
 {
-    struct smi_file_info info;
-    int rc = smi_heap_descriptor(heap);
+    uint64_t length;
+    int rc = smi_storage_length(heap, &length);
+    if (rc == 0 && length > old) /* a grower died before it was done */
+        rc = smi_storage_set_length(heap, old);
     if (rc == 0)
-        rc = smi_os_stat(heap->fd, &info);
-    if (rc == 0 && info.size > old) /* a grower died before it was done */
-        rc = smi_os_truncate(heap->fd, old);
-    if (rc == 0)
-        rc = smi_os_truncate(heap->fd, size);
+        rc = smi_storage_set_length(heap, size);
     if (rc == 0) {
-        rc = smi_os_reserve(heap->fd, smi_chunk_words_offset(chunk, &heap->areas),
-                            round_up(smi_chunk_metadata_bytes(chunk->page_count), 4096));
+        rc = smi_storage_reserve(heap, smi_chunk_words_offset(chunk, &heap->areas),
+                                 round_up(smi_chunk_metadata_bytes(chunk->page_count), 4096));
         if (rc < 0)
-            smi_os_truncate(heap->fd, old);
+            smi_storage_set_length(heap, old);
     }
     return rc;
 }
@@ -734,7 +733,7 @@ struct trim {
 static int punch_run(shmalloc_heap *heap, struct trim *trim, uint64_t page, uint64_t count)
 {
     set_facts(heap, page, count, SMF_WORD_RESERVED, 0);
-    int rc = smi_os_punch(heap->fd, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
+    int rc = smi_storage_punch(heap, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
     if (rc < 0)
         return rc;
     set_facts(heap, page, count, 0, SMF_WORD_ZERO);
@@ -858,7 +857,7 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
     trim->pages += stored;
     SMI_STORE(&heap->backed, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT);
     /* kill here: a longer file, cut at the next growth */
-    rc = smi_os_truncate(heap->fd, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT);
+    rc = smi_storage_set_length(heap, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT);
     return rc < 0 ? rc : 1;
 }
 
@@ -949,9 +948,9 @@ int smi_pages_format(shmalloc_heap *heap, uint64_t size)
     heap->directory[0] = chunk;
     heap->state->chunk_count = 1;
     heap->state->size = size;
-    int rc = smi_os_reserve(heap->fd, 0,
-                            round_up(heap->areas.end + smi_chunk_metadata_bytes(chunk.page_count),
-                                     4096));
+    int rc = smi_storage_reserve(heap, 0,
+                                 round_up(heap->areas.end + smi_chunk_metadata_bytes(chunk.page_count),
+                                          4096));
     if (rc < 0)
         return rc;
     format_chunk(heap, &chunk);

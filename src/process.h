@@ -30,6 +30,14 @@ void smi_process_drop(shmalloc_heap *heap);
  */
 struct smi_thread *smi_thread_enter(shmalloc_heap *heap, int *rc);
 
+/* The same for a call that may also use a context which it shares: in private heaps, threads beyond the limit and
+ * threads that are about to end have none of their own. smi_thread_leave_any() ends the use. */
+struct smi_thread *smi_thread_enter_any(shmalloc_heap *heap, int *rc);
+void smi_thread_leave_any(struct smi_thread *t);
+
+/* What claiming an entry is to files: a private heap has this process only. The registry lock is held. */
+void smi_process_start_private(shmalloc_heap *heap);
+
 /* Has no other thread of this process a context of the heap? The registry lock is held. */
 int smi_only_mine(const shmalloc_heap *heap);
 

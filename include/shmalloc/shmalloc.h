@@ -200,6 +200,24 @@ SHMALLOC_API int shmalloc_open(const char *path, const shmalloc_options *options
 SHMALLOC_API int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **out);
 
 /**
+ * A heap in memory of this process alone: no file, nothing shared, no locks that outlive a death. All calls work
+ * but shmalloc_sync() (-EINVAL). It is gone when it is closed or the process ends.
+ *
+ * Of the options, `initial_size`, `max_size` and `arenas` count, and the flags SHMALLOC_HARDENED and
+ * SHMALLOC_HUGE_PAGES; others are -EINVAL. Where address space is limited, the maximum size is half of the limit.
+ * Blocks may be aligned to 1 GiB where it is not (1 MiB else).
+ *
+ * After fork() or _Fork() the child has a copy of its own and goes on with it. What other threads of the parent
+ * had cached returns to the child's heap at its first call; a block that one of them was just being given
+ * is lost to the child. A shmalloc_mutex is free in the child, and who first locks one that was held is told by 1.
+ *
+ * Any number of threads: those beyond 1,023 share one cache, at the price of a lock.
+ *
+ * @return 0, or a negative code and no handle: -EINVAL, -ENOMEM, SHMALLOC_EADDRESS.
+ */
+SHMALLOC_API int shmalloc_open_private(const shmalloc_options *options, shmalloc_heap **out);
+
+/**
  * End the use of the heap by this process (or of one of several handles of the same file).
  *
  * Cached blocks of all threads of the process go back; allocated blocks stay. The last process to

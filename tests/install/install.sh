@@ -47,4 +47,12 @@ if [ -e "$inspect" ]; then
     [ -e "$root$prefix/share/man/man1/shmalloc-inspect.1" ] || { echo "no manual page"; exit 1; }
 fi
 [ -e "$root$prefix/share/man/man3/shmalloc-crashtest.3" ] || { echo "no manual page of the kit"; exit 1; }
+
+# So is what runs other programs; it finds its library wherever both were moved to.
+run=$root$prefix/bin/shmalloc-run
+if [ -e "$run" ]; then
+    [ "$("$run" sh -c 'echo $LD_PRELOAD')" = "$(realpath "$root$prefix/$libdir/libshmalloc-preload.so")" ] ||
+        { echo "shmalloc-run finds another library"; exit 1; }
+    [ -e "$root$prefix/share/man/man1/shmalloc-run.1" ] || { echo "no manual page"; exit 1; }
+fi
 echo "installed, linked and run: shared and static"
