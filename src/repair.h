@@ -53,6 +53,8 @@ struct smi_piece {
     uint8_t kind; /* enum smf_page_kind */
     uint8_t size_class, arena;
     uint8_t was_free; /* the file says so too */
+    uint8_t guessed;  /* hardly anything said so */
+    uint8_t torn;     /* slab: a word of its bitmap had bits for slots and others that stand for none */
 };
 
 struct smi_pieces {
