@@ -94,8 +94,9 @@ int smi_repair_apply(struct smi_repair *repair, int fd, smi_repair_progress_fn *
 
 void smi_repair_finish(struct smi_repair *repair);
 
-/* Copy the file in `fd` to the new file `to`, holes as holes, and sync it. -EEXIST, -ENOSPC and other
- * errnos, with a message; then there is no such file. */
-int smi_repair_save(int fd, const char *path, const char *to, smi_repair_progress_fn *progress);
+/* Copy the file in `fd`, whose repair is planned, to the new file `to`, and sync it. Holes stay holes; what has storage
+ * according to the plan has it in the copy, written or not, where the file system can do that. -EEXIST, -ENOSPC and
+ * other errnos, with a message; then there is no such file. */
+int smi_repair_save(struct smi_repair *repair, int fd, const char *to, smi_repair_progress_fn *progress);
 
 #endif
