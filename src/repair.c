@@ -350,6 +350,33 @@ int smi_repair_apply(struct smi_repair *r, int fd, smi_repair_progress_fn *progr
 
 /* ---- the copy ---- */
 
+/* Pages that begin at `page` and have storage, up to `end`. */
+static uint64_t stored_run(struct smi_repair *r, uint64_t page, uint64_t end)
+{
+    uint64_t at = page;
+    while (at < end && (smi_view_word(&r->view, at) & SMF_WORD_RESERVED))
+        at++;
+    return at - page;
+}
+
+/* Storage that was not written to yet looks like a hole; the page words know. A heap that is put back from a copy must
+ * not find out on a full disk. */
+static int reserve_in_copy(struct smi_repair *r, int to)
+{
+    const struct smf_areas *areas = &r->view.header.areas;
+    int rc = smi_os_reserve(to, 0, areas->end);
+    for (uint32_t i = 0; rc == 0 && i < r->view.chunk_count; i++) {
+        const struct smf_chunk *chunk = &r->view.chunks[i];
+        uint64_t end = (uint64_t)chunk->first_page + chunk->page_count, run;
+        rc = smi_os_reserve(to, smi_chunk_words_offset(chunk, areas), smi_chunk_metadata_bytes(chunk->page_count));
+        for (uint64_t page = smi_chunk_data_page(chunk, areas); rc == 0 && page < end; page += run + (run == 0)) {
+            run = stored_run(r, page, end);
+            rc = run > 0 ? smi_os_reserve(to, smi_repair_ref(page), run << SMF_PAGE_SHIFT) : 0;
+        }
+    }
+    return rc == -EOPNOTSUPP ? 0 : rc; /* no heap can be used there, but a copy can be kept */
+}
+
 static int copy_data(int from, int to, uint64_t size, smi_repair_progress_fn *progress)
 {
     static uint8_t buffer[1 << 20];
@@ -368,7 +395,7 @@ static int copy_data(int from, int to, uint64_t size, smi_repair_progress_fn *pr
     return rc < 0 ? rc : smi_os_sync_file(to);
 }
 
-int smi_repair_save(int fd, const char *path, const char *to, smi_repair_progress_fn *progress)
+int smi_repair_save(struct smi_repair *r, int fd, const char *to, smi_repair_progress_fn *progress)
 {
     char temp_name[PATH_MAX];
     struct smi_file_info info;
@@ -376,7 +403,9 @@ int smi_repair_save(int fd, const char *path, const char *to, smi_repair_progres
     if (rc == 0)
         rc = copy = smi_os_create_unnamed(to, info.mode & 0777, temp_name);
     if (copy >= 0) {
-        rc = copy_data(fd, copy, info.size, progress);
+        rc = reserve_in_copy(r, copy);
+        if (rc == 0)
+            rc = copy_data(fd, copy, info.size, progress);
         if (rc < 0)
             smi_os_discard(temp_name);
         else if ((rc = smi_os_publish(copy, to, temp_name)) == 0)
@@ -384,6 +413,6 @@ int smi_repair_save(int fd, const char *path, const char *to, smi_repair_progres
         smi_os_close(copy);
     }
     if (rc < 0)
-        return smi_error(rc, "%s: cannot save a copy as %s: %s; nothing was changed", path, to, shmalloc_strerror(rc));
+        return smi_error(rc, "%s: cannot save a copy as %s: %s; nothing was changed", r->view.path, to, shmalloc_strerror(rc));
     return 0;
 }

@@ -53,6 +53,8 @@ struct smi_piece {
     uint8_t kind; /* enum smf_page_kind */
     uint8_t size_class, arena;
     uint8_t was_free; /* the file says so too */
+    uint8_t guessed;  /* hardly anything said so */
+    uint8_t torn;     /* slab: a word of its bitmap had bits for slots and others that stand for none */
 };
 
 struct smi_pieces {
@@ -92,8 +94,9 @@ int smi_repair_apply(struct smi_repair *repair, int fd, smi_repair_progress_fn *
 
 void smi_repair_finish(struct smi_repair *repair);
 
-/* Copy the file in `fd` to the new file `to`, holes as holes, and sync it. -EEXIST, -ENOSPC and other
- * errnos, with a message; then there is no such file. */
-int smi_repair_save(int fd, const char *path, const char *to, smi_repair_progress_fn *progress);
+/* Copy the file in `fd`, whose repair is planned, to the new file `to`, and sync it. Holes stay holes; what has storage
+ * according to the plan has it in the copy, written or not, where the file system can do that. -EEXIST, -ENOSPC and
+ * other errnos, with a message; then there is no such file. */
+int smi_repair_save(struct smi_repair *repair, int fd, const char *to, smi_repair_progress_fn *progress);
 
 #endif

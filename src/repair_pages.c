@@ -10,6 +10,9 @@
  *   - a large block whose length cannot be, or that would swallow spans that stand, ends where the next begins;
  *   - a free span needs a descriptor and pages without kind, or a last page that says so;
  *   - pages that nothing speaks for belong to the large block before them, or become one of their own: allocated.
+ *
+ * A slab of which too little is left to be seen would become part of one block, and its slots could not be given back
+ * or found any more. The slab counts of the classes tell: while one lacks a slab, no guess about pages is good enough.
  */
 #include "repair_plan.h"
 
@@ -21,7 +24,7 @@
 #define FACTS (SMF_WORD_ZERO | SMF_WORD_RESERVED)
 #define UNKNOWN_ARENA 0xff
 
-/* A slab whose witnesses contradict each other, and the other thing it may be. */
+/* A piece whose witnesses contradict each other, and the other thing it may be: of kind NONE when nobody knows. */
 struct doubt {
     size_t piece;
     struct smi_piece rival;
@@ -141,12 +144,16 @@ static void add_piece(struct tiling *t, struct smi_piece piece)
 
 static struct smi_piece slab_piece(uint64_t page, uint32_t k, uint32_t arena)
 {
-    return (struct smi_piece){(uint32_t)page, smi_class_span_pages(k), SMF_PAGE_SLAB, (uint8_t)k, (uint8_t)arena, 0};
+    return (struct smi_piece){.page = (uint32_t)page,
+                              .count = smi_class_span_pages(k),
+                              .kind = SMF_PAGE_SLAB,
+                              .size_class = (uint8_t)k,
+                              .arena = (uint8_t)arena};
 }
 
 static struct smi_piece plain_piece(uint64_t page, uint64_t count, uint8_t kind)
 {
-    return (struct smi_piece){(uint32_t)page, (uint32_t)count, kind, 0, 0, 0};
+    return (struct smi_piece){.page = (uint32_t)page, .count = (uint32_t)count, .kind = kind};
 }
 
 static void doubt_last(struct tiling *t, struct smi_piece rival)
@@ -168,11 +175,11 @@ static void say_filled(struct tiling *t, const struct smi_piece *piece, const ch
                    what);
 }
 
-/* The arena of a slab whose words are believed: the descriptor's, if it and the words can be of one. */
-static uint32_t arena_for(struct smi_repair *r, const struct smf_page *d, int own)
+/* The arena of a slab of class k whose words are believed: the descriptor's, if it says so of such a slab. */
+static uint32_t arena_for(struct smi_repair *r, const struct smf_page *d, uint32_t k, int own)
 {
     uint32_t arenas = r->view.header.arena_count;
-    return own ? arenas : d->arena < arenas ? d->arena : UNKNOWN_ARENA;
+    return own ? arenas : d->kind == SMF_PAGE_SLAB && d->size_class == k && d->arena < arenas ? d->arena : UNKNOWN_ARENA;
 }
 
 /* The class of which most words from `page` on make a slab; SMF_CLASSES when there is none. */
@@ -197,6 +204,16 @@ static uint32_t own_words(struct smi_repair *r, uint64_t page, uint32_t count)
     return own;
 }
 
+/* The class of a slab at `page` that has only its descriptor's kind and length and its first word's class left. */
+static uint32_t class_of_rest(struct smi_repair *r, uint64_t page, const struct smf_page *d, uint64_t end)
+{
+    uint32_t k = (word_of(r, page) & SMF_WORD_KIND) - 1u;
+    return d->kind == SMF_PAGE_SLAB && k < SMF_CLASSES && d->page_count == smi_class_span_pages(k) &&
+                   d->page_count <= end - page
+               ? k
+               : SMF_CLASSES;
+}
+
 /* A slab at `page`, if anything speaks for one. */
 static uint32_t fill_slab(struct tiling *t, uint64_t page, uint64_t end)
 {
@@ -207,12 +224,16 @@ static uint32_t fill_slab(struct tiling *t, uint64_t page, uint64_t end)
     if (d->kind == SMF_PAGE_SLAB && d->size_class < SMF_CLASSES &&
         d->page_count == smi_class_span_pages(d->size_class) && d->page_count <= end - page)
         kd = d->size_class;
-    if (kw == SMF_CLASSES && kd == SMF_CLASSES)
-        return 0;
-    if (kw == SMF_CLASSES || (kd < SMF_CLASSES && kd != kw && agree == 1)) { /* the descriptor, unless one word objects */
+    if (kw == SMF_CLASSES && kd == SMF_CLASSES) {
+        uint32_t k = class_of_rest(r, page, d, end);
+        if (k == SMF_CLASSES)
+            return 0;
+        add_piece(t, slab_piece(page, k, is_own_word(word) ? arenas : d->arena < arenas ? d->arena : UNKNOWN_ARENA));
+        doubt_last(t, plain_piece(page, 0, SMF_PAGE_NONE));
+    } else if (kw == SMF_CLASSES || (kd < SMF_CLASSES && kd != kw && agree == 1)) { /* the descriptor, unless one word objects */
         add_piece(t, slab_piece(page, kd, d->arena <= arenas ? d->arena : UNKNOWN_ARENA));
         if (kw < SMF_CLASSES)
-            doubt_last(t, slab_piece(page, kw, arena_for(r, d, is_own_word(word))));
+            doubt_last(t, slab_piece(page, kw, arena_for(r, d, kw, is_own_word(word))));
         else if (d->page_count == 1 && (word == SMF_WORD_LARGE || word == SMF_WORD_META))
             doubt_last(t, plain_piece(page, 1, SMF_PAGE_LARGE));
     } else {
@@ -220,9 +241,9 @@ static uint32_t fill_slab(struct tiling *t, uint64_t page, uint64_t end)
         int is_own = 2 * own > count, contradicted = d->arena <= arenas && (d->arena == arenas) != is_own;
         if (kd == kw && contradicted && count == 1) {
             add_piece(t, slab_piece(page, kd, d->arena));
-            doubt_last(t, slab_piece(page, kw, arena_for(r, d, is_own)));
+            doubt_last(t, slab_piece(page, kw, arena_for(r, d, kw, is_own)));
         } else {
-            add_piece(t, slab_piece(page, kw, arena_for(r, d, is_own)));
+            add_piece(t, slab_piece(page, kw, arena_for(r, d, kw, is_own)));
             if (kd == SMF_CLASSES && count == 1 && (d->kind == SMF_PAGE_LARGE || d->kind == SMF_PAGE_META) &&
                 d->page_count > 0 && d->page_count <= end - page)
                 doubt_last(t, plain_piece(page, d->page_count, SMF_PAGE_LARGE));
@@ -272,14 +293,17 @@ static uint64_t fill(struct tiling *t, uint64_t page, uint64_t end)
     if (!is_free || !has_tail(r, page, d->page_count)) {
         uint32_t slab = fill_slab(t, page, end);
         if (slab > 0) {
-            if (!r->failed)
+            if (!r->failed) {
                 say_filled(t, &r->pieces.at[r->pieces.count - 1], "a slab");
+                r->pieces.at[r->pieces.count - 1].guessed = 1;
+            }
             return slab;
         }
     }
     struct smi_piece piece = plain_piece(page, count, SMF_PAGE_FREE);
     uint32_t named = word == SMF_WORD_META || d->kind == SMF_PAGE_META ? named_length(r, page) : 0;
     if (is_free) {
+        piece.guessed = !has_tail(r, page, count);
         say_filled(t, &piece, "free");
     } else if (named > 0 && named <= end - page) {
         piece.count = named;
@@ -290,10 +314,12 @@ static uint64_t fill(struct tiling *t, uint64_t page, uint64_t end)
         say_filled(t, &piece, "a large block");
     } else if (last && last->kind == SMF_PAGE_LARGE && last->page + last->count == page) {
         last->count += (uint32_t)count;
+        last->guessed = 1;
         say_filled(t, &piece, "the end of the large block before them: nothing else speaks for them");
         return count;
     } else {
         piece.kind = SMF_PAGE_LARGE;
+        piece.guessed = 1;
         say_filled(t, &piece, "kept as a large block: nothing says that they are free");
     }
     add_piece(t, piece);
@@ -312,18 +338,21 @@ static uint64_t take_standing(struct tiling *t, uint64_t page)
     struct smi_repair *r = t->r;
     const struct smf_page *d = smi_view_page(&r->view, page);
     uint64_t count = d->page_count;
+    uint8_t is_cut = 0;
     find_next(t, page + 1);
     uint32_t named = d->kind == SMF_PAGE_META && t->next != page + count ? named_length(r, page) : 0;
     if (named > count && page + named <= t->end) /* its length is what is wrong */
         count = named;
     if (t->next < page + count) {
         count = t->next - page;
+        is_cut = 1;
         smi_repair_say(r, "P1", smi_repair_ref(page), "the span at page %llu ends after %llu pages, where the next begins",
                        (unsigned long long)page, (unsigned long long)count);
     }
     struct smi_piece piece = plain_piece(page, count, d->kind);
     piece.size_class = d->kind == SMF_PAGE_SLAB ? d->size_class : 0;
     piece.arena = d->kind == SMF_PAGE_SLAB ? d->arena : 0;
+    piece.guessed = is_cut;
     add_piece(t, piece);
     return count;
 }
@@ -347,7 +376,7 @@ static int64_t lacks(struct tiling *t, const uint32_t *tally, const struct smi_p
     if (piece->kind != SMF_PAGE_SLAB || piece->arena > r->view.header.arena_count)
         return 0;
     uint64_t said = smi_repair_word(r, smi_repair_central(r, index, offsetof(struct smf_central, slab_count)));
-    return (int64_t)said - tally[index];
+    return (int64_t)(said < UINT32_MAX ? said : UINT32_MAX) - tally[index];
 }
 
 /* A user's slab of unknown arena: whose class lacks one, or else the first's; each is as good. */
@@ -369,15 +398,46 @@ static void decide(struct tiling *t, uint32_t *tally, struct doubt *doubt)
     int one = lacks(t, tally, piece) > 0, other = lacks(t, tally, rival) > 0;
     if (rival->kind == SMF_PAGE_LARGE && !one)
         other = 1;
-    if (one == other || rival->count != piece->count)
+    if (one == other || (rival->kind != SMF_PAGE_NONE && rival->count != piece->count))
         smi_repair_refuse(t->r, "P4", smi_repair_ref(piece->page),
                           "the words and the descriptor of the span at page %u contradict each other, and nothing "
                           "else says which are right",
                           piece->page);
     else if (other)
         *piece = *rival;
+    piece->guessed = 1;
     if (piece->kind == SMF_PAGE_SLAB)
         tally[piece->arena * SMF_CLASSES + piece->size_class]++;
+}
+
+/* Slabs of class k that the arenas of users, or the library's own, say to have more than there are. */
+static int64_t lacks_in_all(struct tiling *t, const uint32_t *tally, uint32_t k, int own)
+{
+    uint32_t arenas = t->r->view.header.arena_count;
+    int64_t sum = 0;
+    for (uint32_t arena = own ? arenas : 0; arena < arenas + (own != 0); arena++) {
+        struct smi_piece piece = slab_piece(0, k, arena);
+        sum += lacks(t, tally, &piece);
+    }
+    return sum;
+}
+
+/* A guess is that pages are no slab, or one of a class that has more of them than it says. */
+static void look_for_lost_slabs(struct tiling *t, const uint32_t *tally)
+{
+    struct smi_repair *r = t->r;
+    uint32_t arenas = r->view.header.arena_count, k = 0;
+    while (k < 2 * SMF_CLASSES && lacks_in_all(t, tally, k / 2, k % 2) <= 0)
+        k++;
+    for (size_t i = 0; k < 2 * SMF_CLASSES && i < r->pieces.count; i++) {
+        const struct smi_piece *piece = &r->pieces.at[i];
+        if (piece->guessed && (piece->kind != SMF_PAGE_SLAB ||
+                               lacks_in_all(t, tally, piece->size_class, piece->arena == arenas) < 0))
+            smi_repair_refuse(r, "P4", smi_repair_ref(piece->page),
+                              "class %u lacks a slab, and the %u pages from page %u, of which too little is left to say "
+                              "what they are, may be that",
+                              k / 2, piece->count, piece->page);
+    }
 }
 
 static void decide_doubts(struct tiling *t)
@@ -400,6 +460,8 @@ static void decide_doubts(struct tiling *t)
             find_arena(t, tally, &r->pieces.at[i]);
             tally[r->pieces.at[i].arena * SMF_CLASSES + r->pieces.at[i].size_class]++;
         }
+    if (tally)
+        look_for_lost_slabs(t, tally);
     free(tally);
 }
 

@@ -2,9 +2,9 @@
 /*
  * repair_slabs.c - bitmaps of slabs under repair, slabs on their way, and the user bits of hardened heaps.
  *
- * A bitmap is a truth. But when a slab has other bits than its count says, and its class's count does not confirm
- * them either, a bit may stand for a slot that somebody uses: then none of the slab's free slots is handed out again.
- * In a hardened heap the user bits say which.
+ * A bitmap is a truth. But when a slab has other bits than its count says, a bit may stand for a slot that somebody
+ * uses: then none of the slab's free slots is handed out again, unless all else that its class says confirms the
+ * bits. The same when a word of it has bits that stand for no slot. In a hardened heap the user bits say which.
  */
 #include "repair_plan.h"
 
@@ -66,7 +66,8 @@ uint32_t smi_repair_free_slots(struct smi_repair *r, const struct smi_piece *pie
     return count;
 }
 
-static void clear_excess(struct smi_repair *r, const struct smi_piece *piece)
+/* A word that lost its meaning may have the right number of bits by chance. */
+static void clear_excess(struct smi_repair *r, struct smi_piece *piece)
 {
     uint32_t k = piece->size_class, cleared = 0;
     for (uint32_t w = 0; w < bitmap_words(k); w++) {
@@ -74,6 +75,7 @@ static void clear_excess(struct smi_repair *r, const struct smi_piece *piece)
         if (!(bits & ~valid_bits(k, w)))
             continue;
         cleared++;
+        piece->torn |= valid_bits(k, w) != 0;
         smi_repair_put(r, SMI_TRUTHS, bits_ref(r, piece->page, k, w), bits & valid_bits(k, w));
     }
     if (cleared)
@@ -113,6 +115,12 @@ static void mend_pending(struct smi_repair *r, uint32_t index, uint64_t tally)
 
 /* ---- bitmaps ---- */
 
+/* A class of an arena, as its slabs are. */
+struct tally {
+    uint64_t slabs, free_slots;
+    uint64_t differing; /* slabs whose count is not that of their bits */
+};
+
 /* Slots of a slab that nobody can vouch for stay allocated. The counts that tell are made void first, so that a
  * repair that is killed half way does not believe the rest. */
 static void keep_allocated(struct smi_repair *r, const struct smi_piece *piece, uint32_t free_slots)
@@ -120,49 +128,67 @@ static void keep_allocated(struct smi_repair *r, const struct smi_piece *piece, 
     uint32_t k = piece->size_class, index = index_of(piece);
     const struct smf_page *d = smi_view_page(&r->view, piece->page);
     smi_repair_say(r, "C1", smi_repair_ref(piece->page),
-                   "the slab at page %u has %u free slots, its count says %u and the count of its class confirms neither: all "
-                   "of them stay allocated",
-                   piece->page, free_slots, d->free_slots);
+                   "the slab at page %u has %u free slots, its count says %u and %s: all of them stay allocated",
+                   piece->page, free_slots, d->free_slots,
+                   piece->torn ? "bits next to theirs stood for no slot" : "the counts of its class do not confirm them");
     smi_repair_put(r, SMI_VOIDED, smi_repair_central(r, index, offsetof(struct smf_central, free_slots)), UINT64_MAX);
     smi_repair_put_part(r, SMI_VOIDED, (uint64_t)((const uint8_t *)&d->free_slots - r->view.memory), 2, 0);
     for (uint32_t w = 0; w < bitmap_words(k); w++)
         smi_repair_put(r, SMI_TRUTHS, bits_ref(r, piece->page, k, w), 0);
 }
 
+static void tally_bitmap(struct smi_repair *r, struct smi_piece *piece, struct tally *tally)
+{
+    uint32_t first;
+    clear_excess(r, piece);
+    uint32_t bits = smi_repair_free_slots(r, piece, &first);
+    tally->slabs++;
+    tally->free_slots += bits;
+    tally->differing += smi_view_page(&r->view, piece->page)->free_slots != bits;
+}
+
+/* Does all else of the class say that a slab's bits are right and its own count is wrong? Two wrong bitmaps may make
+ * the sum right, and so may a slab that was taken for another class's. */
+static int confirms(struct smi_repair *r, uint32_t index, const struct tally *tally)
+{
+    return tally->differing == 1 &&
+           smi_repair_word(r, smi_repair_central(r, index, offsetof(struct smf_central, slab_count))) == tally->slabs &&
+           smi_repair_word(r, smi_repair_central(r, index, offsetof(struct smf_central, free_slots))) == tally->free_slots;
+}
+
+static void mend_bitmap(struct smi_repair *r, const struct smi_piece *piece, const struct tally *tally)
+{
+    uint32_t first, bits = smi_repair_free_slots(r, piece, &first);
+    if (bits && (piece->torn || (smi_view_page(&r->view, piece->page)->free_slots != bits &&
+                                 !confirms(r, index_of(piece), tally))))
+        keep_allocated(r, piece, bits);
+}
+
+static int is_slab_at_rest(struct smi_repair *r, const struct smi_piece *piece)
+{
+    return piece->kind == SMF_PAGE_SLAB && !smi_repair_is_pending(r, piece);
+}
+
 void smi_mend_bitmaps(struct smi_repair *r)
 {
-    uint64_t *slabs = calloc(smi_repair_centrals(r), sizeof(uint64_t)), *sums = calloc(smi_repair_centrals(r), sizeof(uint64_t));
-    uint32_t own = r->view.header.arena_count, first;
+    struct smi_pieces *pieces = &r->pieces;
+    struct tally *tally = calloc(smi_repair_centrals(r), sizeof(*tally));
+    uint64_t *slabs = calloc(smi_repair_centrals(r), sizeof(*slabs));
     int hardened = (r->view.header.mode & SMF_HEAP_HARDENED) != 0;
-    r->failed |= !slabs || !sums;
-    for (int pass = 0; pass < 2 && !r->failed; pass++) {
-        for (size_t i = 0; i < r->pieces.count; i++) {
-            const struct smi_piece *piece = &r->pieces.at[i];
-            uint32_t index = index_of(piece);
-            if (piece->kind != SMF_PAGE_SLAB || (pass == 1 && smi_repair_is_pending(r, piece)))
-                continue;
-            if (pass == 0) {
-                slabs[index]++;
-                continue;
-            }
-            clear_excess(r, piece);
-            sums[index] += smi_repair_free_slots(r, piece, &first);
-        }
-        for (uint32_t index = 0; pass == 0 && index < smi_repair_centrals(r); index++)
-            mend_pending(r, index, slabs[index]);
-    }
-    for (size_t i = 0; i < r->pieces.count && !r->failed; i++) {
-        const struct smi_piece *piece = &r->pieces.at[i];
-        uint32_t index = index_of(piece);
-        if (piece->kind != SMF_PAGE_SLAB || piece->arena == own || hardened || smi_repair_is_pending(r, piece))
-            continue;
-        uint32_t bits = smi_repair_free_slots(r, piece, &first);
-        if (smi_view_page(&r->view, piece->page)->free_slots != bits &&
-            smi_repair_word(r, smi_repair_central(r, index, offsetof(struct smf_central, free_slots))) != sums[index])
-            keep_allocated(r, piece, bits);
-    }
+    r->failed |= !tally || !slabs;
+    for (size_t i = 0; i < pieces->count && !r->failed; i++)
+        if (pieces->at[i].kind == SMF_PAGE_SLAB)
+            slabs[index_of(&pieces->at[i])]++;
+    for (uint32_t index = 0; index < smi_repair_centrals(r) && !r->failed; index++)
+        mend_pending(r, index, slabs[index]);
+    for (size_t i = 0; i < pieces->count && !r->failed; i++)
+        if (is_slab_at_rest(r, &pieces->at[i]))
+            tally_bitmap(r, &pieces->at[i], &tally[index_of(&pieces->at[i])]);
+    for (size_t i = 0; i < pieces->count && !r->failed; i++)
+        if (is_slab_at_rest(r, &pieces->at[i]) && pieces->at[i].arena < r->view.header.arena_count && !hardened)
+            mend_bitmap(r, &pieces->at[i], &tally[index_of(&pieces->at[i])]);
+    free(tally);
     free(slabs);
-    free(sums);
 }
 
 /* ---- user bits ---- */

@@ -16,6 +16,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import time
 import unittest
 
@@ -228,14 +229,44 @@ class Copies(RepairTest):
         self.assertGreater(copy.st_size, 1 << 30)
         self.assertLess(copy.st_blocks * 512, 64 << 20)
 
-    def test_full_disk(self):
-        """The copy does not fit: nothing changes, and no part of it stays."""
-        place = os.path.join(self.dir, "small")
+    def disk(self, size):
+        """A file system of its own."""
+        place = os.path.join(self.dir, "disk")
         os.mkdir(place)
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", place], capture_output=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=" + size, "none", place], capture_output=True)
         if done.returncode != 0:
             self.skipTest("cannot mount: " + done.stderr.decode())
         self.addCleanup(subprocess.run, ["umount", place], check=True)
+        return place
+
+    def test_storage_that_was_not_written_stays(self):
+        """The copy is put back, the disk is filled, and every byte of every block can be written."""
+        place = self.disk("64m")
+        self.heap = os.path.join(place, "heap")
+        self.backup = self.heap + ".before-repair"
+        self.make("create", "fill=2000", "die", ends_by=-signal.SIGKILL)
+        self.patch(POISON, struct.pack("<q", -ECORRUPT))
+        stored = os.stat(self.heap).st_blocks
+        blocks = self.holdings()[0]
+        self.assertEqual(self.repair("--yes")[0], SOUND)
+        self.assertGreaterEqual(os.stat(self.backup).st_blocks, stored)
+        os.rename(self.backup, self.heap)
+        with open(os.path.join(place, "other"), "wb", 0) as file:
+            with self.assertRaisesRegex(OSError, "No space left"):
+                while file.write(bytes(65536)) == 65536:
+                    pass
+                file.write(bytes(65536))
+        writing = ("import json, mmap, sys\n"
+                   "file = open(sys.argv[1], 'r+b')\n"
+                   "heap = mmap.mmap(file.fileno(), 0)\n"
+                   "for ref, size, tag in json.load(sys.stdin):\n"
+                   "    heap[ref:ref + size] = bytes([255]) * size\n")
+        done = subprocess.run([sys.executable, "-c", writing, self.heap], input=json.dumps(blocks), text=True)
+        self.assertEqual(done.returncode, 0)
+
+    def test_full_disk(self):
+        """The copy does not fit: nothing changes, and no part of it stays."""
+        place = self.disk("256k")
         self.damage()
         before = self.content()
         status, answer = self.repair("--yes", "--backup", os.path.join(place, "copy"))

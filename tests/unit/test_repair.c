@@ -2,8 +2,12 @@
 /*
  * test_repair.c - every damage is either repaired, with all blocks and roots as they were, or refused, with the
  * file as it was; a repair may be killed after any word that it writes and is then done again.
+ *
+ * Each run takes some kill points and some rounds of random damage, others with each seed. SHMALLOC_TEST_ROUNDS=N
+ * takes N times as many: 30 and more before a change of a rule.
  */
 #include <criterion/criterion.h>
+#include <sys/mman.h>
 
 #include "check.h"
 #include "damages.h"
@@ -44,11 +48,9 @@ struct named_root {
 
 struct holdings {
     shmalloc_block *blocks;
-    uint64_t *hashes; /* of their contents */
     size_t block_count, room;
     struct named_root roots[IMAGE_ROOTS + 1];
     size_t root_count;
-    const struct image *m;
 };
 
 static int hold_block(const shmalloc_block *block, void *arg)
@@ -57,10 +59,8 @@ static int hold_block(const shmalloc_block *block, void *arg)
     if (h->block_count == h->room) {
         h->room = 2 * h->room + 1024;
         h->blocks = realloc(h->blocks, h->room * sizeof(*h->blocks));
-        h->hashes = realloc(h->hashes, h->room * sizeof(*h->hashes));
-        must(h->blocks && h->hashes, "memory");
+        must(h->blocks, "memory");
     }
-    h->hashes[h->block_count] = smi_hash(h->m->bytes + block->ref, block->size);
     h->blocks[h->block_count++] = *block;
     return 0;
 }
@@ -78,27 +78,13 @@ static int hold_root(const shmalloc_root *root, void *arg)
 
 static struct holdings holdings_of(const struct image *m)
 {
-    struct holdings h = {.m = m};
+    struct holdings h = {0};
     struct smi_view view;
     smi_view_of_mapping(&view, m->bytes, m->size, "image");
     must_work(smi_view_each_block(&view, hold_block, &h));
     must_work(smi_view_each_root(&view, hold_root, &h));
     smi_view_finish(&view);
     return h;
-}
-
-/* A damage may lie in a block: then that is what the block holds. */
-static void hash_anew(struct holdings *h, const struct image *m)
-{
-    for (size_t i = 0; i < h->block_count; i++)
-        if (h->blocks[i].ref + h->blocks[i].size <= m->size)
-            h->hashes[i] = smi_hash(m->bytes + h->blocks[i].ref, h->blocks[i].size);
-}
-
-static void let_go(struct holdings *h)
-{
-    free(h->blocks);
-    free(h->hashes);
 }
 
 static const shmalloc_block *block_at(const struct holdings *h, uint64_t ref, size_t *at)
@@ -125,36 +111,53 @@ static int has_root(const struct holdings *h, const struct named_root *root)
     return 0;
 }
 
-/* All blocks of `before` are there, no smaller and with their contents; of its roots all but `lost`, and no other. */
-static void must_hold(const struct holdings *now, const struct holdings *before, size_t lost, const char *name)
+/* `now` has all blocks of `before`, no smaller and with the contents that they have in `m`, damaged as it is; of its
+ * roots all but `lost`, and no other. */
+static void must_hold(const struct image *now, const struct holdings *before, const struct image *m, size_t lost,
+                      const char *name)
 {
+    struct holdings h = holdings_of(now);
     for (size_t i = 0; i < before->block_count; i++) {
+        const shmalloc_block *was = &before->blocks[i];
         size_t at = 0;
-        const shmalloc_block *b = block_at(now, before->blocks[i].ref, &at);
-        must(b && b->size >= before->blocks[i].size, "%s: the block at %#llx is lost", name,
-             (unsigned long long)before->blocks[i].ref);
-        must(smi_hash(now->m->bytes + b->ref, before->blocks[i].size) == before->hashes[i],
-             "%s: the block at %#llx changed", name, (unsigned long long)b->ref);
+        const shmalloc_block *b = block_at(&h, was->ref, &at);
+        must(b && b->size >= was->size, "%s: the block at %#llx is lost", name, (unsigned long long)was->ref);
+        must(was->ref + was->size <= m->size && memcmp(now->bytes + was->ref, m->bytes + was->ref, was->size) == 0,
+             "%s: the block at %#llx changed", name, (unsigned long long)was->ref);
     }
     size_t missing = 0;
     for (size_t i = 0; i < before->root_count; i++)
-        missing += !has_root(now, &before->roots[i]);
+        missing += !has_root(&h, &before->roots[i]);
     must(missing == lost, "%s: %zu roots are missing, %zu may be", name, missing, lost);
-    must(now->root_count == before->root_count - lost, "%s: %zu roots", name, now->root_count);
+    must(h.root_count == before->root_count - lost, "%s: %zu roots", name, h.root_count);
+    free(h.blocks);
 }
 
 /* ---- running a repair ------------------------------------------------------------------------ */
 
 static struct fixture f;
 static struct image bases[BASES];
+static struct holdings held[BASES];
+static struct rng rng;
 
 static void begin(void)
 {
     make_bases(&f, bases);
+    for (int i = 0; i < BASES; i++)
+        held[i] = holdings_of(&bases[i]);
+    rng = rng_from(test_seed());
+}
+
+static int rounds(int by_default)
+{
+    const char *given = getenv("SHMALLOC_TEST_ROUNDS");
+    return given ? by_default * atoi(given) : by_default;
 }
 
 static void end(void)
 {
+    for (int i = 0; i < BASES; i++)
+        free(held[i].blocks);
     drop_bases(&f, bases);
 }
 
@@ -207,11 +210,22 @@ static int repair_file(int loud)
     return done;
 }
 
+/* What the file holds now, mapped. */
+static struct image map_file(void)
+{
+    int fd = open_file();
+    struct image m = {.size = (uint64_t)lseek(fd, 0, SEEK_END)};
+    m.bytes = mmap(NULL, m.size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+    must(m.bytes != MAP_FAILED, "map %s", f.path);
+    close(fd);
+    return m;
+}
+
 static void must_be_unchanged(const struct image *m, const char *name)
 {
-    struct image now = image_read(f.path);
+    struct image now = map_file();
     must(now.size == m->size && memcmp(now.bytes, m->bytes, m->size) == 0, "%s: a refused repair changed the file", name);
-    free(now.bytes);
+    munmap(now.bytes, now.size);
 }
 
 /* Take it into use: what the dead left comes back, and a lot of work leads to no contradiction. */
@@ -219,13 +233,13 @@ static int use_heap(void *arg)
 {
     (void)arg;
     static shmalloc_ref refs[2000];
-    struct rng rng = rng_from(7);
+    struct rng work = rng_from(7);
     must_work(shmalloc_recover(f.path));
     shmalloc_heap *heap = heap_open(f.path);
     for (int step = 0; step < 5000; step++) {
-        shmalloc_ref *ref = &refs[rng_below(&rng, 2000)];
+        shmalloc_ref *ref = &refs[rng_below(&work, 2000)];
         must_work(*ref ? shmalloc_free(heap, ref)
-                       : shmalloc_alloc_tagged(heap, rng_log_uniform(&rng, 17), (uint16_t)(step % 3), ref));
+                       : shmalloc_alloc_tagged(heap, rng_log_uniform(&work, 17), (uint16_t)(step % 3), ref));
     }
     for (int i = 0; i < 2000; i++)
         if (refs[i])
@@ -237,25 +251,20 @@ static int use_heap(void *arg)
     return 0;
 }
 
-static void must_be_as_held(const struct holdings *before, size_t lost, const char *name)
+static void must_be_as_held(enum base base, const struct image *m, size_t lost, const char *name)
 {
-    struct image now = image_read(f.path);
-    struct holdings h = holdings_of(&now);
-    must_hold(&h, before, lost, name);
-    let_go(&h);
-    free(now.bytes);
+    must_be_sound_on_disk(f.path);
+    struct image now = map_file();
+    must_hold(&now, &held[base], m, lost, name);
+    munmap(now.bytes, now.size);
 }
 
 Test(repair, of_each_damage_leads_to_a_sound_heap_or_is_refused)
 {
-    struct holdings held[BASES];
     size_t repaired = 0, failed = 0;
-    for (int i = 0; i < BASES; i++)
-        held[i] = holdings_of(&bases[i]);
     for (size_t i = 0; i < DAMAGES; i++) {
         struct image m = damaged_image(i);
         enum outcome outcome = outcome_of(&damages[i]);
-        hash_anew(&held[damages[i].base], &m);
         image_write(&m, f.path);
         int done = repair_file(0);
         if (done != (outcome != REFUSED)) {
@@ -266,17 +275,13 @@ Test(repair, of_each_damage_leads_to_a_sound_heap_or_is_refused)
         } else if (!done) {
             must_be_unchanged(&m, damages[i].name);
         } else {
-            must_be_sound_on_disk(f.path);
-            must_be_as_held(&held[damages[i].base], outcome == NO_ROOT, damages[i].name);
+            must_be_as_held(damages[i].base, &m, outcome == NO_ROOT, damages[i].name);
             must(run_child(use_heap, NULL) == 0, "%s: the repaired heap is of no use", damages[i].name);
-            must_be_sound_on_disk(f.path);
-            must_be_as_held(&held[damages[i].base], outcome == NO_ROOT, damages[i].name);
+            must_be_as_held(damages[i].base, &m, outcome == NO_ROOT, damages[i].name);
             repaired++;
         }
         free(m.bytes);
     }
-    for (int i = 0; i < BASES; i++)
-        let_go(&held[i]);
     cr_assert_eq(failed, 0, "%zu of %zu damages have another outcome than they must", failed, DAMAGES);
     cr_assert_geq(repaired, DAMAGES - 10);
 }
@@ -307,10 +312,6 @@ static size_t word_count(const struct smi_repair *r)
 
 Test(repair, that_is_killed_after_any_word_is_done_again)
 {
-    struct rng rng = rng_from(test_seed());
-    struct holdings held[BASES];
-    for (int i = 0; i < BASES; i++)
-        held[i] = holdings_of(&bases[i]);
     for (size_t i = 0; i < DAMAGES; i++) {
         enum outcome outcome = outcome_of(&damages[i]);
         if (outcome == REFUSED)
@@ -318,11 +319,11 @@ Test(repair, that_is_killed_after_any_word_is_done_again)
         struct image m = damaged_image(i);
         struct smi_repair r;
         image_write(&m, f.path);
-        hash_anew(&held[damages[i].base], &m);
         int fd = open_file();
         must_work(smi_repair_plan(&r, fd, f.path, NULL));
         size_t words = word_count(&r);
-        for (size_t n = 0; n <= words; n += words < 8 ? 1 : 1 + rng_below(&rng, words / 4)) {
+        for (int point = 0; point < rounds(1); point++) {
+            size_t n = rng_below(&rng, words + 1);
             image_write(&m, f.path);
             write_part(&r, n);
             if (!repair_file(0)) {
@@ -331,25 +332,22 @@ Test(repair, that_is_killed_after_any_word_is_done_again)
                 repair_file(1);
                 must(0, "%s: killed after %zu of %zu words the repair is refused", damages[i].name, n, words);
             }
-            must_be_sound_on_disk(f.path);
-            must_be_as_held(&held[damages[i].base], outcome == NO_ROOT, damages[i].name);
+            must_be_as_held(damages[i].base, &m, outcome == NO_ROOT, damages[i].name);
         }
         smi_repair_finish(&r);
         close(fd);
         free(m.bytes);
     }
-    for (int i = 0; i < BASES; i++)
-        let_go(&held[i]);
 }
 
 /* ---- several damages ------------------------------------------------------------------------- */
 
 /* Damages that do not need what another one of them destroys: one of each group, those of the identity last. */
-static size_t pick(struct rng *rng, const char *letters)
+static size_t pick(const char *letters)
 {
     size_t i;
     do
-        i = rng_below(rng, DAMAGES);
+        i = rng_below(&rng, DAMAGES);
     while (!strchr(letters, damages[i].invariant[0]) || damages[i].base != KILLED);
     return i;
 }
@@ -357,107 +355,102 @@ static size_t pick(struct rng *rng, const char *letters)
 Test(repair, of_several_damages_loses_no_block)
 {
     static const char *const groups[] = {"P", "C", "S", "T", "RO", "L", "HD"};
-    struct rng rng = rng_from(test_seed());
-    struct holdings held = holdings_of(&bases[KILLED]);
-    size_t repaired = 0;
-    for (int round = 0; round < 100; round++) {
+    size_t repaired = 0, refused = 0;
+    for (int round = 0; round < rounds(25); round++) {
         struct image m = {malloc(bases[KILLED].size), bases[KILLED].size};
         size_t lost = 0, chosen[8], count = 0;
         char names[600] = "";
         memcpy(m.bytes, bases[KILLED].bytes, m.size);
         for (size_t g = 0; g < sizeof(groups) / sizeof(groups[0]); g++)
             if (rng_below(&rng, 3) == 0)
-                chosen[count++] = pick(&rng, groups[g]);
+                chosen[count++] = pick(groups[g]);
         for (size_t c = 0; c < count; c++) {
             damages[chosen[c]].apply(&m);
             lost += outcome_of(&damages[chosen[c]]) == NO_ROOT;
             strcat(strcat(names, " "), damages[chosen[c]].name);
         }
-        hash_anew(&held, &m);
         image_write(&m, f.path);
         if (repair_file(0)) {
-            must_be_sound_on_disk(f.path);
-            must_be_as_held(&held, lost, names);
+            must_be_as_held(KILLED, &m, lost, names);
             repaired++;
         } else {
             must_be_unchanged(&m, names);
+            fprintf(stderr, "refused:%s\n", names);
+            refused++;
         }
         free(m.bytes);
     }
-    fprintf(stderr, "%zu of 100 repaired\n", repaired);
-    let_go(&held);
+    fprintf(stderr, "%zu repaired, %zu refused\n", repaired, refused);
+    cr_assert_gt(repaired, refused);
 }
 
 /* ---- any damage ------------------------------------------------------------------------------ */
 
 /* A word of the fixed areas, or, more often, one that is not 0 of a chunk's words and descriptors or of what the library
  * keeps in pages: thread slots, roots, bitmaps. */
-static uint64_t some_word(const struct image *m, struct rng *rng)
+static uint64_t some_word(const struct image *m)
 {
     const struct smf_areas *areas = image_areas(m);
     for (;;) {
-        uint32_t chunk = (uint32_t)rng_below(rng, image_state(m)->chunk_count);
+        uint32_t chunk = (uint32_t)rng_below(&rng, image_state(m)->chunk_count);
         const struct smf_chunk *c = &image_directory(m)[chunk];
         uint64_t start = smi_chunk_words_offset(c, areas), len = smi_chunk_metadata_bytes(c->page_count), word;
-        if (rng_below(rng, 3) == 0) {
+        if (rng_below(&rng, 3) == 0) {
             start = SMF_STATE_OFFSET;
             len = areas->end - start;
-        } else if (rng_below(rng, 2) == 0) {
-            uint32_t page = c->first_page + (uint32_t)rng_below(rng, c->page_count);
+        } else if (rng_below(&rng, 2) == 0) {
+            uint32_t page = c->first_page + (uint32_t)rng_below(&rng, c->page_count);
             const struct smf_page *d = image_page(m, page);
             if (d->kind != SMF_PAGE_META && !(d->kind == SMF_PAGE_SLAB && (d->arena == image_header(m)->arena_count || d->size_class == 0)))
                 continue;
             start = image_page_ref(page);
             len = (uint64_t)d->page_count << SMF_PAGE_SHIFT;
         }
-        uint64_t at = (start + rng_below(rng, len)) & ~7ull;
+        uint64_t at = (start + rng_below(&rng, len)) & ~7ull;
         memcpy(&word, m->bytes + at, 8);
         if (word != 0)
             return at;
     }
 }
 
-/* Words of metadata get likely and unlikely values, in the file; `m` keeps what it was. */
-static void scratch(const struct image *m, struct rng *rng, unsigned count)
+/* Words of metadata get likely and unlikely values. */
+static void scratch(struct image *m, const struct image *base, unsigned count)
 {
-    int fd = open_file();
     for (unsigned i = 0; i < count; i++) {
-        uint64_t at = some_word(m, rng), old, value;
-        memcpy(&old, m->bytes + at, 8);
-        value = rng_below(rng, 3) == 0   ? rng_next(rng)
-                : rng_below(rng, 2) == 0 ? old ^ 1ull << rng_below(rng, 64)
-                                         : rng_below(rng, m->size + 100);
-        must(pwrite(fd, &value, 8, (off_t)at) == 8, "pwrite");
+        uint64_t at = some_word(base), old, value;
+        memcpy(&old, base->bytes + at, 8);
+        value = rng_below(&rng, 3) == 0   ? rng_next(&rng)
+                : rng_below(&rng, 2) == 0 ? old ^ 1ull << rng_below(&rng, 64)
+                                          : rng_below(&rng, base->size + 100);
+        memcpy(m->bytes + at, &value, 8);
     }
-    close(fd);
 }
 
-static size_t lost_blocks(const struct holdings *now, const struct holdings *before)
+static size_t lost_blocks(const struct holdings *before)
 {
+    struct image now = map_file();
+    struct holdings h = holdings_of(&now);
     size_t lost = 0, at;
     for (size_t i = 0; i < before->block_count; i++)
-        lost += block_at(now, before->blocks[i].ref, &at) == NULL;
+        lost += block_at(&h, before->blocks[i].ref, &at) == NULL;
+    free(h.blocks);
+    munmap(now.bytes, now.size);
     return lost;
 }
 
 Test(repair, of_any_damage_ends_in_a_sound_heap_or_an_unchanged_file)
 {
-    struct rng rng = rng_from(test_seed());
-    const struct image *base = &bases[KILLED];
-    struct holdings held = holdings_of(base);
     size_t repaired = 0, losing = 0, refused = 0;
-    for (int round = 0; round < 120; round++) {
-        image_write(base, f.path);
-        scratch(base, &rng, 1 + (unsigned)round % 8);
-        struct image m = image_read(f.path);
+    for (int round = 0; round < rounds(24); round++) {
+        const enum base base = (enum base)(round % BASES);
+        struct image m = {malloc(bases[base].size), bases[base].size};
+        memcpy(m.bytes, bases[base].bytes, m.size);
+        scratch(&m, &bases[base], 1 + (unsigned)round / BASES % 8);
+        image_write(&m, f.path);
         if (repair_file(0)) {
             must_be_sound_on_disk(f.path);
-            struct image now = image_read(f.path);
-            struct holdings h = holdings_of(&now);
-            losing += lost_blocks(&h, &held) > 0; /* what was a truth and nothing else tells cannot come back */
+            losing += lost_blocks(&held[base]) > 0; /* a truth that nothing else tells cannot come back */
             repaired++;
-            let_go(&h);
-            free(now.bytes);
         } else {
             must_be_unchanged(&m, "scratches");
             refused++;
@@ -465,5 +458,4 @@ Test(repair, of_any_damage_ends_in_a_sound_heap_or_an_unchanged_file)
         free(m.bytes);
     }
     fprintf(stderr, "%zu repaired, of which %zu lost blocks, %zu refused\n", repaired, losing, refused);
-    let_go(&held);
 }

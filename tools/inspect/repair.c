@@ -125,12 +125,12 @@ static int choose_backup(const struct inspect *in, char *out)
     return -EEXIST;
 }
 
-static int save(struct inspect *in, int fd, char *backup)
+static int save(struct inspect *in, struct smi_repair *repair, int fd, char *backup)
 {
     int rc = choose_backup(in, backup);
     if (rc < 0)
         return smi_error(rc, "%s: no name for a copy: %s", in->path, shmalloc_strerror(rc));
-    rc = smi_repair_save(fd, in->path, backup, inspect_progress_count);
+    rc = smi_repair_save(repair, fd, backup, inspect_progress_count);
     inspect_progress_end();
     if (rc < 0)
         return rc;
@@ -170,7 +170,7 @@ static int settle(struct inspect *in)
 static enum verdict carry_out(struct inspect *in, struct smi_repair *repair, int *fd)
 {
     char backup[PATH_MAX];
-    int rc = save(in, *fd, backup);
+    int rc = save(in, repair, *fd, backup);
     if (rc == 0)
         rc = smi_repair_apply(repair, *fd, inspect_progress_count);
     if (rc < 0)
