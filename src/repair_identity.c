@@ -243,13 +243,40 @@ static void store_directory(struct directory *d)
     smi_repair_put(r, SMI_TRUTHS, state_ref(offsetof(struct smf_state, chunk_count)), view->chunk_count);
 }
 
+/* Entries behind the last chunk are of chunks that were cut off, each beginning where the one before ends; another one
+ * is forgotten, so that growth makes a new one. */
+static void mend_entries_behind(struct directory *d)
+{
+    struct smi_repair *r = d->r;
+    const struct smi_view *view = &r->view;
+    const struct smf_chunk *last = &view->chunks[view->chunk_count - 1];
+    uint64_t page = (uint64_t)last->first_page + last->page_count;
+    for (uint32_t i = view->chunk_count; i < SMF_CHUNKS; i++) {
+        const struct smf_chunk entry = d->entry[i];
+        if (entry.first_page == 0 && entry.page_count == 0)
+            continue;
+        if (entry.first_page == page && entry.page_count != 0 && entry.page_count % GRANULE_PAGES == 0) {
+            page += entry.page_count;
+            continue;
+        }
+        uint64_t at = view->header.areas.directory + i * sizeof(entry);
+        smi_repair_say(r, "D1", at,
+                       "the entry of chunk %u, which the heap has not got, is forgotten (it said %u pages from page %u)", i,
+                       entry.page_count, entry.first_page);
+        smi_repair_put(r, SMI_TRUTHS, at, 0);
+    }
+}
+
 /* The end of the heap is known. Of a file that was cut, what is missing reads as zeros and has no storage;
  * smi_mend_spans sees whose it was. */
 static void end_at(struct smi_repair *r, uint64_t end)
 {
     struct smi_view *view = &r->view;
-    const uint64_t max_size = view->state.max_size, most = end > USUAL_MAX_SIZE ? SMF_MAX_SIZE : USUAL_MAX_SIZE;
-    if (max_size > SMF_MAX_SIZE || max_size < end) {
+    const uint64_t max_size = view->state.max_size;
+    uint64_t most = max_size & ~(SMF_GRANULE - 1);
+    if (most > SMF_MAX_SIZE || most < end)
+        most = end > USUAL_MAX_SIZE ? SMF_MAX_SIZE : USUAL_MAX_SIZE;
+    if (max_size != most) {
         smi_repair_say(r, "H1", state_ref(offsetof(struct smf_state, max_size)),
                        "the maximum size, which is %llu, becomes %llu", (unsigned long long)max_size,
                        (unsigned long long)most);
@@ -294,6 +321,7 @@ int smi_mend_directory(struct smi_repair *r)
         }
         store_directory(&d);
     }
+    mend_entries_behind(&d);
     end_at(r, smi_repair_word(r, state_ref(offsetof(struct smf_state, size))));
     return smi_view_settle_again(view, NULL, NULL);
 }
