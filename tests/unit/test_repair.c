@@ -161,7 +161,7 @@ static void end(void)
     drop_bases(&f, bases);
 }
 
-TestSuite(repair, .init = begin, .fini = end, .timeout = 300);
+TestSuite(repair, .init = begin, .fini = end, .timeout = 3600); /* for a long one */
 
 static struct image damaged_image(size_t i)
 {
