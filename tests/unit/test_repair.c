@@ -384,6 +384,19 @@ Test(repair, of_several_damages_loses_no_block)
     cr_assert_gt(repaired, refused);
 }
 
+/* Neither its descriptor nor its word makes a slab, but what is left of both and the class's count do. */
+Test(repair, of_a_slab_whose_word_and_descriptor_are_wrong_loses_no_block)
+{
+    struct image m = {malloc(bases[KILLED].size), bases[KILLED].size};
+    memcpy(m.bytes, bases[KILLED].bytes, m.size);
+    wrong_index_in_word(&m);
+    slab_of_no_class(&m);
+    image_write(&m, f.path);
+    cr_assert(repair_file(0));
+    must_be_as_held(KILLED, &m, 0, "a slab");
+    free(m.bytes);
+}
+
 /* ---- any damage ------------------------------------------------------------------------------ */
 
 /* A word of the fixed areas, or, more often, one that is not 0 of a chunk's words and descriptors or of what the library
