@@ -7,8 +7,8 @@
  * full check looks at the result. Only a plan without obstacles can be carried out. So a repair that does
  * not lead to a sound heap writes nothing.
  *
- * Safe means: no block of a user is ever handed out twice. Where it cannot be known whether somebody has a
- * slot or page, it stays allocated. The rules stand in src/README.md.
+ * Safe means: as far as anything in the file tells, no block of a user is handed out twice or lost. Where it cannot
+ * be known whether somebody has a slot or page, it stays allocated. The rules stand in src/README.md.
  */
 #ifndef SMI_REPAIR_H
 #define SMI_REPAIR_H

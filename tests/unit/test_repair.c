@@ -161,7 +161,7 @@ static void end(void)
     drop_bases(&f, bases);
 }
 
-TestSuite(repair, .init = begin, .fini = end, .timeout = 300);
+TestSuite(repair, .init = begin, .fini = end, .timeout = 3600); /* for a long one */
 
 static struct image damaged_image(size_t i)
 {
@@ -382,6 +382,19 @@ Test(repair, of_several_damages_loses_no_block)
     }
     fprintf(stderr, "%zu repaired, %zu refused\n", repaired, refused);
     cr_assert_gt(repaired, refused);
+}
+
+/* Neither its descriptor nor its word makes a slab, but what is left of both and the class's count do. */
+Test(repair, of_a_slab_whose_word_and_descriptor_are_wrong_loses_no_block)
+{
+    struct image m = {malloc(bases[KILLED].size), bases[KILLED].size};
+    memcpy(m.bytes, bases[KILLED].bytes, m.size);
+    wrong_index_in_word(&m);
+    slab_of_no_class(&m);
+    image_write(&m, f.path);
+    cr_assert(repair_file(0));
+    must_be_as_held(KILLED, &m, 0, "a slab");
+    free(m.bytes);
 }
 
 /* ---- any damage ------------------------------------------------------------------------------ */
