@@ -89,10 +89,14 @@ uint64_t smi_heap_backed(const shmalloc_heap *heap, uint64_t size)
 {
     struct smi_file_info info;
     uint64_t *backed = &((shmalloc_heap *)heap)->backed; /* a handle is private memory */
+    if (heap->closed)
+        return 0;
     if (heap->is_private)
         SMI_STORE(backed, heap->allowed);
-    else if (!heap->closed && smi_heap_descriptor((shmalloc_heap *)heap) == 0 && smi_os_stat(heap->fd, &info) == 0)
+    else if (smi_heap_descriptor((shmalloc_heap *)heap) == 0 && smi_os_stat(heap->fd, &info) == 0)
         SMI_STORE(backed, info.size < heap->reserved ? info.size : heap->reserved);
+    else
+        return size < heap->reserved ? size : heap->reserved; /* it cannot be looked at: it will be as it says */
     return size < *backed ? size : *backed;
 }
 
@@ -211,7 +215,8 @@ static int map_reserved(shmalloc_heap *heap, void *fixed)
     return -ENOMEM;
 }
 
-/* Map the heap with addresses to spare: `wanted` bytes, or as many as there are, at least `size`. */
+/* Map the heap with addresses to spare: `wanted` bytes, or as many as there are, at least `size`, which a file was seen
+ * to have. */
 static int map_heap(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *fixed)
 {
     int rc = -ENOMEM;
@@ -222,8 +227,10 @@ static int map_heap(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *f
             break;
         heap->reserved = half; /* a limit on addresses: take what there is */
     }
-    if (rc == 0)
+    if (rc == 0) {
+        heap->backed = heap->is_private ? 0 : size;
         return 0;
+    }
     if (rc == -EADDRINUSE)
         return smi_error(SHMALLOC_EADDRESS,
                          "%s: the heap must be mapped at %p, where this process has something else; run it "
