@@ -163,7 +163,7 @@ static void print_state(struct inspect *in, const shmalloc_stats *stats)
                shmalloc_strerror((int)(0 - s->poison)), inspect_color(in, PLAIN));
     if (s->sync_failed)
         printf("  sync        %sfailed: %s; later changes may not be on disk%s\n",
-               inspect_color(in, RED), shmalloc_strerror((int)-(int64_t)s->sync_failed),
+               inspect_color(in, RED), shmalloc_strerror((int)(0 - s->sync_failed)),
                inspect_color(in, PLAIN));
 }
 
