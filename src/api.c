@@ -17,6 +17,7 @@
 #include "os.h"
 #include "pages.h"
 #include "process.h"
+#include "resident.h"
 #include "roots.h"
 #include "slab.h"
 
@@ -35,7 +36,7 @@ static int enter(shmalloc_heap *heap, struct entry *entry)
 {
     int rc;
     entry->cancel_state = smi_os_cancel_off();
-    entry->t = smi_thread_enter(heap, &rc);
+    entry->t = smi_thread_enter_any(heap, &rc);
     if (!entry->t)
         smi_os_cancel_restore(entry->cancel_state);
     return rc;
@@ -43,6 +44,7 @@ static int enter(shmalloc_heap *heap, struct entry *entry)
 
 static void leave(const struct entry *entry)
 {
+    smi_thread_leave_any(entry->t);
     smi_os_cancel_restore(entry->cancel_state);
 }
 
@@ -138,9 +140,14 @@ int shmalloc_alloc_zeroed(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
 
 static int bad_alignment(const shmalloc_heap *heap, size_t alignment)
 {
-    if (alignment != 0 && (alignment & (alignment - 1)) == 0 && alignment <= SMI_MAX_ALIGNMENT)
-        return 0;
-    return smi_error(-EINVAL, "%s: alignment %zu is not a power of two up to 1 MiB", heap->path, alignment);
+    uint64_t most = heap->is_private ? SMI_PRIVATE_ALIGNMENT : SMI_MAX_ALIGNMENT;
+    if (alignment == 0 || (alignment & (alignment - 1)) != 0 || alignment > most)
+        return smi_error(-EINVAL, "%s: alignment %zu is not a power of two up to %llu", heap->path, alignment,
+                         (unsigned long long)most);
+    if ((uintptr_t)heap->base % alignment != 0 && alignment > SMI_MAX_ALIGNMENT)
+        return smi_error(-ENOMEM, "%s: alignment %zu: the heap lies at %p, because address space is limited",
+                         heap->path, alignment, (void *)heap->base);
+    return 0;
 }
 
 int shmalloc_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t size, shmalloc_ref *out)
@@ -190,7 +197,7 @@ int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
     return 0;
 }
 
-int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
+static LONG_WAY int realloc_long(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
 {
     struct entry entry;
     int in_heap = destination(heap, ref);
@@ -207,6 +214,33 @@ int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
     if (!in_heap && moved != *ref)
         *ref = moved;
     return rc;
+}
+
+/* smi_resize() of *ref, a word in the heap. */
+static inline uint64_t resize_linked(const shmalloc_heap *heap, struct smi_thread *t, shmalloc_ref *ref, size_t size)
+{
+    struct smi_bin *old = smi_bin_of(heap, t, *ref);
+    if (SMI_LIKELY(old) && smi_stays(smi_slot_bytes(t, old), size))
+        return *ref;
+    struct smi_bin *fresh = SMI_LIKELY(old) ? smi_bin_for(heap, t, size) : NULL;
+    if (SMI_UNLIKELY(!fresh))
+        return 0;
+    smi_copy_to_top(t, fresh, *ref, old, size);
+    smi_exchange_linked(t, fresh, old, ref);
+    return *ref;
+}
+
+int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
+{
+    struct smi_thread *t = smi_current;
+    uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base), moved = 0;
+    if (SMI_UNLIKELY(!ref || (at < t->reserved && !smi_can_link(t, at))))
+        return realloc_long(heap, ref, size);
+    if (at < t->reserved)
+        moved = resize_linked(heap, t, ref, size);
+    else if ((moved = smi_resize(heap, t, *ref, size)) != 0)
+        *ref = moved;
+    return SMI_LIKELY(moved != 0) ? 0 : realloc_long(heap, ref, size);
 }
 
 /* ---- pointers ---- */
@@ -278,7 +312,7 @@ int shmalloc_mfree(shmalloc_heap *heap, void *block)
     return 0;
 }
 
-void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size)
+static LONG_WAY void *mrealloc_long(shmalloc_heap *heap, void *block, size_t size)
 {
     struct entry entry;
     uint64_t ref;
@@ -293,6 +327,14 @@ void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size)
     rc = smi_block_resize(entry.t, &ref, size ? size : 1, NULL);
     leave(&entry);
     return rc < 0 && ref == before ? no_memory(rc) : smi_at(heap, ref);
+}
+
+void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size)
+{
+    struct smi_thread *t = smi_current;
+    uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base); /* as in shmalloc_mfree() */
+    uint64_t moved = smi_resize(heap, t, ref, size);
+    return SMI_LIKELY(moved) ? t->base + moved : mrealloc_long(heap, block, size);
 }
 
 size_t shmalloc_usable_size(const shmalloc_heap *heap, const void *block)
@@ -430,7 +472,9 @@ int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t 
 
 int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t len)
 {
-    int rc = heap->read_only ? smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only", heap->path) : 0;
+    int rc = heap->read_only    ? smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only", heap->path)
+             : heap->is_private ? smi_error(-EINVAL, "%s: has no file to sync to", heap->path)
+                                : 0;
     if (rc < 0)
         return rc;
     if (ref == 0 && len == 0)
@@ -446,7 +490,7 @@ int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t len)
     rc = smi_os_sync_range(smi_at(heap, start), len + (ref - start));
     if (rc < 0) {
         SMI_STORE(&heap->state->sync_failed, (uint64_t)-rc);
-        return smi_error(rc, "%s: cannot sync: %s", heap->path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot sync", heap->path);
     }
     return 0;
 }
@@ -490,6 +534,10 @@ static int see(const shmalloc_heap *heap, struct smi_view *view)
                           : smi_heap_descriptor((shmalloc_heap *)heap);
     if (rc < 0)
         return rc;
+    if (heap->is_private) {
+        smi_view_of_mapping(view, heap->base, smi_size(heap), heap->path);
+        return 0;
+    }
     rc = smi_view_of_descriptor(view, heap->fd, heap->path);
     if (rc < 0)
         smi_view_finish(view);
@@ -506,7 +554,11 @@ int shmalloc_get_stats(const shmalloc_heap *heap, shmalloc_stats *out)
         return rc;
     rc = smi_view_stats(&view, out);
     smi_view_finish(&view);
-    return rc;
+    if (rc < 0)
+        return rc;
+    out->prefaulted = heap->prefaulted;
+    out->huge = smi_resident_huge(heap);
+    return 0;
 }
 
 int shmalloc_each_block(const shmalloc_heap *heap, int (*visit)(const shmalloc_block *block, void *arg),

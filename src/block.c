@@ -83,6 +83,7 @@ static int take_large(struct smi_thread *t, const struct smi_request *request, u
     if (rc < 0)
         return rc;
     *ref = (uint64_t)page << SMF_PAGE_SHIFT;
+    t->slot->large++;
     if (request->zero && !zero)
         memset(smi_at(t->heap, *ref), 0, request->size);
     return 0;
@@ -129,8 +130,9 @@ int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint
 
 static int not_a_block(const shmalloc_heap *heap, uint64_t ref)
 {
-    return smi_error(SHMALLOC_EBADREF, "%s: %#llx is not the first byte of a block of this heap", heap->path,
-                     (unsigned long long)ref);
+    return smi_error(SHMALLOC_EBADREF,
+                     "%s: %#llx is not the first byte of a block of this heap; give what an allocation gave",
+                     heap->path, (unsigned long long)ref);
 }
 
 static int is_large(const shmalloc_heap *heap, uint64_t ref)
@@ -150,7 +152,7 @@ static int find_user_slot(const shmalloc_heap *heap, uint64_t ref, struct smi_sl
 
 static int double_free(const shmalloc_heap *heap, uint64_t ref)
 {
-    return smi_error(SHMALLOC_EDOUBLEFREE, "%s: block at %#llx is free already", heap->path,
+    return smi_error(SHMALLOC_EDOUBLEFREE, "%s: block at %#llx is free already; free a block once", heap->path,
                      (unsigned long long)ref);
 }
 
@@ -251,12 +253,6 @@ static int move_free(struct smi_thread *t, uint64_t *ref, size_t old_size, size_
     return rc;
 }
 
-/* A move within a class would take and give in one stack; a little smaller is not worth the copy. */
-static int stays(size_t old_size, size_t size)
-{
-    return size <= old_size && (size >= old_size / 2 || smi_classes[smi_class_of(size)].size == old_size);
-}
-
 /* In hardened heaps: has the user the block? */
 static int is_free(const shmalloc_heap *heap, uint64_t ref)
 {
@@ -277,7 +273,7 @@ int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t 
         int rc = smi_pages_resize(t->heap, (uint32_t)(*ref >> SMF_PAGE_SHIFT), pages_for(size));
         if (rc != SHMALLOC_EFULL && rc != -ENOSPC)
             return rc;
-    } else if (stays(old_size, size)) {
+    } else if (smi_stays(old_size, size)) {
         return 0;
     }
     return dest ? move_linked(t, ref, old_size, size, dest) : move_free(t, ref, old_size, size);

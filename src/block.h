@@ -13,7 +13,7 @@ struct smi_request {
     int zero;
     uint16_t tag;
 };
-#define SMI_MAX_ALIGNMENT (1ull << 20)
+#define SMI_MAX_ALIGNMENT (1ull << 20) /* in files, whose mappings are 2 MiB-aligned */
 
 /* Take a block. `dest`: a word in the heap that names it in the same crash-atomic step; or NULL. */
 int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint64_t *dest, uint64_t *ref);

@@ -53,6 +53,7 @@ void smi_cache_format(struct smf_thread *slot, uint64_t own_ref)
     memset(&slot->link, 0, sizeof(slot->link));
     slot->section = slot->tx_log = 0;
     slot->scratch = slot->building = slot->spare[0] = slot->spare[1] = 0;
+    slot->refilled = slot->flushed = slot->large = 0;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint64_t offset = smi_inline_offset(k);
         *(uint64_t *)(void *)((uint8_t *)slot + offset) = 0;
@@ -116,7 +117,9 @@ int smi_cache_refill(struct smi_thread *t, uint32_t k)
         return 0;
     uint32_t most = most_batch(bin), want = bin->batch < most ? (uint32_t)bin->batch : most;
     bin->batch = bin->batch < MAX_BATCH ? bin->batch * 2 : MAX_BATCH; /* who comes often gets more */
-    return smi_central_refill(t->heap, t->arena, k, (struct smi_stack){bin->array, bin->limit}, want ? want : 1);
+    int rc = smi_central_refill(t->heap, t->arena, k, (struct smi_stack){bin->array, bin->limit}, want ? want : 1);
+    t->slot->refilled += bin->array[0];
+    return rc;
 }
 
 /* Replace the array of class k by a span of `pages`. */
@@ -183,23 +186,31 @@ int smi_cache_make_room(struct smi_thread *t, uint32_t k)
     if (count < bin->limit || deepen(t, k))
         return 0;
     uint32_t batch = most_batch(bin);
-    return smi_central_flush(t->heap, k, (struct smi_stack){bin->array, bin->limit},
-                             (uint32_t)bin->limit - (batch ? batch : 1));
+    int rc = smi_central_flush(t->heap, k, (struct smi_stack){bin->array, bin->limit},
+                               (uint32_t)bin->limit - (batch ? batch : 1));
+    t->slot->flushed += count - bin->array[0];
+    return rc;
 }
 
-static int drain(shmalloc_heap *heap, struct smf_thread *slot)
+/* Give at most `*most` cached slots back; 1: there are more. */
+static int drain(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *most)
 {
     int result = 0;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint64_t *array;
         uint32_t capacity;
         int rc = smi_cache_array(heap, slot, k, &array, &capacity);
-        if (rc == 0)
-            rc = smi_central_flush(heap, k, (struct smi_stack){array, capacity}, 0);
+        if (rc < 0)
+            return rc;
+        uint64_t count = array[0], keep = count > *most ? count - *most : 0;
+        rc = smi_central_flush(heap, k, (struct smi_stack){array, capacity}, (uint32_t)keep);
         if (rc < 0 && rc != SHMALLOC_EDOUBLEFREE)
             return rc;
         if (rc < 0)
             result = rc;
+        *most -= count - keep;
+        if (keep > 0)
+            return 1;
     }
     return result;
 }
@@ -325,7 +336,8 @@ static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
 
 int smi_cache_trim(struct smi_thread *t)
 {
-    int result = drain(t->heap, t->slot);
+    uint64_t all = UINT64_MAX;
+    int result = drain(t->heap, t->slot, &all);
     if (result < 0 && result != SHMALLOC_EDOUBLEFREE)
         return result;
     int rc = give_arrays(t->heap, t->slot);
@@ -333,17 +345,23 @@ int smi_cache_trim(struct smi_thread *t)
     return rc < 0 ? rc : loaded < 0 ? loaded : result;
 }
 
-int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot)
+int smi_cache_settle(shmalloc_heap *heap, struct smf_thread *slot)
 {
     int rc = smi_cache_resolve_link(heap, slot);
     if (rc == 0 && slot->scratch != 0)
         rc = smi_block_give(heap, slot->scratch, &slot->scratch);
     if (rc == 0 && slot->building != 0)
         rc = smi_block_give(heap, slot->building, &slot->building);
+    return rc;
+}
+
+int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *most)
+{
+    int rc = smi_cache_settle(heap, slot);
     if (rc == 0)
         rc = resolve_spares(heap, slot);
     if (rc == 0)
-        rc = drain(heap, slot);
+        rc = drain(heap, slot, most);
     if (rc == SHMALLOC_EDOUBLEFREE) /* counted; the program that did it is gone */
         rc = 0;
     if (rc == 0)

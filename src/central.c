@@ -161,12 +161,16 @@ static int retire_if_spare(shmalloc_heap *heap, struct smf_central *central, uin
 int smi_central_repair(shmalloc_heap *heap, uint32_t arena, uint32_t k)
 {
     struct smf_central *central = central_of(heap, arena, k);
-    /* The page lock first: its owner may be the same victim, half way in or out with our slab. */
-    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
-    if (rc < 0)
-        return rc;
-    smi_lock_release(heap, smi_lock_of_pages(heap));
-    rc = smi_undo_apply(heap, &central->log_count, central->log, SMF_CLASS_LOG);
+    /* The page lock first: its owner may be the same victim, half way in or out with our slab. And the lock of side
+     * arrays: in the middle of giving one back, the slab does not name it any more, and will when that is undone. */
+    uint32_t pages = smi_lock_of_pages(heap);
+    int rc = smi_lock_pass(heap, pages, pages);
+    if (rc == 0 && arena < heap->arena_count) {
+        uint32_t side = smi_lock_of_class(heap->arena_count, smi_class_of(smi_side_bytes(heap, k)));
+        rc = smi_lock_pass(heap, side, side);
+    }
+    if (rc == 0)
+        rc = smi_undo_apply(heap, &central->log_count, central->log, SMF_CLASS_LOG);
     if (rc == 0 && central->pending != 0)
         rc = give_pending(heap, central);
     return rc;
@@ -329,7 +333,8 @@ static int set_bit(struct smi_op *op, struct smf_central *central, const struct 
     if (*word & bit) {
         central->double_frees++;
         return smi_error(SHMALLOC_EDOUBLEFREE,
-                         "%s: block at %#llx was free already when a cache was emptied", op->heap->path,
+                         "%s: block at %#llx was free already when a cache was emptied; a heap made with "
+                         "SHMALLOC_HARDENED tells who freed it twice", op->heap->path,
                          (unsigned long long)smi_slot_ref(slot->page, slot->k, slot->index));
     }
     smi_set_again(op, word, *word | bit);
@@ -403,7 +408,8 @@ static int top_slot(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, uin
     __atomic_fetch_add(&central_of(heap, 0, k)->double_frees, 1, __ATOMIC_RELAXED);
     SMI_STORE(&stack.array[0], n - 1);
     return smi_error(SHMALLOC_EDOUBLEFREE,
-                     "%s: block at %#llx was free already when a cache was emptied, and its slab was gone",
+                     "%s: block at %#llx was free already when a cache was emptied, and its slab was gone; a heap made "
+                     "with SHMALLOC_HARDENED tells who freed it twice",
                      heap->path, (unsigned long long)ref);
 }
 

@@ -2,13 +2,14 @@
 /* error.c - codes to words, and the thread's message about its last failure. */
 #include "error.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 #include <shmalloc/shmalloc.h>
 
-static _Thread_local char message[512];
+static _Thread_local char message[1024];
 
 int smi_error(int code, const char *format, ...)
 {
@@ -16,6 +17,56 @@ int smi_error(int code, const char *format, ...)
     va_start(args, format);
     vsnprintf(message, sizeof(message), format, args);
     va_end(args);
+    return code;
+}
+
+static const char *remedy(int code)
+{
+    switch (-code) {
+    case ENOENT:
+        return "; give a name that exists, or with SHMALLOC_CREATE one in a folder that exists";
+    case EBADF:
+        return "; open the heap again, and leave descriptors alone that you did not open";
+    case EACCES:
+    case EPERM:
+        return "; needs permission to read and write, with SHMALLOC_READ_ONLY to read";
+    case EROFS:
+        return "; open it with SHMALLOC_READ_ONLY, or remount the file system for writing";
+    case EISDIR:
+        return "; a heap is a regular file: give the name of one";
+    case EEXIST:
+        return "; without SHMALLOC_EXCLUSIVE it is opened";
+    case EMFILE:
+        return "; close some, or raise the limit (ulimit -n)";
+    case ENFILE:
+        return "; close some, or raise the limit (sysctl fs.file-max)";
+    case ENOSPC:
+        return "; free some there, or put the heap on a larger file system";
+    case EDQUOT:
+        return "; free some, or raise the quota";
+    case EFBIG:
+        return "; raise the limit on file sizes (ulimit -f), or use a file system for larger files";
+    case ENOMEM:
+        return "; free memory, or raise the limits on memory and mappings (ulimit -v, sysctl vm.max_map_count)";
+    case ENOLCK:
+        return "; the system has no lock left: close other files, or use a local file system";
+    case EOPNOTSUPP:
+        return "; use a file system that can do it, such as ext4, XFS or tmpfs";
+    case EIO:
+        return "; see the kernel's log for the device, and restore the file from a copy";
+    default:
+        return "";
+    }
+}
+
+int smi_refused(int code, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    int len = vsnprintf(message, sizeof(message), format, args);
+    va_end(args);
+    if (len >= 0 && len < (int)sizeof(message))
+        snprintf(message + len, sizeof(message) - (size_t)len, ": %s%s", shmalloc_strerror(code), remedy(code));
     return code;
 }
 
@@ -59,7 +110,10 @@ const char *shmalloc_strerror(int code)
         return own_texts[own];
     if (code >= 0)
         return "success";
-    /* glibc's strerrordesc_np is thread-safe and constant; NULL for what is no errno. */
+#if defined(__GLIBC__) /* whose strerror is not thread-safe; NULL for what is no errno */
     const char *text = code > -4096 ? strerrordesc_np(-code) : NULL;
+#else
+    const char *text = code > -4096 ? strerror(-code) : NULL;
+#endif
     return text ? text : "unknown error";
 }

@@ -3,8 +3,13 @@
 #ifndef SMI_ERROR_H
 #define SMI_ERROR_H
 
-/* Set the thread's detail message (printf format, at most 511 bytes) and return `code`, so that a
+/* Set the thread's detail message (printf format, at most 1,023 bytes) and return `code`, so that a
  * failure is reported where it is found: return smi_error(SHMALLOC_EBADREF, "...", ...); */
 int smi_error(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+
+/* The same for what the system refused with the errno `code` negates: what that means, and what helps against it,
+ * follow the text, which says what could not be done. */
+int smi_refused(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -16,6 +16,8 @@
 #ifndef SMI_FAST_H
 #define SMI_FAST_H
 
+#include <string.h>
+
 #include "link.h"
 #include "slab.h"
 
@@ -99,13 +101,56 @@ static inline void smi_push(struct smi_bin *bin, uint64_t ref)
     SMI_STORE(&array[0], count + 1);
 }
 
-/* The same as a pop into a ref word in the heap. */
+/* ---- resizing ---- */
+
+static inline uint32_t smi_slot_bytes(const struct smi_thread *t, const struct smi_bin *bin)
+{
+    return smi_classes[bin - t->bin].size;
+}
+
+/* Before a block of the stack `old` moves: its bytes go to the slot on top of another stack, which has one. */
+static inline void smi_copy_to_top(const struct smi_thread *t, const struct smi_bin *fresh, uint64_t ref,
+                                   const struct smi_bin *old, size_t size)
+{
+    uint32_t old_size = smi_slot_bytes(t, old);
+    memcpy(t->base + fresh->array[fresh->array[0]], t->base + ref, old_size < size ? old_size : size);
+}
+
+/* Where the block at `ref` lies when it has `size` bytes; 0 when that takes the long way. */
+static inline uint64_t smi_resize(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref, size_t size)
+{
+    struct smi_bin *old = smi_bin_of(heap, t, ref);
+    if (SMI_UNLIKELY(!old))
+        return 0;
+    if (smi_stays(smi_slot_bytes(t, old), size))
+        return ref;
+    struct smi_bin *fresh = smi_bin_for(heap, t, size);
+    if (SMI_UNLIKELY(!fresh))
+        return 0;
+    smi_copy_to_top(t, fresh, ref, old, size);
+    uint64_t moved = smi_pop(t, fresh);
+    smi_push(old, ref);
+    return moved;
+}
+
+/* ---- with a ref word in the heap ---- */
+
+/* The same as a pop. */
 static inline void smi_pop_linked(struct smi_thread *t, struct smi_bin *bin, uint64_t *dest)
 {
     uint64_t ref = bin->array[bin->array[0]];
     smi_link_take(t, dest, (struct smi_side){ref, bin->array}, (struct smi_side){0, NULL});
     t->last_ref = ref;
     t->last_bin = bin;
+}
+
+/* The block at *dest goes to the stack `old`, the slot on top of `fresh` takes its place. */
+static inline void smi_exchange_linked(struct smi_thread *t, struct smi_bin *fresh, struct smi_bin *old, uint64_t *dest)
+{
+    uint64_t ref = fresh->array[fresh->array[0]];
+    smi_link_take(t, dest, (struct smi_side){ref, fresh->array}, (struct smi_side){*dest, old->array});
+    t->last_ref = ref;
+    t->last_bin = fresh;
 }
 
 #endif

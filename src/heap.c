@@ -23,11 +23,14 @@
 #include "pages.h"
 #include "process.h"
 #include "recover.h"
+#include "resident.h"
+#include "storage.h"
 
 #define DEFAULT_MAX_SIZE (1ull << 40)
 #define DEFAULT_ARENAS 4
 #define DEFAULT_DECAY_NS 10000000000ull
 #define MAP_UNIT (2ull << 20)
+#define PRIVATE_SIZE (8ull << 20) /* of a private heap, at first: addresses, not memory */
 #define RECOVER_ONLY 0x80000000u /* open flag of shmalloc_recover: nobody else may have it open */
 
 /* ---- state ---- */
@@ -47,13 +50,14 @@ int smi_heap_poison(shmalloc_heap *heap, const char *format, ...)
 int smi_heap_writable(shmalloc_heap *heap)
 {
     if (heap->closed)
-        return smi_error(SHMALLOC_ECLOSED, "the heap handle is closed");
+        return smi_error(SHMALLOC_ECLOSED, "the heap handle is closed; open the heap again");
     if (heap->read_only)
-        return smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only", heap->path);
+        return smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only; open it for writing to change it",
+                         heap->path);
     if (SMI_LOAD(&heap->state->poison))
         return smi_error(SHMALLOC_EPOISONED,
-                         "%s: was found damaged (code -%llu) and can only be read; check it with "
-                         "shmalloc-inspect",
+                         "%s: was found damaged (code -%llu) and can only be read; `shmalloc-inspect check "
+                         "--repair` tells what can be done",
                          heap->path, (unsigned long long)SMI_LOAD(&heap->state->poison));
     return 0;
 }
@@ -61,8 +65,13 @@ int smi_heap_writable(shmalloc_heap *heap)
 int smi_heap_descriptor(shmalloc_heap *heap)
 {
     struct smi_file_info info;
-    if (smi_os_stat(heap->fd, &info) == 0 && info.device == heap->device && info.inode == heap->inode)
+    if (heap->is_private)
         return 0;
+    int rc = smi_os_stat(heap->fd, &info);
+    if (rc == 0 && info.device == heap->device && info.inode == heap->inode)
+        return 0;
+    if (rc < 0 && rc != -EBADF) /* it is ours still, and may hold locks */
+        return smi_refused(rc, "%s: cannot look at the file", heap->path);
     /* Somebody closed our descriptor, and its number may be another file's by now: leave that alone. */
     heap->fd = -1;
     int fd = smi_os_open(heap->path, heap->read_only);
@@ -72,15 +81,17 @@ int smi_heap_descriptor(shmalloc_heap *heap)
         return 0;
     }
     smi_os_close(fd);
-    return smi_error(-EBADF, "%s: the library's descriptor was closed and the file is not there any more",
-                     heap->path);
+    return smi_refused(-EBADF, "%s: the library's descriptor was closed and the file is not there any more",
+                       heap->path);
 }
 
 uint64_t smi_heap_backed(const shmalloc_heap *heap, uint64_t size)
 {
     struct smi_file_info info;
     uint64_t *backed = &((shmalloc_heap *)heap)->backed; /* a handle is private memory */
-    if (!heap->closed && smi_heap_descriptor((shmalloc_heap *)heap) == 0 && smi_os_stat(heap->fd, &info) == 0)
+    if (heap->is_private)
+        SMI_STORE(backed, heap->allowed);
+    else if (!heap->closed && smi_heap_descriptor((shmalloc_heap *)heap) == 0 && smi_os_stat(heap->fd, &info) == 0)
         SMI_STORE(backed, info.size < heap->reserved ? info.size : heap->reserved);
     return size < *backed ? size : *backed;
 }
@@ -176,30 +187,43 @@ static void bury_handle(shmalloc_heap *heap)
     next = (next + 1) % TOMBSTONES;
 }
 
-/* Map the file with addresses to spare: `wanted` bytes, or as many as there are, at least `size`. */
-static int map_file(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *fixed)
+/* Map what `heap->reserved` says, and the two tables. */
+static int map_reserved(shmalloc_heap *heap, void *fixed)
+{
+    int rc = 0;
+    if (!heap->is_private)
+        rc = smi_os_map(heap->fd, heap->reserved, heap->read_only, fixed, (void **)&heap->base);
+    else if (!(heap->base = smi_os_reserve_private(heap->reserved, heap->reserved >= 64 * SMI_PRIVATE_ALIGNMENT
+                                                                       ? SMI_PRIVATE_ALIGNMENT
+                                                                       : MAP_UNIT)))
+        rc = -ENOMEM;
+    if (rc < 0)
+        return rc;
+    heap->words = smi_os_private(table_bytes(heap), 0);
+    heap->descriptors = smi_os_private(table_bytes(heap), 0);
+    if (heap->words && heap->descriptors)
+        return 0;
+    smi_os_unmap(heap->words, table_bytes(heap));
+    smi_os_unmap(heap->descriptors, table_bytes(heap));
+    heap->words = heap->descriptors = NULL;
+    smi_os_unmap(heap->base, heap->reserved);
+    heap->base = NULL;
+    return -ENOMEM;
+}
+
+/* Map the heap with addresses to spare: `wanted` bytes, or as many as there are, at least `size`. */
+static int map_heap(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *fixed)
 {
     int rc = -ENOMEM;
     heap->reserved = (wanted + MAP_UNIT - 1) & ~(MAP_UNIT - 1);
-    for (;;) {
-        rc = smi_os_map(heap->fd, heap->reserved, heap->read_only, fixed, (void **)&heap->base);
-        if (rc == 0) {
-            heap->words = smi_os_private(table_bytes(heap), 0);
-            heap->descriptors = smi_os_private(table_bytes(heap), 0);
-            if (heap->words && heap->descriptors)
-                return 0;
-            rc = -ENOMEM;
-            smi_os_unmap(heap->words, table_bytes(heap));
-            smi_os_unmap(heap->descriptors, table_bytes(heap));
-            heap->words = heap->descriptors = NULL;
-            smi_os_unmap(heap->base, heap->reserved);
-            heap->base = NULL;
-        }
+    while ((rc = map_reserved(heap, fixed)) < 0) {
         uint64_t half = (heap->reserved / 2 + MAP_UNIT - 1) & ~(MAP_UNIT - 1);
         if (rc != -ENOMEM || half < size || half == heap->reserved)
             break;
         heap->reserved = half; /* a limit on addresses: take what there is */
     }
+    if (rc == 0)
+        return 0;
     if (rc == -EADDRINUSE)
         return smi_error(SHMALLOC_EADDRESS,
                          "%s: the heap must be mapped at %p, where this process has something else; run it "
@@ -207,10 +231,24 @@ static int map_file(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *f
                          heap->path, fixed);
     if (rc == -ENOMEM)
         return smi_error(SHMALLOC_EADDRESS,
-                         "%s: no free address range of %llu bytes; raise the limit on address space "
-                         "(ulimit -v)",
+                         "%s: no free address range of %llu bytes, expected that many at least; raise the limit on "
+                         "address space (ulimit -v)",
                          heap->path, (unsigned long long)size);
-    return smi_error(rc, "%s: cannot map the file: %s", heap->path, shmalloc_strerror(rc));
+    return smi_refused(rc, "%s: cannot map the file", heap->path);
+}
+
+static shmalloc_heap *new_handle(const char *path)
+{
+    shmalloc_heap *heap = smi_os_private(sizeof(*heap), offsetof(struct shmalloc_heap, base));
+    if (!heap) {
+        smi_refused(-ENOMEM, "%s: no private memory for a handle", path);
+        return NULL;
+    }
+    heap->fd = -1;
+    heap->path = heap->path_text;
+    heap->handles = 1;
+    heap->process_index = -1;
+    return heap;
 }
 
 static int make_handle(int fd, const char *path, int read_only, shmalloc_heap **out)
@@ -218,23 +256,23 @@ static int make_handle(int fd, const char *path, int read_only, shmalloc_heap **
     struct smi_file_info info;
     int rc = smi_os_stat(fd, &info);
     if (rc < 0)
-        return smi_error(rc, "%s: %s", path, shmalloc_strerror(rc));
-    shmalloc_heap *heap = smi_os_private(sizeof(*heap), offsetof(struct shmalloc_heap, base));
+        return smi_refused(rc, "%s: cannot look at the file", path);
+    shmalloc_heap *heap = new_handle(path);
     if (!heap)
-        return smi_error(-ENOMEM, "%s: no private memory for a handle", path);
+        return -ENOMEM;
     char *absolute = smi_os_absolute(path);
     snprintf(heap->path_text, sizeof(heap->path_text), "%s", absolute ? absolute : path);
     free(absolute);
     heap->fd = fd;
-    heap->path = heap->path_text;
     heap->read_only = read_only;
     heap->device = info.device;
     heap->inode = info.inode;
-    heap->handles = 1;
-    heap->process_index = -1;
     *out = heap;
     return 0;
 }
+
+static const shmalloc_options defaults = SHMALLOC_OPTIONS_INIT;
+static const char private_name[] = "private heap"; /* in messages */
 
 /* ---- creation ---- */
 
@@ -245,9 +283,11 @@ static int check_options(const shmalloc_options *o, const char *path)
                                   "SHMALLOC_OPTIONS_INIT",
                          path, o->struct_size, sizeof(*o));
     const unsigned known = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE | SHMALLOC_READ_ONLY | SHMALLOC_HARDENED |
-                           SHMALLOC_ACCEPT_UNCLEAN | SHMALLOC_ANY_FILE_SYSTEM;
+                           SHMALLOC_ACCEPT_UNCLEAN | SHMALLOC_ANY_FILE_SYSTEM | SHMALLOC_PREFAULT |
+                           SHMALLOC_HUGE_PAGES;
     if (o->flags & ~known)
-        return smi_error(-EINVAL, "%s: unknown flags %#x", path, o->flags & ~known);
+        return smi_error(-EINVAL, "%s: unknown flags %#x; use a newer library, or those of enum shmalloc_flag", path,
+                         o->flags & ~known);
     if (o->max_size > SMF_MAX_SIZE)
         return smi_error(-EINVAL, "%s: maximum size %llu is over the limit of 16 TiB", path,
                          (unsigned long long)o->max_size);
@@ -306,7 +346,7 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
     struct smf_header header = {0};
     int rc = fill_header(&header, o);
     if (rc < 0)
-        return smi_error(rc, "%s: cannot make a robust mutex: %s", path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot make a robust mutex", path);
     uint64_t least = round_granule(header.areas.end + 8 * SMF_PAGE);
     uint64_t size = round_granule(o->initial_size);
     uint64_t max_size = round_granule(o->max_size ? o->max_size : DEFAULT_MAX_SIZE);
@@ -324,12 +364,13 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
     if (rc == 0)
         rc = smi_os_write(fd, &header, sizeof(header), 0);
     if (rc < 0)
-        return smi_error(rc, "%s: cannot make a heap of %llu bytes: %s", path, (unsigned long long)size,
-                         shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
     int own = smi_os_reopen(fd, 0);
     rc = own < 0 ? own : make_handle(own, path, 0, &heap);
+    if (rc < 0)
+        smi_os_close(own);
     if (rc == 0)
-        rc = map_file(heap, size, size, NULL);
+        rc = map_heap(heap, size, size, NULL);
     if (rc == 0) {
         set_areas(heap, &header);
         heap->state->max_size = max_size;
@@ -340,8 +381,7 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
     if (rc == 0)
         SMI_STORE(&heap->header->magic, SMF_MAGIC);
     else
-        smi_error(rc, "%s: cannot make a heap of %llu bytes: %s", path, (unsigned long long)size,
-                  shmalloc_strerror(rc));
+        smi_refused(rc, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
     drop_handle(heap);
     return rc;
 }
@@ -366,14 +406,14 @@ static int create_file(const char *path, const shmalloc_options *o)
     char temp_name[PATH_MAX];
     int fd = smi_os_create_unnamed(path, o->mode ? o->mode : 0600, temp_name);
     if (fd < 0)
-        return smi_error(fd, "%s: cannot create: %s", path, shmalloc_strerror(fd));
+        return smi_refused(fd, "%s: cannot create", path);
     int rc = check_file_system(fd, path, o);
     if (rc == 0)
         rc = format_file(fd, path, o);
     if (rc < 0)
         smi_os_discard(temp_name);
     else if ((rc = smi_os_publish(fd, path, temp_name)) < 0)
-        smi_error(rc, "%s: cannot create: %s", path, shmalloc_strerror(rc));
+        smi_refused(rc, "%s: cannot create", path);
     smi_os_close(fd);
     return rc;
 }
@@ -399,14 +439,14 @@ static int read_identity_once(int fd, const char *path, const shmalloc_options *
     if (rc == 0 && S_ISDIR(info.mode))
         rc = -EISDIR;
     else if (rc == 0 && !S_ISREG(info.mode))
-        return smi_error(SHMALLOC_ENOTHEAP, "%s: not a regular file", path);
+        return smi_error(SHMALLOC_ENOTHEAP, "%s: not a regular file, which a heap is; give the name of one", path);
     int64_t got = rc < 0 ? rc : smi_os_read(fd, header, sizeof(*header), 0);
     if (got >= 0)
         got = smi_os_read(fd, state, sizeof(*state), SMF_STATE_OFFSET);
     if (got >= 0) /* the length after the state: a heap that grows meanwhile is no shorter than it says */
         got = smi_os_stat(fd, &info);
     if (got < 0)
-        return smi_error((int)got, "%s: cannot read: %s", path, shmalloc_strerror((int)got));
+        return smi_refused((int)got, "%s: cannot read", path);
     rc = smi_layout_validate(header, state, info.size, (o->flags & SHMALLOC_READ_ONLY) != 0, path);
     return rc < 0 ? rc : check_layout(header, o, path);
 }
@@ -434,7 +474,7 @@ static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
     /* Room for a maximum that is raised later; around a fixed base there may be none. */
     uint64_t wanted = header.fixed_base || state.max_size > DEFAULT_MAX_SIZE ? state.max_size : DEFAULT_MAX_SIZE;
     if (rc == 0)
-        rc = map_file(heap, wanted, state.size, (void *)(uintptr_t)header.fixed_base);
+        rc = map_heap(heap, wanted, state.size, (void *)(uintptr_t)header.fixed_base);
     if (rc == 0) {
         set_areas(heap, &header);
         int accept = (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0;
@@ -452,9 +492,17 @@ static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
 static shmalloc_heap *find_open(const struct smi_file_info *info, int read_only)
 {
     for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next)
-        if (heap->device == info->device && heap->inode == info->inode && heap->read_only == read_only)
+        if (!heap->is_private && heap->device == info->device && heap->inode == info->inode &&
+            heap->read_only == read_only)
             return heap;
     return NULL;
+}
+
+/* The registry lock is held. */
+static void register_heap(shmalloc_heap *heap)
+{
+    heap->next = smi_heaps;
+    smi_heaps = heap;
 }
 
 /* Open what `fd` is; the descriptor becomes the handle's. The registry lock is held. */
@@ -467,7 +515,7 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
     if (heap) {
         smi_os_close(fd);
         if (o->flags & RECOVER_ONLY)
-            return smi_error(SHMALLOC_EBUSY, "%s: this process has the heap open", path);
+            return smi_error(SHMALLOC_EBUSY, "%s: this process has the heap open; close it first", path);
         rc = check_layout(heap->header, o, path);
         if (rc == 0) {
             heap->handles++;
@@ -477,7 +525,7 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
     }
     struct smf_header header;
     struct smf_state state;
-    rc = rc < 0 ? smi_error(rc, "%s: %s", path, shmalloc_strerror(rc)) : check_file_system(fd, path, o);
+    rc = rc < 0 ? smi_refused(rc, "%s: cannot look at the file", path) : check_file_system(fd, path, o);
     if (rc == 0)
         rc = read_identity(fd, path, o, &header, &state); /* before anything is locked */
     if (rc == 0)
@@ -491,8 +539,7 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
         drop_handle(heap);
         return rc;
     }
-    heap->next = smi_heaps;
-    smi_heaps = heap;
+    register_heap(heap);
     *out = heap;
     return 0;
 }
@@ -503,11 +550,11 @@ static int open_file(int fd, const char *path, const shmalloc_options *options, 
     smi_registry_lock();
     int rc = open_registered(fd, path, options, out);
     smi_registry_unlock();
+    if (rc == 0) /* may take long: forks and ends of threads need not wait */
+        smi_resident_ask(*out, options->flags);
     smi_os_cancel_restore(state);
     return rc;
 }
-
-static const shmalloc_options defaults = SHMALLOC_OPTIONS_INIT;
 
 static int open_path(const char *path, const shmalloc_options *o, shmalloc_heap **out)
 {
@@ -518,13 +565,13 @@ static int open_path(const char *path, const shmalloc_options *o, shmalloc_heap 
         if (fd >= 0)
             return open_file(fd, path, o, out);
         if (fd != -ENOENT || !(o->flags & SHMALLOC_CREATE))
-            return smi_error(fd, "%s: cannot open: %s", path, shmalloc_strerror(fd));
+            return smi_refused(fd, "%s: cannot open", path);
         int rc = create_file(path, o);
         if (rc < 0 && (rc != -EEXIST || (o->flags & SHMALLOC_EXCLUSIVE)))
             return rc;
         if (o->flags & SHMALLOC_EXCLUSIVE) {
             fd = smi_os_open(path, 0);
-            return fd < 0 ? smi_error(fd, "%s: cannot open: %s", path, shmalloc_strerror(fd))
+            return fd < 0 ? smi_refused(fd, "%s: cannot open", path)
                           : open_file(fd, path, o, out);
         }
     }
@@ -556,17 +603,19 @@ static int create_in(int fd, const char *path, const shmalloc_options *o)
     int rc;
     while ((rc = smi_os_lock_byte(fd, SMF_ATTACH_BYTE)) == -EAGAIN) {
         if (smi_os_tick() - start > 10000000000ull)
-            return smi_error(SHMALLOC_EBUSY, "%s: another process is making a heap here", path);
+            return smi_error(SHMALLOC_EBUSY,
+                             "%s: another process has been making a heap here for 10 seconds; is it stopped?",
+                             path);
         smi_os_sleep(200000);
     }
     if (rc < 0)
-        return smi_error(rc, "%s: cannot lock: %s", path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot lock", path);
     if (is_unfinished(fd)) {
         rc = smi_os_truncate(fd, 0);
         if (rc == 0)
             rc = format_file(fd, path, o);
     } else if (o->flags & SHMALLOC_EXCLUSIVE) {
-        rc = smi_error(-EEXIST, "%s: is not empty", path);
+        rc = smi_error(-EEXIST, "%s: is not empty; without SHMALLOC_EXCLUSIVE it is opened", path);
     }
     smi_os_unlock_byte(fd, SMF_ATTACH_BYTE);
     return rc;
@@ -582,10 +631,89 @@ int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **ou
     int rc = check_options(o, path);
     int own = rc < 0 ? -1 : smi_os_reopen(fd, (o->flags & SHMALLOC_READ_ONLY) != 0);
     if (rc == 0 && own < 0)
-        rc = smi_error(own, "%s: cannot open the descriptor's file: %s", path, shmalloc_strerror(own));
+        rc = smi_refused(own, "%s: cannot open the descriptor's file", path);
     if (rc == 0 && (o->flags & SHMALLOC_CREATE) && (rc = create_in(own, path, o)) < 0)
         smi_os_close(own);
     return rc < 0 ? rc : open_file(own, path, o, out);
+}
+
+/* ---- private heaps ---- */
+
+static int check_private_options(const shmalloc_options *o)
+{
+    int rc = check_options(o, private_name);
+    if (rc < 0)
+        return rc;
+    const unsigned fit = SHMALLOC_CREATE | SHMALLOC_HARDENED | SHMALLOC_HUGE_PAGES;
+    if (o->flags & ~fit)
+        return smi_error(-EINVAL, "%s: flags %#x are for heaps in files", private_name, o->flags & ~fit);
+    return o->base ? smi_error(-EINVAL, "%s: a fixed base is for heaps in files", private_name) : 0;
+}
+
+/* The fixed areas in fresh memory; zeros are free mutexes, and nobody is there to be told of a death. */
+static int format_private(shmalloc_heap *heap, const struct smf_header *header, uint64_t size)
+{
+    int rc = smi_storage_set_length(heap, size);
+    if (rc < 0)
+        return smi_refused(rc, "%s: cannot make a heap of %llu bytes", private_name, (unsigned long long)size);
+    memcpy(heap->base, header, sizeof(*header));
+    set_areas(heap, header);
+    heap->state->max_size = heap->reserved;
+    heap->state->decay_ns = DEFAULT_DECAY_NS;
+    heap->state->mark = SMF_IN_USE;
+    heap->state->generation = heap->runtime->generation = 1;
+    return smi_pages_format(heap, size);
+}
+
+/* Map as much as there is, up to the maximum size, and lay the heap out. */
+static int build_private(shmalloc_heap *heap, const shmalloc_options *o)
+{
+    struct smf_header header = {.magic = SMF_MAGIC};
+    int rc = fill_header(&header, o);
+    if (rc < 0)
+        return smi_refused(rc, "%s: cannot make a robust mutex", private_name);
+    header.checksum = smi_hash(&header, offsetof(struct smf_header, checksum));
+    uint64_t least = round_granule(header.areas.end + 8 * SMF_PAGE);
+    uint64_t size = round_granule(o->initial_size ? o->initial_size : PRIVATE_SIZE);
+    uint64_t most = round_granule(o->max_size ? o->max_size : DEFAULT_MAX_SIZE);
+    if (most < least)
+        return smi_error(-EINVAL, "%s: maximum size %llu is below the %llu bytes that an empty heap has",
+                         private_name, (unsigned long long)most, (unsigned long long)least);
+    uint64_t half = smi_os_address_limit() / 2; /* the other half for what else the process maps */
+    rc = map_heap(heap, most < half ? most : half < least ? least : half, least, NULL);
+    if (rc < 0)
+        return rc;
+    most = most < heap->reserved ? most : heap->reserved;
+    size = size < least ? least : size < most ? size : most;
+    rc = format_private(heap, &header, size);
+    if (rc == 0) {
+        heap->state->max_size = most;
+        if (o->flags & SHMALLOC_HUGE_PAGES)
+            smi_os_want_huge(heap->base, heap->reserved);
+    }
+    return rc;
+}
+
+int shmalloc_open_private(const shmalloc_options *options, shmalloc_heap **out)
+{
+    const shmalloc_options *o = options ? options : &defaults;
+    int rc = out ? check_private_options(o) : smi_error(-EINVAL, "%s: no place for the handle", private_name);
+    shmalloc_heap *heap = rc == 0 ? new_handle(private_name) : NULL;
+    if (rc < 0 || !heap)
+        return rc < 0 ? rc : -ENOMEM;
+    heap->is_private = 1;
+    heap->path = private_name;
+    rc = build_private(heap, o);
+    if (rc < 0) {
+        drop_handle(heap);
+        return rc;
+    }
+    smi_registry_lock();
+    smi_process_start_private(heap);
+    register_heap(heap);
+    smi_registry_unlock();
+    *out = heap;
+    return 0;
 }
 
 /* ---- closing ---- */
@@ -603,20 +731,23 @@ static int mark_clean(shmalloc_heap *heap)
         return 0;
     SMI_STORE(&heap->state->mark, before);
     SMI_STORE(&heap->state->sync_failed, (uint64_t)-rc);
-    return smi_error(rc, "%s: cannot sync: %s; the file is exact only while the machine is up", heap->path,
-                     shmalloc_strerror(rc));
+    return smi_refused(rc, "%s: is exact only while the machine is up, because it cannot be synced", heap->path);
 }
 
 /* Leave the heap; the registry lock is held. */
 static int detach(shmalloc_heap *heap)
 {
     int rc = smi_attach_lock(heap);
-    if (rc < 0)
+    if (rc < 0) {
+        smi_process_drop(heap);
         return rc;
+    }
     rc = smi_process_leave(heap);
     int others = smi_others_alive(heap);
-    if (rc == 0 && others == 0 && heap->state->poison == 0) {
-        rc = smi_recover_adopt(heap); /* nobody is alive: what the dead left is brought to rest */
+    if (rc == 0 && others < 0)
+        rc = others;
+    if (rc == 0 && others == 0 && heap->state->poison == 0 && !heap->unchecked) {
+        rc = smi_recover_adopt(heap, SMI_ADOPT_ALL); /* nobody is alive: what the dead left is brought to rest */
         if (rc == 0)
             rc = mark_clean(heap);
     }
@@ -640,7 +771,9 @@ static int close_registered(shmalloc_heap *heap)
     if (--heap->handles > 0)
         return 0;
     int rc = 0;
-    if (!heap->read_only && heap->epoch != 0)
+    if (heap->is_private)
+        smi_process_drop(heap);
+    else if (!heap->read_only && heap->epoch != 0)
         rc = detach(heap);
     unregister(heap);
     bury_handle(heap);
@@ -666,7 +799,7 @@ __attribute__((destructor)) static void leave_all(void)
     if (!smi_registry_trylock())
         return;
     for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next)
-        if (!heap->read_only && heap->epoch != 0 && smi_only_mine(heap))
+        if (!heap->read_only && !heap->is_private && !heap->stays && heap->epoch != 0 && smi_only_mine(heap))
             detach(heap);
     smi_registry_unlock();
 }
@@ -680,18 +813,22 @@ int shmalloc_destroy(const char *path)
         return smi_error(-EINVAL, "shmalloc_destroy needs a path");
     int fd = smi_os_open(path, 0);
     if (fd < 0)
-        return smi_error(fd, "%s: cannot open: %s", path, shmalloc_strerror(fd));
+        return smi_refused(fd, "%s: cannot open", path);
     int64_t got = smi_os_read(fd, &header, sizeof(header), 0);
     int rc = 0;
     if (got < 0)
-        rc = smi_error((int)got, "%s: cannot read: %s", path, shmalloc_strerror((int)got));
+        rc = smi_refused((int)got, "%s: cannot read", path);
     else if (header.magic != SMF_MAGIC)
-        rc = smi_error(SHMALLOC_ENOTHEAP, "%s: not a shmalloc heap; nothing was removed", path);
+        rc = smi_error(SHMALLOC_ENOTHEAP,
+                       "%s: not a shmalloc heap; nothing was removed: remove it with rm if you mean it",
+                       path);
     else if (smi_os_lock_byte(fd, SMF_ATTACH_BYTE) < 0 ||
              smi_os_is_locked(fd, SMF_LOCK_BYTES, SMF_PROCESSES) != 0)
-        rc = smi_error(SHMALLOC_EBUSY, "%s: processes have the heap open; nothing was removed", path);
+        rc = smi_error(SHMALLOC_EBUSY,
+                       "%s: processes have the heap open; nothing was removed: close it in all of them first",
+                       path);
     else if ((rc = smi_os_unlink(path)) < 0)
-        smi_error(rc, "%s: cannot remove: %s", path, shmalloc_strerror(rc));
+        smi_refused(rc, "%s: cannot remove", path);
     smi_os_close(fd);
     return rc;
 }
@@ -707,14 +844,17 @@ int shmalloc_recover(const char *path)
     if (rc < 0)
         return rc;
     rc = heap->state->poison ? smi_heap_writable(heap) : shmalloc_check(heap);
-    if (rc < 0) { /* later opens may read, not change */
-        char text[400];
-        snprintf(text, sizeof(text), "%s", shmalloc_errmsg());
+    if (rc == 0)
+        return shmalloc_close(heap);
+    char text[1024];
+    snprintf(text, sizeof(text), "%s", shmalloc_errmsg());
+    if (rc == SHMALLOC_EPOISONED)
+        rc = SHMALLOC_ECORRUPT;
+    if (rc == SHMALLOC_ECORRUPT) /* later opens may read, not change */
         SMI_STORE(&heap->state->poison, (uint64_t)-SHMALLOC_ECORRUPT);
-        shmalloc_close(heap);
-        return smi_error(SHMALLOC_ECORRUPT, "%s", text);
-    }
-    return shmalloc_close(heap);
+    heap->unchecked = 1; /* the file could not be read, say: whether it is sound is as open as before */
+    shmalloc_close(heap);
+    return smi_error(rc, "%s", text);
 }
 
 int shmalloc_set_max_size(shmalloc_heap *heap, uint64_t bytes)

@@ -10,6 +10,7 @@
 #ifndef SMI_HEAP_H
 #define SMI_HEAP_H
 
+#include <pthread.h>
 #include <stdint.h>
 
 #include <shmalloc/shmalloc.h>
@@ -44,14 +45,15 @@ struct shmalloc_heap {
     uint64_t reserved; /* its length, bytes; the file may be shorter, the heap not longer */
     uint64_t backed;   /* bytes of it that the file was seen to have */
     struct smf_areas areas; /* a copy, as it was validated */
-    int fd;
+    int fd;                 /* -1: none, as in a private heap */
+    int is_private;         /* memory of this process alone, in a child a copy of it; no file */
+    uint64_t allowed;       /* private: bytes that can be touched */
+    int stays;              /* is not left when the process ends: there will be calls until the last instruction */
     int read_only;
     int closed;
     unsigned handles; /* opens minus closes */
     uint64_t device, inode;
     const char *path; /* absolute if it could be had; "/proc/self/fd/N" for heaps opened by descriptor */
-    char path_text[4096];
-
     struct smf_header *header;
     struct smf_state *state;
     struct smf_runtime *runtime;
@@ -73,12 +75,22 @@ struct shmalloc_heap {
     void *liveness;      /* the mapping that pins this process's lock byte */
     uint64_t generation; /* at attach */
     struct smi_thread *contexts; /* of all threads of this process */
+    unsigned context_count;      /* their number */
+    struct smi_thread *shared;   /* private: of those threads that have none of their own; NULL not made yet */
+    pthread_mutex_t shared_lock; /* recursive; who uses `shared` holds it */
     struct shmalloc_heap *next;  /* in the process's list of heaps */
 
     uint64_t looked_at; /* smi_os_tick of the last look for dead processes and stale free memory */
     uint64_t decayed;   /* smf_page_heap.gives as of the last complete look for stale free memory */
     int adopt_wanted;   /* somebody died holding a lock */
+    int unchecked;      /* a recovery did not come to its end: closing leaves the mark as it is */
+    int huge_pages;     /* were asked for */
+    uint64_t prefaulted; /* bytes, at the last open that asked for it */
+
+    char path_text[4096]; /* last, because it is seldom touched */
 };
+
+#define SMI_PRIVATE_ALIGNMENT (1ull << 30) /* of a private heap's base, and so the most of its blocks */
 
 _Static_assert(offsetof(struct shmalloc_heap, base) == 4096, "what is wiped is one OS page");
 
@@ -117,7 +129,7 @@ struct smi_thread {
 
     uint64_t true_epoch; /* heap->epoch at attach */
     uint64_t room;       /* bytes of slots its arrays may still grow by */
-    struct smi_thread *next_in_thread; /* this thread's contexts of other heaps */
+    struct smi_thread *next_in_thread; /* this thread's contexts of other heaps; or the next in the pool */
     struct smi_thread *next_in_heap;
 };
 

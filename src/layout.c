@@ -99,17 +99,19 @@ static int validate_identity(const struct smf_header *h, const char *path)
     struct smf_areas areas;
     uint32_t lock_count;
     if (h->arena_count < 1 || h->arena_count > SMF_ARENAS_MAX)
-        return smi_error(SHMALLOC_ECORRUPT, "%s: header says %u arenas, expected 1..%u", path,
-                         h->arena_count, SMF_ARENAS_MAX);
+        return smi_error(SHMALLOC_ECORRUPT,
+                         "%s: header says %u arenas, expected 1..%u; restore the file from a copy",
+                         path, h->arena_count, SMF_ARENAS_MAX);
     smi_areas(h->arena_count, &areas, &lock_count);
     if (memcmp(&areas, &h->areas, sizeof(areas)) != 0 || h->lock_count != lock_count ||
         h->class_count != SMF_CLASSES || h->page_bytes != SMF_PAGE)
         return smi_error(SHMALLOC_ECORRUPT,
-                         "%s: header's areas, classes or page size differ from format version %u", path,
+                         "%s: header's areas, classes or page size are not those of format version %u; restore the "
+                         "file from a copy", path,
                          SMF_FORMAT_VERSION);
     if (!memchr(h->layout_name, 0, sizeof(h->layout_name)) ||
         !memchr(h->durable_path, 0, sizeof(h->durable_path)))
-        return smi_error(SHMALLOC_ECORRUPT, "%s: a name in the header has no end", path);
+        return smi_error(SHMALLOC_ECORRUPT, "%s: a name in the header has no end; restore the file from a copy", path);
     return 0;
 }
 
@@ -120,7 +122,8 @@ static int validate_state(const struct smf_header *h, const struct smf_state *s,
         s->chunk_count < 1 || s->chunk_count > SMF_CHUNKS || s->max_size > SMF_MAX_SIZE ||
         s->max_size < s->size || s->max_size % SMF_GRANULE != 0)
         return smi_error(SHMALLOC_ECORRUPT,
-                         "%s: state says size %llu, maximum %llu, %llu chunks, which cannot be", path,
+                         "%s: state says size %llu, maximum %llu, %llu chunks, which cannot be; restore "
+                         "the file from a copy", path,
                          (unsigned long long)s->size, (unsigned long long)s->max_size,
                          (unsigned long long)s->chunk_count);
     if (file_size < s->size)
@@ -129,8 +132,9 @@ static int validate_state(const struct smf_header *h, const struct smf_state *s,
                          "from a copy",
                          path, (unsigned long long)file_size, (unsigned long long)s->size);
     if (s->mark < SMF_CLEAN || s->mark > SMF_UNCHECKED)
-        return smi_error(SHMALLOC_ECORRUPT, "%s: state mark is %llu, expected 1 to 3", path,
-                         (unsigned long long)s->mark);
+        return smi_error(SHMALLOC_ECORRUPT,
+                         "%s: state mark is %llu, expected 1 to 3; restore the file from a copy",
+                         path, (unsigned long long)s->mark);
     return 0;
 }
 
@@ -139,12 +143,14 @@ int smi_layout_validate(const struct smf_header *header, const struct smf_state 
 {
     if (file_size < SMF_STATE_OFFSET + sizeof(struct smf_state) || header->magic != SMF_MAGIC)
         return smi_error(SHMALLOC_ENOTHEAP,
-                         "%s: not a shmalloc heap (%llu bytes, first word %016llx, expected %016llx)",
+                         "%s: not a shmalloc heap (%llu bytes, first word %016llx, expected %016llx); give the name of "
+                         "one, or of no file and SHMALLOC_CREATE",
                          path, (unsigned long long)file_size, (unsigned long long)header->magic,
                          (unsigned long long)SMF_MAGIC);
     if (header->endian != SMF_ENDIAN)
         return smi_error(SHMALLOC_EFOREIGN,
-                         "%s: made on a machine of the other byte order (mark %08x, expected %08x)", path,
+                         "%s: made on a machine of the other byte order (mark %08x, expected %08x); use the heap "
+                         "where it was made", path,
                          header->endian, SMF_ENDIAN);
     int rc = validate_features(header, read_only, path);
     if (rc == 0)

@@ -337,7 +337,10 @@ struct smf_thread {
     struct smf_link link;        /* [T] */
     uint64_t spare[2];           /* page refs of array spans being exchanged; a span that no bin
                                     refers to is given back                                  [T] */
-    uint64_t reserved1[6];
+    uint64_t refilled; /* slots that came from the central heap since the claim; statistics only [T] */
+    uint64_t flushed;  /* slots that went there since the claim; statistics only                [T] */
+    uint64_t large;    /* large blocks taken since the claim; statistics only                   [T] */
+    uint64_t reserved1[3];
     uint64_t bins[SMF_CLASSES];  /* [T] */
     uint64_t reserved2[15];
     /* the inside arrays follow at SMF_THREAD_ARRAYS */

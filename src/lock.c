@@ -11,7 +11,6 @@
 #include "roots.h"
 #include "undo.h"
 
-#ifndef NDEBUG
 /* Indices of the heap locks this thread holds, ascending. */
 static _Thread_local struct {
     uint32_t index[8];
@@ -28,28 +27,19 @@ static void note_acquired(uint32_t index)
 static void note_released(uint32_t index)
 {
     SMI_ASSERT(held.count > 0 && held.index[held.count - 1] == index);
+    (void)index;
     held.count--;
+}
+
+int smi_lock_any_held(void)
+{
+    return held.count > 0;
 }
 
 void smi_lock_forget(void)
 {
     held.count = 0;
 }
-#else
-static void note_acquired(uint32_t index)
-{
-    (void)index;
-}
-
-static void note_released(uint32_t index)
-{
-    (void)index;
-}
-
-void smi_lock_forget(void)
-{
-}
-#endif
 
 int smi_lock_repair(shmalloc_heap *heap, uint32_t index)
 {
@@ -60,7 +50,20 @@ int smi_lock_repair(shmalloc_heap *heap, uint32_t index)
                                   (index - SMF_LOCK_CLASS_FIRST) % SMF_CLASSES);
     if (index == SMF_LOCK_ROOTS)
         return smi_roots_repair(heap);
-    return 0; /* RECOVER: what it guards is done anew by the next who adopts */
+    /* RECOVER: what it guards is done anew by the next who adopts. But the table of thread slots may name one that
+     * the page heap's log is about to undo. */
+    return index == SMF_LOCK_RECOVER ? smi_lock_pass(heap, smi_lock_of_pages(heap), smi_lock_of_pages(heap)) : 0;
+}
+
+int smi_lock_pass(shmalloc_heap *heap, uint32_t first, uint32_t last)
+{
+    for (uint32_t i = first; i <= last; i++) {
+        int rc = smi_lock_acquire(heap, i);
+        if (rc < 0)
+            return rc;
+        smi_lock_release(heap, i);
+    }
+    return 0;
 }
 
 static int take_over(shmalloc_heap *heap, uint32_t index)

@@ -28,10 +28,16 @@ int smi_lock_acquire(shmalloc_heap *heap, uint32_t index);
 int smi_lock_try(shmalloc_heap *heap, uint32_t index);
 void smi_lock_release(shmalloc_heap *heap, uint32_t index);
 
-/* Repair what the owner of lock `index` may have left, with the lock held or nobody else attached. */
+/* Repair what the owner of lock `index` may have left, with the lock held or nobody else attached. The owner may have
+ * died holding higher locks, too, under which words of this one were half changed: those are passed first. */
 int smi_lock_repair(shmalloc_heap *heap, uint32_t index);
 
-/* A child has no lock, whatever its parent held. */
+/* Does the calling thread hold a lock of a heap? */
+int smi_lock_any_held(void);
+/* Take and release the locks from `first` to `last`: what their dead owners left half done under them is undone. */
+int smi_lock_pass(shmalloc_heap *heap, uint32_t first, uint32_t last);
+
+/* A child has no lock of a file's heap, whatever its parent held. */
 void smi_lock_forget(void);
 
 /* The 40 bytes below shmalloc_mutex: 0, 1 (previous owner died; already made consistent), or a negated

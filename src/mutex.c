@@ -56,7 +56,7 @@ static int renew(shmalloc_heap *heap, struct smf_user_mutex *m)
         if (rc == 0)
             __atomic_store_n(&m->generation, heap->generation, __ATOMIC_RELEASE);
         else
-            smi_error(rc, "%s: cannot make a robust mutex: %s", heap->path, shmalloc_strerror(rc));
+            smi_refused(rc, "%s: cannot make a robust mutex", heap->path);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     return rc;
@@ -76,8 +76,7 @@ static int lock_found(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeo
     if (rc == -EDEADLK && timeout_ns == 0)
         rc = -EBUSY;
     if (rc < 0)
-        return smi_error(rc, "%s: mutex at %#llx: %s", heap->path,
-                         (unsigned long long)shmalloc_ref_of(heap, mutex), shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: mutex at %#llx", heap->path, (unsigned long long)shmalloc_ref_of(heap, mutex));
     /* Unlocking clears the owner first, so one that is still named died, in this generation or before. */
     uint64_t dead = SMI_LOAD(&m->owner);
     if (dead != 0) { /* kill here: the next one finds the same owner and resolves it */
@@ -125,7 +124,7 @@ int shmalloc_mutex_unlock(shmalloc_heap *heap, shmalloc_mutex *mutex)
     if (!m)
         return rc;
     if (SMI_LOAD(&m->owner) != name_of(t))
-        return smi_error(SHMALLOC_ENOTOWNER, "%s: the calling thread does not hold the mutex at %p",
+        return smi_error(SHMALLOC_ENOTOWNER, "%s: the calling thread does not hold the mutex at %p; whoever locked must unlock",
                          heap->path, (void *)mutex);
     SMI_STORE(&m->owner, 0);
     return smi_unlock_raw(m->mutex);

@@ -64,7 +64,8 @@ int smi_os_mutex_init(void *mutex)
 int smi_os_mutex_lock_until(void *mutex, uint64_t deadline)
 {
     struct timespec at;
-#if defined(__SANITIZE_THREAD__) /* which does not know pthread_mutex_clocklock */
+    /* Neither ThreadSanitizer nor musl knows pthread_mutex_clocklock; there, a clock that is set back lengthens a wait. */
+#if defined(__SANITIZE_THREAD__) || !defined(__GLIBC__)
     uint64_t until = smi_os_now() + (deadline - smi_os_clock());
     at = (struct timespec){(time_t)(until / 1000000000ull), (long)(until % 1000000000ull)};
     return pthread_mutex_timedlock(mutex, &at);
@@ -196,6 +197,11 @@ int smi_os_publish(int fd, const char *path, const char *temp_name)
     char name[32];
     snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
     const char *from = temp_name[0] ? temp_name : name;
+    /* A rename leaves no second name to be removed; not every file system can do it without replacing. The call is not
+     * in every C library. */
+    const unsigned no_replace = 1;
+    if (temp_name[0] && syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, path, no_replace) == 0)
+        return 0;
     int rc = 0;
     if (linkat(AT_FDCWD, from, AT_FDCWD, path, temp_name[0] ? 0 : AT_SYMLINK_FOLLOW) < 0)
         rc = -errno;
@@ -287,6 +293,35 @@ int smi_os_sync_file(int fd)
     return fdatasync(fd) < 0 ? -errno : 0;
 }
 
+int smi_os_sync_directory(const char *path)
+{
+    char directory[PATH_MAX];
+    directory_of(path, directory);
+    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int rc = fd < 0 || fsync(fd) < 0 ? -errno : 0;
+    smi_os_close(fd);
+    return rc == -EINVAL ? 0 : rc; /* a file system whose directories cannot be synced */
+}
+
+int smi_os_next_data(int fd, uint64_t size, uint64_t *at, uint64_t *end)
+{
+    off_t start = lseek(fd, (off_t)*at, SEEK_DATA);
+    if (start < 0 && errno != ENXIO && errno != EINVAL)
+        return -errno;
+    if (start < 0 && errno == EINVAL) { /* the file system does not tell: all of it */
+        *end = size;
+        return 0;
+    }
+    off_t stop = start < 0 ? start : lseek(fd, start, SEEK_HOLE);
+    if (start < 0 || (uint64_t)start >= size) { /* the rest is a hole */
+        *at = *end = size;
+        return 0;
+    }
+    *at = (uint64_t)start;
+    *end = stop < 0 || (uint64_t)stop > size ? size : (uint64_t)stop;
+    return 0;
+}
+
 int smi_os_sync_range(void *address, uint64_t len)
 {
     return msync(address, len, MS_SYNC) < 0 ? -errno : 0;
@@ -294,23 +329,38 @@ int smi_os_sync_range(void *address, uint64_t len)
 
 /* ---- memory ---- */
 
-static void *reserve_aligned(uint64_t len)
+void *smi_os_reserve_private(uint64_t len, uint64_t alignment)
 {
-    char *area = mmap(NULL, len + MAP_ALIGNMENT, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                      -1, 0);
+    char *area = mmap(NULL, len + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED)
         return NULL;
-    char *aligned = (char *)(((uintptr_t)area + MAP_ALIGNMENT - 1) & ~(uintptr_t)(MAP_ALIGNMENT - 1));
+    char *aligned = (char *)(((uintptr_t)area + alignment - 1) & ~(uintptr_t)(alignment - 1));
     if (aligned > area)
         munmap(area, (size_t)(aligned - area));
-    munmap(aligned + len, (size_t)(area + MAP_ALIGNMENT - aligned));
+    munmap(aligned + len, (size_t)(area + alignment - aligned));
     return aligned;
+}
+
+uint64_t smi_os_address_limit(void)
+{
+    struct rlimit limit;
+    return getrlimit(RLIMIT_AS, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY ? UINT64_MAX : limit.rlim_cur;
+}
+
+int smi_os_allow(void *address, uint64_t len)
+{
+    return mprotect(address, len, PROT_READ | PROT_WRITE) < 0 ? -errno : 0;
+}
+
+int smi_os_empty(void *address, uint64_t len)
+{
+    return madvise(address, len, MADV_DONTNEED) < 0 ? -errno : 0;
 }
 
 int smi_os_map(int fd, uint64_t len, int read_only, void *fixed, void **out)
 {
     int protection = read_only ? PROT_READ : PROT_READ | PROT_WRITE;
-    void *where = fixed ? fixed : reserve_aligned(len);
+    void *where = fixed ? fixed : smi_os_reserve_private(len, MAP_ALIGNMENT);
     if (!where)
         return -ENOMEM;
     void *area = mmap(where, len, protection,
@@ -335,6 +385,52 @@ void smi_os_unmap(void *address, uint64_t len)
 {
     if (address)
         munmap(address, len);
+}
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+static int advise(void *address, uint64_t len, int advice)
+{
+    return madvise(address, len, advice) < 0 ? -errno : 0;
+}
+
+int smi_os_populate(void *address, uint64_t len)
+{
+    return advise(address, len, MADV_POPULATE_READ);
+}
+
+int smi_os_want_huge(void *address, uint64_t len)
+{
+    return advise(address, len, MADV_HUGEPAGE);
+}
+
+int smi_os_collapse(void *address, uint64_t len)
+{
+    return advise(address, len, MADV_COLLAPSE);
+}
+
+uint64_t smi_os_huge_bytes(const void *address, uint64_t len)
+{
+    char line[512];
+    uint64_t sum = 0;
+    int inside = 0;
+    FILE *smaps = fopen("/proc/self/smaps", "re");
+    while (smaps && fgets(line, sizeof(line), smaps)) {
+        unsigned long from, to, kib;
+        if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+            inside = from >= (uintptr_t)address && from < (uintptr_t)address + len;
+        else if (inside && (sscanf(line, "ShmemPmdMapped: %lu", &kib) == 1 ||
+                            sscanf(line, "FilePmdMapped: %lu", &kib) == 1))
+            sum += kib * 1024ull;
+    }
+    if (smaps)
+        fclose(smaps);
+    return sum;
 }
 
 void *smi_os_private(size_t len, size_t wiped)
@@ -408,10 +504,10 @@ static int read_text(const char *path, char *buf, size_t size)
     int fd = smi_os_open(path, 1);
     if (fd < 0)
         return fd;
-    ssize_t n = read(fd, buf, size - 1);
-    close(fd);
+    int64_t n = smi_os_read(fd, buf, size - 1, 0);
+    smi_os_close(fd);
     if (n < 0)
-        return -EIO;
+        return (int)n;
     buf[n] = 0;
     return 0;
 }
@@ -434,22 +530,41 @@ int smi_os_boot_id(uint8_t out[16])
     return 0;
 }
 
-uint64_t smi_os_pid_namespace(void)
+int smi_os_pid_namespace(uint64_t *out)
 {
     struct stat st;
-    return stat("/proc/self/ns/pid", &st) < 0 ? 0 : st.st_ino;
+    if (stat("/proc/self/ns/pid", &st) < 0)
+        return -errno;
+    *out = st.st_ino;
+    return 0;
+}
+
+/* A numeric field of proc(5)'s stat, 4 and more; 0 when it is not there. */
+static uint64_t stat_field(const char *text, int number)
+{
+    const char *field = strrchr(text, ')'); /* the name may hold anything; field 3 follows it */
+    for (int i = 2; field && i < number; i++)
+        field = strchr(field + 1, ' ');
+    return field ? strtoull(field + 1, NULL, 10) : 0;
 }
 
 uint64_t smi_os_start_time(pid_t pid, pid_t tid)
 {
     char path[64], text[1024];
     snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", (int)pid, (int)tid);
-    if (read_text(path, text, sizeof(text)) < 0)
-        return 0;
-    char *field = strrchr(text, ')'); /* the name may hold anything; field 3 follows it */
-    for (int i = 2; field && i < 22; i++)
-        field = strchr(field + 1, ' ');
-    return field ? strtoull(field + 1, NULL, 10) : 0;
+    return read_text(path, text, sizeof(text)) < 0 ? 0 : stat_field(text, 22);
+}
+
+int smi_os_faults(pid_t pid, uint64_t *minor, uint64_t *major)
+{
+    char path[64], text[1024];
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    int rc = read_text(path, text, sizeof(text));
+    if (rc < 0)
+        return rc;
+    *minor = stat_field(text, 10);
+    *major = stat_field(text, 12);
+    return 0;
 }
 
 uint32_t smi_os_thread_id(void)
@@ -528,6 +643,24 @@ void smi_os_sleep(uint64_t ns)
 {
     struct timespec pause = {(time_t)(ns / 1000000000ull), (long)(ns % 1000000000ull)};
     nanosleep(&pause, NULL);
+}
+
+void smi_os_say(int fd, const char *text, size_t len)
+{
+    while (write(fd, text, len) < 0 && errno == EINTR)
+        ;
+}
+
+int smi_os_keep(int fd)
+{
+    int kept = fcntl(fd, F_DUPFD_CLOEXEC, 200);
+    return kept < 0 ? -errno : kept;
+}
+
+uint64_t smi_os_peak(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) < 0 ? 0 : (uint64_t)usage.ru_maxrss << 10;
 }
 
 int smi_os_cancel_off(void)

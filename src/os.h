@@ -62,12 +62,32 @@ int smi_os_reserve(int fd, uint64_t offset, uint64_t len);
 /* Take storage away from a range, which then reads as zeros. */
 int smi_os_punch(int fd, uint64_t offset, uint64_t len);
 int smi_os_sync_file(int fd);
+/* The directory that holds `path`, so that a new name in it stays. */
+int smi_os_sync_directory(const char *path);
+/* The next bytes of a file that are no hole: [*at, *end) with *at moved on to them; *at == size when there are
+ * none below `size`. */
+int smi_os_next_data(int fd, uint64_t size, uint64_t *at, uint64_t *end);
 int smi_os_sync_range(void *address, uint64_t len);
 
 /* Reserve `len` bytes of addresses, 2 MiB-aligned (at `fixed` if not NULL), and map the file over all
  * of them, also beyond its end. -EADDRINUSE, -ENOMEM. */
 int smi_os_map(int fd, uint64_t len, int read_only, void *fixed, void **out);
+/* Reserve `len` bytes of addresses for memory of this process alone, at a multiple of `alignment` (a power of two);
+ * none of it can be touched before smi_os_allow. Nothing is charged. */
+void *smi_os_reserve_private(uint64_t len, uint64_t alignment);
+uint64_t smi_os_address_limit(void); /* bytes of addresses a process may have; UINT64_MAX: no limit */
+int smi_os_allow(void *address, uint64_t len);
+/* Take the memory behind a range of it away; it reads as zeros. */
+int smi_os_empty(void *address, uint64_t len);
 void smi_os_unmap(void *address, uint64_t len);
+/* Bring pages of a mapping in, as reading them would. -EINVAL before Linux 5.14, -EFAULT beyond the file's end. */
+int smi_os_populate(void *address, uint64_t len);
+/* Prefer huge pages in a mapping from now on; put the small ones of a range together now. -EINVAL where there are
+ * none. */
+int smi_os_want_huge(void *address, uint64_t len);
+int smi_os_collapse(void *address, uint64_t len);
+/* Bytes in [address, address + len) that this process maps in huge pages. Reads all of /proc/self/smaps. */
+uint64_t smi_os_huge_bytes(const void *address, uint64_t len);
 /* Private zeroed memory, nothing charged until touched. The first `wiped` bytes are zero again in a child,
  * however it is forked. */
 void *smi_os_private(size_t len, size_t wiped);
@@ -83,8 +103,10 @@ int smi_os_is_locked(int fd, uint64_t byte, uint64_t count);
 int smi_os_hold_byte(int fd, uint64_t byte, void **out);
 
 int smi_os_boot_id(uint8_t out[16]);
-uint64_t smi_os_pid_namespace(void); /* inode, 0 unknown */
+int smi_os_pid_namespace(uint64_t *out); /* inode */
 uint64_t smi_os_start_time(pid_t pid, pid_t tid); /* clock ticks since boot, 0 unknown */
+/* Page faults of a process so far: served from memory, and from a disk. */
+int smi_os_faults(pid_t pid, uint64_t *minor, uint64_t *major);
 uint32_t smi_os_thread_id(void);
 int smi_os_thread_exists(pid_t tid, uint64_t start_time); /* in this process; 0: whenever it began */
 /* Does the C library know the calling thread by its real id? Not in a child of a raw clone(2), where its
@@ -96,6 +118,12 @@ uint64_t smi_os_now(void);  /* nanoseconds since 1970 */
 uint64_t smi_os_clock(void); /* CLOCK_MONOTONIC, nanoseconds */
 uint64_t smi_os_tick(void); /* the same, coarse and cheap */
 void smi_os_sleep(uint64_t ns);
+
+/* Write a text for people; whether somebody reads it is not told. */
+void smi_os_say(int fd, const char *text, size_t len);
+/* Another descriptor of the same, out of the way of the program's own and gone after exec; or a negated errno. */
+int smi_os_keep(int fd);
+uint64_t smi_os_peak(void); /* bytes that this process had in memory at most */
 
 /* Cancellation points inside the library must not end a thread half way. Returns the state before. */
 int smi_os_cancel_off(void);

@@ -29,6 +29,7 @@
 #include "lock.h"
 #include "os.h"
 #include "pageset.h"
+#include "storage.h"
 #include "undo.h"
 
 #define BIG_BIN SMF_EXACT_BINS
@@ -207,24 +208,41 @@ static int all_have(shmalloc_heap *heap, uint64_t page, uint64_t count, uint16_t
     return 1;
 }
 
+/* How many of `length` pages at `page`, of one chunk, are alike: have storage, or have none. */
+static uint64_t run_of(shmalloc_heap *heap, uint64_t page, uint64_t length, uint16_t reserved)
+{
+    const uint64_t ones = 0x0001000100010001ull;
+    const uint16_t *word = smi_word(heap, page);
+    uint64_t run = 0, four;
+    while (word && run < length && (word[run] & SMF_WORD_RESERVED) == reserved) {
+        run++;
+        while (run + 4 <= length && (memcpy(&four, &word[run], 8), (four & SMF_WORD_RESERVED * ones) == reserved * ones))
+            run += 4;
+    }
+    return run;
+}
+
 /* Storage that a run at `page` has, up to `length` pages. */
 static uint64_t stored_run(shmalloc_heap *heap, uint64_t page, uint64_t length)
 {
-    uint64_t run = 0;
-    while (run < length && (word_of(heap, page + run) & SMF_WORD_RESERVED))
-        run++;
-    return run;
+    return run_of(heap, page, length, SMF_WORD_RESERVED);
+}
+
+/* Holes before the next page with storage. */
+static uint64_t hole_run(shmalloc_heap *heap, uint64_t page, uint64_t length)
+{
+    return run_of(heap, page, length, 0);
 }
 
 /* Put storage behind a run of pages that have none. On a full file system ext4 leaves a part of it, which goes
  * back at once. */
 static int reserve_run(shmalloc_heap *heap, uint64_t page, uint64_t count)
 {
-    int rc = smi_os_reserve(heap->fd, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
+    int rc = smi_storage_reserve(heap, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
     if (rc == 0)
         set_facts(heap, page, count, 0, SMF_WORD_RESERVED);
     else if (rc == -ENOSPC)
-        smi_os_punch(heap->fd, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
+        smi_storage_punch(heap, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
     return rc;
 }
 
@@ -237,9 +255,8 @@ static int reserve_exactly(shmalloc_heap *heap, uint64_t page, uint64_t count)
         run = stored_run(heap, page + i, count - i);
         if (run > 0)
             continue;
-        for (run = 1; i + run < count && !(word_of(heap, page + i + run) & SMF_WORD_RESERVED); run++)
-            ;
-        rc = reserve_run(heap, page + i, run);
+        run = hole_run(heap, page + i, count - i);
+        rc = run > 0 ? reserve_run(heap, page + i, run) : damaged(heap, page + i);
     }
     return rc;
 }
@@ -252,7 +269,7 @@ static int reserve(shmalloc_heap *heap, uint64_t page, uint64_t count, uint64_t 
         return 0;
     uint64_t batch = smi_size(heap) >> (SMF_PAGE_SHIFT + 6); /* 1/64 of the heap */
     batch = batch < 8 ? 8 : batch > 256 ? 256 : batch;
-    if (count < batch) {
+    if (count < batch && !heap->is_private) {
         uint64_t more = batch - count < behind ? batch - count : behind;
         if (reserve_exactly(heap, page, count + more) == 0)
             return 0;
@@ -315,7 +332,7 @@ static uint64_t round_up(uint64_t n, uint64_t unit)
 static uint64_t chunk_length(shmalloc_heap *heap, uint64_t count, uint64_t limit)
 {
     const uint64_t granule = SMF_GRANULE >> SMF_PAGE_SHIFT;
-    uint64_t step = heap->state->size / 8;
+    uint64_t step = heap->state->size / (heap->is_private ? 1 : 8); /* where length costs nothing, fewer chunks */
     step = round_up((step > GROWTH_CAP ? GROWTH_CAP : step) + 1, SMF_GRANULE) >> SMF_PAGE_SHIFT;
     if (step > limit)
         step = limit;
@@ -326,22 +343,20 @@ static uint64_t chunk_length(shmalloc_heap *heap, uint64_t count, uint64_t limit
     return length <= limit ? length : 0;
 }
 
-/* Bring the file from `old` to `size` bytes with storage for the new chunk's metadata; zeros beyond what was. */
+/* Bring the heap from `old` to `size` bytes with storage for the new chunk's metadata; zeros beyond what was. */
 static int lengthen(shmalloc_heap *heap, uint64_t old, uint64_t size, const struct smf_chunk *chunk)
 {
-    struct smi_file_info info;
-    int rc = smi_heap_descriptor(heap);
+    uint64_t length;
+    int rc = smi_storage_length(heap, &length);
+    if (rc == 0 && length > old) /* a grower died before it was done */
+        rc = smi_storage_set_length(heap, old);
     if (rc == 0)
-        rc = smi_os_stat(heap->fd, &info);
-    if (rc == 0 && info.size > old) /* a grower died before it was done */
-        rc = smi_os_truncate(heap->fd, old);
-    if (rc == 0)
-        rc = smi_os_truncate(heap->fd, size);
+        rc = smi_storage_set_length(heap, size);
     if (rc == 0) {
-        rc = smi_os_reserve(heap->fd, smi_chunk_words_offset(chunk, &heap->areas),
-                            round_up(smi_chunk_metadata_bytes(chunk->page_count), 4096));
+        rc = smi_storage_reserve(heap, smi_chunk_words_offset(chunk, &heap->areas),
+                                 round_up(smi_chunk_metadata_bytes(chunk->page_count), 4096));
         if (rc < 0)
-            smi_os_truncate(heap->fd, old);
+            smi_storage_set_length(heap, old);
     }
     return rc;
 }
@@ -391,9 +406,9 @@ static int grow_once(shmalloc_heap *heap, uint64_t count)
                                (unsigned long long)(old >> SMF_PAGE_SHIFT));
     rc = lengthen(heap, old, size, &chunk);
     if (rc < 0)
-        return smi_error(rc, "%s: cannot grow from %llu to %llu bytes: %s; largest free run %llu bytes",
-                         heap->path, (unsigned long long)old, (unsigned long long)size,
-                         shmalloc_strerror(rc), (unsigned long long)smi_pages_largest(heap));
+        return smi_refused(rc, "%s: cannot grow from %llu to %llu bytes, with a largest free run of %llu", heap->path,
+                           (unsigned long long)old, (unsigned long long)size,
+                           (unsigned long long)smi_pages_largest(heap));
     SMI_STORE((uint64_t *)(void *)entry, (uint64_t)chunk.page_count << 32 | chunk.first_page);
     format_chunk(heap, &chunk); /* beyond the heap's end still: a kill leaves a longer file */
     uint32_t data = smi_chunk_data_page(&chunk, &heap->areas);
@@ -501,9 +516,9 @@ static int store_place(shmalloc_heap *heap, const struct smi_take *request, stru
         return 0;
     struct stored_search search = {.count = request->count, .alignment = request->alignment};
     if (!find_stored(heap, &search))
-        return smi_error(rc, "%s: no storage for %llu more bytes: %s; largest free run %llu bytes",
-                         heap->path, (unsigned long long)(request->count << SMF_PAGE_SHIFT),
-                         shmalloc_strerror(rc), (unsigned long long)smi_pages_largest(heap));
+        return smi_refused(rc, "%s: no storage for %llu bytes of the largest free run, %llu bytes", heap->path,
+                           (unsigned long long)(request->count << SMF_PAGE_SHIFT),
+                           (unsigned long long)smi_pages_largest(heap));
     *place = (struct place){search.span, free_span_at(heap, search.span), search.page};
     return in_one_chunk(heap, place->page, request->count) ? 0 : damaged(heap, place->page);
 }
@@ -718,7 +733,7 @@ struct trim {
 static int punch_run(shmalloc_heap *heap, struct trim *trim, uint64_t page, uint64_t count)
 {
     set_facts(heap, page, count, SMF_WORD_RESERVED, 0);
-    int rc = smi_os_punch(heap->fd, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
+    int rc = smi_storage_punch(heap, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
     if (rc < 0)
         return rc;
     set_facts(heap, page, count, 0, SMF_WORD_ZERO);
@@ -738,8 +753,11 @@ static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
         return 0;
     }
     uint64_t below = page < trim->lowest ? trim->lowest - page : 0;
-    for (uint64_t i = below; i < length && trim->rc == 0; i += run ? run : 1) {
+    for (uint64_t i = below; i < length && trim->rc == 0; i += run) {
+        i += hole_run(heap, page + i, length - i);
         run = stored_run(heap, page + i, length - i);
+        if (run == 0)
+            break;
         uint64_t left = trim->budget - trim->pages, count = run < left ? run : left;
         if (left < trim->min_pages)
             return 1;
@@ -762,9 +780,10 @@ static int punch_spans(shmalloc_heap *heap, struct trim *trim)
 /* Pages of a run that have storage. */
 static uint64_t count_stored(shmalloc_heap *heap, uint64_t page, uint64_t length)
 {
+    const uint16_t *word = smi_word(heap, page);
     uint64_t sum = 0;
-    for (uint64_t i = 0; i < length; i++)
-        sum += (word_of(heap, page + i) & SMF_WORD_RESERVED) != 0;
+    for (uint64_t i = 0; word && i < length; i++) /* plain loads, which a compiler does several of at once */
+        sum += (word[i] & SMF_WORD_RESERVED) != 0;
     return sum;
 }
 
@@ -781,8 +800,11 @@ static int add_stored(shmalloc_heap *heap, uint32_t page, void *arg)
     uint64_t length = free_span_at(heap, page);
     if ((tally->looked += length) > smi_size(heap) >> SMF_PAGE_SHIFT)
         return 1;
-    for (uint64_t i = 0; i < length && (page + i) >> tally->shift < PARTS; i++)
-        tally->stored[(page + i) >> tally->shift] += count_stored(heap, page + i, 1);
+    for (uint64_t at = page, next; at < page + length && at >> tally->shift < PARTS; at = next) { /* part by part */
+        next = ((at >> tally->shift) + 1) << tally->shift;
+        next = next < page + length ? next : page + length;
+        tally->stored[at >> tally->shift] += count_stored(heap, at, next - at);
+    }
     return 0;
 }
 
@@ -835,7 +857,7 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
     trim->pages += stored;
     SMI_STORE(&heap->backed, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT);
     /* kill here: a longer file, cut at the next growth */
-    rc = smi_os_truncate(heap->fd, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT);
+    rc = smi_storage_set_length(heap, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT);
     return rc < 0 ? rc : 1;
 }
 
@@ -852,28 +874,34 @@ int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
         rc = punch_spans(heap, &trim);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     if (rc < 0)
-        return smi_error(rc, "%s: cannot give storage back: %s", heap->path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot give storage back", heap->path);
     return (int64_t)(trim.pages << SMF_PAGE_SHIFT);
 }
 
-/* Give back what is stale; the page lock is held. */
+/*
+ * Give back what is stale; the page lock is held.
+ *
+ * It reads the words of all free pages of the spans it looks at, 2 bytes for 8 KiB, rather than keeping their number:
+ * RESERVED changes outside the log, hundreds of pages at a time, so a number that every kill leaves true would have
+ * to be logged with more words than a log has.
+ */
 static int decay(shmalloc_heap *heap)
 {
     uint64_t now = smi_os_tick(), decay_ns = heap->state->decay_ns, gives = heap->page_heap->gives;
     if (decay_ns == SMF_NEVER || heap->decayed == gives)
         return 0; /* nothing was freed since all of it was looked at */
-    uint64_t lowest, retain = heap->state->retain >> SMF_PAGE_SHIFT;
-    uint64_t stored = stored_pages(heap, retain, &lowest);
+    uint64_t lowest = 0, retain = heap->state->retain >> SMF_PAGE_SHIFT;
+    uint64_t stored = retain > 0 ? stored_pages(heap, retain, &lowest) : UINT64_MAX;
     struct trim trim = {.min_pages = DECAY_MIN_PAGES,
                         .before = now > decay_ns ? now - decay_ns : 0,
                         .budget = stored > retain ? stored - retain : 0,
                         .lowest = lowest};
-    int bounded = trim.budget > DECAY_MOST_PAGES;
-    if (bounded)
+    if (trim.budget > DECAY_MOST_PAGES)
         trim.budget = DECAY_MOST_PAGES;
     int rc = smi_heap_descriptor(heap);
     if (rc == 0)
         rc = punch_spans(heap, &trim);
+    int bounded = trim.budget == DECAY_MOST_PAGES && trim.budget - trim.pages < trim.min_pages;
     while (rc == 0 && !bounded && (rc = cut_tail(heap, &trim)) == 1)
         rc = 0;
     if (rc == 0 && !bounded && !trim.young)
@@ -920,9 +948,9 @@ int smi_pages_format(shmalloc_heap *heap, uint64_t size)
     heap->directory[0] = chunk;
     heap->state->chunk_count = 1;
     heap->state->size = size;
-    int rc = smi_os_reserve(heap->fd, 0,
-                            round_up(heap->areas.end + smi_chunk_metadata_bytes(chunk.page_count),
-                                     4096));
+    int rc = smi_storage_reserve(heap, 0,
+                                 round_up(heap->areas.end + smi_chunk_metadata_bytes(chunk.page_count),
+                                          4096));
     if (rc < 0)
         return rc;
     format_chunk(heap, &chunk);

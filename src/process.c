@@ -7,6 +7,11 @@
  *
  * A forked child has its parent's memory but none of its claims: the epoch, in a page that the kernel wipes
  * in children, is 0, so every context it inherited is stale, and its first call attaches anew.
+ *
+ * A private heap is the child's own copy, and its first call settles it. The copy shows each of the parent's other
+ * threads as of one instant: until fork is done, each of their stores reaches the pages that the child gets, or
+ * waits. So they look as if they had been killed there, which is what undo logs and link records are made for:
+ * nobody needs to take locks around a fork, and a child that only calls exec pays nothing.
  */
 #include "process.h"
 
@@ -23,6 +28,7 @@
 #include "recover.h"
 
 #define LOOK_EVERY_NS 1000000000ull
+#define MOST_CONTEXTS (SMF_THREADS - 1) /* of a private heap: one slot is for all others together */
 
 static struct smi_thread nobody = {.epoch = UINT64_MAX, .true_epoch = UINT64_MAX};
 _Thread_local struct smi_thread *smi_current = &nobody;
@@ -35,23 +41,52 @@ static _Thread_local struct smi_thread *contexts;
 
 shmalloc_heap *smi_heaps;
 static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
+/* A signal handler that forks takes it while the call that it interrupted may hold it: so a thread takes it once only. */
+static _Thread_local unsigned registry_depth;
 static pthread_key_t exit_key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static uint64_t last_epoch;
 
+/* Memory for contexts that nobody has; the registry lock is held. It is not malloc's, because malloc may be what
+ * the heap is for. */
+#define CONTEXTS_AT_ONCE 16
+static struct smi_thread *pool;
+
+static void to_pool(struct smi_thread *t)
+{
+    t->next_in_thread = pool;
+    pool = t;
+}
+
+static struct smi_thread *from_pool(void)
+{
+    struct smi_thread *more = pool ? NULL : smi_os_private(CONTEXTS_AT_ONCE * sizeof(struct smi_thread), 0);
+    for (unsigned i = 0; more && i < CONTEXTS_AT_ONCE; i++)
+        to_pool(&more[i]);
+    struct smi_thread *t = pool;
+    if (t)
+        pool = t->next_in_thread;
+    return t;
+}
+
 void smi_registry_lock(void)
 {
-    pthread_mutex_lock(&registry);
+    if (registry_depth++ == 0)
+        pthread_mutex_lock(&registry);
 }
 
 void smi_registry_unlock(void)
 {
-    pthread_mutex_unlock(&registry);
+    if (--registry_depth == 0)
+        pthread_mutex_unlock(&registry);
 }
 
 int smi_registry_trylock(void)
 {
-    return pthread_mutex_trylock(&registry) == 0;
+    if (registry_depth == 0 && pthread_mutex_trylock(&registry) != 0)
+        return 0;
+    registry_depth++;
+    return 1;
 }
 
 struct smf_thread *smi_thread_slot(const shmalloc_heap *heap, uint32_t index)
@@ -75,6 +110,11 @@ static void fill_entry(struct smf_process *entry)
     SMI_STORE(&entry->state, 1);
 }
 
+static void new_epoch(shmalloc_heap *heap)
+{
+    __atomic_store_n(&heap->epoch, __atomic_add_fetch(&last_epoch, 1, __ATOMIC_RELAXED), __ATOMIC_RELEASE);
+}
+
 int smi_process_claim(shmalloc_heap *heap)
 {
     for (int pass = 0; pass < 2; pass++) {
@@ -85,21 +125,33 @@ int smi_process_claim(shmalloc_heap *heap)
             if (rc == -EAGAIN)
                 continue;
             if (rc < 0)
-                return smi_error(rc, "%s: cannot hold a lock on the file: %s", heap->path,
-                                 shmalloc_strerror(rc));
+                return smi_refused(rc, "%s: cannot hold a lock on the file", heap->path);
             fill_entry(&heap->processes[i]);
             heap->process_index = (int)i;
             heap->generation = heap->state->generation;
-            __atomic_store_n(&heap->epoch, __atomic_add_fetch(&last_epoch, 1, __ATOMIC_RELAXED),
-                             __ATOMIC_RELEASE);
+            new_epoch(heap);
             return 0;
         }
-        int rc = pass == 0 ? smi_recover_adopt(heap) : 0; /* the entries of the dead */
+        int rc = pass == 0 ? smi_recover_adopt(heap, SMI_ADOPT_ALL) : 0; /* the entries of the dead */
         if (rc < 0)
             return rc;
     }
-    return smi_error(SHMALLOC_EPROCESSES, "%s: %d processes have the heap open, which is the limit",
+    return smi_error(SHMALLOC_EPROCESSES, "%s: %d processes have the heap open, which is the limit; close it in one",
                      heap->path, SMF_PROCESSES);
+}
+
+void smi_process_start_private(shmalloc_heap *heap)
+{
+    pthread_mutexattr_t attr;
+    pthread_mutexattr_init(&attr);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&heap->shared_lock, &attr);
+    pthread_mutexattr_destroy(&attr);
+    heap->process_index = 0;
+    heap->processes[0].pid = (uint32_t)getpid();
+    heap->processes[0].state = 1;
+    heap->generation = heap->state->generation;
+    new_epoch(heap);
 }
 
 /* Take a context out of its heap's list; the registry lock is held. */
@@ -108,8 +160,10 @@ static void disown(struct smi_thread *t)
     struct smi_thread **at = &t->heap->contexts;
     while (*at && *at != t)
         at = &(*at)->next_in_heap;
-    if (*at)
+    if (*at) {
         *at = t->next_in_heap;
+        t->heap->context_count--;
+    }
     t->epoch = t->true_epoch = UINT64_MAX;
     t->heap = NULL;
 }
@@ -119,28 +173,35 @@ static int release_slot(shmalloc_heap *heap, struct smf_thread *slot)
     int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
-    rc = smi_cache_release(heap, slot);
+    uint64_t all = UINT64_MAX;
+    rc = smi_cache_release(heap, slot, &all);
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     return rc;
+}
+
+void smi_process_drop(shmalloc_heap *heap)
+{
+    __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
+    while (heap->contexts)
+        disown(heap->contexts);
+    if (heap->shared)
+        to_pool(heap->shared);
+    heap->shared = NULL;
+    smi_os_unmap(heap->liveness, 4096);
+    heap->liveness = NULL;
+    heap->process_index = -1;
 }
 
 int smi_process_leave(shmalloc_heap *heap)
 {
     int rc = 0;
     __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
-    while (heap->contexts) {
-        struct smi_thread *t = heap->contexts;
-        if (heap->process_index >= 0 && rc == 0 && heap->state->poison == 0)
+    for (struct smi_thread *t = heap->contexts; t && heap->process_index >= 0 && rc == 0; t = t->next_in_heap)
+        if (heap->state->poison == 0)
             rc = release_slot(heap, t->slot);
-        disown(t);
-    }
-    if (heap->process_index >= 0) {
-        if (rc == 0) /* else the next one adopts what is left */
-            SMI_STORE(&heap->processes[heap->process_index].state, 0);
-        smi_os_unmap(heap->liveness, 4096);
-    }
-    heap->liveness = NULL;
-    heap->process_index = -1;
+    if (heap->process_index >= 0 && rc == 0) /* else the next one adopts what is left */
+        SMI_STORE(&heap->processes[heap->process_index].state, 0);
+    smi_process_drop(heap);
     return rc;
 }
 
@@ -156,18 +217,102 @@ static void after_fork_in_parent(void)
     smi_registry_unlock();
 }
 
+/* Set in a child once it has forgotten its parent: beside the epoch, 0 in every new child. */
+static uint32_t *forgotten_in(shmalloc_heap *heap)
+{
+    return (uint32_t *)(void *)heap->wiped + 1;
+}
+
 /* What this process inherited and may not use. The registry lock may be held by a thread that is not here. */
 static void forget_parent(void)
 {
     pthread_mutex_init(&registry, NULL);
-    smi_lock_forget();
     smi_current = &nobody;
-    contexts = NULL; /* the memory of the parent's contexts is lost to the child: it may be in mid-change */
+    /* The memory of the parent's contexts is lost to the child: it may be in mid-change. Those of private heaps are
+     * the child's. */
+    struct smi_thread **at = &contexts;
+    while (*at)
+        if ((*at)->heap && (*at)->heap->is_private)
+            at = &(*at)->next_in_thread;
+        else
+            *at = (*at)->next_in_thread;
+    int any_private = 0;
+    for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next) {
+        *forgotten_in(heap) = 1;
+        any_private |= heap->is_private;
+    }
+    if (!any_private) /* else what this thread holds may be a lock of its copy */
+        smi_lock_forget();
 }
 
 static void after_fork_in_child(void)
 {
     forget_parent();
+    registry_depth--; /* which before_fork() took */
+}
+
+/* What the parent's other threads were doing under locks is undone, and nobody has a lock. */
+static int repair_copy(shmalloc_heap *heap)
+{
+    static const struct smf_lock free_lock;
+    int rc = smi_lock_repair(heap, smi_lock_of_pages(heap));
+    for (uint32_t i = smi_lock_of_pages(heap) + 1; i-- > 0;)
+        if (memcmp(heap->locks[i].mutex, free_lock.mutex, sizeof(free_lock.mutex)) != 0) {
+            memset(heap->locks[i].mutex, 0, sizeof(free_lock.mutex));
+            if (rc == 0)
+                rc = smi_lock_repair(heap, i);
+        }
+    return rc;
+}
+
+/* The slots of all threads but `mine` come to rest; their contexts are nobody's. */
+static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
+{
+    uint64_t all = UINT64_MAX;
+    int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
+    if (rc < 0)
+        return rc;
+    for (uint32_t i = 0; rc == 0 && i < SMF_THREADS; i++) {
+        struct smf_thread *slot = smi_thread_slot(heap, i);
+        if (slot && slot->owner != 0 && (!mine || slot != mine->slot))
+            rc = smi_cache_release(heap, slot, &all);
+    }
+    smi_lock_release(heap, SMF_LOCK_RECOVER);
+    for (struct smi_thread *t = heap->contexts, *next; t; t = next) {
+        next = t->next_in_heap;
+        if (t != mine)
+            disown(t); /* which may still be in the list of the thread that forked */
+    }
+    if (heap->shared)
+        to_pool(heap->shared);
+    heap->shared = NULL;
+    return rc;
+}
+
+/* A forked child's copy of a private heap; the registry lock is held. A user's mutex is free in the child, and who
+ * locks it first is told if it was held: the new generation sees to that. A thread that holds a lock itself forked in
+ * a signal handler that interrupted a call here: what it was doing must not be undone. */
+static int settle_copy(shmalloc_heap *heap)
+{
+    struct smi_thread *mine = contexts;
+    int rc = 0;
+    while (mine && mine->heap != heap)
+        mine = mine->next_in_thread;
+    if (!smi_lock_any_held()) {
+        rc = repair_copy(heap);
+        if (rc == 0)
+            rc = release_others(heap, mine);
+    }
+    if (rc < 0)
+        return rc;
+    smi_process_start_private(heap);
+    heap->generation = ++heap->state->generation;
+    heap->runtime->generation = heap->generation;
+    if (mine) {
+        mine->true_epoch = heap->epoch;
+        mine->epoch = heap->hardened ? UINT64_MAX : heap->epoch;
+    }
+    return 0;
 }
 
 /* Under the registry lock, so that no fork copies a description that holds the attach lock. */
@@ -183,7 +328,27 @@ static int claim_locked(shmalloc_heap *heap)
     return rc;
 }
 
-/* A forked child's heap: attach as a process of its own. The first of its threads to come does it. */
+static int claim_as_child(shmalloc_heap *heap)
+{
+    if (!smi_os_thread_known())
+        return smi_error(-ENOTSUP,
+                         "%s: this process was made by a raw clone(2), so the C library takes it for its "
+                         "parent; make it with fork() or _Fork()",
+                         heap->path);
+    heap->contexts = NULL;
+    heap->context_count = 0;
+    heap->liveness = NULL;
+    heap->process_index = -1;
+    int fd = smi_os_reopen(heap->fd, 0); /* the parent's description shares the parent's locks */
+    if (fd < 0)
+        return smi_refused(fd, "%s: cannot open the file once more by /proc/self/fd", heap->path);
+    smi_os_close(heap->fd);
+    heap->fd = fd;
+    return claim_locked(heap);
+}
+
+/* A forked child's heap: attach as a process of its own, or settle the copy. The first of its threads to come does
+ * it. */
 static int attach_child(shmalloc_heap *heap)
 {
     uint32_t *gate = (uint32_t *)(void *)heap->wiped; /* 0 in every new child */
@@ -191,25 +356,14 @@ static int attach_child(shmalloc_heap *heap)
         smi_os_sleep(100000);
     int rc = 0;
     if (__atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) == 0) {
-        if (!smi_os_thread_known()) {
-            rc = smi_error(-ENOTSUP,
-                           "%s: this process was made by a raw clone(2), so the C library takes it for its "
-                           "parent; make it with fork() or _Fork()",
-                           heap->path);
+        if (*forgotten_in(heap) == 0) /* no atfork handler ran: _Fork(), or a raw clone */
+            forget_parent();
+        if (heap->is_private) {
+            smi_registry_lock();
+            rc = settle_copy(heap);
+            smi_registry_unlock();
         } else {
-            if (smi_current != &nobody || contexts) /* no atfork handler ran: _Fork() */
-                forget_parent();
-            heap->contexts = NULL;
-            heap->liveness = NULL;
-            heap->process_index = -1;
-            int fd = smi_os_reopen(heap->fd, 0); /* the parent's description shares the parent's locks */
-            if (fd >= 0) {
-                smi_os_close(heap->fd);
-                heap->fd = fd;
-            }
-            rc = fd < 0 ? smi_error(fd, "%s: cannot open the file once more: %s", heap->path,
-                                    shmalloc_strerror(fd))
-                        : claim_locked(heap);
+            rc = claim_as_child(heap);
         }
     }
     __atomic_store_n(gate, 0, __ATOMIC_RELEASE);
@@ -218,6 +372,7 @@ static int attach_child(shmalloc_heap *heap)
 
 /* ---- the thread's context ---- */
 
+/* Take a context of this thread out of its list; the registry lock is held. */
 static void free_context(struct smi_thread *t)
 {
     struct smi_thread **at = &contexts;
@@ -227,7 +382,7 @@ static void free_context(struct smi_thread *t)
         *at = t->next_in_thread;
     if (smi_current == t)
         smi_current = &nobody;
-    free(t);
+    to_pool(t);
 }
 
 int smi_only_mine(const shmalloc_heap *heap)
@@ -242,9 +397,24 @@ int smi_only_mine(const shmalloc_heap *heap)
     return 1;
 }
 
+/* The thread's last destructors have run, or are about to: it makes no context of a private heap any more. */
+static _Thread_local int is_leaving;
+
+static int uses_private_heap(void)
+{
+    const struct smi_thread *t = contexts;
+    while (t && !(t->heap && t->heap->is_private))
+        t = t->next_in_thread;
+    return t != NULL;
+}
+
 static void at_thread_exit(void *arg)
 {
-    (void)arg;
+    /* Destructors of other keys run after this one and free: so this does its work in the second round. */
+    if (!is_leaving && uses_private_heap() && pthread_setspecific(exit_key, arg) == 0) {
+        is_leaving = 1;
+        return;
+    }
     smi_registry_lock();
     while (contexts) {
         struct smi_thread *t = contexts;
@@ -265,11 +435,11 @@ static void set_up(void)
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
-/* A thread slot for the calling thread: free, or new. RECOVER held. */
-static int claim_slot(shmalloc_heap *heap, uint32_t *index)
+/* One of the first `count` thread slots, free or new. RECOVER held. */
+static int claim_slot(shmalloc_heap *heap, uint32_t count, uint32_t *index)
 {
     uint32_t unmade = SMF_THREADS;
-    for (uint32_t i = 0; i < SMF_THREADS; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         struct smf_thread *slot = smi_thread_slot(heap, i);
         if (slot && slot->owner == 0) {
             *index = i;
@@ -279,8 +449,9 @@ static int claim_slot(shmalloc_heap *heap, uint32_t *index)
             unmade = i;
     }
     if (unmade == SMF_THREADS)
-        return smi_error(SHMALLOC_ETHREADS, "%s: %d threads use the heap, which is the limit", heap->path,
-                         SMF_THREADS);
+        return smi_error(SHMALLOC_ETHREADS,
+                         "%s: %d threads use the heap, which is the limit; let some of them end",
+                         heap->path, SMF_THREADS);
     struct smi_take request = {.count = SMF_THREAD_PAGES,
                                .alignment = 1,
                                .kind = SMF_PAGE_META,
@@ -291,12 +462,12 @@ static int claim_slot(shmalloc_heap *heap, uint32_t *index)
     return smi_pages_take(heap, &request, &page, &zero);
 }
 
-static int own_slot(shmalloc_heap *heap, struct smi_thread *t)
+static int own_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
 {
     int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
-    rc = claim_slot(heap, &t->slot_index);
+    rc = claim_slot(heap, count, &t->slot_index);
     t->slot = rc == 0 ? smi_thread_slot(heap, t->slot_index) : NULL;
     if (rc == 0 && !t->slot)
         rc = smi_heap_poison(heap, "entry %u of the thread table names no thread slot", t->slot_index);
@@ -304,7 +475,7 @@ static int own_slot(shmalloc_heap *heap, struct smi_thread *t)
         struct smf_thread *slot = t->slot;
         slot->serial++;
         slot->tid = smi_os_thread_id();
-        slot->start_time = smi_os_start_time(getpid(), (pid_t)slot->tid);
+        slot->start_time = heap->is_private ? 0 : smi_os_start_time(getpid(), (pid_t)slot->tid);
         smi_cache_format(slot, (uint64_t)((uint8_t *)slot - heap->base));
         SMI_STORE(&slot->owner, (uint64_t)heap->process_index + 1);
     }
@@ -321,31 +492,38 @@ static void reap_own(shmalloc_heap *heap, int thorough)
         next = t->next_in_heap;
         if (smi_os_thread_exists((pid_t)t->slot->tid, thorough ? t->slot->start_time : 0))
             continue;
-        if (release_slot(heap, t->slot) == 0)
-            disown(t); /* its memory went with the thread that would have freed it */
+        if (release_slot(heap, t->slot) == 0) {
+            disown(t);
+            to_pool(t); /* the thread that would have done so is gone, and its list of contexts with it */
+        }
     }
     smi_registry_unlock();
 }
 
-static struct smi_thread *make_context(shmalloc_heap *heap, int *rc)
+/* A context with one of the first `count` thread slots, in no list yet. */
+static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, int *rc)
 {
-    struct smi_thread *t = aligned_alloc(_Alignof(struct smi_thread), sizeof(*t));
+    smi_registry_lock();
+    struct smi_thread *t = from_pool();
+    smi_registry_unlock();
     if (!t) {
-        *rc = smi_error(-ENOMEM, "no private memory for a thread's context");
+        *rc = smi_refused(-ENOMEM, "%s: no private memory for a thread", heap->path);
         return NULL;
     }
     memset(t, 0, sizeof(*t));
     t->heap = heap;
-    *rc = own_slot(heap, t);
-    if (*rc == SHMALLOC_ETHREADS) {
+    *rc = own_slot(heap, count, t);
+    if (*rc == SHMALLOC_ETHREADS && !heap->is_private) {
         reap_own(heap, 1);
-        smi_recover_adopt(heap);
-        *rc = own_slot(heap, t);
+        smi_recover_adopt(heap, SMI_ADOPT_ALL);
+        *rc = own_slot(heap, count, t);
     }
     if (*rc == 0)
         *rc = smi_cache_load(t);
     if (*rc < 0) {
-        free(t);
+        smi_registry_lock();
+        to_pool(t);
+        smi_registry_unlock();
         return NULL;
     }
     t->base = heap->base;
@@ -354,11 +532,20 @@ static struct smi_thread *make_context(shmalloc_heap *heap, int *rc)
     t->arena = t->slot_index % heap->arena_count;
     t->true_epoch = heap->epoch;
     t->epoch = heap->hardened ? UINT64_MAX : heap->epoch;
+    return t;
+}
+
+static struct smi_thread *make_context(shmalloc_heap *heap, int *rc)
+{
+    struct smi_thread *t = new_context(heap, heap->is_private ? MOST_CONTEXTS : SMF_THREADS, rc);
+    if (!t)
+        return NULL;
+    smi_registry_lock();
     t->next_in_thread = contexts;
     contexts = t;
-    smi_registry_lock();
     t->next_in_heap = heap->contexts;
     heap->contexts = t;
+    heap->context_count++;
     smi_registry_unlock();
     pthread_setspecific(exit_key, t);
     return t;
@@ -372,8 +559,11 @@ static struct smi_thread *find_context(shmalloc_heap *heap, uint64_t epoch)
         next = t->next_in_thread;
         if (t->heap == heap && t->true_epoch == epoch)
             return t;
-        if (!t->heap) /* of a heap that was closed */
+        if (!t->heap) { /* of a heap that was closed */
+            smi_registry_lock();
             free_context(t);
+            smi_registry_unlock();
+        }
     }
     return NULL;
 }
@@ -386,15 +576,33 @@ static void look_around(shmalloc_heap *heap)
     if (due && !__atomic_compare_exchange_n(&heap->looked_at, &last, now, 0, __ATOMIC_RELAXED,
                                             __ATOMIC_RELAXED))
         return; /* another thread does it */
-    if (due || SMI_LOAD(&heap->adopt_wanted))
-        smi_recover_adopt(heap);
-    if (due) {
+    if (!heap->is_private && (due || SMI_LOAD(&heap->adopt_wanted)))
+        smi_recover_adopt(heap, SMI_ADOPT_SOME);
+    if (!heap->is_private && due)
         reap_own(heap, 0);
+    if (due)
         smi_pages_decay(heap);
-    }
 }
 
-struct smi_thread *smi_thread_enter(shmalloc_heap *heap, int *rc)
+/* The context of all threads that have none, locked. */
+static struct smi_thread *enter_shared(shmalloc_heap *heap, int *rc)
+{
+    *rc = 0;
+    pthread_mutex_lock(&heap->shared_lock);
+    if (!heap->shared)
+        heap->shared = new_context(heap, SMF_THREADS, rc);
+    if (!heap->shared)
+        pthread_mutex_unlock(&heap->shared_lock);
+    return heap->shared;
+}
+
+/* Can the calling thread, which has no context, not have one either? Asked before trying, because failing is slow. */
+static int cannot_have_one(const shmalloc_heap *heap)
+{
+    return heap->is_private && (is_leaving || SMI_LOAD(&heap->context_count) >= MOST_CONTEXTS);
+}
+
+static struct smi_thread *enter(shmalloc_heap *heap, int may_share, int *rc)
 {
     pthread_once(&once, set_up);
     *rc = smi_heap_writable(heap);
@@ -403,12 +611,32 @@ struct smi_thread *smi_thread_enter(shmalloc_heap *heap, int *rc)
     if (*rc < 0)
         return NULL;
     struct smi_thread *t = find_context(heap, heap->epoch);
+    if (!t && may_share && cannot_have_one(heap))
+        return enter_shared(heap, rc);
     if (!t)
         t = make_context(heap, rc);
+    if (!t && may_share && *rc == SHMALLOC_ETHREADS && heap->is_private)
+        return enter_shared(heap, rc);
     if (!t)
         return NULL;
     smi_current = t;
     smi_forget_last(t);
     look_around(heap);
     return t;
+}
+
+struct smi_thread *smi_thread_enter(shmalloc_heap *heap, int *rc)
+{
+    return enter(heap, 0, rc);
+}
+
+struct smi_thread *smi_thread_enter_any(shmalloc_heap *heap, int *rc)
+{
+    return enter(heap, 1, rc);
+}
+
+void smi_thread_leave_any(struct smi_thread *t)
+{
+    if (SMI_UNLIKELY(t == t->heap->shared))
+        pthread_mutex_unlock(&t->heap->shared_lock);
 }

@@ -20,6 +20,8 @@ int smi_process_claim(shmalloc_heap *heap);
 /* Bring all of this process's thread slots to rest and leave the table; the attach lock and the registry
  * lock are held, no other thread is in a call. */
 int smi_process_leave(shmalloc_heap *heap);
+/* Leave as a killed process does, for want of the attach lock: others adopt what is left here. */
+void smi_process_drop(shmalloc_heap *heap);
 
 /*
  * The long way into the heap: the calling thread's context, made if need be; in a forked child after
@@ -27,6 +29,14 @@ int smi_process_leave(shmalloc_heap *heap);
  * changed; *rc is why.
  */
 struct smi_thread *smi_thread_enter(shmalloc_heap *heap, int *rc);
+
+/* The same for a call that may also use a context which it shares: in private heaps, threads beyond the limit and
+ * threads that are about to end have none of their own. smi_thread_leave_any() ends the use. */
+struct smi_thread *smi_thread_enter_any(shmalloc_heap *heap, int *rc);
+void smi_thread_leave_any(struct smi_thread *t);
+
+/* What claiming an entry is to files: a private heap has this process only. The registry lock is held. */
+void smi_process_start_private(shmalloc_heap *heap);
 
 /* Has no other thread of this process a context of the heap? The registry lock is held. */
 int smi_only_mine(const shmalloc_heap *heap);

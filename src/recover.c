@@ -22,6 +22,7 @@
 #include "process.h"
 
 #define ATTACH_PATIENCE_NS 10000000000ull
+#define EACH_THREAD 64 /* slots whose return takes as long as that of an empty thread slot */
 
 int smi_attach_lock(shmalloc_heap *heap)
 {
@@ -36,7 +37,7 @@ int smi_attach_lock(shmalloc_heap *heap)
         smi_os_sleep(200000);
         rc = 0;
     }
-    return rc < 0 ? smi_error(rc, "%s: cannot lock the file: %s", heap->path, shmalloc_strerror(rc)) : 0;
+    return rc < 0 ? smi_refused(rc, "%s: cannot lock the file", heap->path) : 0;
 }
 
 void smi_attach_unlock(shmalloc_heap *heap)
@@ -44,9 +45,15 @@ void smi_attach_unlock(shmalloc_heap *heap)
     smi_os_unlock_byte(heap->fd, SMF_ATTACH_BYTE);
 }
 
+static int cannot_look(const shmalloc_heap *heap, int rc)
+{
+    return smi_refused(rc, "%s: cannot look for locks on the file", heap->path);
+}
+
 int smi_others_alive(shmalloc_heap *heap)
 {
-    return smi_os_is_locked(heap->fd, SMF_LOCK_BYTES, SMF_PROCESSES);
+    int locked = smi_os_is_locked(heap->fd, SMF_LOCK_BYTES, SMF_PROCESSES);
+    return locked < 0 ? cannot_look(heap, locked) : locked;
 }
 
 /* ---- first attach ---- */
@@ -63,8 +70,13 @@ static int is_unclean(const shmalloc_heap *heap, const uint8_t *boot_id)
 static int read_boot_id(const shmalloc_heap *heap, uint8_t out[16])
 {
     int rc = smi_os_boot_id(out);
-    return rc < 0 ? smi_error(rc, "%s: cannot read the machine's boot id: %s", heap->path, shmalloc_strerror(rc))
-                  : 0;
+    return rc < 0 ? smi_refused(rc, "%s: cannot read the machine's boot id in /proc", heap->path) : 0;
+}
+
+static int read_pid_namespace(const shmalloc_heap *heap, uint64_t *out)
+{
+    int rc = smi_os_pid_namespace(out);
+    return rc < 0 ? smi_refused(rc, "%s: cannot read this process's PID namespace in /proc", heap->path) : 0;
 }
 
 int smi_recover_unclean(shmalloc_heap *heap)
@@ -89,7 +101,7 @@ static int set_mark(shmalloc_heap *heap, uint64_t mark)
         return 0;
     SMI_STORE(&heap->state->mark, mark);
     int rc = smi_os_sync_file(heap->fd);
-    return rc < 0 ? smi_error(rc, "%s: cannot mark the heap in use: %s", heap->path, shmalloc_strerror(rc)) : 0;
+    return rc < 0 ? smi_refused(rc, "%s: cannot mark the heap in use", heap->path) : 0;
 }
 
 /* Whose heap this is from now on. A heap in use with another identity is unclean: so the mark of a clean one
@@ -98,7 +110,10 @@ static int take_identity(shmalloc_heap *heap)
 {
     struct smf_runtime *runtime = heap->runtime;
     uint8_t boot_id[16];
+    uint64_t pid_namespace;
     int rc = read_boot_id(heap, boot_id);
+    if (rc == 0)
+        rc = read_pid_namespace(heap, &pid_namespace);
     if (rc < 0)
         return rc;
     int unclean = is_unclean(heap, boot_id);
@@ -107,7 +122,7 @@ static int take_identity(shmalloc_heap *heap)
     memcpy(runtime->boot_id, boot_id, 16);
     runtime->device = heap->device;
     runtime->inode = heap->inode;
-    runtime->pid_namespace = smi_os_pid_namespace();
+    runtime->pid_namespace = pid_namespace;
     SMI_BARRIER();
     return unclean ? 0 : set_mark(heap, SMF_IN_USE);
 }
@@ -117,7 +132,7 @@ static int new_mutexes(shmalloc_heap *heap)
     struct smf_lock fresh = {{0}, 0, 0, 0};
     int rc = smi_os_mutex_init(fresh.mutex);
     if (rc < 0)
-        return smi_error(rc, "%s: cannot make a robust mutex: %s", heap->path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot make a robust mutex", heap->path);
     for (uint32_t i = 0; i < heap->lock_count; i++)
         heap->locks[i] = fresh;
     return 0;
@@ -158,13 +173,17 @@ static int first(shmalloc_heap *heap, int accept_unclean)
 
 static int join(shmalloc_heap *heap, int accept_unclean)
 {
+    uint64_t here, there = heap->runtime->pid_namespace;
     int rc = accept_unclean ? 0 : smi_recover_unclean(heap);
+    if (rc == 0)
+        rc = read_pid_namespace(heap, &here);
     if (rc < 0)
         return rc;
-    uint64_t here = smi_os_pid_namespace(), there = heap->runtime->pid_namespace;
     if (heap->runtime->generation != heap->state->generation)
-        return smi_error(SHMALLOC_ECORRUPT, "%s: processes are attached, but no generation is complete",
-                         heap->path);
+        return smi_error(SHMALLOC_ECORRUPT,
+                         "%s: processes are attached in generation %llu, expected %llu; close it in all of them first",
+                         heap->path, (unsigned long long)heap->runtime->generation,
+                         (unsigned long long)heap->state->generation);
     if (here != there)
         return smi_error(SHMALLOC_EFOREIGN,
                          "%s: in use by processes of PID namespace %llu, this one is %llu; robust mutexes "
@@ -178,9 +197,11 @@ int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
 {
     int others = smi_others_alive(heap);
     if (others < 0)
-        return smi_error(others, "%s: cannot look for locks: %s", heap->path, shmalloc_strerror(others));
+        return others;
     if (others && alone)
-        return smi_error(SHMALLOC_EBUSY, "%s: other processes have the heap open", heap->path);
+        return smi_error(SHMALLOC_EBUSY,
+                         "%s: other processes have the heap open; close it in all of them first",
+                         heap->path);
     int was_clean = heap->state->mark == SMF_CLEAN;
     int rc = others ? join(heap, accept_unclean) : first(heap, accept_unclean);
     if (rc == 0)
@@ -190,7 +211,7 @@ int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
         smi_os_sync_file(heap->fd);
     }
     if (rc == 0 && heap->state->poison == 0) /* a poisoned heap stays as it is */
-        smi_recover_adopt(heap);
+        smi_recover_adopt(heap, SMI_ADOPT_SOME);
     return rc;
 }
 
@@ -199,36 +220,48 @@ int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
 /* After this no lock shows the dead as its owner, and nothing is half done under one. */
 static int pass_locks(shmalloc_heap *heap)
 {
-    for (uint32_t i = SMF_LOCK_CLASS_FIRST; i < heap->lock_count; i++) {
-        int rc = smi_lock_acquire(heap, i);
-        if (rc < 0)
-            return rc;
-        smi_lock_release(heap, i);
-    }
-    return 0;
+    return smi_lock_pass(heap, SMF_LOCK_CLASS_FIRST, heap->lock_count - 1);
 }
 
-static int release_threads_of(shmalloc_heap *heap, uint32_t process)
+/* The thread slot at `index` when the process owns it, else NULL. */
+static struct smf_thread *slot_of(shmalloc_heap *heap, uint32_t index, uint32_t process)
 {
-    for (uint32_t i = 0; i < SMF_THREADS; i++) {
-        struct smf_thread *slot = smi_thread_slot(heap, i);
-        int rc = slot && slot->owner == process + 1ull ? smi_cache_release(heap, slot) : 0;
-        if (rc < 0)
-            return rc;
-    }
-    return 0;
+    struct smf_thread *slot = smi_thread_slot(heap, index);
+    return slot && slot->owner == process + 1ull ? slot : NULL;
 }
 
-/* Adopt process `i` if its byte can be taken on `fd`, a description of our own. */
-static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i)
+/* What decides over blocks first, for all threads: words and blocks are what they will be, whenever the caches come
+ * back. 1: some have not. */
+static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *most)
+{
+    uint32_t made = 0; /* thread slots are made in the order of the table, and stay */
+    int rc = 0;
+    while (made < SMF_THREADS && SMI_LOAD(&heap->threads[made]) != 0)
+        made++;
+    for (uint32_t i = 0; rc == 0 && i < made; i++) {
+        struct smf_thread *slot = slot_of(heap, i, process);
+        rc = slot ? smi_cache_settle(heap, slot) : 0;
+    }
+    for (uint32_t i = 0; rc == 0 && i < made; i++) {
+        struct smf_thread *slot = slot_of(heap, i, process);
+        if (!slot)
+            continue;
+        rc = *most >= EACH_THREAD ? smi_cache_release(heap, slot, most) : 1;
+        *most -= *most < EACH_THREAD ? *most : EACH_THREAD;
+    }
+    return rc;
+}
+
+/* Adopt process `i` if its byte can be taken on `fd`, a description of our own. 1: not all of it yet. */
+static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i, uint64_t *most)
 {
     int rc = smi_os_lock_byte(fd, SMF_LOCK_BYTES + i);
     if (rc < 0)
-        return rc == -EAGAIN ? 0 : rc; /* alive, or somebody else is just claiming it */
+        return rc == -EAGAIN ? 0 : cannot_look(heap, rc); /* alive, or somebody else is just claiming it */
     if (heap->processes[i].state != 0) {
         rc = pass_locks(heap);
         if (rc == 0)
-            rc = release_threads_of(heap, i);
+            rc = release_threads_of(heap, i, most);
         if (rc == 0)
             SMI_STORE(&heap->processes[i].state, 0);
     }
@@ -236,13 +269,16 @@ static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i)
     return rc;
 }
 
+/* 1, 0, or why it cannot be told. */
 static int looks_dead(shmalloc_heap *heap, uint32_t i)
 {
-    return (int)i != heap->process_index && SMI_LOAD(&heap->processes[i].state) != 0 &&
-           smi_os_is_locked(heap->fd, SMF_LOCK_BYTES + i, 1) == 0;
+    if ((int)i == heap->process_index || SMI_LOAD(&heap->processes[i].state) == 0)
+        return 0;
+    int locked = smi_os_is_locked(heap->fd, SMF_LOCK_BYTES + i, 1);
+    return locked >= 0 ? !locked : cannot_look(heap, locked);
 }
 
-static int adopt_all(shmalloc_heap *heap)
+static int adopt_all(shmalloc_heap *heap, uint64_t most)
 {
     /* A dead owner of the roots lock may have named its thread slot in the log; that lock comes before
      * RECOVER, so it is passed first. The dead take no lock any more. */
@@ -254,23 +290,30 @@ static int adopt_all(shmalloc_heap *heap)
     if (rc < 0)
         return rc;
     int fd = smi_os_reopen(heap->fd, 0);
-    rc = fd < 0 ? smi_error(fd, "%s: cannot open the file once more: %s", heap->path, shmalloc_strerror(fd))
+    rc = fd < 0 ? smi_refused(fd, "%s: cannot open the file once more by /proc/self/fd", heap->path)
                 : 0;
-    for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++)
-        if (looks_dead(heap, i))
-            rc = adopt_one(heap, fd, i);
+    for (uint32_t i = 0; rc >= 0 && i < SMF_PROCESSES; i++) {
+        int adopted = looks_dead(heap, i);
+        if (adopted > 0)
+            adopted = adopt_one(heap, fd, i, &most);
+        rc = adopted != 0 ? adopted : rc; /* 1 stays: all the dead are settled all the same */
+    }
     smi_os_close(fd);
     smi_lock_release(heap, SMF_LOCK_RECOVER);
-    return rc;
+    if (rc == 1)
+        SMI_STORE(&heap->adopt_wanted, 1);
+    return rc == 1 ? 0 : rc;
 }
 
-int smi_recover_adopt(shmalloc_heap *heap)
+int smi_recover_adopt(shmalloc_heap *heap, uint64_t most)
 {
     SMI_STORE(&heap->adopt_wanted, 0);
     int rc = smi_heap_descriptor(heap);
-    for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++)
-        if (looks_dead(heap, i))
-            return adopt_all(heap);
+    for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++) {
+        rc = looks_dead(heap, i);
+        if (rc > 0)
+            return adopt_all(heap, most);
+    }
     return rc;
 }
 

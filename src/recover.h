@@ -22,8 +22,12 @@ int smi_recover_unclean(shmalloc_heap *heap);
  * wants to be `alone`. What the dead left is brought to rest. */
 int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone);
 
-/* Look for processes that died and bring back what they held. Cheap when nobody did. */
-int smi_recover_adopt(shmalloc_heap *heap);
+/* Look for processes that died and bring back what they held. Cheap when nobody did. Of slots in their caches, about
+ * `most` go back; more of them wait for the next look, so that no single call pays for a process of a thousand
+ * threads. */
+#define SMI_ADOPT_ALL UINT64_MAX
+#define SMI_ADOPT_SOME 65536ull /* some 2 ms */
+int smi_recover_adopt(shmalloc_heap *heap, uint64_t most);
 
 /* The owner of a user mutex died: resolve its link record before anybody touches what the mutex guards.
  * `index` and `serial` name its thread slot as of then. */

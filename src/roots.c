@@ -307,7 +307,11 @@ int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name)
 int smi_roots_repair(shmalloc_heap *heap)
 {
     struct smf_roots *roots = heap->roots;
-    int rc = smi_undo_apply(heap, &roots->log_count, roots->log, SMF_ROOT_LOG);
+    /* The library's classes first: in the middle of taking or giving a root's block their logs name `scratch`. */
+    uint32_t own = heap->arena_count, longest = smi_class_of(sizeof(struct smf_root) + SMF_ROOT_NAME_MAX + 1);
+    int rc = smi_lock_pass(heap, smi_lock_of_class(own, 0), smi_lock_of_class(own, longest));
+    if (rc == 0)
+        rc = smi_undo_apply(heap, &roots->log_count, roots->log, SMF_ROOT_LOG);
     if (rc == 0 && roots->scratch != 0)
         rc = smi_central_give(heap, roots->scratch, &roots->scratch, NULL);
     if (rc == 0 && roots->sequence % 2 != 0)

@@ -35,6 +35,13 @@ static inline unsigned smi_class_of(size_t size)
     return size <= SMI_MOST_BY_8 ? smi_class_by_8[(size + 7) / 8] : smi_class_by_128[(size + 127) / 128];
 }
 
+/* Does a block of `old_size` bytes stay where it is when `size` bytes are wanted? A move within a class would take and
+ * give in one stack; a little smaller is not worth the copy. */
+static inline int smi_stays(size_t old_size, size_t size)
+{
+    return size <= old_size && (size >= old_size / 2 || smi_classes[smi_class_of(size)].size == old_size);
+}
+
 /* Smallest class whose slots hold `size` bytes at multiples of `alignment` (a power of two up to
  * SMF_PAGE), or SMF_CLASSES when none does. */
 unsigned smi_class_of_aligned(size_t size, size_t alignment);

@@ -14,6 +14,8 @@ static int can_store(shmalloc_heap *heap, uint64_t ref)
         return 0;
     if (ref <= smi_size(heap) - 8)
         return 1;
+    if (heap->is_private)
+        return ref + 8 <= heap->allowed;
     return smi_heap_descriptor(heap) == 0 && smi_os_stat(heap->fd, &info) == 0 && ref + 8 <= info.size;
 }
 

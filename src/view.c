@@ -18,8 +18,8 @@
 #include "os.h"
 #include "sizeclass.h"
 
-#define BLOCK_SHIFT 16
-#define BLOCK (1ull << BLOCK_SHIFT)
+#define BLOCK SMI_VIEW_BLOCK
+#define BLOCK_SHIFT __builtin_ctzll(BLOCK)
 
 /* ---- bytes ---------------------------------------------------------------------------------- */
 
@@ -58,8 +58,9 @@ static int reserve(struct smi_view *view)
 static int load_block(struct smi_view *view, uint64_t block)
 {
     uint64_t ref = block << BLOCK_SHIFT, left = view->file_size - ref;
-    uint64_t len = left < BLOCK ? left : BLOCK;
-    int64_t n = read_source(view, ref, len, view->memory + ref);
+    uint64_t stored = left > view->missing ? left - view->missing : 0; /* the rest of memory is zero */
+    uint64_t len = stored < BLOCK ? stored : BLOCK;
+    int64_t n = len > 0 ? read_source(view, ref, len, view->memory + ref) : 0;
     if (n < 0 && !view->read_error)
         view->read_error = (int)-n;
     if (n != (int64_t)len) /* or the file was shortened just now */
@@ -81,8 +82,7 @@ const void *smi_view_at(struct smi_view *view, uint64_t ref, uint64_t len)
     return view->memory + ref;
 }
 
-/* Change a word of the private copy. */
-static int store(struct smi_view *view, uint64_t ref, uint64_t value)
+int smi_view_store(struct smi_view *view, uint64_t ref, uint64_t value)
 {
     if (ref % 8 != 0 || !smi_view_at(view, ref, 8))
         return -1;
@@ -148,7 +148,7 @@ static int read_state(struct smi_view *view)
 
 static int cannot_read(const struct smi_view *view, int code)
 {
-    return smi_error(code, "%s: cannot read: %s", view->path, shmalloc_strerror(code));
+    return smi_refused(code, "%s: cannot read", view->path);
 }
 
 static int read_identity(struct smi_view *view)
@@ -156,7 +156,7 @@ static int read_identity(struct smi_view *view)
     struct smi_file_info info;
     int rc = smi_os_stat(view->fd, &info);
     if (rc < 0)
-        return smi_error(rc, "%s: %s", view->path, shmalloc_strerror(rc));
+        return smi_refused(rc, "%s: cannot look at the file", view->path);
     if (S_ISDIR(info.mode))
         return smi_error(-EISDIR, "%s: is a directory, expected a heap file", view->path);
     if (!S_ISREG(info.mode))
@@ -184,7 +184,7 @@ int smi_view_open(struct smi_view *view, const char *path)
         memset(view, 0, sizeof(*view));
         view->path = path;
         view->fd = -1;
-        return smi_error(fd, "%s: %s", path, shmalloc_strerror(fd));
+        return smi_refused(fd, "%s: cannot open", path);
     }
     int rc = smi_view_of_descriptor(view, fd, path);
     view->owns_fd = 1;
@@ -242,10 +242,10 @@ static void undo_log(struct settling *s, uint64_t ref, uint32_t capacity)
         uint64_t at = ref + 8 + i * sizeof(struct smf_undo);
         uint64_t word = word_at(view, at);
         int is_possible = word >= SMF_STATE_OFFSET && (word < areas->runtime || word >= areas->directory);
-        if (!is_possible || store(view, word, word_at(view, at + 8)) < 0)
+        if (!is_possible || smi_view_store(view, word, word_at(view, at + 8)) < 0)
             complain(s, "L2", at, "undo log names a word that cannot be");
     }
-    store(view, ref, 0);
+    smi_view_store(view, ref, 0);
 }
 
 static void undo_logs(struct settling *s)
@@ -303,8 +303,8 @@ static void finish_old(struct smi_view *view, const struct smf_link *link)
 {
     if (!link->old || !link->old_array)
         return;
-    store(view, link->old_array + 8 * (link->old_count + 1), link->old);
-    store(view, link->old_array, link->old_count + 1);
+    smi_view_store(view, link->old_array + 8 * (link->old_count + 1), link->old);
+    smi_view_store(view, link->old_array, link->old_count + 1);
 }
 
 static void settle_link(struct settling *s, uint64_t thread_ref, const struct smf_thread *thread)
@@ -320,20 +320,22 @@ static void settle_link(struct settling *s, uint64_t thread_ref, const struct sm
         return;
     }
     if (link.op == SMF_LINK_GIVE) {
+        if (word_at(view, link.dest) == link.old)
+            smi_view_store(view, link.dest, 0);
         finish_old(view, &link);
     } else if (word_at(view, link.dest) == link.fresh) {
         if (link.fresh_array)
-            store(view, link.fresh_array, link.fresh_count - 1);
+            smi_view_store(view, link.fresh_array, link.fresh_count - 1);
         else
-            store(view, thread_ref + offsetof(struct smf_thread, scratch), 0);
+            smi_view_store(view, thread_ref + offsetof(struct smf_thread, scratch), 0);
         finish_old(view, &link);
     } else {
         if (link.old && link.old_array)
-            store(view, link.old_array, link.old_count);
+            smi_view_store(view, link.old_array, link.old_count);
         if (link.fresh_array)
-            store(view, link.fresh_array, link.fresh_count);
+            smi_view_store(view, link.fresh_array, link.fresh_count);
     }
-    store(view, at, SMF_LINK_NONE);
+    smi_view_store(view, at, SMF_LINK_NONE);
 }
 
 int smi_view_settle(struct smi_view *view, smi_report_fn *report, void *arg)
@@ -353,6 +355,14 @@ int smi_view_settle(struct smi_view *view, smi_report_fn *report, void *arg)
             settle_link(&s, ref, thread);
     }
     return rc;
+}
+
+int smi_view_settle_again(struct smi_view *view, smi_report_fn *report, void *arg)
+{
+    free(view->chunks);
+    view->chunks = NULL;
+    view->chunk_count = 0;
+    return smi_view_settle(view, report, arg);
 }
 
 /* ---- pages ---------------------------------------------------------------------------------- */

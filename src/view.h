@@ -15,9 +15,12 @@
 
 #include "layout.h"
 
+#define SMI_VIEW_BLOCK (1ull << 16) /* bytes that are copied at once */
+
 struct smi_view {
     const char *path;         /* for messages */
     uint64_t file_size;       /* bytes that can be read */
+    uint64_t missing;         /* of them, those at the end that the source lacks: they read as zeros */
     struct smf_header header; /* private copies, validated by whoever made the view */
     struct smf_state state;
     const uint8_t *mapping; /* the source of the copies; NULL: */
@@ -26,7 +29,7 @@ struct smi_view {
     int read_error;         /* errno of the first failed pread, 0 none */
     uint8_t *memory;        /* the copies, each at its ref; `reserved` bytes of address space */
     uint64_t reserved;
-    uint8_t *loaded;          /* a bit for each 64 KiB block of `memory` that was copied */
+    uint8_t *loaded;          /* a bit for each block of `memory` that was copied */
     uint64_t bytes_read;      /* since the view was made */
     struct smf_chunk *chunks; /* entries of the directory that are sound, after smi_view_settle */
     uint32_t chunk_count;
@@ -65,6 +68,9 @@ const void *smi_view_at(struct smi_view *view, uint64_t ref, uint64_t len);
 /* `len` bytes at `ref` as they are at this moment, past the private copies. 0, or -1 as above. */
 int smi_view_read_now(struct smi_view *view, uint64_t ref, uint64_t len, void *out);
 
+/* Change a word of the private copy; the source stays as it is. 0, or -1 when there is no such word. */
+int smi_view_store(struct smi_view *view, uint64_t ref, uint64_t value);
+
 /* ---- what the bytes mean -------------------------------------------------------------------- */
 
 /* Bring the private copy to the state that the next open, or the next owner of each lock, would
@@ -72,6 +78,9 @@ int smi_view_read_now(struct smi_view *view, uint64_t ref, uint64_t len, void *o
  * (may be NULL) hears what cannot be resolved. Call it after making or reloading the view and
  * before any function of this section; further calls do nothing. 0, or -ENOMEM. */
 int smi_view_settle(struct smi_view *view, smi_report_fn *report, void *arg);
+
+/* Settle a private copy that was changed once more, and read its directory anew. 0, or -ENOMEM. */
+int smi_view_settle_again(struct smi_view *view, smi_report_fn *report, void *arg);
 
 /* Descriptor of a page of a chunk, metadata pages too; NULL for pages outside. */
 const struct smf_page *smi_view_descriptor(struct smi_view *view, uint64_t page);

@@ -104,7 +104,8 @@ enum shmalloc_error {
     SHMALLOC_EVERSION = -20003,   /**< the file needs a format or feature this library lacks */
     SHMALLOC_EFOREIGN = -20004,   /**< a sound heap of another architecture, libc or PID namespace */
     SHMALLOC_ECORRUPT = -20005,   /**< a check of the file's contents failed */
-    SHMALLOC_EPOISONED = -20006,  /**< an earlier SHMALLOC_ECORRUPT stopped all mutation */
+    SHMALLOC_EPOISONED = -20006,  /**< an earlier SHMALLOC_ECORRUPT stopped all mutation, until
+                                       `shmalloc-inspect check --repair --yes` has mended the file */
     SHMALLOC_EUNCLEAN = -20007,   /**< the machine stopped, or the file was copied, while in use */
     SHMALLOC_ELAYOUT = -20008,    /**< the application's layout name or version differs */
     SHMALLOC_EBUSY = -20009,      /**< another process is attaching, or has the heap open, too long */
@@ -140,6 +141,10 @@ enum shmalloc_flag {
     SHMALLOC_HARDENED = 8,        /**< at creation: detect every double and foreign free at once */
     SHMALLOC_ACCEPT_UNCLEAN = 16, /**< go on although the answer would be SHMALLOC_EUNCLEAN */
     SHMALLOC_ANY_FILE_SYSTEM = 32, /**< go on although the answer would be SHMALLOC_EFILESYSTEM */
+    SHMALLOC_PREFAULT = 64,       /**< bring all that the file stores into memory and this process's page tables
+                                       at open, which then takes as long as that takes */
+    SHMALLOC_HUGE_PAGES = 128,    /**< ask the kernel for pages of 2 MiB: at open, for what the file stores then;
+                                       later, for what the file system gives (tmpfs mounted with huge=) */
 };
 
 /** How to open. Start from SHMALLOC_OPTIONS_INIT; fields marked [create] are ignored for a heap that
@@ -180,7 +185,9 @@ typedef struct shmalloc_options {
  * Ownership: the handle belongs to the process; shmalloc_close() ends it.
  * Threads:   any thread. Blocks while another process attaches.
  * Crash:     crash-atomic: a killed creator leaves no file, a killed opener is adopted.
- * Cost:      independent of the number of objects; one fdatasync after an orderly close.
+ * Cost:      independent of the number of objects; one fdatasync after an orderly close. With
+ *            SHMALLOC_PREFAULT or SHMALLOC_HUGE_PAGES proportional to what the file stores. These two are wishes:
+ *            open does not fail for them, shmalloc_get_stats() tells what was obtained.
  */
 SHMALLOC_API int shmalloc_open(const char *path, const shmalloc_options *options,
                                shmalloc_heap **out);
@@ -191,6 +198,24 @@ SHMALLOC_API int shmalloc_open(const char *path, const shmalloc_options *options
  * identifying first word is written last.
  */
 SHMALLOC_API int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **out);
+
+/**
+ * A heap in memory of this process alone: no file, nothing shared, no locks that outlive a death. All calls work
+ * but shmalloc_sync() (-EINVAL). It is gone when it is closed or the process ends.
+ *
+ * Of the options, `initial_size`, `max_size` and `arenas` count, and the flags SHMALLOC_HARDENED and
+ * SHMALLOC_HUGE_PAGES; others are -EINVAL. Where address space is limited, the maximum size is half of the limit.
+ * Blocks may be aligned to 1 GiB where it is not (1 MiB else).
+ *
+ * After fork() or _Fork() the child has a copy of its own and goes on with it. What other threads of the parent
+ * had cached returns to the child's heap at its first call; a block that one of them was just being given
+ * is lost to the child. A shmalloc_mutex is free in the child, and who first locks one that was held is told by 1.
+ *
+ * Any number of threads: those beyond 1,023 share one cache, at the price of a lock.
+ *
+ * @return 0, or a negative code and no handle: -EINVAL, -ENOMEM, SHMALLOC_EADDRESS.
+ */
+SHMALLOC_API int shmalloc_open_private(const shmalloc_options *options, shmalloc_heap **out);
 
 /**
  * End the use of the heap by this process (or of one of several handles of the same file).
@@ -217,7 +242,9 @@ SHMALLOC_API int shmalloc_destroy(const char *path);
  * Decide about a heap that shmalloc_open() calls unclean: resolve what was in flight, run the full
  * check, and mark the heap sound if it is.
  * @return 0: it can be opened; SHMALLOC_ECORRUPT: it is damaged, shmalloc_errmsg() names the first
- *         violation; SHMALLOC_EBUSY: processes have it open; codes of shmalloc_open().
+ *         violation; SHMALLOC_EBUSY: processes have it open; -EIO and others: the file could not be read
+ *         or synced, and nothing was decided; codes of shmalloc_open(). A damaged heap can be read, not
+ *         changed, until `shmalloc-inspect check --repair --yes` has mended it.
  * Cost: reads all metadata, about 1 % of the file.
  */
 SHMALLOC_API int shmalloc_recover(const char *path);
@@ -451,6 +478,8 @@ typedef struct shmalloc_stats {
     uint64_t repairs;           /**< number of locks taken over from dead owners since the first attach */
     uint64_t lock_waits;        /**< number of times a thread waited for a lock since the first attach */
     uint64_t double_frees;      /**< number found when caches were emptied */
+    uint64_t prefaulted;        /**< this process's open with SHMALLOC_PREFAULT brought in */
+    uint64_t huge;              /**< this process maps in huge pages, if it asked for them */
 } shmalloc_stats;
 
 /** Fill `*out`. Set out->struct_size first, else -EINVAL. Works read-only. Walks the slabs. */

@@ -4,10 +4,9 @@
  */
 #include "adapter.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <stdio.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 void adapter_open(const struct bench_options *options)
@@ -21,11 +20,7 @@ void adapter_close(void)
 
 bench_slot *adapter_slots(size_t count)
 {
-    void *slots = mmap(NULL, count * sizeof(bench_slot), PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (slots == MAP_FAILED)
-        adapter_failed("mmap");
-    return slots;
+    return bench_pages(count * sizeof(bench_slot));
 }
 
 uint64_t adapter_used_bytes(const struct bench_options *options)
@@ -39,6 +34,27 @@ uint64_t adapter_used_bytes(const struct bench_options *options)
         adapter_failed("/proc/self/statm");
     fclose(statm);
     return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* The functions are looked up, because only the preloaded allocator decides which of them exist. */
+void adapter_trim(void)
+{
+    int (*mallctl)(const char *, void *, size_t *, void *, size_t);
+    void (*mi_collect)(int);
+    void (*release)(void);
+    int (*trim)(size_t);
+    *(void **)&mallctl = dlsym(RTLD_DEFAULT, "mallctl");
+    *(void **)&mi_collect = dlsym(RTLD_DEFAULT, "mi_collect");
+    *(void **)&release = dlsym(RTLD_DEFAULT, "MallocExtension_ReleaseFreeMemory");
+    *(void **)&trim = dlsym(RTLD_DEFAULT, "malloc_trim");
+    if (mallctl && !release) /* tcmalloc has a mallctl that does nothing */
+        mallctl("arena.4096.purge", NULL, NULL, NULL, 0);
+    else if (mi_collect)
+        mi_collect(1);
+    else if (release)
+        release();
+    else if (trim)
+        trim(0);
 }
 
 const char *adapter_library(void)

@@ -6,16 +6,14 @@
  */
 #include "adapter.h"
 
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-
 shmalloc_heap *adapter_heap;
 
 void adapter_open(const struct bench_options *options)
 {
     shmalloc_options open_options = SHMALLOC_OPTIONS_INIT;
     open_options.flags = SHMALLOC_CREATE;
+    open_options.initial_size = options->heap_size;
+    open_options.arenas = options->arenas;
     if (!options->heap)
         bench_die("this program needs --heap");
     if (shmalloc_open(options->heap, &open_options, &adapter_heap) < 0)
@@ -30,26 +28,41 @@ void adapter_close(void)
 
 bench_slot *adapter_slots(size_t count)
 {
-#if defined(BENCH_SHMALLOC_LINK)
+#if defined(BENCH_LINKED)
     shmalloc_ref ref;
     if (shmalloc_alloc_zeroed(adapter_heap, count * sizeof(bench_slot), &ref) < 0)
         adapter_failed("shmalloc_alloc_zeroed");
     return memset(shmalloc_ptr(adapter_heap, ref), 0, count * sizeof(bench_slot));
 #else
-    void *slots = mmap(NULL, count * sizeof(bench_slot), PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (slots == MAP_FAILED)
-        bench_die("mmap of %zu slots failed", count);
-    return slots;
+    return bench_pages(count * sizeof(bench_slot));
 #endif
+}
+
+uint64_t *adapter_shared_words(size_t count)
+{
+    shmalloc_ref ref;
+    if (shmalloc_root_get_or_create(adapter_heap, "words", 0, count * sizeof(uint64_t), NULL, NULL, &ref) < 0)
+        adapter_failed("shmalloc_root_get_or_create");
+    return shmalloc_ptr(adapter_heap, ref);
 }
 
 uint64_t adapter_used_bytes(const struct bench_options *options)
 {
-    struct stat status;
-    if (stat(options->heap, &status))
-        bench_die("cannot stat %s", options->heap);
-    return (uint64_t)status.st_blocks * 512;
+    return bench_stored_bytes(options->heap);
+}
+
+void adapter_trim(void)
+{
+    if (shmalloc_trim(adapter_heap) < 0)
+        adapter_failed("shmalloc_trim");
+}
+
+uint64_t adapter_lock_waits(void)
+{
+    shmalloc_stats stats = {.struct_size = sizeof(stats)};
+    if (shmalloc_get_stats(adapter_heap, &stats) < 0)
+        adapter_failed("shmalloc_get_stats");
+    return stats.lock_waits;
 }
 
 const char *adapter_library(void)

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * allocate.c - the timed workloads: pair, batch, larson, handoff.
+ * allocate.c - the timed workloads: pair, batch, larson, handoff, handoff-shared.
  *
- *   pair          allocate a block and free it at once
- *   batch-lifo    allocate --blocks blocks, free them in the opposite order
- *   batch-fifo    ... in the same order
- *   batch-random  ... in a random order, another for each seed
- *   larson        replace blocks chosen at random among --blocks live ones; after each run every
- *                 thread takes over its neighbour's blocks, so some are freed by another thread.
- *                 After the server simulation of Larson and Krishnan (1998), simplified.
- *   handoff       worker 0 allocates, worker 1 frees, through a ring; two threads
+ *   pair            allocate a block and free it at once
+ *   batch-lifo      allocate --blocks blocks, free them in the opposite order
+ *   batch-fifo      ... in the same order
+ *   batch-random    ... in a random order, another for each seed
+ *   larson          replace blocks chosen at random among --blocks live ones; after each run every
+ *                   thread takes over its neighbour's blocks, so some are freed by another thread.
+ *                   After the server simulation of Larson and Krishnan (1998), simplified.
+ *   handoff         worker 0 allocates, worker 1 frees, through a ring; two threads
+ *   handoff-shared  the same with two processes
  *
  * Sizes and orders are drawn before the clock starts, except in larson, where one multiplication
  * chooses both. All allocators get the same sequences in the same repetition.
@@ -18,21 +19,14 @@
 #include "team.h"
 
 #include <stdatomic.h>
-#include <string.h>
 
 /* Number of pairs, or of steps, in one round of the workloads that have no batch of their own. */
 #define ROUND 1024
 
-static void *checked(void *memory)
-{
-    if (!memory)
-        bench_die("no memory for the workload's own tables");
-    return memory;
-}
-
+/* The workloads' own tables are pages of their own, not blocks of the allocator under test. */
 static uint32_t *make_sizes(struct worker *worker, uint64_t count)
 {
-    uint32_t *sizes = checked(malloc(count * sizeof(*sizes)));
+    uint32_t *sizes = bench_pages(count * sizeof(*sizes));
     for (uint64_t i = 0; i < count; i++)
         sizes[i] = bench_random_size(&worker->random, worker->options);
     return sizes;
@@ -47,9 +41,12 @@ struct pair {
 
 static void *pair_prepare(struct worker *worker)
 {
-    struct pair *pair = checked(malloc(sizeof(*pair)));
+    struct pair *pair = bench_pages(sizeof(*pair));
     pair->slot = adapter_slots(1);
     pair->sizes = make_sizes(worker, ROUND);
+    /* Another block of the class lives, as in any program: without it some allocators give a page away with
+     * each free and take it back. */
+    bench_take(adapter_slots(1), worker->options->size_max);
     return pair;
 }
 
@@ -74,10 +71,10 @@ struct batch {
 static struct batch *make_batch(struct worker *worker)
 {
     uint64_t blocks = worker->options->blocks;
-    struct batch *batch = checked(malloc(sizeof(*batch)));
+    struct batch *batch = bench_pages(sizeof(*batch));
     batch->slots = adapter_slots(blocks);
     batch->sizes = make_sizes(worker, blocks);
-    batch->order = checked(malloc(blocks * sizeof(*batch->order)));
+    batch->order = bench_pages(blocks * sizeof(*batch->order));
     for (uint64_t i = 0; i < blocks; i++)
         batch->order[i] = (uint32_t)i;
     return batch;
@@ -153,12 +150,59 @@ static void larson_run(struct worker *worker, uint64_t rounds)
 #define RING 4096        /* slots */
 #define RING_PUBLISH 32  /* slots made visible at once, so that the ring's own cost stays small */
 
+/* In the team's memory. */
 struct ring {
     _Alignas(64) _Atomic uint64_t filled;  /* written by the producer */
     _Alignas(64) _Atomic uint64_t emptied; /* written by the consumer */
-    _Alignas(64) bench_slot *slots;
-    uint32_t *sizes; /* RING of them */
 };
+_Static_assert(sizeof(struct ring) <= TEAM_SHARED, "it fits");
+
+/* What the ring holds, as a worker sees it. */
+struct places {
+    bench_slot *slots; /* RING of them: between threads */
+    uint64_t *words;   /* RING of them: between processes */
+    uint32_t *sizes;   /* RING of them */
+};
+
+/* Inlined below, so that handing over costs no call. */
+typedef void step_fn(const struct places *places, uint64_t index);
+
+static inline __attribute__((always_inline)) void produce(struct ring *ring, const struct places *places,
+                                                          uint64_t count, step_fn *take)
+{
+    uint64_t begin = atomic_load_explicit(&ring->filled, memory_order_relaxed);
+    for (uint64_t at = begin; at < begin + count; at += RING_PUBLISH) {
+        unsigned spins = 0;
+        /* acquire: pairs with the release in consume(); those places are empty again */
+        while (at - atomic_load_explicit(&ring->emptied, memory_order_acquire) > RING - RING_PUBLISH)
+            team_relax(&spins);
+        for (uint64_t i = at; i < at + RING_PUBLISH; i++)
+            take(places, i % RING);
+        atomic_store_explicit(&ring->filled, at + RING_PUBLISH, memory_order_release);
+    }
+}
+
+static inline __attribute__((always_inline)) void consume(struct ring *ring, const struct places *places,
+                                                          uint64_t count, step_fn *give)
+{
+    uint64_t begin = atomic_load_explicit(&ring->emptied, memory_order_relaxed);
+    for (uint64_t at = begin; at < begin + count; at += RING_PUBLISH) {
+        unsigned spins = 0;
+        /* acquire: pairs with the release in produce(); those places hold blocks */
+        while (atomic_load_explicit(&ring->filled, memory_order_acquire) == at)
+            team_relax(&spins);
+        for (uint64_t i = at; i < at + RING_PUBLISH; i++)
+            give(places, i % RING);
+        atomic_store_explicit(&ring->emptied, at + RING_PUBLISH, memory_order_release);
+    }
+}
+
+static struct places *make_places(struct worker *worker)
+{
+    struct places *places = bench_pages(sizeof(*places));
+    places->sizes = make_sizes(worker, RING);
+    return places;
+}
 
 static void *handoff_prepare(struct worker *worker)
 {
@@ -166,50 +210,58 @@ static void *handoff_prepare(struct worker *worker)
         bench_die("handoff needs --threads 2");
     if (worker->index != 0)
         return NULL;
-    struct ring *ring = checked(aligned_alloc(64, sizeof(*ring)));
-    memset(ring, 0, sizeof(*ring));
-    ring->slots = adapter_slots(RING);
-    ring->sizes = make_sizes(worker, RING);
-    return ring;
+    struct places *places = make_places(worker);
+    places->slots = adapter_slots(RING);
+    return places;
 }
 
-static void produce(struct ring *ring, uint64_t count)
+static void take_slot(const struct places *places, uint64_t index)
 {
-    uint64_t begin = atomic_load_explicit(&ring->filled, memory_order_relaxed);
-    for (uint64_t at = begin; at < begin + count; at += RING_PUBLISH) {
-        unsigned spins = 0;
-        /* acquire: pairs with the release in consume(); those slots are empty again */
-        while (at - atomic_load_explicit(&ring->emptied, memory_order_acquire) >
-               RING - RING_PUBLISH)
-            team_relax(&spins);
-        for (uint64_t i = at; i < at + RING_PUBLISH; i++)
-            bench_take(&ring->slots[i % RING], ring->sizes[i % RING]);
-        atomic_store_explicit(&ring->filled, at + RING_PUBLISH, memory_order_release);
-    }
+    bench_take(&places->slots[index], places->sizes[index]);
 }
 
-static void consume(struct ring *ring, uint64_t count)
+static void give_slot(const struct places *places, uint64_t index)
 {
-    uint64_t begin = atomic_load_explicit(&ring->emptied, memory_order_relaxed);
-    for (uint64_t at = begin; at < begin + count; at += RING_PUBLISH) {
-        unsigned spins = 0;
-        /* acquire: pairs with the release in produce(); those slots hold blocks */
-        while (atomic_load_explicit(&ring->filled, memory_order_acquire) == at)
-            team_relax(&spins);
-        for (uint64_t i = at; i < at + RING_PUBLISH; i++)
-            bench_give(&ring->slots[i % RING]);
-        atomic_store_explicit(&ring->emptied, at + RING_PUBLISH, memory_order_release);
-    }
+    bench_give(&places->slots[index]);
 }
 
 static void handoff_run(struct worker *worker, uint64_t rounds)
 {
-    struct ring *ring = team_state(worker, 0);
+    struct places *places = team_state(worker, 0);
     if (worker->index == 0)
-        produce(ring, rounds * ROUND);
+        produce(team_shared(worker), places, rounds * ROUND, take_slot);
     else
-        consume(ring, rounds * ROUND);
+        consume(team_shared(worker), places, rounds * ROUND, give_slot);
 }
+
+#if defined(BENCH_SHARED)
+static void *handoff_prepare_shared(struct worker *worker)
+{
+    if (worker->options->processes != 2)
+        bench_die("handoff-shared needs --processes 2");
+    struct places *places = make_places(worker);
+    places->words = adapter_shared_words(RING);
+    return places;
+}
+
+static void take_word(const struct places *places, uint64_t index)
+{
+    bench_take_shared(&places->words[index], places->sizes[index]);
+}
+
+static void give_word(const struct places *places, uint64_t index)
+{
+    bench_give_shared(&places->words[index]);
+}
+
+static void handoff_run_shared(struct worker *worker, uint64_t rounds)
+{
+    if (worker->index == 0)
+        produce(team_shared(worker), worker->state, rounds * ROUND, take_word);
+    else
+        consume(team_shared(worker), worker->state, rounds * ROUND, give_word);
+}
+#endif
 
 /* ---- choice ---------------------------------------------------------------------------------- */
 
@@ -220,6 +272,9 @@ static const struct workload workloads[] = {
     {"batch-random", 0, batch_prepare_random, batch_run},
     {"larson", ROUND, larson_prepare, larson_run},
     {"handoff", ROUND, handoff_prepare, handoff_run},
+#if defined(BENCH_SHARED)
+    {"handoff-shared", ROUND, handoff_prepare_shared, handoff_run_shared},
+#endif
 };
 
 int main(int argc, char **argv)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * bench.c - options, records and CPU placement of the benchmark programs.
+ * bench.c - options, records, files and CPU placement of the benchmark programs.
  *
  * No state but the fields of the record that is being printed. Nothing here runs while a clock runs.
  */
@@ -14,6 +14,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 
 void bench_die(const char *format, ...)
 {
@@ -59,7 +62,10 @@ void bench_parse(int argc, char **argv, struct bench_options *out)
         {"blocks", required_argument, NULL, 'b'},     {"threads", required_argument, NULL, 't'},
         {"processes", required_argument, NULL, 'p'},  {"samples", required_argument, NULL, 's'},
         {"sample-ms", required_argument, NULL, 'm'},  {"repetition", required_argument, NULL, 'r'},
-        {"seed", required_argument, NULL, 'e'},       {NULL, 0, NULL, 0},
+        {"seed", required_argument, NULL, 'e'},       {"trace", required_argument, NULL, 'c'},
+        {"heap-size", required_argument, NULL, 'g'},  {"objects", required_argument, NULL, 'o'},
+        {"arenas", required_argument, NULL, 'n'},     {"attached", required_argument, NULL, 'd'},
+        {NULL, 0, NULL, 0},
     };
     *out = (struct bench_options){.workload = "", .allocator = "", .size_min = 64, .size_max = 64,
                                   .blocks = 10000, .threads = 1, .processes = 1, .samples = 5,
@@ -78,6 +84,11 @@ void bench_parse(int argc, char **argv, struct bench_options *out)
         case 's': out->samples = (unsigned)parse_number(name, optarg, 1, 100000); break;
         case 'm': out->sample_ms = (unsigned)parse_number(name, optarg, 1, 60000); break;
         case 'r': out->repetition = (unsigned)parse_number(name, optarg, 0, 1000000); break;
+        case 'c': out->trace = optarg; break;
+        case 'g': out->heap_size = parse_number(name, optarg, 0, 1ull << 44); break;
+        case 'o': out->objects = parse_number(name, optarg, 0, 100000000); break;
+        case 'n': out->arenas = (unsigned)parse_number(name, optarg, 0, 64); break;
+        case 'd': out->attached = (unsigned)parse_number(name, optarg, 0, 100); break;
         case 'e': out->seed = parse_number(name, optarg, 0, UINT64_MAX); break;
         default: exit(2);
         }
@@ -93,6 +104,10 @@ void bench_begin(const struct bench_options *options, const char *library, const
     bench_number("size_min", (double)options->size_min);
     bench_number("size_max", (double)options->size_max);
     bench_number("blocks", (double)options->blocks);
+    bench_number("heap_size", (double)options->heap_size);
+    bench_number("objects", (double)options->objects);
+    bench_number("arenas", options->arenas);
+    bench_number("attached", options->attached);
     bench_number("threads", options->threads);
     bench_number("processes", options->processes);
     bench_number("repetition", options->repetition);
@@ -118,6 +133,36 @@ const char *bench_library_of(const char *symbol)
     if (!address || !dladdr(address, &info) || !info.dli_fname)
         bench_die("no shared object defines %s", symbol);
     return info.dli_fname;
+}
+
+void *bench_pages(size_t len)
+{
+    void *pages = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (pages == MAP_FAILED)
+        bench_die("mmap of %zu bytes: %s", len, strerror(errno));
+    return pages;
+}
+
+uint64_t bench_file_size(const struct bench_options *options)
+{
+    return options->heap_size ? options->heap_size : 8ull << 30;
+}
+
+uint64_t bench_stored_bytes(const char *path)
+{
+    struct stat status;
+    if (stat(path, &status))
+        bench_die("cannot stat %s: %s", path, strerror(errno));
+    return (uint64_t)status.st_blocks * 512;
+}
+
+int bench_wait(pid_t child)
+{
+    int status;
+    while (waitpid(child, &status, 0) < 0)
+        if (errno != EINTR)
+            bench_die("waitpid: %s", strerror(errno));
+    return status;
 }
 
 void bench_pin(unsigned worker)

@@ -10,19 +10,25 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 #include <time.h>
 
 struct bench_options {
     const char *workload;  /* name of the workload */
     const char *allocator; /* label printed in every record */
     const char *heap;      /* path of the heap file; NULL for allocators without one */
+    const char *trace;     /* path of a trace to replay, or NULL */
     uint64_t size_min;     /* bytes requested, uniformly distributed */
     uint64_t size_max;     /* inclusive */
     uint64_t blocks;       /* number of blocks that live at once, where the workload has such a number */
+    uint64_t heap_size;    /* bytes that a new heap file begins with; 0: the allocator's usual */
+    uint64_t objects;      /* number of blocks that live in the heap already, and stay */
+    unsigned arenas;       /* of a new heap; 0: the library's usual */
+    unsigned attached;     /* number of other processes that have the heap open and do nothing */
     unsigned threads;      /* 1 or more; only one of threads and processes is above 1 */
     unsigned processes;    /* 1 or more */
     unsigned samples;      /* number of timed runs */
-    unsigned sample_ms;    /* shortest length of a timed run, milliseconds */
+    unsigned sample_ms;    /* shortest length of a timed run, or the length of an observation, milliseconds */
     unsigned repetition;   /* which of the runner's rounds this is; printed only */
     uint64_t seed;
 };
@@ -38,6 +44,18 @@ _Noreturn void bench_die(const char *format, ...) __attribute__((format(printf, 
 void bench_begin(const struct bench_options *options, const char *library, const char *unit);
 void bench_number(const char *name, double value);
 void bench_end(void);
+
+/* Zeroed pages of this process, touched. */
+void *bench_pages(size_t len);
+
+/* Length of a heap file that cannot grow: what was asked for, or enough for every workload. */
+uint64_t bench_file_size(const struct bench_options *options);
+
+/* Bytes of storage that the file system keeps for a file. */
+uint64_t bench_stored_bytes(const char *path);
+
+/* Wait for a child; its status as of waitpid(2). */
+int bench_wait(pid_t child);
 
 /* The file name of the shared object that defines `symbol` in this process. */
 const char *bench_library_of(const char *symbol);

@@ -5,169 +5,178 @@
 Everything is interleaved: one round runs every workload once for every allocator, each time in a new
 process, and there are many short rounds; so a slow phase of the machine hits all of them alike. In
 each round the allocators come in another order. A process takes several samples and contributes
-their median; the tables show the median of the rounds and the lowest and highest round.
+their median; the tables show the median of the rounds and the lowest and highest round, and ratios are
+those of the same round.
 
-The other allocators are loaded with LD_PRELOAD under a program that calls malloc and free. Each
-record names the shared object that really served it; an allocator that is not installed is left
-out. All records go to bench.json.
+malloc's other implementations are loaded with LD_PRELOAD under a program that calls malloc and free. Each
+record names the shared object that really served it; an allocator that is not installed is left out and
+named at the end. All records go to bench.json, plots to bench-NAME.png.
 """
 import argparse
 import datetime
+import glob
 import json
-import math
 import os
 import platform
 import re
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-# Name in the tables, adapter, shared objects to preload (the first that loads).
-ALLOCATORS = [
-    ("shmalloc", "shmalloc", []),
-    ("shmalloc linked", "shmalloc_link", []),
-    ("glibc", "malloc", []),
-    ("jemalloc", "malloc", ["libjemalloc.so.2"]),
-    ("mimalloc", "malloc", ["libmimalloc.so.2", "libmimalloc.so.2.0"]),
-    ("tcmalloc", "malloc", ["libtcmalloc_minimal.so.4"]),
-]
-OURS = ("shmalloc", "shmalloc linked")
+import sections
+import tables
+import traces
+from peers import ALL, HEAPS, OURS, Runner
+
 LEGEND = ("shmalloc: shmalloc_malloc and shmalloc_mfree. shmalloc linked: shmalloc_alloc and shmalloc_free with "
-          "the ref word in the heap, each call one crash-atomic step. One worker: CPU time. Two: wall-clock "
-          "time for a pair of each, so a workload that scales shows the figure of one. Lower is better.")
-ROOM = 1 << 30  # bytes that the largest heap and a margin need
+          "the ref word in the heap, each call one crash-atomic step. Boost: Boost.Interprocess's "
+          "managed_mapped_file. PMDK: pmemobj_alloc and pmemobj_free with the id in the pool, told not to flush "
+          "caches. LMDB: a put and a delete, each a transaction, no sync. One worker: CPU time. Several: "
+          "wall-clock time for a pair of each, so a workload that scales shows the figure of one. Lower is better.")
+ROOM = 2 << 30  # bytes that the largest heaps and a margin need
 
 SIZES = [("16 B", "16"), ("64 B", "64"), ("256 B", "256"), ("1 KiB", "1024"), ("4 KiB", "4096"),
          ("16 KiB", "16384"), ("64 KiB", "65536")]
 MIXED = ("16..512 B", "16-512")
-
-# Title and arguments of every timed workload, one table row each.
-TIMED = (
-    [(f"pair {title}", f"pair --size {size}") for title, size in SIZES]
-    + [(f"batch {order} {title}", f"batch-{order} --blocks 10000 --size {size}")
-       for title, size in (SIZES[1], MIXED) for order in ("lifo", "fifo", "random")]
-    + [(f"larson {count} thread{'s' * (count > 1)}",
-        f"larson --blocks 1000 --size 16-512 --threads {count}") for count in (1, 2)]
-    + [("handoff 2 threads", "handoff --size 16-512 --threads 2")]
-    + [("pair 64 B, 2 processes", "pair --size 64 --processes 2"),
-       ("batch lifo 64 B, 2 processes", "batch-lifo --blocks 10000 --size 64 --processes 2"),
-       ("batch random 16..512 B, 2 processes",
-        "batch-random --blocks 10000 --size 16-512 --processes 2")]
-)
-
-# Title and arguments of the memory rows.
-MEMORY = [
-    ("1,000,000 blocks of 16..512 B", "--blocks 1000000 --size 16-512"),
-    ("1,000,000 blocks of 16 B", "--blocks 1000000 --size 16"),
-]
-EMPTY = "--blocks 1 --size 16"
+QUICK_SIZES = ("16 B", "64 B", "1 KiB", "64 KiB")
 
 
-class Bench:
-    """Where the programs are, where heaps go, and all records so far."""
+class Row:
+    """A timed workload: one row of the tables."""
+
+    def __init__(self, title, arguments, program="allocate", quick=True, shared=False):
+        self.title = title
+        self.arguments = arguments.split()
+        self.program = program
+        self.quick = quick
+        self.shared = shared  # blocks go from one process to another
+
+    def can(self, allocator):
+        if self.shared:
+            return allocator in OURS or allocator.name == "Boost"
+        return allocator.processes or "--processes" not in self.arguments
+
+
+def timed_rows(trace_folder):
+    """The rows in the order of the tables; traces are unpacked into the folder."""
+    cpus = len(os.sched_getaffinity(0))
+    rows = [Row(f"pair {title}", f"--workload pair --size {size}", quick=title in QUICK_SIZES)
+            for title, size in SIZES]
+    rows += [Row(f"batch {order} {title}", f"--workload batch-{order} --blocks 10000 --size {size}",
+                 quick=order == "random" or title != "16..512 B")
+             for title, size in (SIZES[1], MIXED) for order in ("lifo", "fifo", "random")]
+    rows += [Row(f"larson {count} thread{'s' * (count > 1)}",
+                 f"--workload larson --blocks 1000 --size 16-512 --threads {count}", quick=count < 3)
+             for count in sorted({1, 2, max(cpus, 4)})]
+    rows += [Row("handoff, 2 threads", "--workload handoff --size 16-512 --threads 2")]
+    for path in sorted(glob.glob(os.path.join(trace_folder, "*.trace"))):
+        name = os.path.basename(path).removesuffix(".trace")
+        rows.append(Row(f"trace {name}", f"--workload trace-{name} --trace {path}", "replay"))
+    rows += [Row("pair 64 B, 2 processes", "--workload pair --size 64 --processes 2"),
+             Row("batch lifo 64 B, 2 processes", "--workload batch-lifo --blocks 10000 --size 64 --processes 2",
+                 quick=False),
+             Row("batch random 16..512 B, 2 processes",
+                 "--workload batch-random --blocks 10000 --size 16-512 --processes 2"),
+             Row("handoff, 2 processes", "--workload handoff-shared --size 16-512 --processes 2", shared=True)]
+    return rows
+
+
+class Session:
+    """One run: what was asked for, what was found, what was left out and why."""
 
     def __init__(self, options):
         self.options = options
-        self.records = []
-        self.missing = set()
-        self.libraries = {}
-
-    def program(self, name, arguments, folder=None, preload=None):
-        """Run one program; its records. The heap file lives in a new folder under `folder`."""
-        command = [os.path.join(self.options.programs, name)] + arguments
-        environment = dict(os.environ)
-        environment.pop("LD_PRELOAD", None)
-        if preload:
-            environment["LD_PRELOAD"] = preload
-        heap_folder = tempfile.mkdtemp(prefix="shmalloc-bench-", dir=folder) if folder else None
+        self.runner = Runner(options.binaries, options.heap_dir)
+        self.summary = {}
+        self.left_out = []
+        self.plotted = []
+        self.start = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+        self.shown = ""
         try:
-            if folder:
-                command += ["--heap", os.path.join(heap_folder, "heap")]
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE,
-                                  stderr=subprocess.PIPE, text=True, timeout=300)
-        finally:
-            if heap_folder:
-                shutil.rmtree(heap_folder)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)}\nended with status {done.returncode}: {done.stderr}")
-        records = [json.loads(line) for line in done.stdout.splitlines()]
-        self.records += records
-        return records
+            import plots  # not at the top: all but the plots works without matplotlib
+            self.plots = plots
+        except ImportError:
+            self.plots = None
+            self.left_out.append("plots: python3-matplotlib is not installed")
 
-    def allocator(self, program, allocator, arguments):
-        """Run a program that was compiled for an adapter; [] if the allocator is not installed."""
-        name, adapter, libraries = allocator
-        folder = self.options.heap_dir if name in OURS else None
-        arguments = arguments + ["--allocator", name]
-        for preload in libraries or [None]:
-            if (name, preload) in self.missing:
-                continue
-            records = self.program(f"{program}_{adapter}", arguments, folder, preload)
-            served_by = os.path.basename(records[0]["library"])
-            if not preload or served_by.startswith(preload):
-                self.libraries[name] = os.path.realpath(records[0]["library"])
-                return records
-            del self.records[-len(records):]
-            self.missing.add((name, preload))
-        return []
+    def elapsed(self):
+        return time.monotonic() - self.start
+
+    def over(self):
+        """Is the time for everything over?"""
+        return self.elapsed() > (45 if self.options.quick else self.options.minutes * 60)
+
+    def progress(self, text):
+        """One line that changes on a terminal; else a line whenever the part before the colon does."""
+        minutes, seconds = divmod(int(self.elapsed()), 60)
+        if self.terminal:
+            print(f"\r\033[K{minutes}:{seconds:02} {text[:100]}", end="", file=sys.stderr, flush=True)
+        elif text.split(":")[0] != self.shown:
+            print(f"... {minutes}:{seconds:02} {text}", file=sys.stderr, flush=True)
+        self.shown = text.split(":")[0]
+
+    def end_progress(self):
+        if self.terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    def plot(self, kind, *arguments):
+        if self.plots:
+            self.plotted.append(getattr(self.plots, kind)(self.options.out, *arguments))
+
+    def file_system(self, path):
+        return file_system(path)
 
 
-def run_timed(bench, rows):
-    """{title: {allocator: [median of each round]}}"""
-    options = bench.options
-    rounds, samples, sample_ms = (5, 3, 2) if options.quick else (15, 5, 4)
-    rounds = options.rounds or rounds
-    results = {title: {} for title, _ in rows}
+class Timed:
+    """Medians of the rounds of the timed rows: {title: {allocator: [one of each round]}}."""
+
+    def __init__(self):
+        self.wall = {}
+        self.cpu = {}  # of rows with several workers
+
+    def add(self, row, allocator, records):
+        def median(field):
+            return statistics.median(record[field] for record in records)
+        self.wall.setdefault(row.title, {}).setdefault(allocator.name, []).append(median("value"))
+        if records[0]["threads"] + records[0]["processes"] > 2:
+            self.cpu.setdefault(row.title, {}).setdefault(allocator.name, []).append(median("cpu"))
+
+
+def run_row(session, row, repetition, timed):
+    """One row in one round, each allocator in a process of its own."""
+    options = session.options
+    samples, sample_ms = (3, 2) if options.quick else (5, 4)
+    turn = repetition % len(ALL)
+    for allocator in ALL[turn:] + ALL[:turn]:
+        if not row.can(allocator):
+            continue
+        records = session.runner.run(allocator, row.program, row.arguments + [
+            "--samples", str(samples), "--sample-ms", str(sample_ms),
+            "--repetition", str(repetition), "--seed", str(options.seed + repetition)])
+        if records:
+            timed.add(row, allocator, records)
+
+
+def run_timed(session, rows):
+    """Rounds until all are done, or the time for them is over."""
+    options = session.options
+    rounds, seconds = (5, 22) if options.quick else (15, 330)
+    if options.rounds:
+        rounds, seconds = options.rounds, float("inf")
+    timed = Timed()
     for repetition in range(rounds):
         settle(options.settle)
-        progress(f"round {repetition + 1} of {rounds}")
-        turn = repetition % len(ALLOCATORS)
-        for title, workload in rows:
-            for allocator in ALLOCATORS[turn:] + ALLOCATORS[:turn]:
-                records = bench.allocator("allocate", allocator, ["--workload"] + workload.split() + [
-                    "--samples", str(samples), "--sample-ms", str(sample_ms),
-                    "--repetition", str(repetition), "--seed", str(options.seed + repetition)])
-                if records:
-                    value = statistics.median(record["value"] for record in records)
-                    results[title].setdefault(allocator[0], []).append(value)
-    return results
-
-
-def run_memory(bench):
-    """{title: {allocator: bytes per requested byte}}, and the bytes of an empty heap"""
-    progress("memory")
-    results = {}
-    for title, arguments in MEMORY:
-        results[title] = {}
-        for allocator in ALLOCATORS:
-            if allocator[0] == "shmalloc linked":
-                continue  # the same heap
-            records = bench.allocator("footprint", allocator,
-                                      ["--workload", "footprint"] + arguments.split())
-            if records:
-                results[title][allocator[0]] = records[0]["value"]
-    empty = bench.allocator("footprint", ALLOCATORS[0], ["--workload", "empty"] + EMPTY.split())
-    return results, empty[0]["used"]
-
-
-def run_open(bench):
-    """[(title, file system, records)]"""
-    counts = (1000, 1000000) if bench.options.quick else (1000, 100000, 1000000)
-    samples = "7" if bench.options.quick else "21"
-    cases = [("open-clean", count) for count in counts] + [("open-killed", counts[-1])]
-    results = []
-    for folder in (bench.options.heap_dir, bench.options.disk_dir):
-        for workload, count in cases:
-            progress(f"{workload}, {count} objects, {folder}")
-            records = bench.program("open", [
-                "--workload", workload, "--allocator", "shmalloc", "--blocks", str(count),
-                "--size", "16-512", "--samples", samples], folder)
-            state = "closed in order" if workload == "open-clean" else "writer killed"
-            results.append((f"{count:,} objects, {state}", file_system(folder), records))
-    return results
+        for index, row in enumerate(rows):
+            if session.elapsed() > seconds:
+                session.left_out.append(f"timed rows from round {repetition + 1} of {rounds}, row {index + 1} of "
+                                        f"{len(rows)}: no time left")
+                return timed
+            session.progress(f"round {repetition + 1} of {rounds}: {row.title} ({index + 1} of {len(rows)})")
+            run_row(session, row, repetition, timed)
+    return timed
 
 
 def idle_share(seconds):
@@ -187,10 +196,6 @@ def settle(limit):
     end = time.monotonic() + limit
     while time.monotonic() < end and idle_share(0.5) < 0.95:
         pass
-
-
-def progress(text):
-    print(f"... {text}", file=sys.stderr, flush=True)
 
 
 # ---- the machine --------------------------------------------------------------------------------
@@ -224,8 +229,8 @@ def package_of(library):
         return os.path.basename(library)
 
 
-def machine(bench, load_before):
-    options = bench.options
+def machine(session, load_before):
+    options = session.options
     return {
         "cpu": cpu_model(),
         "cpus": len(os.sched_getaffinity(0)),
@@ -234,104 +239,85 @@ def machine(bench, load_before):
         "heap_file_system": file_system(options.heap_dir),
         "load_before": load_before,
         "load_after": os.getloadavg()[0],
+        "seconds": round(session.elapsed()),
         "seed": options.seed,
         "quick": options.quick,
-        "allocators": {name: package_of(library) for name, library in bench.libraries.items()
-                       if name not in OURS},
-        "missing": sorted({name for name, _ in bench.missing} - set(bench.libraries)),
+        "allocators": {name: package_of(library) for name, library in session.runner.libraries.items()
+                       if name not in tables.OUR_NAMES},
     }
 
 
+def is_busy(load):
+    return load > 1.5 * len(os.sched_getaffinity(0))
+
+
 def describe(facts):
-    text = (f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, {facts['date']}; "
+    return (f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, {facts['date']}; "
             f"heap on {facts['heap_file_system']}; load {facts['load_before']:.2f} before, "
             f"{facts['load_after']:.2f} after; seed {facts['seed']}; "
-            + ", ".join(facts["allocators"].values()))
-    if facts["missing"]:
-        text += "; not installed: " + ", ".join(facts["missing"])
+            + ", ".join(facts["allocators"].values())
+            + ("\n\nThe machine was busy with other things: wall-clock times of several workers, and everything "
+               "about waiting, say little. The aims are judged by CPU time where several work."
+               if is_busy(facts["load_before"]) else ""))
+
+
+# ---- main ---------------------------------------------------------------------------------------
+
+def timed_text(session, rows, busy):
+    timed = run_timed(session, rows)
+    heaps = [allocator.name for allocator in HEAPS]
+    # On a busy machine the wall clock says when the scheduler had time for the second worker.
+    found = tables.aims({**timed.wall, **timed.cpu} if busy else timed.wall)
+    session.summary.update(timed=timed.wall, timed_cpu=timed.cpu, aims=found)
+    session.plot("speed", timed.wall)
+    text = [tables.timed_table("ns per pair, median", timed.wall, tables.MALLOC_NAMES)]
+    heap_rows = {title: {name: values for name, values in row.items() if name not in tables.MALLOC_NAMES}
+                 for title, row in timed.wall.items() if any(name in row for name in heaps)}
+    if heap_rows:
+        text.append(tables.timed_table("ns per pair, heaps in files", heap_rows, heaps))
+    if timed.cpu:
+        text.append(tables.timed_table("CPU ns per pair, several workers", timed.cpu, tables.MALLOC_NAMES + heaps))
+    text.append(tables.spread_table("ns per pair, lowest..highest round", timed.wall))
+    return text, [tables.aims_table(found)] if found else []
+
+
+def run_sections(session, wanted):
+    """The text of each section; one that would begin too late is left out."""
+    text = []
+    for name, function in sections.SECTIONS:
+        if not wanted.search(name):
+            continue
+        if session.options.quick and name not in sections.QUICK and not session.options.only:
+            session.left_out.append(f"{name}: not with --quick")
+        elif session.over():
+            session.left_out.append(f"{name}: no time left")
+        else:
+            text.append(function(session))
     return text
-
-
-# ---- tables -------------------------------------------------------------------------------------
-
-def table(header, rows):
-    """A Markdown table that is aligned for reading as plain text too."""
-    lines = [header] + rows
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    def render(cells):
-        first = cells[0].ljust(widths[0])
-        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:])]
-        return "| " + " | ".join([first] + rest) + " |"
-    rule = "| " + " | ".join(["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]) + " |"
-    return "\n".join([render(header), rule] + [render(row) for row in rows])
-
-
-def number(value):
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def geometric_mean(values):
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
-def timed_tables(results):
-    """Medians with ratios, then spreads."""
-    names = [name for name, _, _ in ALLOCATORS if any(name in row for row in results.values())]
-    peers = [name for name in names if name not in OURS]
-    medians = {title: {name: statistics.median(values) for name, values in row.items()}
-               for title, row in results.items()}
-    ratios = {title: [row["shmalloc"] / row[peer] for peer in peers]
-              + [row["shmalloc"] / min(row[peer] for peer in peers)] for title, row in medians.items()}
-    main = [[title] + [number(row[name]) for name in names] + [f"{r:.2f}" for r in ratios[title]]
-            for title, row in medians.items()]
-    means = [geometric_mean(column) for column in zip(*ratios.values())]
-    main.append(["geometric mean"] + [""] * len(names) + [f"{mean:.2f}" for mean in means])
-    spread = [[title] + [f"{number(min(row[name]))}..{number(max(row[name]))}" for name in names]
-              for title, row in results.items()]
-    header = ["ns per pair, median"] + names
-    return (table(header + ["/ " + peer for peer in peers] + ["/ best"], main),
-            table(["ns per pair, lowest..highest"] + names, spread))
-
-
-def memory_table(results, empty):
-    names = [name for name, _, _ in ALLOCATORS if any(name in row for row in results.values())]
-    rows = [[title] + [f"{row[name]:.3f}" if name in row else "-" for name in names]
-            for title, row in results.items()]
-    return (table(["memory per requested byte"] + names, rows)
-            + f"\n\nA heap with one block takes {empty / 1024:.0f} KiB of its file system.")
-
-
-def open_table(results):
-    rows = []
-    for title, kind, records in results:
-        def cell(field):
-            values = [record[field] for record in records]
-            return (f"{number(statistics.median(values))} "
-                    f"({number(min(values))}..{number(max(values))})")
-        rows.append([title, kind, cell("value"), cell("sync"),
-                     str(max(record["syncs"] for record in records)),
-                     cell("beyond_sync"), cell("first_pair")])
-    return table(["open, us: median (lowest..highest)", "heap on", "open", "of that sync", "syncs",
-                  "beyond sync", "first alloc + free"], rows)
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     here = os.path.dirname(os.path.abspath(__file__))
-    parser.add_argument("--programs", default=here, help="folder of the compiled programs")
-    parser.add_argument("--out", help="folder for bench.json and bench.md (default: --programs)")
+    names = ", ".join(f'"{name}"' for name, _ in sections.SECTIONS)
+    parser.add_argument("--binaries", default=here, help="folder of the compiled programs")
+    parser.add_argument("--out", help="folder for bench.json, bench.md and plots (default: --binaries)")
     parser.add_argument("--quick", action="store_true", help="under a minute")
     parser.add_argument("--rounds", type=int, help="number of rounds of the timed workloads")
-    parser.add_argument("--only", default="", help="run what matches this regular expression: a row's "
-                        "title, \"memory\" or \"open\"")
+    parser.add_argument("--minutes", type=float, default=14, help="leave out what would begin later (14)")
+    parser.add_argument("--only", default="", metavar="REGEX",
+                        help=f"run what matches: a row's title, or a section: {names}")
+    parser.add_argument("--trace", action="append", default=[], metavar="FILE",
+                        help="also play this trace, made with --record")
     parser.add_argument("--settle", type=float, metavar="SECONDS", default=0,
                         help="before each round, wait so long at most for an idle machine")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--heap-dir", default="/dev/shm", help="folder on tmpfs for heap files")
     parser.add_argument("--disk-dir", help="folder on a disk for the open rows (default: --out)")
     options = parser.parse_args()
-    options.out = options.out or options.programs
+    options.out = options.out or options.binaries
     options.disk_dir = options.disk_dir or options.out
+    options.traces = sorted(glob.glob(os.path.join(here, "traces", "*.trace.xz"))) + options.trace
     return options
 
 
@@ -341,31 +327,46 @@ def check_room(folder):
         sys.exit(f"{folder} has less than {ROOM >> 20} MiB free; choose another with --heap-dir or --disk-dir")
 
 
+def unpack_traces(paths, folder):
+    for path in paths:
+        traces.unpack(path, os.path.join(folder, os.path.basename(path).removesuffix(".xz")))
+
+
 def main():
     options = parse_arguments()
     for folder in (options.heap_dir, options.disk_dir):
         check_room(folder)
     load_before = os.getloadavg()[0]
-    bench = Bench(options)
+    session = Session(options)
     wanted = re.compile(options.only)
-    rows = [row for row in TIMED if wanted.search(row[0])]
-    tables, summary = [], {}
-    if rows:
-        summary["timed"] = run_timed(bench, rows)
-        tables += timed_tables(summary["timed"])
-    if wanted.search("memory"):
-        summary["memory"], summary["empty_heap_bytes"] = run_memory(bench)
-        tables.append(memory_table(summary["memory"], summary["empty_heap_bytes"]))
-    if wanted.search("open"):
-        tables.append(open_table(run_open(bench)))
-    facts = machine(bench, load_before)
-    text = "\n\n".join([describe(facts), LEGEND] + tables) + "\n"
-    print(text)
+    text, aims = [], []
+    with tempfile.TemporaryDirectory(prefix="shmalloc-bench-") as trace_folder:
+        unpack_traces(options.traces, trace_folder)
+        rows = [row for row in timed_rows(trace_folder)
+                if wanted.search(row.title) and (row.quick or options.only or not options.quick)]
+        if rows:
+            text, aims = timed_text(session, rows, is_busy(load_before))
+    text += run_sections(session, wanted)
+    session.end_progress()
+    session.left_out += [f"{name}: {why}" for name, why in session.runner.missing.items()]
+    facts = machine(session, load_before)
+    if session.left_out:
+        aims.append("Left out: " + "; ".join(session.left_out))
+    page = "\n\n".join([describe(facts), LEGEND] + text + aims) + "\n"
+    print(page)
     with open(os.path.join(options.out, "bench.md"), "w", encoding="utf-8") as out:
-        out.write(text)
+        out.write(page)
     with open(os.path.join(options.out, "bench.json"), "w", encoding="utf-8") as out:
-        json.dump({"machine": facts, "summary": summary, "records": bench.records}, out, indent=1)
-    print(f"All records: {os.path.join(options.out, 'bench.json')}")
+        json.dump({"machine": facts, "left_out": session.left_out,
+                   "summary": with_string_keys(session.summary), "records": session.runner.records}, out, indent=1)
+    for path in session.plotted + [os.path.join(options.out, "bench.json")]:
+        print(path)
+
+
+def with_string_keys(value):
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else str(key): with_string_keys(one) for key, one in value.items()}
+    return value
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@
  * MIN_WARM_UPS of them; so caches have grown and every page was touched before the first timed run.
  */
 #include "team.h"
+#include "scene.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -23,7 +24,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/wait.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define MIN_WARM_UPS 5
@@ -34,8 +35,10 @@ struct team {
     _Alignas(64) uint64_t rounds;     /* of the next run; 0 = finish. Written by worker 0 only,
                                          between barriers */
     void *states[TEAM_MAX];           /* by worker; meaningless to other processes */
+    uint64_t cpu_ns[TEAM_MAX];        /* by worker: CPU time of the last run, waiting for others not included */
     const struct workload *workload;
     const struct bench_options *options;
+    _Alignas(64) unsigned char shared[TEAM_SHARED];
 };
 
 unsigned team_workers(const struct bench_options *options)
@@ -46,6 +49,11 @@ unsigned team_workers(const struct bench_options *options)
 void *team_state(const struct worker *worker, unsigned index)
 {
     return worker->team->states[index];
+}
+
+void *team_shared(const struct worker *worker)
+{
+    return worker->team->shared;
 }
 
 void team_relax(unsigned *spins)
@@ -84,6 +92,21 @@ static void prepare(struct worker *worker, struct team *team, unsigned index)
     worker->state = team->states[index] = team->workload->prepare(worker);
 }
 
+static uint64_t thread_cpu_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void run(struct worker *worker, uint64_t rounds)
+{
+    uint64_t start = thread_cpu_ns();
+    worker->team->workload->run(worker, rounds);
+    worker->team->cpu_ns[worker->index] = thread_cpu_ns() - start;
+    worker->runs++;
+}
+
 /* Workers above 0: do the rounds that worker 0 announces until it announces none. */
 static void follow(struct team *team, unsigned index)
 {
@@ -94,19 +117,9 @@ static void follow(struct team *team, unsigned index)
         barrier(team);
         if (team->rounds == 0)
             break;
-        team->workload->run(&worker, team->rounds);
-        worker.runs++;
+        run(&worker, team->rounds);
         barrier(team);
     }
-}
-
-static uint64_t now_ns(const struct bench_options *options)
-{
-    struct timespec now;
-    if (team_workers(options) > 1)
-        return bench_now_ns();
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 /* Worker 0: one run of all workers, in ns. */
@@ -115,12 +128,19 @@ static uint64_t lead(struct worker *worker, uint64_t rounds)
     struct team *team = worker->team;
     team->rounds = rounds;
     barrier(team);
-    uint64_t start = now_ns(team->options);
-    team->workload->run(worker, rounds);
+    uint64_t start = bench_now_ns();
+    run(worker, rounds);
     barrier(team);
-    uint64_t elapsed = now_ns(team->options) - start;
-    worker->runs++;
-    return elapsed;
+    return team_workers(team->options) > 1 ? bench_now_ns() - start : team->cpu_ns[0];
+}
+
+/* CPU time of the last run, all workers together. */
+static uint64_t cpu_ns(const struct team *team)
+{
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < team_workers(team->options); i++)
+        sum += team->cpu_ns[i];
+    return sum;
 }
 
 static uint64_t calibrate(struct worker *worker)
@@ -136,23 +156,40 @@ static uint64_t calibrate(struct worker *worker)
     }
 }
 
+static uint64_t page_faults(void)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (uint64_t)usage.ru_minflt;
+}
+
+static void measure_sample(struct worker *worker, uint64_t rounds, unsigned sample)
+{
+    const struct workload *workload = worker->team->workload;
+    const struct bench_options *options = worker->options;
+    double pairs = (double)(rounds * (workload->pairs_per_round ? workload->pairs_per_round : options->blocks));
+    uint64_t waits = adapter_lock_waits(), faults = page_faults();
+    double elapsed = (double)lead(worker, rounds);
+    faults = page_faults() - faults;
+    waits = adapter_lock_waits() - waits;
+    bench_begin(options, adapter_library(), "ns/pair");
+    bench_number("sample", sample);
+    bench_number("pairs", pairs);
+    bench_number("faults", (double)faults);
+    bench_number("lock_waits", (double)waits);
+    bench_number("cpu", (double)cpu_ns(worker->team) / pairs / team_workers(options));
+    bench_number("value", elapsed / pairs);
+    bench_end();
+}
+
 static void measure(struct team *team)
 {
-    const struct bench_options *options = team->options;
     struct worker worker;
     prepare(&worker, team, 0);
     barrier(team);
     uint64_t rounds = calibrate(&worker);
-    uint64_t per_round = team->workload->pairs_per_round;
-    double pairs = (double)(rounds * (per_round ? per_round : options->blocks));
-    for (unsigned sample = 0; sample < options->samples; sample++) {
-        double elapsed = (double)lead(&worker, rounds);
-        bench_begin(options, adapter_library(), "ns/pair");
-        bench_number("sample", sample);
-        bench_number("pairs", pairs);
-        bench_number("value", elapsed / pairs);
-        bench_end();
-    }
+    for (unsigned sample = 0; sample < team->options->samples; sample++)
+        measure_sample(&worker, rounds, sample);
     team->rounds = 0;
     barrier(team);
 }
@@ -188,6 +225,7 @@ static void measure_threads(struct team *team)
     pthread_t threads[TEAM_MAX];
     struct thread_arguments arguments[TEAM_MAX];
     adapter_open(team->options);
+    scene_objects(team->options);
     for (unsigned i = 1; i < team->options->threads; i++) {
         arguments[i] = (struct thread_arguments){team, i};
         if (pthread_create(&threads[i], NULL, thread_main, &arguments[i]))
@@ -202,11 +240,12 @@ static void measure_threads(struct team *team)
 static void measure_processes(struct team *team)
 {
     pid_t leader = getpid();
+    pid_t children[TEAM_MAX];
     for (unsigned i = 1; i < team->options->processes; i++) {
-        pid_t child = fork();
-        if (child < 0)
+        children[i] = fork();
+        if (children[i] < 0)
             bench_die("fork: %s", strerror(errno));
-        if (child == 0) {
+        if (children[i] == 0) {
             prctl(PR_SET_PDEATHSIG, SIGKILL);
             if (getppid() != leader)
                 _exit(1);
@@ -217,16 +256,20 @@ static void measure_processes(struct team *team)
         }
     }
     adapter_open(team->options);
+    scene_objects(team->options);
     measure(team);
     adapter_close();
-    for (int status; wait(&status) > 0;)
+    for (unsigned i = 1; i < team->options->processes; i++) {
+        int status = bench_wait(children[i]);
         if (status)
             bench_die("a worker process failed, status %d", status);
+    }
 }
 
 void team_measure(const struct workload *workload, const struct bench_options *options)
 {
     struct team *team = create_team(workload, options);
+    scene_attach(options);
     if (options->processes > 1)
         measure_processes(team);
     else

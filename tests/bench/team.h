@@ -4,7 +4,8 @@
  *
  * All workers do the same number of rounds between two barriers; worker 0, which is the program's
  * first thread, holds the clock. So the figure is the time for one round of every worker, and a
- * workload that scales shows the same figure for one worker and for two.
+ * workload that scales shows the same figure for one worker and for two. Beside it stands the CPU time of
+ * all workers together, which other programs on the machine disturb less.
  */
 #ifndef BENCH_TEAM_H
 #define BENCH_TEAM_H
@@ -12,6 +13,7 @@
 #include "adapter.h"
 
 #define TEAM_MAX 64
+#define TEAM_SHARED 256 /* bytes */
 
 struct team;
 
@@ -33,6 +35,9 @@ struct workload {
 
 /* What `prepare` returned in another worker. Only threads can use it. */
 void *team_state(const struct worker *worker, unsigned index);
+
+/* TEAM_SHARED bytes that all workers see, processes included; zeroed, at the start of a cache line. */
+void *team_shared(const struct worker *worker);
 
 unsigned team_workers(const struct bench_options *options);
 

@@ -10,18 +10,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "crashtest/stepper.h"
 #include "process.h"
 #include "recover.h"
 #include "slab.h"
 #include "support.h"
 
 struct control *control;
-
-void mark(enum phase phase)
-{
-    __atomic_store_n(&control->phase, phase, __ATOMIC_SEQ_CST);
-    raise(SIGSTOP);
-}
 
 /* ---- what operations are made of ---- */
 
@@ -312,6 +307,21 @@ static void kept_written(struct stage *s)
 {
     keep_block(s, SMALL);
 }
+static void cache_medium(struct stage *s) /* the block that it moves to is on a stack */
+{
+    link_block(s, 2, 5 * SMALL);
+    unlink_block(s, 2);
+}
+static void written_small_cached(struct stage *s)
+{
+    written_small(s);
+    cache_medium(s);
+}
+static void kept_written_cached(struct stage *s)
+{
+    kept_written(s);
+    cache_medium(s);
+}
 static void mrealloc_medium(struct stage *s)
 {
     s->kept[0] = shmalloc_mrealloc(s->heap, s->kept[0], 5 * SMALL);
@@ -419,7 +429,7 @@ static void lock_unlock(struct stage *s)
 
 static void *first_call(void *arg)
 {
-    mark(BEGUN);
+    smi_stepper_mark(&control->phase, SMI_BEGUN);
     keep_block(arg, SMALL);
     return NULL;
 }
@@ -427,7 +437,7 @@ static void *last_call(void *arg)
 {
     keep_many(arg, 20, SMALL);
     drop_many(arg, 10);
-    mark(BEGUN);
+    smi_stepper_mark(&control->phase, SMI_BEGUN);
     return NULL;
 }
 static void in_thread(struct stage *s, void *(*fn)(void *))
@@ -509,7 +519,7 @@ static void somebody_died(struct stage *s)
 }
 static void adopt(struct stage *s)
 {
-    must_work(smi_recover_adopt(s->heap));
+    must_work(smi_recover_adopt(s->heap, SMI_ADOPT_ALL));
 }
 
 static int die_in_use(void *arg)
@@ -578,6 +588,7 @@ const struct op ops[] = {
     {"free, punch at once", 0, at_once, free_middle},
     {"free, cut at once", 0, huge_at_once, free_middle},
     {"realloc, small to small", 0, written_small, to_medium},
+    {"realloc, from stack to stack", 0, written_small_cached, to_medium},
     {"realloc, small to large", 0, written_small, to_large},
     {"realloc, large to small", 0, shrink_valid, to_small},
     {"realloc, large in place", 0, written_large, to_larger},
@@ -585,6 +596,7 @@ const struct op ops[] = {
     {"realloc, large moves", 0, written_large_blocked, to_larger},
     {"realloc, large moves and grows", 0, written_large_blocked, to_huge},
     {"mrealloc, small to small", OP_LOOSE, kept_written, mrealloc_medium},
+    {"mrealloc, from stack to stack", OP_LOOSE, kept_written_cached, mrealloc_medium},
     {"mrealloc, small to large", OP_LOOSE, kept_written, mrealloc_large},
     {"trim", 0, much_to_trim, trim},
     {"trim, long stack", 0, deep_to_trim, trim},
@@ -601,10 +613,10 @@ const struct op ops[] = {
     {"thread's first call", OP_OWN_MARK, four_small, thread_begin},
     {"thread's end", OP_OWN_MARK, four_small, thread_end},
     {"create", OP_NO_FILE, nothing, create},
-    {"open", 0, used_and_closed, attach},
-    {"close", 0, used, detach},
+    {"open", OP_AWAY, used_and_closed, attach},
+    {"close", OP_AWAY, used, detach},
     {"recover, torn by a reboot", OP_NO_FILE | OP_TORN, torn, recover},
-    {"adopt", 0, somebody_died, adopt},
+    {"adopt", OP_ORPHANS, somebody_died, adopt},
     {"hardened: alloc, new slab", OP_HARDENED, nothing, take_small},
     {"hardened: alloc from the cache", OP_HARDENED, one_small, take_small},
     {"hardened: alloc, refill", OP_HARDENED, four_small, take_small},
@@ -615,7 +627,7 @@ const struct op ops[] = {
     {"hardened: realloc, small to small", OP_HARDENED, written_small, to_medium},
     {"hardened: alloc, tagged", OP_HARDENED, one_small, take_tagged},
     {"hardened: trim", OP_HARDENED, deep_to_trim, trim},
-    {"hardened: adopt", OP_HARDENED, somebody_died, adopt},
+    {"hardened: adopt", OP_HARDENED | OP_ORPHANS, somebody_died, adopt},
 };
 const unsigned op_count = sizeof(ops) / sizeof(ops[0]);
 
@@ -635,13 +647,18 @@ _Noreturn void run_op(const struct op *op, const char *path)
 {
     static struct stage stage;
     stage.path = path;
-    raise(SIGSTOP); /* the tracer sets its options */
     if (!(op->traits & (OP_NO_FILE | OP_STALE)))
         make_world(&stage, op);
+    if (control->survivors > 0 && !(op->traits & OP_STALE)) {
+        signal_word(&control->settled);
+        await_word(&control->settled, 1 + control->survivors);
+    }
     op->prepare(&stage);
+    if (control->survivors > 0 && op_holds_mutex(op))
+        lock(&stage);
     if (!(op->traits & OP_OWN_MARK))
-        mark(BEGUN);
+        smi_stepper_mark(&control->phase, SMI_BEGUN);
     op->run(&stage);
-    mark(ENDED);
+    smi_stepper_mark(&control->phase, SMI_ENDED);
     _exit(0);
 }

@@ -30,6 +30,8 @@ enum trait {
     OP_NO_FILE = 32, /* begins without a heap */
     OP_TORN = 128,   /* ... with a damaged heap that was in use when the machine stopped */
     OP_STALE = 64,   /* begins with the image of a dead heap in place */
+    OP_ORPHANS = 512, /* somebody else died before, linking words that no mutex guards */
+    OP_AWAY = 256,   /* comes to the heap or leaves it, so it cannot hold world.mutex meanwhile */
 };
 
 struct stage {
@@ -54,14 +56,18 @@ extern const unsigned op_count;
 extern const struct op reopening;
 
 /* Shared by the stepped process and its tracer. */
-enum phase { PREPARING, BEGUN, ENDED };
 struct control {
-    uint32_t phase;
+    uint32_t phase;     /* enum smi_phase */
+    uint32_t survivors; /* who come to the heap before the operation is prepared, and stay; 0 none */
+    uint32_t settled;   /* 1: there is a heap to come to; one more for each of them that has come */
 };
 extern struct control *control;
 
-/* Stop here, so that the tracer sees the phase. */
-void mark(enum phase phase);
+/* With survivors around, the stepped process holds world.mutex during the operation, if that can be. */
+static inline int op_holds_mutex(const struct op *op)
+{
+    return !(op->traits & (OP_MUTEX | OP_AWAY | OP_STALE));
+}
 
 /* The stepped process, from its first instruction on. */
 _Noreturn void run_op(const struct op *op, const char *path);

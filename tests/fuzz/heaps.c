@@ -293,7 +293,7 @@ static void make_same(const struct heap *h)
     smi_os_boot_id(runtime.boot_id);
     runtime.device = st.st_dev;
     runtime.inode = st.st_ino;
-    runtime.pid_namespace = smi_os_pid_namespace();
+    must(smi_os_pid_namespace(&runtime.pid_namespace) == 0, "PID namespace");
     must(pwrite(file, &runtime, sizeof(runtime), (off_t)image_areas(&h->image)->runtime) == sizeof(runtime), "pwrite");
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * outside.c - the least that a user's program does: makes a heap, closes it, finds its data again.
+ * outside.c - the least that a user's program does: makes a heap unless it is there, closes it, finds its data again.
  */
 #include <shmalloc/shmalloc.h>
 
@@ -18,7 +18,7 @@ int main(int argc, char **argv)
     if (argc != 2)
         return fprintf(stderr, "usage: outside HEAP\n"), 1;
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
-    options.flags = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE;
+    options.flags = SHMALLOC_CREATE;
     shmalloc_heap *heap;
     shmalloc_ref ref;
     if (shmalloc_open(argv[1], &options, &heap) < 0 || shmalloc_alloc(heap, 6, &ref) < 0)

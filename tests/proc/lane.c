@@ -9,9 +9,12 @@
  */
 #include "lane.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 /* A store that a kill may come before or after, but that the compiler must leave where it is. */
 static void put(uint64_t *word, uint64_t value)
@@ -23,17 +26,79 @@ static void put(uint64_t *word, uint64_t value)
 
 /* ---- the watch ---- */
 
+/* A file about a thread, "" when that has ended. */
+static void read_about(pid_t pid, uint32_t tid, const char *name, char *text, size_t size)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/task/%u/%s", (int)pid, tid, name);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t len = fd < 0 ? 0 : read(fd, text, size - 1);
+    if (fd >= 0)
+        close(fd);
+    text[len > 0 ? len : 0] = 0;
+}
+
+struct lane_times lane_times(pid_t pid, uint32_t tid)
+{
+    char text[64], *end;
+    read_about(pid, tid, "schedstat", text, sizeof(text));
+    uint64_t ran = strtoull(text, &end, 10);
+    return (struct lane_times){ran, strtoull(end, NULL, 10)};
+}
+
+int lane_can_run(pid_t pid, uint32_t tid)
+{
+    char text[512];
+    read_about(pid, tid, "stat", text, sizeof(text));
+    const char *name_end = strrchr(text, ')');
+    return name_end && strncmp(name_end, ") R", 3) == 0;
+}
+
+void lane_call_begins(struct lane_watch *watch)
+{
+    __atomic_store_n(&watch->left_out, __atomic_load_n(&watch->machine->left_out, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+    __atomic_store_n(&watch->began_at, now_ns(), __ATOMIC_RELEASE);
+}
+
+/* By the clock, at a time that has been looked at. */
+static uint64_t stalled(const struct lane_watch *watch, uint64_t took)
+{
+    uint64_t left_out = __atomic_load_n(&watch->machine->left_out, __ATOMIC_ACQUIRE) -
+                        __atomic_load_n(&watch->left_out, __ATOMIC_RELAXED);
+    return took > left_out ? took - left_out : 0;
+}
+
+void lane_call_ends(struct lane_watch *watch)
+{
+    uint64_t end = now_ns(), took = end - watch->began_at, by_clock = took;
+    __atomic_store_n(&watch->began_at, 0, __ATOMIC_RELEASE);
+    watch->longest = took > watch->longest ? took : watch->longest;
+    if (took > 20000000) { /* worth waiting until the time of its end has been looked at */
+        while (__atomic_load_n(&watch->machine->looked_at, __ATOMIC_ACQUIRE) < end)
+            nanosleep(&(struct timespec){0, 1000000}, NULL);
+        by_clock = stalled(watch, took);
+    }
+    watch->stalled = by_clock > watch->stalled ? by_clock : watch->stalled;
+}
+
+uint64_t lane_stalled(const struct lane_watch *watch)
+{
+    uint64_t began = __atomic_load_n(&watch->began_at, __ATOMIC_ACQUIRE);
+    uint64_t looked_at = __atomic_load_n(&watch->machine->looked_at, __ATOMIC_ACQUIRE);
+    if (began == 0 || looked_at < began)
+        return 0;
+    uint64_t by_clock = stalled(watch, looked_at - began);
+    return __atomic_load_n(&watch->began_at, __ATOMIC_ACQUIRE) == began ? by_clock : 0; /* else it has ended */
+}
+
 static void begin(const struct lane_work *w)
 {
-    __atomic_store_n(&w->watch->began_at, now_ns(), __ATOMIC_RELEASE);
+    lane_call_begins(w->watch);
 }
 
 static void end(const struct lane_work *w)
 {
-    uint64_t took = now_ns() - w->watch->began_at;
-    if (took > w->watch->longest)
-        w->watch->longest = took;
-    __atomic_store_n(&w->watch->began_at, 0, __ATOMIC_RELEASE);
+    lane_call_ends(w->watch);
     __atomic_fetch_add(&w->watch->operations, 1, __ATOMIC_RELAXED);
 }
 

@@ -34,12 +34,42 @@ struct lane {
     uint64_t next_stamp;
 };
 
-/* What one thread is at, for the killer to see; in memory outside the heap. */
+/*
+ * Does the machine keep up? A call may wait for another thread, which may wait for a processor: that says nothing
+ * about the heap. So stalls are measured by a clock that stands still while any thread under watch could run and has
+ * no processor. Who watches looks, every few milliseconds, how long each was kept waiting since the last look (the
+ * kernel counts it: schedstat), and the clock leaves out the longest of these. With more threads at work than
+ * processors it is slow, but never stands for good unless the machine does: threads that wait for a lock do not
+ * wait for processors.
+ */
+struct lane_machine {
+    uint64_t left_out;  /* nanoseconds that the clock is behind */
+    uint64_t looked_at; /* time of the last look */
+};
+
+/* What the kernel says of a thread; all 0 when it has ended, or where the kernel does not count. */
+struct lane_times {
+    uint64_t ran;    /* nanoseconds on a processor */
+    uint64_t waited; /* that it could run and had none, without a wait that goes on */
+};
+struct lane_times lane_times(pid_t pid, uint32_t tid);
+int lane_can_run(pid_t pid, uint32_t tid); /* it runs, or waits for a processor */
+
+/* What one thread is at, for the killer to see; in memory outside the heap. Times are nanoseconds. */
 struct lane_watch {
+    const struct lane_machine *machine;
     uint64_t operations;
     uint64_t began_at; /* time of the call that is under way; 0 none */
-    uint64_t longest;  /* nanoseconds that a call took */
+    uint64_t left_out; /* of the machine, as of then */
+    uint64_t longest;  /* that a call took */
+    uint64_t stalled;  /* the most that a call took by the clock */
+    uint32_t tid;
 };
+
+void lane_call_begins(struct lane_watch *watch);
+void lane_call_ends(struct lane_watch *watch);
+/* How long has the call under way stalled? 0 when none is. */
+uint64_t lane_stalled(const struct lane_watch *watch);
 
 struct lane_work {
     shmalloc_heap *heap;

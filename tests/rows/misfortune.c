@@ -29,10 +29,11 @@ static int open_with(const char *path, unsigned flags, shmalloc_heap **out)
     return shmalloc_open(path, &options, out);
 }
 
-/* The last failure is explained, with the file's name. */
-static void must_name(const char *path)
+/* The last failure is explained, with the file's name and what helps. */
+static void must_name(const char *path, const char *remedy)
 {
     must(strstr(shmalloc_errmsg(), path), "\"%s\" does not name %s", shmalloc_errmsg(), path);
+    must(strstr(shmalloc_errmsg(), remedy), "\"%s\" does not say \"%s\"", shmalloc_errmsg(), remedy);
 }
 
 /* ---- full file systems ---- */
@@ -67,7 +68,7 @@ static void allocate_until_full(struct full *full, int from)
         full->count = i > full->count ? i : full->count;
     }
     must_code(rc, -ENOSPC);
-    must_name("heap");
+    must_name("heap", "a larger file system");
     must(strstr(shmalloc_errmsg(), "free run"), "no largest free run in \"%s\"", shmalloc_errmsg());
     check_contents(full);
 }
@@ -81,7 +82,7 @@ static void use_full_file_system(const char *where)
     snprintf(filler, sizeof(filler), "%s/filler", where);
     rows_fill(filler);
     must_code(open_with(path, SHMALLOC_CREATE, &full.heap), -ENOSPC);
-    must_name(path);
+    must_name(path, "a larger file system");
     must(access(path, F_OK) != 0, "half a heap was left");
     unlink(filler);
     full.heap = heap_create(path, 0);
@@ -151,6 +152,67 @@ Test(rows, luck_tmpfs_of_64_MiB)
     in_mount(on_small_file_system, &small, "no mount namespace");
 }
 
+/* ---- little memory ---- */
+
+enum { MEMORY = 24 << 20, BELOW_MEMORY = 12 << 20 };
+
+/* Fill a heap on a tmpfs; what has been handed out is counted where the parent sees it. */
+struct crowded {
+    char group[128], path[256];
+    uint64_t max_size;
+    uint32_t blocks;
+    int code;
+};
+
+static int fill_in_group(void *arg)
+{
+    struct crowded *c = arg;
+    if (rows_join_group(c->group) < 0)
+        return NOT_POSSIBLE;
+    shmalloc_heap *heap = rows_heap(c->path, 0, c->max_size, 0);
+    shmalloc_ref table;
+    must(shmalloc_root_get_or_create(heap, "table", 0, MOST * sizeof(table), NULL, NULL, &table) == 1, "%s",
+         shmalloc_errmsg());
+    shmalloc_ref *refs = shmalloc_ptr(heap, table);
+    for (; c->blocks < MOST && (c->code = shmalloc_alloc(heap, SIZE, &refs[c->blocks])) == 0; c->blocks++)
+        pattern_fill(shmalloc_ptr(heap, refs[c->blocks]), 0, SIZE, c->blocks);
+    return shmalloc_close(heap) < 0;
+}
+
+static int run_in_group(struct crowded *c, const char *name, uint64_t max_size)
+{
+    snprintf(c->path, sizeof(c->path), "%s", fixture_path(&f, name));
+    c->max_size = max_size;
+    c->blocks = 0;
+    if (rows_make_group(c->group, MEMORY) < 0)
+        return NOT_POSSIBLE;
+    int status = run_child(fill_in_group, c);
+    rmdir(c->group);
+    return status;
+}
+
+/* A tmpfs file is memory. Where its group has none left, the kernel answers a growth not with an error but by killing
+ * a process of the group: the heap takes that as it takes any death, and a maximum below the limit avoids it. */
+Test(rows, luck_a_memory_limit_kills_and_the_heap_lives)
+{
+    struct crowded *c = shared_memory(sizeof(*c));
+    shmalloc_ref table;
+    int status = run_in_group(c, "killed", 1 << 30);
+    if (status == NOT_POSSIBLE)
+        ROWS_SKIP("no memory control group can be made here");
+    cr_assert_eq(status, -SIGKILL, "%d after %u blocks", status, c->blocks);
+    cr_assert_gt(c->blocks, 100);
+    f.heap = heap_open(c->path);
+    must_work(shmalloc_root_get(f.heap, "table", 0, &table));
+    const shmalloc_ref *refs = shmalloc_ptr(f.heap, table);
+    for (uint32_t i = 0; i < c->blocks; i++)
+        must(pattern_check(shmalloc_ptr(f.heap, refs[i]), SIZE, i) == SIZE, "block %u", i);
+    must_be_sound(f.heap);
+    cr_assert_eq(run_in_group(c, "bounded", BELOW_MEMORY), 0);
+    must_code(c->code, SHMALLOC_EFULL);
+    cr_assert_gt(c->blocks, 50);
+}
+
 /* ---- read-only file system ---- */
 
 static int on_read_only_file_system(void *arg)
@@ -171,11 +233,11 @@ static int on_read_only_file_system(void *arg)
     if (mount(NULL, where, NULL, MS_REMOUNT | MS_RDONLY, NULL) < 0)
         return NOT_POSSIBLE;
     must_code(open_with(path, 0, &heap), -EROFS);
-    must_name(path);
+    must_name(path, "open it with SHMALLOC_READ_ONLY");
     char other[300];
     snprintf(other, sizeof(other), "%s-2", path);
     must_code(open_with(other, SHMALLOC_CREATE, &heap), -EROFS);
-    must_name(other);
+    must_name(other, "remount");
     must_work(open_with(path, SHMALLOC_READ_ONLY, &heap));
     must_work(shmalloc_root_get(heap, "x", 0, &ref));
     must(pattern_check(shmalloc_ptr(heap, ref), 1000, 1) == 1000, "contents");
@@ -201,7 +263,7 @@ static int on_fuse(void *arg)
     if (rc != 0)
         return rc;
     must_code(open_with(path, SHMALLOC_CREATE, &heap), SHMALLOC_EFILESYSTEM);
-    must_name(path);
+    must_name(path, "put it on a local file system");
     must(strstr(shmalloc_errmsg(), "FUSE"), "\"%s\" does not name FUSE", shmalloc_errmsg());
     must(access(path, F_OK) != 0, "half a heap was left");
     close(open(path, O_RDWR | O_CREAT | O_EXCL, 0600));
@@ -247,7 +309,7 @@ static int few_descriptors(void *arg)
         if (worked)
             break;
         must_code(rc, -EMFILE);
-        must_name(f.path);
+        must_name(f.path, "ulimit -n");
         must(open_descriptors() == 3, "%u descriptors are open", open_descriptors());
         must(rows_mappings() <= mappings + 1, "%u mappings, there were %u", rows_mappings(), mappings);
     }
@@ -308,7 +370,7 @@ static int daemon_without_file(void *arg)
     unlink(f.path);
     must_code(shmalloc_alloc(heap, 20 << 20, &ref), -EBADF);
     must(ref == 0, "the word was written");
-    must_name(f.path);
+    must_name(f.path, "open the heap again");
     for (int i = 0; i < 100000; i++) {
         must_work(shmalloc_free(heap, &small));
         must_work(shmalloc_alloc(heap, 100, &small));
@@ -382,7 +444,7 @@ Test(rows, luck_the_fixed_base_is_taken)
     cr_assert_eq(taken, last);
     *taken = 5;
     must_code(shmalloc_open(f.path, NULL, &heap), SHMALLOC_EADDRESS);
-    must_name(f.path);
+    must_name(f.path, "must be mapped at 0x300000000000");
     cr_assert_eq(*taken, 5, "what was there is gone");
     munmap(taken, 4096);
     f.heap = heap_open(f.path);
@@ -401,5 +463,5 @@ Test(rows, luck_a_maximum_below_the_file)
          "pwrite");
     close(fd);
     must_code(open_with(f.path, 0, &heap), SHMALLOC_ECORRUPT);
-    must_name(f.path);
+    must_name(f.path, "from a copy");
 }

@@ -201,44 +201,9 @@ Test(rows, a27_a_second_reader_costs_no_disk_and_no_copy)
 #define OUT_OF_CORE (4 * LIMIT)
 enum { PIECE = 1 << 20, PIECES = OUT_OF_CORE / PIECE, NODE = 4096 };
 
-static int write_text(const char *path, const char *text)
-{
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    int rc = fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text) ? -errno : 0;
-    if (fd >= 0)
-        close(fd);
-    return rc;
-}
-
-/* Make a control group with a memory limit, in either version's tree; its directory goes to `group`. */
-static int make_group(char group[128])
-{
-    static const char *const places[][2] = {{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"},
-                                            {"/sys/fs/cgroup", "memory.max"}};
-    char path[192], text[32];
-    snprintf(text, sizeof(text), "%llu", (unsigned long long)LIMIT);
-    for (int i = 0; i < 2; i++) {
-        snprintf(group, 128, "%s/shmalloc-test-%d", places[i][0], (int)getpid());
-        if (mkdir(group, 0755) < 0)
-            continue;
-        snprintf(path, sizeof(path), "%s/%s", group, places[i][1]);
-        if (write_text(path, text) == 0)
-            return 0;
-        rmdir(group);
-    }
-    return -1;
-}
-
-static int join_group(const char *group)
-{
-    char path[192];
-    snprintf(path, sizeof(path), "%s/cgroup.procs", group);
-    return write_text(path, "0");
-}
-
 static int fill_beyond_memory(void *arg)
 {
-    if (join_group(arg) < 0)
+    if (rows_join_group(arg) < 0)
         return NOT_POSSIBLE;
     shmalloc_heap *heap = heap_create(f.path, 0);
     shmalloc_ref table;
@@ -255,7 +220,7 @@ static int fill_beyond_memory(void *arg)
 
 static int walk_beyond_memory(void *arg)
 {
-    if (join_group(arg) < 0)
+    if (rows_join_group(arg) < 0)
         return NOT_POSSIBLE;
     shmalloc_heap *heap = heap_open(f.path);
     struct rng rng = rng_from(test_seed());
@@ -290,7 +255,7 @@ Test(rows, a28_a_heap_four_times_as_large_as_memory)
     rows_on_disk(&f);
     if (!has_room(2 * OUT_OF_CORE))
         ROWS_SKIP("too little disk");
-    if (make_group(group) < 0)
+    if (rows_make_group(group, LIMIT) < 0)
         ROWS_SKIP("no memory control group can be made here");
     int filled = run_child(fill_beyond_memory, group);
     int fd = open(f.path, O_RDONLY);
@@ -380,4 +345,9 @@ Test(rows, a29_numbers_of_fragmentation_equal_a_walk)
     cr_assert_eq(number_in(json, "free"), w.free_pages);
     cr_assert_eq(number_in(json, "allocated"), stats.allocated);
     cr_assert_eq(number_in(json, "central_free"), stats.central_free);
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    cr_assert_gt(number_in(json, "minor"), 0);
+    cr_assert_leq(number_in(json, "minor"), (uint64_t)usage.ru_minflt);
+    cr_assert_leq(number_in(json, "major"), (uint64_t)usage.ru_majflt);
 }

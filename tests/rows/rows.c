@@ -278,3 +278,39 @@ void rows_fill(const char *path)
     must(ftruncate(fd, end) == 0, "%s: %s", path, strerror(errno));
     close(fd);
 }
+
+/* ---- little memory ---- */
+
+static int write_text(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    int rc = fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text) ? -errno : 0;
+    if (fd >= 0)
+        close(fd);
+    return rc;
+}
+
+int rows_make_group(char group[128], uint64_t limit)
+{
+    static const char *const places[][2] = {{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"},
+                                            {"/sys/fs/cgroup", "memory.max"}};
+    char path[192], text[32];
+    snprintf(text, sizeof(text), "%llu", (unsigned long long)limit);
+    for (int i = 0; i < 2; i++) {
+        snprintf(group, 128, "%s/shmalloc-test-%d", places[i][0], (int)getpid());
+        if (mkdir(group, 0755) < 0)
+            continue;
+        snprintf(path, sizeof(path), "%s/%s", group, places[i][1]);
+        if (write_text(path, text) == 0)
+            return 0;
+        rmdir(group);
+    }
+    return -1;
+}
+
+int rows_join_group(const char *group)
+{
+    char path[192];
+    snprintf(path, sizeof(path), "%s/cgroup.procs", group);
+    return write_text(path, "0");
+}

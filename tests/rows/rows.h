@@ -89,4 +89,11 @@ int rows_mount(const char *type, uint64_t bytes, const char *image, const char *
 /* Take all the room of a file system; the file `path` holds it. */
 void rows_fill(const char *path);
 
+/* ---- little memory ---- */
+
+/* Make a control group with a memory limit, in either version's tree; its directory, to be removed, goes to `group`.
+ * -1: not here. The calling process joins it, for good: 0 or a negated errno. */
+int rows_make_group(char group[128], uint64_t limit);
+int rows_join_group(const char *group);
+
 #endif

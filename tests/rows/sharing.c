@@ -201,3 +201,48 @@ Test(rows, a07_a_million_blocks_of_16_bytes_take_17_MiB)
     cr_assert_leq(storage, 17 << 20, "%llu bytes", (unsigned long long)storage);
     cr_assert_eq(heap_stats(f.heap).allocated, 16 * MILLION);
 }
+
+/* ---- what blocks cost, and what comes back ---- */
+
+enum { MANY = 1000000 };
+
+/* A million blocks of 16 to 512 bytes; returns the bytes that were asked for. */
+static uint64_t take_many(shmalloc_heap *heap, shmalloc_ref *blocks, struct rng *rng)
+{
+    uint64_t asked = 0;
+    for (int i = 0; i < MANY; i++) {
+        uint64_t size = 16 + rng_below(rng, 497);
+        must_work(shmalloc_alloc(heap, size, &blocks[i]));
+        asked += size;
+    }
+    return asked;
+}
+
+Test(rows, a08_a_million_random_blocks_store_6_percent_more)
+{
+    static shmalloc_ref blocks[MANY];
+    struct rng rng = rng_from(test_seed());
+    f.heap = heap_create(f.path, 0);
+    uint64_t asked = take_many(f.heap, blocks, &rng), stored = rows_storage(f.path);
+    fprintf(stderr, "%.3f bytes of the file for a byte asked for\n", (double)stored / (double)asked);
+    cr_assert_leq(stored, asked + asked * 6 / 100);
+}
+
+Test(rows, a17_the_oldest_nine_tenths_go_back)
+{
+    static shmalloc_ref blocks[MANY];
+    struct rng rng = rng_from(test_seed());
+    uint64_t freed = 0;
+    f.heap = heap_create(f.path, 0);
+    take_many(f.heap, blocks, &rng);
+    uint64_t stored = rows_storage(f.path);
+    for (int i = 0; i < MANY / 10 * 9; i++) {
+        freed += shmalloc_usable_size(f.heap, shmalloc_ptr(f.heap, blocks[i]));
+        must_work(shmalloc_free(f.heap, &blocks[i]));
+    }
+    must(shmalloc_trim(f.heap) > 0, "%s", shmalloc_errmsg());
+    uint64_t back = stored - rows_storage(f.path);
+    fprintf(stderr, "%.1f %% of %llu MiB came back\n", 100.0 * (double)back / (double)freed,
+            (unsigned long long)freed >> 20);
+    cr_assert_geq(back, freed / 10 * 9);
+}

@@ -97,13 +97,21 @@ static void wait_for_end_of_input(void)
         ;
 }
 
-/* Enough at once to empty and overflow caches, so that locks are taken. */
+struct churner {
+    unsigned long seed;
+    pthread_barrier_t *both;
+};
+
+/* Enough at once to empty and overflow caches, so that locks are taken. Both threads use the heap from "ready" on. */
 static void *churn(void *arg)
 {
     enum { SLOTS = 2000 };
     static _Thread_local shmalloc_ref refs[SLOTS];
-    unsigned long random = (unsigned long)(uintptr_t)arg;
-    for (;;) {
+    struct churner *me = arg;
+    unsigned long random = me->seed;
+    for (unsigned long round = 0;; round++) {
+        if (round == 1 && pthread_barrier_wait(me->both) == PTHREAD_BARRIER_SERIAL_THREAD)
+            say("ready");
         random = random * 6364136223846793005ul + 1442695040888963407ul;
         shmalloc_ref *ref = &refs[(random >> 40) % SLOTS];
         size_t size = (random >> 33) % 100 == 0 ? 100000 : (random >> 20) % 600 + 1;
@@ -116,9 +124,11 @@ static void *churn(void *arg)
 static void churn_for_ever(void)
 {
     pthread_t thread;
-    say("ready");
-    pthread_create(&thread, NULL, churn, (void *)(uintptr_t)2);
-    churn((void *)(uintptr_t)1);
+    pthread_barrier_t both;
+    struct churner churners[] = {{1, &both}, {2, &both}};
+    pthread_barrier_init(&both, NULL, 2);
+    pthread_create(&thread, NULL, churn, &churners[1]);
+    churn(&churners[0]);
 }
 
 /* Is the log of a class that the child allocates from armed in the file, half full? */

@@ -7,117 +7,19 @@ Usage: test_inspect.py SHMALLOC-INSPECT HEAP_MAKER [unittest arguments]
 
 import json
 import os
-import pty
 import re
 import shutil
 import signal
 import struct
 import subprocess
-import sys
-import tempfile
 import time
 import unittest
 
-INSPECT = MAKER = None
+import inspect_support as support
+from inspect_support import (BUCKETS, CANNOT_TELL, DAMAGED, END_OF_AREAS_AT, POISON, ROOTS_AT, SOUND,
+                             Held, InspectTest, fnv, run, run_in_terminal, run_json, terminal_env)
+
 COMMANDS = ("info", "check", "roots", "procs")
-SOUND, DAMAGED, CANNOT_TELL = 0, 1, 2
-
-# Bytes of the file, from src/layout.h
-ROOTS_AT = 224        # smf_header.areas.roots
-END_OF_AREAS_AT = 248  # smf_header.areas.end, where the page words of chunk 0 begin
-POISON = 4096 + 40    # smf_state.poison
-BUCKETS = 4384 - 512 * 8  # smf_roots.bucket
-
-
-def run(*args, env=None):
-    """The tool's exit status, standard output and standard error."""
-    done = subprocess.run([INSPECT, *args], stdin=subprocess.DEVNULL, capture_output=True,
-                          timeout=60, env=env)
-    return done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
-
-
-def run_json(command, path):
-    status, out, err = run(command, "--json", path)
-    assert err == "", err
-    answer = json.loads(out)
-    assert answer["schema"] == 1 and answer["command"] == command and answer["file"] == path
-    assert answer["status"] == ("sound", "damaged", "unknown")[status], answer
-    return status, answer
-
-
-def run_in_terminal(*args, env=None):
-    """What the tool writes when its output is a terminal."""
-    parent, child = pty.openpty()
-    process = subprocess.Popen([INSPECT, *args], stdin=subprocess.DEVNULL, stdout=child, stderr=child,
-                               env=env)
-    os.close(child)
-    text = b""
-    while True:
-        try:
-            part = os.read(parent, 4096)
-        except OSError:  # the terminal's other end is closed
-            break
-        if not part:
-            break
-        text += part
-    os.close(parent)
-    process.wait(timeout=60)
-    return text.decode("utf-8")
-
-
-def terminal_env(**more):
-    env = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
-    env["TERM"] = "xterm"
-    env.update(more)
-    return env
-
-
-class Held:
-    """A heap_maker that has said "ready" and waits until this block ends."""
-
-    def __init__(self, path, *steps):
-        self.args = [MAKER, path, *steps]
-
-    def __enter__(self):
-        self.process = subprocess.Popen(self.args, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.words = self.process.stdout.readline().decode().split()
-        assert self.words and self.words[0] == "ready", self.words
-        return self
-
-    def __exit__(self, *_):
-        self.process.stdin.close()
-        if self.process.poll() is None and "churn" in self.args:
-            self.process.kill()
-        self.status = self.process.wait(timeout=60)
-        self.process.stdout.close()
-
-
-class InspectTest(unittest.TestCase):
-    def setUp(self):
-        base = os.environ.get("SHMALLOC_TEST_DIR")
-        if not base and os.access("/dev/shm", os.W_OK):
-            base = "/dev/shm"
-        self.dir = tempfile.mkdtemp(prefix="shmalloc-inspect-", dir=base)
-        self.addCleanup(shutil.rmtree, self.dir)
-        self.heap = os.path.join(self.dir, "heap")
-
-    def make(self, *steps, ends_by=0):
-        done = subprocess.run([MAKER, self.heap, *steps], stdin=subprocess.DEVNULL, timeout=60)
-        self.assertEqual(done.returncode, ends_by)
-
-    def write(self, data):
-        with open(self.heap, "wb") as file:
-            file.write(data)
-
-    def patch(self, at, data):
-        with open(self.heap, "r+b") as file:
-            file.seek(at)
-            file.write(data)
-
-    def word(self, at):
-        with open(self.heap, "rb") as file:
-            file.seek(at)
-            return struct.unpack("<Q", file.read(8))[0]
 
 
 class SoundHeaps(InspectTest):
@@ -406,12 +308,6 @@ class NoHeaps(InspectTest):
                 file.write(header)
 
 
-def fnv(data):
-    value = 0xcbf29ce484222325
-    for byte in data:
-        value = (value ^ byte) * 0x100000001b3 & 0xffffffffffffffff
-    return value
-
 
 class CommandLine(InspectTest):
     def test_help_teaches(self):
@@ -472,11 +368,10 @@ class CommandLine(InspectTest):
     def test_full_disk_is_no_success(self):
         self.make("create", "close")
         with open("/dev/full", "wb") as full:
-            done = subprocess.run([INSPECT, "info", self.heap], stdout=full, stderr=subprocess.PIPE)
+            done = subprocess.run([support.INSPECT, "info", self.heap], stdout=full, stderr=subprocess.PIPE)
         self.assertEqual(done.returncode, CANNOT_TELL)
         self.assertIn(b"standard output", done.stderr)
 
 
 if __name__ == "__main__":
-    INSPECT, MAKER = sys.argv[1:3]
-    unittest.main(argv=sys.argv[:1] + sys.argv[3:])
+    support.main()

@@ -15,27 +15,14 @@ import random
 import re
 import signal
 import struct
-import sys
-import unittest
 
-import test_inspect as base
-from test_inspect import (CANNOT_TELL, DAMAGED, END_OF_AREAS_AT, POISON, ROOTS_AT, SOUND, BUCKETS,
-                          Held, InspectTest, fnv, run, run_in_terminal, terminal_env)
+import inspect_support as support
+from inspect_support import (BUCKETS, CANNOT_TELL, DAMAGED, END_OF_AREAS_AT, POISON, ROOTS_AT, SOUND,
+                             Held, InspectTest, fnv, run, run_in_terminal, run_json, terminal_env)
 
 COMMANDS = ("map", "classes", "blocks", "leaks")
 FIXED_BASE = 104  # smf_header.fixed_base
 CHECKSUM = 536    # smf_header.checksum
-
-
-def run_json(command, path, *options):
-    status, out, err = run(command, "--json", *options, path)
-    assert err == "", err
-    answer = json.loads(out)
-    assert answer["schema"] == 1 and answer["command"] == command and answer["file"] == path
-    leaked = command == "leaks" and "leaked" in answer and answer["leaked"]["count"] > 0
-    words = ("sound", "leaks" if leaked else "damaged", "unknown")
-    assert answer["status"] == words[status], answer
-    return status, answer
 
 
 class Agreement(InspectTest):
@@ -522,5 +509,4 @@ class Help(InspectTest):
 
 
 if __name__ == "__main__":
-    base.INSPECT, base.MAKER = sys.argv[1:3]
-    unittest.main(argv=[sys.argv[0]] + sys.argv[3:])
+    support.main()

@@ -16,22 +16,14 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
-import tempfile
 import termios
 import time
 import unittest
 
-INSPECT = MAKER = SOURCE = None
-SOUND, DAMAGED, CANNOT_TELL = 0, 1, 2
-POISON = 4096 + 40  # smf_state.poison, from src/layout.h
+import inspect_support as support
+from inspect_support import CANNOT_TELL, DAMAGED, POISON, SOUND, run
+
 VOID_TAGS = {"meta", "rect"}
-
-
-def run(*args, **more):
-    done = subprocess.run([INSPECT, *args], stdin=subprocess.DEVNULL, capture_output=True,
-                          timeout=60, **more)
-    return done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
 
 
 class Page(html.parser.HTMLParser):
@@ -61,24 +53,14 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
-class InspectTest(unittest.TestCase):
+class ReportTest(support.InspectTest):
     def setUp(self):
-        base = os.environ.get("SHMALLOC_TEST_DIR")
-        if not base and os.access("/dev/shm", os.W_OK):
-            base = "/dev/shm"
-        self.dir = tempfile.mkdtemp(prefix="shmalloc-report-", dir=base)
-        self.addCleanup(shutil.rmtree, self.dir)
-        self.heap = os.path.join(self.dir, "heap")
+        super().setUp()
         self.out = os.path.join(self.dir, "out.html")
-
-    def make(self, *steps, heap=None, ends_by=0):
-        done = subprocess.run([MAKER, heap or self.heap, *steps], stdin=subprocess.DEVNULL,
-                              timeout=60)
-        self.assertEqual(done.returncode, ends_by)
 
     def churn(self):
         """A process that allocates and frees until the test ends."""
-        process = subprocess.Popen([MAKER, self.heap, "create", "fill=1000", "churn"],
+        process = subprocess.Popen([support.MAKER, self.heap, "create", "fill=1000", "churn"],
                                    stdout=subprocess.PIPE)
         def end():
             process.kill()
@@ -103,7 +85,7 @@ class InspectTest(unittest.TestCase):
         look(answer)
 
 
-class Report(InspectTest):
+class Report(ReportTest):
     def test_page_is_whole_by_itself(self):
         self.make("create", "fill=3000", "roots=7", "close")
         status, out, err = run("report", "-o", self.out, self.heap)
@@ -196,7 +178,7 @@ class Terminal:
         fcntl.ioctl(self.child, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.before = termios.tcgetattr(self.child)
         env = dict(os.environ, TERM="xterm")
-        self.process = subprocess.Popen([INSPECT, *args], stdin=self.child, stdout=self.child,
+        self.process = subprocess.Popen([support.INSPECT, *args], stdin=self.child, stdout=self.child,
                                         stderr=self.child, env=env)
         self.text = ""
 
@@ -220,7 +202,7 @@ class Terminal:
         return status
 
 
-class Top(InspectTest):
+class Top(ReportTest):
     def test_plain(self):
         self.churn()
         status, out, err = run("top", "-d", "0.3", "-n", "3", self.heap)
@@ -242,6 +224,13 @@ class Top(InspectTest):
             self.assertEqual(answer["memory"][key], info["memory"][key], key)
         self.assertEqual(answer["size"]["heap"], info["size"]["heap"])
         self.assertEqual({rate for rate in answer["rates"].values()}, {0.0})
+        self.keys_are_documented("top", answer)
+
+    def test_who_allocates(self):
+        self.churn()
+        answer = json.loads(run("top", "--json", "-d", "0.5", self.heap)[1])
+        self.assertEqual(len(answer["threads"]), 2)
+        self.assertGreater(sum(thread["large_blocks"] for thread in answer["threads"]), 0)
         self.keys_are_documented("top", answer)
 
     def test_figures_of_the_dead(self):
@@ -317,7 +306,7 @@ class Top(InspectTest):
         self.assertEqual(run("top", "--json", self.dir)[0], CANNOT_TELL)
 
 
-class SelfTest(InspectTest):
+class SelfTest(ReportTest):
     def test_this_machine(self):
         status, out, err = run("selftest", self.dir)
         self.assertEqual((status, err), (SOUND, ""), out)
@@ -347,13 +336,13 @@ class SelfTest(InspectTest):
             self.assertEqual((status, json.loads(out)["status"], err), (CANNOT_TELL, "unknown", ""))
 
 
-class Papers(InspectTest):
+class Papers(ReportTest):
     def complete(self, *words):
         """What bash offers for the last of `words`."""
-        script = os.path.join(SOURCE, "tools/inspect/shmalloc-inspect.bash-completion")
+        script = os.path.join(support.SOURCE, "tools/inspect/shmalloc-inspect.bash-completion")
         text = ('compopt() { :; }; . "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
                 '_shmalloc_inspect; printf "%s\\n" "${COMPREPLY[@]}"')
-        done = subprocess.run(["bash", "-c", text, "bash", script, INSPECT, *words],
+        done = subprocess.run(["bash", "-c", text, "bash", script, support.INSPECT, *words],
                               capture_output=True, cwd=self.dir, timeout=60, check=True)
         self.assertEqual(done.stderr, b"")
         return done.stdout.decode().split("\n")[:-1]
@@ -381,9 +370,9 @@ class Papers(InspectTest):
             self.assertLessEqual(max(map(len, out.splitlines())), 90)
 
     def test_manual_names_every_call_and_code(self):
-        with open(os.path.join(SOURCE, "include/shmalloc/shmalloc.h"), encoding="utf-8") as file:
+        with open(os.path.join(support.SOURCE, "include/shmalloc/shmalloc.h"), encoding="utf-8") as file:
             header = file.read()
-        with open(os.path.join(SOURCE, "tools/man/shmalloc.3"), encoding="utf-8") as file:
+        with open(os.path.join(support.SOURCE, "tools/man/shmalloc.3"), encoding="utf-8") as file:
             manual = file.read()
         calls = re.findall(r"SHMALLOC_API [^;(]*?\b(shmalloc_\w+)\(", header)
         codes = re.findall(r"(SHMALLOC_E[A-Z]+) = -", header)
@@ -393,5 +382,4 @@ class Papers(InspectTest):
 
 
 if __name__ == "__main__":
-    INSPECT, MAKER, SOURCE = map(os.path.abspath, sys.argv[1:4])
-    unittest.main(argv=sys.argv[:1] + sys.argv[4:])
+    support.main("SOURCE")

@@ -847,6 +847,21 @@ static uint64_t owner_not_in_table(struct image *m)
 
 enum base { KILLED, CLOSED, HARDENED, BASES };
 
+static void make_bases(struct fixture *f, struct image bases[BASES])
+{
+    fixture_begin(f);
+    bases[KILLED] = image_make(f, 0, IMAGE_KILLED);
+    bases[CLOSED] = image_make(f, 0, IMAGE_CLOSED);
+    bases[HARDENED] = image_make(f, SHMALLOC_HARDENED, IMAGE_KILLED);
+}
+
+static void drop_bases(struct fixture *f, struct image bases[BASES])
+{
+    for (int i = 0; i < BASES; i++)
+        free(bases[i].bytes);
+    fixture_end(f);
+}
+
 static const struct damage {
     const char *invariant;
     enum base base;

@@ -119,10 +119,11 @@ static inline void image_write(const struct image *m, const char *path)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
     must(fd >= 0, "%s", path);
-    for (uint64_t at = 0; at < m->size;) {
-        ssize_t n = pwrite(fd, m->bytes + at, m->size - at, (off_t)at);
-        must(n > 0, "write %s", path);
-        at += (uint64_t)n;
+    must(ftruncate(fd, (off_t)m->size) == 0, "lengthen %s", path);
+    for (uint64_t at = 0, len; at < m->size; at += len) { /* what is zero needs no writing */
+        len = m->size - at < 65536 ? m->size - at : 65536;
+        if (!all_zero(m->bytes + at, len))
+            must(pwrite(fd, m->bytes + at, len, (off_t)at) == (ssize_t)len, "write %s", path);
     }
     close(fd);
 }

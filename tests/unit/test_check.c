@@ -79,17 +79,12 @@ static struct image bases[BASES];
 
 static void begin(void)
 {
-    fixture_begin(&f);
-    bases[KILLED] = image_make(&f, 0, IMAGE_KILLED);
-    bases[CLOSED] = image_make(&f, 0, IMAGE_CLOSED);
-    bases[HARDENED] = image_make(&f, SHMALLOC_HARDENED, IMAGE_KILLED);
+    make_bases(&f, bases);
 }
 
 static void end(void)
 {
-    for (int i = 0; i < BASES; i++)
-        free(bases[i].bytes);
-    fixture_end(&f);
+    drop_bases(&f, bases);
 }
 
 TestSuite(check, .init = begin, .fini = end, .timeout = 120);

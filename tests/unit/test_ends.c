@@ -12,10 +12,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "heap_suite.h"
+#include "recover.h"
 
 HEAP_SUITE(ends, 0, 60);
 
@@ -136,6 +138,31 @@ Test(ends, a_cancelled_thread_finishes_its_call)
         cr_assert_eq(pthread_join(thread, NULL), 0);
         must_be_sound(f.heap);
     }
+    drop_words(words, ref);
+}
+
+static void *leave_holding(void *arg)
+{
+    struct words *words = arg;
+    lock_words(words);
+    must_work(shmalloc_alloc(f.heap, 300, &words->word[0]));
+    syscall(SYS_exit, 0);
+    return NULL;
+}
+
+/* No destructor runs; the kernel alone says that the owner is gone. */
+Test(ends, a_thread_that_leaves_rawly_inside_counts_as_dead)
+{
+    if (TEST_ASAN)
+        cr_skip_test("the sanitizer wants to see its threads end");
+    shmalloc_ref ref = 0;
+    struct words *words = make_words(&ref);
+    pthread_t thread;
+    cr_assert_eq(pthread_create(&thread, NULL, leave_holding, words), 0);
+    cr_assert_eq(pthread_join(thread, NULL), 0);
+    must_code(shmalloc_mutex_timedlock(f.heap, &words->mutex, 20000000000ull), 1);
+    cr_assert_neq(words->word[0], 0);
+    must_work(shmalloc_mutex_unlock(f.heap, &words->mutex));
     drop_words(words, ref);
 }
 
@@ -318,6 +345,76 @@ Test(ends, a_stopped_owner_is_not_dead)
     cr_assert_gt(heap_stats(f.heap).cached, 0, "the stopped process's slots are gone");
     kill(pid, SIGCONT);
     cr_assert_eq(wait_child(pid), 0);
+    drop_words(words, ref);
+}
+
+/* A daemon closes every descriptor, also that of the lock that says it lives, and works on. */
+static int close_all_and_work(void *arg)
+{
+    struct job *job = arg;
+    must_work(shmalloc_alloc(f.heap, 500, &job->words->word[0]));
+    closefrom(3);
+    signal_word(&job->started);
+    await_word(&job->go_on, 1);
+    for (int i = 0; i < 1000; i++) {
+        must_work(shmalloc_free(f.heap, &job->words->word[0]));
+        must_work(shmalloc_alloc(f.heap, 500 + (size_t)i * 100, &job->words->word[0]));
+    }
+    signal_word(&job->started);
+    pause();
+    return 1; /* not reached: it is killed */
+}
+
+Test(ends, a_daemon_without_descriptors_is_not_dead_until_it_dies)
+{
+    shmalloc_ref ref = 0;
+    struct words *words = make_words(&ref);
+    struct job *job = make_job(words);
+    pid_t pid = start_child(close_all_and_work, job);
+    await_word(&job->started, 1);
+    must_work(smi_recover_adopt(f.heap, SMI_ADOPT_ALL));
+    cr_assert_eq(heap_stats(f.heap).processes, 2, "the daemon was taken for dead");
+    signal_word(&job->go_on);
+    await_word(&job->started, 2);
+    must_work(smi_recover_adopt(f.heap, SMI_ADOPT_ALL));
+    cr_assert_eq(heap_stats(f.heap).processes, 2);
+    kill_child(pid);
+    must_work(smi_recover_adopt(f.heap, SMI_ADOPT_ALL));
+    cr_assert_eq(heap_stats(f.heap).processes, 1, "the daemon's death went unseen");
+    drop_words(words, ref);
+}
+
+static int fill_caches(void *arg)
+{
+    struct job *job = arg;
+    static shmalloc_ref refs[8][500];
+    for (unsigned k = 0; k < 8; k++)
+        for (unsigned i = 0; i < 500; i++)
+            must_work(shmalloc_alloc(f.heap, 10 + k * 16, &refs[k][i]));
+    for (unsigned k = 0; k < 8; k++)
+        for (unsigned i = 0; i < 500; i++)
+            must_work(shmalloc_free(f.heap, &refs[k][i]));
+    must_work(shmalloc_alloc(f.heap, 70000, &job->words->word[0]));
+    raise(SIGKILL);
+    return 0;
+}
+
+/* Whatever the dead had cached, no single call gives all of it back. */
+Test(ends, adoption_goes_on_where_it_stopped)
+{
+    shmalloc_ref ref = 0;
+    struct words *words = make_words(&ref);
+    cr_assert_eq(run_child(fill_caches, make_job(words)), -SIGKILL);
+    uint64_t cached = heap_stats(f.heap).cached, rounds = 0;
+    for (; heap_stats(f.heap).processes == 2; rounds++) {
+        must_work(smi_recover_adopt(f.heap, 300));
+        must_be_sound(f.heap);
+        uint64_t left = heap_stats(f.heap).cached;
+        cr_assert(left < cached || heap_stats(f.heap).processes == 1);
+        cr_assert_leq(cached - left, 300 * 128, "%llu bytes at once", (unsigned long long)(cached - left));
+        cached = left;
+    }
+    cr_assert_geq(rounds, 10);
     drop_words(words, ref);
 }
 

@@ -88,7 +88,7 @@ Test(error, version_is_that_of_the_headers)
 /* ---- refusals of the system ---- */
 
 /* The heap must go on after the refusal, and nothing may have been lost. */
-static void allocate_to_refusal(shmalloc_heap *heap, int code)
+static void allocate_to_refusal(shmalloc_heap *heap, int code, const char *remedy)
 {
     struct usage empty = usage_now(heap);
     static shmalloc_ref refs[100000];
@@ -96,7 +96,7 @@ static void allocate_to_refusal(shmalloc_heap *heap, int code)
     while ((rc = shmalloc_alloc(heap, 100000, &refs[count])) == 0)
         count++;
     must_code(rc, code);
-    must(shmalloc_errmsg()[0], "no message");
+    must(strstr(shmalloc_errmsg(), f.dir) && strstr(shmalloc_errmsg(), remedy), "\"%s\"", shmalloc_errmsg());
     must(shmalloc_alloc(heap, 50u << 20, &refs[count]) < 0, "the big one is refused too");
     must_be_sound(heap);
     for (int i = 0; i < count; i++) { /* what was handed out can be written to its last byte */
@@ -115,7 +115,7 @@ static int file_size_limit(void *arg)
     struct rlimit limit = {20 << 20, 20 << 20};
     must(setrlimit(RLIMIT_FSIZE, &limit) == 0, "setrlimit");
     shmalloc_heap *heap = heap_create(fixture_path(&f, "limited"), 0);
-    allocate_to_refusal(heap, -EFBIG);
+    allocate_to_refusal(heap, -EFBIG, "ulimit -f");
     return shmalloc_close(heap) < 0;
 }
 
@@ -135,7 +135,7 @@ static int full_file_system(void *arg)
         mount("tmpfs", f.dir, "tmpfs", 0, "size=20m") < 0)
         return NOT_PERMITTED;
     shmalloc_heap *heap = heap_create(fixture_path(&f, "on a small disk"), 0);
-    allocate_to_refusal(heap, -ENOSPC);
+    allocate_to_refusal(heap, -ENOSPC, "a larger file system");
     return shmalloc_close(heap) < 0;
 }
 
@@ -212,6 +212,8 @@ static int address_space_limit(void *arg)
     must_work(shmalloc_alloc(heap, 1 << 20, &ref));
     must_work(shmalloc_free(heap, &ref));
     must_be_sound(heap);
+    must_code(shmalloc_alloc(heap, 1u << 30, &ref), SHMALLOC_EADDRESS); /* of 1 TiB that it may grow to */
+    must(strstr(shmalloc_errmsg(), "limit on address space"), "\"%s\"", shmalloc_errmsg());
     return shmalloc_close(heap) < 0;
 }
 

@@ -129,7 +129,8 @@ static const struct field thread_fields[] = {
     WHOLE(smf_thread, owner),   WHOLE(smf_thread, serial),   WHOLE(smf_thread, tid),
     WHOLE(smf_thread, start_time), WHOLE(smf_thread, section), WHOLE(smf_thread, tx_log),
     WHOLE(smf_thread, scratch), WHOLE(smf_thread, building), ARRAY(smf_thread, link, uint64_t),
-    ARRAY(smf_thread, spare, uint64_t), ARRAY(smf_thread, reserved1, uint64_t),
+    ARRAY(smf_thread, spare, uint64_t), WHOLE(smf_thread, refilled), WHOLE(smf_thread, flushed),
+    WHOLE(smf_thread, large), ARRAY(smf_thread, reserved1, uint64_t),
     ARRAY(smf_thread, bins, uint64_t), ARRAY(smf_thread, reserved2, uint64_t),
 };
 
@@ -631,6 +632,9 @@ static const struct exception {
     {"thread*", "start_time", 0, "for display, and to see that a thread of one's own is gone"},
     {"thread*", "section", 0, "room for what comes, read by nobody"},
     {"thread*", "tx_log", 0, "room for what comes, read by nobody"},
+    {"thread*", "refilled", 0, "statistics"},
+    {"thread*", "flushed", 0, "statistics"},
+    {"thread*", "large", 0, "statistics"},
     {"thread*", "link", 1, "see link"},
     {"thread*", "bins", 1, "a slot without owner: stored when it is claimed"},
     {"link, idle", "op", 1, "an operation on words that are all possible, or undone"},

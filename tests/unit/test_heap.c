@@ -541,16 +541,6 @@ Test(heap, files_of_other_kinds_are_refused_and_left_alone)
     must(open_any(fifo, SHMALLOC_READ_ONLY) < 0, "a fifo, which must not be waited for");
 }
 
-Test(heap, without_permission_the_answer_is_EACCES)
-{
-    if (geteuid() == 0)
-        cr_skip_test("root may do anything");
-    must_work(shmalloc_close(heap_create(f.path, 0)));
-    chmod(f.path, 0400);
-    must_code(open_any(f.path, 0), -EACCES);
-    must_work(open_any(f.path, SHMALLOC_READ_ONLY));
-}
-
 /* Runs in a child, so that a signal is told apart; `at` says how far it came. */
 static int truncate_everywhere(void *arg)
 {

@@ -2,6 +2,7 @@
 /* cmd_check.c - every invariant, and each violation with its place. */
 #include "inspect.h"
 
+#include <getopt.h>
 #include <string.h>
 
 #include <shmalloc/shmalloc.h>
@@ -22,6 +23,20 @@ static const char help[] =
     "few times, and only what every reading shows, and what held still meanwhile, is\n"
     "reported; the rest is counted as left out.\n"
     "\n"
+    "With --repair: what it takes to bring the heap back, one numbered line for each\n"
+    "step, or why there is no safe way. Everything derived (sets, counts) is built anew\n"
+    "from what it is derived of; blocks, caches and roots are kept; where it cannot be\n"
+    "known whether a program has a block, it stays allocated. Nothing is written unless\n"
+    "--yes is given, too: then a copy is saved first, the steps are carried out, and the\n"
+    "heap is checked again, taken out of its poisoned state and closed in order. The\n"
+    "heap must not be in use. A repair that was killed can be started again.\n"
+    "\n"
+    "Options\n"
+    "  -r, --repair        plan a repair; only with --yes write to the file\n"
+    "  -y, --yes           carry it out\n"
+    "  -b, --backup PATH   where the copy goes; PATH must not exist. Otherwise\n"
+    "                      FILE.before-repair, with a number if that exists\n"
+    "\n"
     "JSON keys\n"
     "  schema, command, file   1, \"check\", the path\n"
     "  status                  \"sound\", \"damaged\" or \"unknown\", as the exit status\n"
@@ -30,7 +45,9 @@ static const char help[] =
     "  checked                 numbers of pages, slabs, blocks, free_runs, cached_slots, roots\n"
     "  in_flight               steps of dead, stopped or running threads, resolved\n"
     "  moving                  true when the heap changed while it was read\n"
-    "  readings, left_out      number of readings; of disagreements not confirmed\n";
+    "  readings, left_out      number of readings; of disagreements not confirmed\n"
+    "  repair                  only with --repair: steps and obstacles (lists as violations),\n"
+    "                          applied, backup (the path of the copy, null when there is none)\n";
 
 struct report {
     struct inspect *in;
@@ -40,19 +57,10 @@ struct report {
 static void show(const char *invariant, uint64_t ref, const char *text, void *arg)
 {
     struct report *report = arg;
-    if (report->violations) {
-        struct json_object *violation = json_object_new_object();
-        inspect_add_text(violation, "invariant", invariant);
-        inspect_add_number(violation, "ref", ref);
-        inspect_add_text(violation, "text", text);
-        json_object_array_add(report->violations, violation);
-        return;
-    }
-    inspect_progress_end();
-    printf("%s%-3s%s 0x%012llx  ", inspect_color(report->in, RED), invariant,
-           inspect_color(report->in, PLAIN), (unsigned long long)ref);
-    inspect_print_text(text);
-    printf("\n");
+    if (report->violations)
+        inspect_add_finding(report->violations, invariant, ref, text);
+    else
+        inspect_print_finding(report->in, RED, invariant, ref, text);
 }
 
 static void print_counts(struct inspect *in, const struct smi_check_result *r)
@@ -104,7 +112,16 @@ static void add_counts(struct inspect *in, const struct smi_check_result *r)
     inspect_add_number(in->out, "left_out", r->left_out);
 }
 
-static enum verdict run(struct inspect *in)
+static void print_way_out(const struct inspect *in)
+{
+    if (inspect_is_live(in))
+        return;
+    printf("`shmalloc-inspect check --repair ");
+    inspect_print_text(in->path);
+    printf("` tells what can be done about it.\n");
+}
+
+enum verdict inspect_check_now(struct inspect *in)
 {
     struct smi_check_result result;
     struct report report = {in, NULL};
@@ -124,8 +141,21 @@ static enum verdict run(struct inspect *in)
     } else {
         print_counts(in, &result);
         print_motion(in, &result);
+        if (result.violations)
+            print_way_out(in);
     }
     return result.violations ? DAMAGED : SOUND;
+}
+
+static enum verdict run(struct inspect *in)
+{
+    if (in->given['r'])
+        return inspect_repair(in);
+    if (in->given['y'] || in->given['b']) {
+        fprintf(stderr, "shmalloc-inspect: --yes and --backup go with --repair\n");
+        return CANNOT_TELL;
+    }
+    return inspect_check_now(in);
 }
 
 static void list_invariants(void)
@@ -137,6 +167,16 @@ static void list_invariants(void)
     }
 }
 
+static const struct option options[] = {
+    {"repair", no_argument, NULL, 'r'},
+    {"yes", no_argument, NULL, 'y'},
+    {"backup", required_argument, NULL, 'b'},
+    {NULL, 0, NULL, 0},
+};
+
+const struct command_line inspect_check_line = {
+    "[--repair [--yes] [--backup PATH]] [--json] FILE", "ryb:", options, 0};
+
 const struct subcommand inspect_check = {
-    "check", "verify every invariant, report each violation with its place", help, run,
+    "check", "verify every invariant, report each violation with its place, repair", help, run,
     list_invariants};

@@ -41,7 +41,10 @@ static const char help[] =
     "  size                    bytes: file, heap, maximum, on_disk; number of chunks\n"
     "  memory                  bytes: allocated, cached, central_free, free, free_reserved,\n"
     "                          largest_free_run, metadata; number of allocated_blocks\n"
-    "  roots, repairs, lock_waits, double_frees   counts\n";
+    "  roots, repairs, lock_waits, double_frees   counts\n"
+    "  faults                  page faults of the processes alive, whole programs: minor (from\n"
+    "                          memory), major (from disk); number of processes that /proc tells\n"
+    "                          of\n";
 
 static const char *format_uuid(const uint8_t uuid[16], char buf[40])
 {
@@ -78,8 +81,9 @@ static const char *layout_name(const struct smf_header *header, char buf[65])
 static void print_identity(const struct smf_header *h)
 {
     char uuid[40], when[32], layout[65], n[64];
-    printf("  identity    %s, format version %u, made %s\n", format_uuid(h->uuid, uuid),
-           h->format_version, inspect_time(h->created_at, when));
+    printf("  identity    %s\n", format_uuid(h->uuid, uuid));
+    printf("  made        %s, format version %u\n", inspect_time(h->created_at, when),
+           h->format_version);
     printf("  machine     %s, %u-bit words, kernel pages of %u bytes\n", machine_name(h->machine),
            h->word_bits, h->os_page_bytes);
     printf("  layout      ");
@@ -141,7 +145,7 @@ static struct state state_of(struct inspect *in)
     if (in->view.state.mark == SMF_CLEAN)
         return (struct state){"clean", "clean: closed in order", GREEN};
     if (in->view.state.mark == SMF_IN_USE && inspect_runtime_is_valid(in))
-        return (struct state){"died", "every process died; the next open finds the heap as it was",
+        return (struct state){"died", "every process died; the next open finds it as it was",
                               YELLOW};
     return (struct state){"unclean",
                           "unclean: in use when the machine stopped or the file was copied", RED};
@@ -188,6 +192,43 @@ static uint64_t bytes_on_disk(const struct inspect *in)
     return smi_os_stat(in->view.fd, &info) < 0 ? 0 : info.blocks;
 }
 
+/* Page faults of the processes alive; returns the number of those that /proc tells of. */
+static uint32_t count_faults(struct inspect *in, uint64_t *minor, uint64_t *major)
+{
+    uint32_t told = 0;
+    *minor = *major = 0;
+    for (uint32_t i = 0; i < SMF_PROCESSES && inspect_same_namespace(in); i++) {
+        const struct smf_process *process = smi_view_at(
+            &in->view, in->view.header.areas.processes + i * sizeof(*process), sizeof(*process));
+        uint64_t a, b;
+        if (!in->users.alive[i] || !process || inspect_faults(process, &a, &b) < 0)
+            continue;
+        *minor += a;
+        *major += b;
+        told++;
+    }
+    return told;
+}
+
+static void print_faults(struct inspect *in)
+{
+    uint64_t minor, major;
+    char a[32], b[32];
+    if (count_faults(in, &minor, &major) > 0)
+        printf("  faults      %s from memory, %s from disk, of the programs that have it open\n",
+               inspect_number(minor, a), inspect_number(major, b));
+}
+
+static void add_faults(struct inspect *in)
+{
+    struct json_object *faults = json_object_new_object();
+    uint64_t minor, major;
+    inspect_add_number(faults, "processes", count_faults(in, &minor, &major));
+    inspect_add_number(faults, "minor", minor);
+    inspect_add_number(faults, "major", major);
+    inspect_add(in->out, "faults", faults);
+}
+
 static void print_space(struct inspect *in, const shmalloc_stats *s)
 {
     char a[32], b[32], c[32], n[64];
@@ -205,6 +246,7 @@ static void print_space(struct inspect *in, const shmalloc_stats *s)
     printf("  roots       %s\n", inspect_number(s->roots, a));
     printf("  locks       %s, %s taken over from the dead\n",
            inspect_count(s->lock_waits, "wait", "waits", n), inspect_number(s->repairs, b));
+    print_faults(in);
     if (s->double_frees)
         printf("  errors      %s%s%s\n", inspect_color(in, YELLOW),
                inspect_count(s->double_frees, "double free", "double frees", n),
@@ -236,6 +278,7 @@ static void add_space(struct inspect *in, const shmalloc_stats *s)
     inspect_add_number(in->out, "repairs", s->repairs);
     inspect_add_number(in->out, "lock_waits", s->lock_waits);
     inspect_add_number(in->out, "double_frees", s->double_frees);
+    add_faults(in);
 }
 
 static enum verdict run(struct inspect *in)

@@ -32,6 +32,8 @@ static const char help[] =
     "  processes               list of: index, pid, name, uid, alive, activity (\"running\",\n"
     "                          \"stopped\", \"zombie\", \"gone\", \"unknown\"), attached_at\n"
     "                          (nanoseconds since 1970), start_time (clock ticks since boot),\n"
+    "                          minor_faults and major_faults (page faults of the whole\n"
+    "                          program so far; where /proc tells),\n"
     "                          threads: list of: slot, tid, cached_slots, cached_bytes, step\n"
     "                          (\"none\", \"take\", \"give\": an alloc or free under way), "
     "section,\n"
@@ -261,6 +263,12 @@ static struct json_object *process_object(struct inspect *in, struct census *cen
     inspect_add_text(object, "activity", activity(census, process));
     inspect_add_number(object, "attached_at", process->attached_at);
     inspect_add_number(object, "start_time", process->start_time);
+    uint64_t minor, major;
+    if (in->users.alive[i] && census->same_namespace &&
+        inspect_faults(process, &minor, &major) == 0) {
+        inspect_add_number(object, "minor_faults", minor);
+        inspect_add_number(object, "major_faults", major);
+    }
     for (uint32_t t = 0; t < census->thread_count; t++)
         if (census->threads[t].process == i)
             json_object_array_add(threads, thread_object(in, census, &census->threads[t]));
@@ -298,11 +306,9 @@ static enum verdict run(struct inspect *in)
     enum verdict verdict = inspect_open_or_report(in);
     if (verdict != SOUND)
         return verdict;
-    const struct smf_runtime *runtime =
-        smi_view_at(&in->view, in->view.header.areas.runtime, sizeof(*runtime));
     memset(&census, 0, sizeof(census));
     census.valid = inspect_runtime_is_valid(in);
-    census.same_namespace = runtime && runtime->pid_namespace == smi_os_pid_namespace();
+    census.same_namespace = inspect_same_namespace(in);
     /* Before settling, so that steps under way are shown. */
     if (census.valid || inspect_is_live(in))
         read_threads(in, &census);

@@ -358,23 +358,26 @@ static int tracking(struct place *place)
     return rc;
 }
 
-/* The setting in use is the one in brackets. */
+/* What the library does for SHMALLOC_HUGE_PAGES, with 8 MiB. */
 static int huge_pages(struct place *place)
 {
-    char text[128] = "";
-    int fd = open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return -errno;
-    ssize_t n = read(fd, text, sizeof(text) - 1);
-    close(fd);
-    char *open_bracket = n > 0 ? strchr(text, '[') : NULL;
-    char *close_bracket = open_bracket ? strchr(open_bracket, ']') : NULL;
-    if (!close_bracket)
-        return OTHER;
-    *close_bracket = 0;
-    snprintf(place->detail, sizeof(place->detail), "set to %.40s", open_bracket + 1);
-    return strcmp(open_bracket + 1, "never") == 0 || strcmp(open_bracket + 1, "deny") == 0 ? OTHER
-                                                                                           : 0;
+    const uint64_t len = 8ull << 20;
+    char *base, text[32];
+    int rc = ftruncate(place->fd, 0) < 0 ? -errno : smi_os_truncate(place->fd, len);
+    if (rc == 0)
+        rc = smi_os_reserve(place->fd, 0, len);
+    if (rc == 0)
+        rc = smi_os_map(place->fd, len, 0, NULL, (void **)&base);
+    if (rc < 0)
+        return rc;
+    smi_os_want_huge(base, len);
+    smi_os_collapse(base, len);
+    for (uint64_t at = 0; at < len; at += 4096)
+        ((volatile char *)base)[at] = 1;
+    uint64_t huge = smi_os_huge_bytes(base, len);
+    smi_os_unmap(base, len);
+    snprintf(place->detail, sizeof(place->detail), "%s of 8 MiB", inspect_bytes(huge, text));
+    return huge > 0 ? 0 : OTHER;
 }
 
 /* ---- all of them ---------------------------------------------------------------------------- */
@@ -407,8 +410,8 @@ static const struct probe probes[] = {
     {"write tracking", 0, tracking,
      "changed pages are known exactly (asynchronous userfaultfd and PAGEMAP_SCAN)",
      "changed pages have to be found by comparing (needs Linux 6.7 and permission)"},
-    {"huge pages", 0, huge_pages, "large heaps on tmpfs may get huge pages",
-     "heaps on tmpfs get small pages: more TLB misses in large heaps, nothing else"},
+    {"huge pages", 0, huge_pages, "SHMALLOC_HUGE_PAGES gets pages of 2 MiB for heaps here",
+     "SHMALLOC_HUGE_PAGES gets none here: more TLB misses in large heaps, nothing else"},
 };
 #define PROBES (sizeof(probes) / sizeof(probes[0]))
 

@@ -22,7 +22,7 @@ static const char help[] =
     "\n"
     "Rates are of the work that threads do in common; what a thread allocates from and\n"
     "frees to its own cache is counted nowhere, which is why it is fast. A class is listed\n"
-    "the higher the more slots went through it.\n"
+    "the higher the more slots went through it, a thread the more it took and brought.\n"
     "\n"
     "Options\n"
     "  -d, --delay SECONDS  between two looks: 0.1 to 3600, otherwise 1\n"
@@ -33,6 +33,7 @@ static const char help[] =
     "                           slabs hold\n"
     "  REFILL/s, FLUSH/s        slots taken to and brought from caches each second\n"
     "  WAIT/s                   times a second that a thread waited for a lock of the class\n"
+    "  LARGE/s                  large blocks that a thread allocated each second\n"
     "\n"
     "JSON keys\n"
     "  schema, command, file   1, \"top\", the path\n"
@@ -48,7 +49,8 @@ static const char help[] =
     "  classes                 list of: slot_size, slabs, in_use, cached, free (slots),\n"
     "                          refilled_slots, flushed_slots, lock_waits (each second)\n"
     "  threads                 list of: process (entry), pid, name, alive, tid, cached_slots,\n"
-    "                          cached_bytes\n";
+    "                          cached_bytes, refilled_slots, flushed_slots, large_blocks\n"
+    "                          (each second)\n";
 
 /* ---- rates ---------------------------------------------------------------------------------- */
 
@@ -110,9 +112,38 @@ static int by_motion(const void *a, const void *b)
     return mx != my ? (mx < my) - (mx > my) : (x > y) - (x < y);
 }
 
-static int by_cached(const void *a, const void *b)
+/* The same thread in the look before; NULL when it has come since. */
+static const struct thread_look *before_of(const struct pair *pair,
+                                           const struct thread_look *thread)
+{
+    for (uint32_t i = 0; i < pair->before->thread_count; i++) {
+        const struct thread_look *was = &pair->before->threads[i];
+        if (was->slot == thread->slot && was->serial == thread->serial)
+            return was;
+    }
+    return NULL;
+}
+
+struct thread_rates {
+    double refilled, flushed, large;
+};
+
+static struct thread_rates rates_of(const struct pair *pair, const struct thread_look *thread)
+{
+    static const struct thread_look nothing;
+    const struct thread_look *before = before_of(pair, thread);
+    before = before ? before : &nothing;
+    return (struct thread_rates){rate(pair, thread->refilled, before->refilled),
+                                 rate(pair, thread->flushed, before->flushed),
+                                 rate(pair, thread->large, before->large)};
+}
+
+/* Busiest first, then who has most cached. */
+static int by_work(const void *a, const void *b)
 {
     const struct thread_look *x = a, *y = b;
+    if (x->motion != y->motion)
+        return (x->motion < y->motion) - (x->motion > y->motion);
     if (x->bytes != y->bytes)
         return (x->bytes < y->bytes) - (x->bytes > y->bytes);
     return (x->tid > y->tid) - (x->tid < y->tid);
@@ -204,13 +235,13 @@ static void print_bar(struct inspect *in, const struct look *look)
             putchar(parts[i].sign);
         printf("%s", inspect_color(in, PLAIN));
     }
-    printf("%*s]  # allocated + cached - slots . runs%s", BAR - at, "", end_of_line());
+    printf("%*s]%s", BAR - at, "", end_of_line());
 }
 
 static void print_summary(struct inspect *in, const struct pair *pair)
 {
     const struct look *now = pair->now, *before = pair->before;
-    char a[32], b[32], c[32], d[32], change[40];
+    char a[32], b[32], c[32], change[40];
     uint64_t refilled[2] = {0}, flushed[2] = {0};
     for (unsigned k = 0; k < SMF_CLASSES; k++) {
         refilled[0] += now->classes[k].refilled, refilled[1] += before->classes[k].refilled;
@@ -218,33 +249,42 @@ static void print_summary(struct inspect *in, const struct pair *pair)
     }
     printf("  size       %s of at most %s  %s%s", inspect_bytes(now->size, a),
            inspect_bytes(now->max_size, b), format_growth(pair, change), end_of_line());
-    printf("  allocated  %s, cached %s, free slots %s, free runs %s%s",
-           inspect_bytes(now->allocated, a), inspect_bytes(now->cached, b),
-           inspect_bytes(now->central_free, c), inspect_bytes(now->free, d), end_of_line());
+    printf("  in use     # %s allocated, + %s cached%s", inspect_bytes(now->allocated, a),
+           inspect_bytes(now->cached, b), end_of_line());
+    printf("  free       - %s in slabs, . %s in runs%s", inspect_bytes(now->central_free, c),
+           inspect_bytes(now->free, b), end_of_line());
     print_bar(in, now);
     printf("  caches     %s slots/s refilled, %s slots/s flushed%s",
            format_rate(pair, rate(pair, refilled[0], refilled[1]), a),
            format_rate(pair, rate(pair, flushed[0], flushed[1]), b), end_of_line());
-    printf("  spans      %s/s taken, %s/s given, %s/s chunks added%s",
+    printf("  spans      %s/s taken, %s/s given, %s/s chunks%s",
            format_rate(pair, rate(pair, now->takes, before->takes), a),
            format_rate(pair, rate(pair, now->gives, before->gives), b),
            format_rate(pair, rate(pair, now->grows, before->grows), c), end_of_line());
-    printf("  locks      %s waits/s (%s for pages), %s/s taken from the dead (%s in all)%s",
+    printf("  locks      %s waits/s (%s for pages), %s from the dead%s",
            format_rate(pair, rate(pair, now->waits, before->waits), a),
            format_rate(pair, rate(pair, now->page_waits, before->page_waits), b),
-           format_rate(pair, rate(pair, now->repairs, before->repairs), c),
-           inspect_number(now->repairs, d), end_of_line());
+           inspect_number(now->repairs, c), end_of_line());
 }
 
-static void print_class(const struct pair *pair, unsigned k)
+/* Widths of the columns of the table of classes, slot to wait. */
+static const int *class_widths(const struct inspect *in)
 {
+    static const int wide[] = {8, 12, 10, 10, 11, 11, 8};
+    static const int narrow[] = {6, 8, 8, 8, 9, 8, 6};
+    return inspect_width(in) < 80 ? narrow : wide;
+}
+
+static void print_class(struct inspect *in, const struct pair *pair, unsigned k)
+{
+    const int *w = class_widths(in);
     const struct class_look *now = &pair->now->classes[k], *before = &pair->before->classes[k];
     char used[32], cached[32], idle[32], refill[32], flush[32], waits[32];
-    printf("%8u %12s %10s %10s %11s %11s %8s%s", smi_classes[k].size,
-           inspect_number(now->in_use, used), inspect_number(now->cached, cached),
-           inspect_number(now->free, idle),
-           format_rate(pair, rate(pair, now->refilled, before->refilled), refill),
-           format_rate(pair, rate(pair, now->flushed, before->flushed), flush),
+    printf("%*u %*s %*s %*s %*s %*s %*s%s", w[0], smi_classes[k].size, w[1],
+           inspect_number(now->in_use, used), w[2], inspect_number(now->cached, cached), w[3],
+           inspect_number(now->free, idle), w[4],
+           format_rate(pair, rate(pair, now->refilled, before->refilled), refill), w[5],
+           format_rate(pair, rate(pair, now->flushed, before->flushed), flush), w[6],
            format_rate(pair, rate(pair, now->waits, before->waits), waits), end_of_line());
 }
 
@@ -258,24 +298,35 @@ static void print_classes(struct inspect *in, const struct pair *pair, unsigned 
 {
     unsigned order[SMF_CLASSES], count = busiest(pair, order);
     unsigned shown = count > rows ? rows - 1 : count;
-    printf("%s%8s %12s %10s %10s %11s %11s %8s%s%s", inspect_color(in, BOLD), "SLOT", "IN USE",
-           "CACHED", "FREE", "REFILL/s", "FLUSH/s", "WAIT/s", inspect_color(in, PLAIN),
-           end_of_line());
+    const int *w = class_widths(in);
+    printf("%s%*s %*s %*s %*s %*s %*s %*s%s%s", inspect_color(in, BOLD), w[0], "SLOT", w[1],
+           "IN USE", w[2], "CACHED", w[3], "FREE", w[4], "REFILL/s", w[5], "FLUSH/s", w[6],
+           "WAIT/s", inspect_color(in, PLAIN), end_of_line());
     for (unsigned i = 0; i < shown; i++)
-        print_class(pair, order[i]);
+        print_class(in, pair, order[i]);
     print_more(count, shown, "classes");
 }
 
-static void print_threads(struct inspect *in, const struct look *look, unsigned rows)
+/* A narrow terminal goes without the PID, which is the main thread's id. */
+static void print_threads(struct inspect *in, const struct pair *pair, unsigned rows)
 {
+    const struct look *look = pair->now;
+    int wide = inspect_width(in) >= 80;
     unsigned shown = look->thread_count > rows ? rows - 1 : look->thread_count;
-    printf("%s%8s %8s %10s %12s  %s%s%s", inspect_color(in, BOLD), "PID", "THREAD", "CACHED",
-           "BYTES", "NAME", inspect_color(in, PLAIN), end_of_line());
+    printf("%s", inspect_color(in, BOLD));
+    if (wide)
+        printf("%8s ", "PID");
+    printf("%8s %10s %9s %8s %8s %s%s%s", "THREAD", "CACHED", "REFILL/s", "FLUSH/s", "LARGE/s",
+           "NAME", inspect_color(in, PLAIN), end_of_line());
     for (unsigned i = 0; i < shown; i++) {
         const struct thread_look *thread = &look->threads[i];
-        char slots[32], bytes[32];
-        printf("%8u %8u %10s %12s  ", thread->pid, thread->tid,
-               inspect_number(thread->slots, slots), inspect_bytes(thread->bytes, bytes));
+        struct thread_rates rates = rates_of(pair, thread);
+        char bytes[32], refill[32], flush[32], large[32];
+        if (wide)
+            printf("%8u ", thread->pid);
+        printf("%8u %10s %9s %8s %8s ", thread->tid, inspect_bytes(thread->bytes, bytes),
+               format_rate(pair, rates.refilled, refill), format_rate(pair, rates.flushed, flush),
+               format_rate(pair, rates.large, large));
         inspect_print_text(thread->name);
         printf("%s%s%s%s", inspect_color(in, RED), thread->alive ? "" : " (dead)",
                inspect_color(in, PLAIN), end_of_line());
@@ -296,14 +347,14 @@ static void print_look(struct inspect *in, const struct pair *pair, unsigned row
     printf("%s", end_of_line());
     print_classes(in, pair, rows - for_threads < 2 ? 2 : rows - for_threads);
     printf("%s", end_of_line());
-    print_threads(in, pair->now, for_threads ? for_threads : 1);
+    print_threads(in, pair, for_threads ? for_threads : 1);
 }
 
 /* Lines of the screen for the two tables; without a terminal, enough for both. */
 static unsigned rows_for_tables(void)
 {
     enum {
-        OTHER_LINES = 12
+        OTHER_LINES = 13
     };
     unsigned rows = inspect_terminal_rows();
     return rows == 0 ? 30 : rows > OTHER_LINES + 4 ? rows - OTHER_LINES : 4;
@@ -361,8 +412,10 @@ static struct json_object *class_object(const struct pair *pair, unsigned k)
     return class;
 }
 
-static struct json_object *thread_object(const struct thread_look *thread)
+static struct json_object *thread_object(const struct pair *pair,
+                                         const struct thread_look *thread)
 {
+    struct thread_rates rates = rates_of(pair, thread);
     struct json_object *object = json_object_new_object();
     inspect_add_number(object, "process", thread->process);
     inspect_add_number(object, "pid", thread->pid);
@@ -371,6 +424,9 @@ static struct json_object *thread_object(const struct thread_look *thread)
     inspect_add_number(object, "tid", thread->tid);
     inspect_add_number(object, "cached_slots", thread->slots);
     inspect_add_number(object, "cached_bytes", thread->bytes);
+    add_rate(object, "refilled_slots", rates.refilled);
+    add_rate(object, "flushed_slots", rates.flushed);
+    add_rate(object, "large_blocks", rates.large);
     return object;
 }
 
@@ -395,7 +451,7 @@ static void add_look(struct inspect *in, const struct pair *pair)
     for (unsigned i = 0; i < count; i++)
         json_object_array_add(classes, class_object(pair, order[i]));
     for (uint32_t i = 0; i < now->thread_count; i++)
-        json_object_array_add(threads, thread_object(&now->threads[i]));
+        json_object_array_add(threads, thread_object(pair, &now->threads[i]));
     inspect_add(in->out, "classes", classes);
     inspect_add(in->out, "threads", threads);
 }
@@ -404,9 +460,14 @@ static void add_look(struct inspect *in, const struct pair *pair)
 
 static struct look looks[2];
 
-static void sort_threads(struct look *look)
+static void sort_threads(struct look *look, const struct look *before)
 {
-    qsort(look->threads, look->thread_count, sizeof(look->threads[0]), by_cached);
+    struct pair pair = pair_of(look, before);
+    for (uint32_t i = 0; i < look->thread_count; i++) {
+        struct thread_rates rates = rates_of(&pair, &look->threads[i]);
+        look->threads[i].motion = rates.refilled + rates.flushed + rates.large;
+    }
+    qsort(look->threads, look->thread_count, sizeof(look->threads[0]), by_work);
 }
 
 static enum verdict verdict_of(const struct look *look, int rc)
@@ -423,7 +484,7 @@ static enum verdict run_json(struct inspect *in, uint64_t delay)
     }
     if (rc < 0)
         return inspect_report_error(in, rc);
-    sort_threads(&looks[1]);
+    sort_threads(&looks[1], &looks[0]);
     struct pair pair = pair_of(&looks[1], &looks[0]);
     add_look(in, &pair);
     return verdict_of(&looks[1], 0);
@@ -439,7 +500,7 @@ static int show_once(struct inspect *in, uint64_t turn)
     if (rc < 0) {
         print_failure(in);
     } else {
-        sort_threads(now);
+        sort_threads(now, before);
         struct pair pair = pair_of(now, before);
         print_look(in, &pair, rows_for_tables());
     }
@@ -499,6 +560,6 @@ static const struct option options[] = {{"delay", required_argument, NULL, 'd'},
                                         {NULL, 0, NULL, 0}};
 
 const struct subcommand inspect_top = {
-    "top", "the heap in motion: rates by class, what threads have cached", help, run, NULL};
+    "top", "the heap in motion: rates by class and by thread, lock waits", help, run, NULL};
 const struct command_line inspect_top_line = {"[--json] [-d SECONDS] [-n COUNT] FILE",
                                               "d:n:", options, 0};

@@ -3,7 +3,7 @@
  * inspect.h - what the subcommands of shmalloc-inspect share.
  *
  * A subcommand reads one heap through a view and prints text or one JSON object. It never writes to
- * the file, takes no lock and waits for nobody. To add one: a file cmd_<name>.c with its `struct
+ * the file, takes no lock and waits for nobody; only check --repair --yes does. To add one: a file cmd_<name>.c with its `struct
  * subcommand`, a line in main.c's table and one in meson.build.
  */
 #ifndef INSPECT_H
@@ -41,7 +41,7 @@ struct command_line {
 
 extern const struct subcommand inspect_info, inspect_check, inspect_roots, inspect_procs,
     inspect_top, inspect_report, inspect_selftest;
-extern const struct command_line inspect_top_line, inspect_report_line, inspect_selftest_line;
+extern const struct command_line inspect_check_line, inspect_top_line, inspect_report_line, inspect_selftest_line;
 
 extern const struct subcommand inspect_map, inspect_classes, inspect_blocks, inspect_leaks;
 extern const struct command_line inspect_map_line, inspect_classes_line, inspect_blocks_line,
@@ -86,6 +86,13 @@ int inspect_is_live(const struct inspect *in);
 /* The runtime area is about this file on this machine since it started. */
 int inspect_runtime_is_valid(struct inspect *in);
 
+/* PIDs of the heap's process table are of the PID namespace this tool is in. */
+int inspect_same_namespace(struct inspect *in);
+
+/* Page faults, of the whole program, of a process that is alive in this PID namespace: 0 when /proc tells, and it
+ * still is that process. */
+int inspect_faults(const struct smf_process *process, uint64_t *minor, uint64_t *major);
+
 /* What a code of the library means for the exit status. */
 enum verdict inspect_verdict(int code);
 
@@ -99,6 +106,14 @@ int inspect_settle(struct inspect *in, struct smi_cached **cached, size_t *count
 
 /* Report `code` with shmalloc_errmsg(), as text or in the JSON object. Returns its verdict. */
 enum verdict inspect_report_error(struct inspect *in, int code);
+
+/* ---- cmd_check.c, repair.c ------------------------------------------------------------------ */
+
+/* Open, check, print what is wrong and what was looked at. */
+enum verdict inspect_check_now(struct inspect *in);
+
+/* check --repair */
+enum verdict inspect_repair(struct inspect *in);
 
 /* ---- print.c -------------------------------------------------------------------------------- */
 
@@ -132,6 +147,12 @@ enum verdict inspect_conclude(struct inspect *in);
 
 /* Text from the file, fit for a terminal: what is not printable UTF-8 is shown as \xNN. */
 void inspect_print_text(const char *text);
+
+/* A violation, or a step of a repair: invariant, place, text. */
+void inspect_print_finding(const struct inspect *in, enum color color, const char *invariant,
+                           uint64_t ref, const char *text);
+void inspect_add_finding(struct json_object *list, const char *invariant, uint64_t ref,
+                         const char *text);
 
 /* Words of `text` in lines that end before `width`; the lines after the first are indented by
  * `indent`, where the first begins. */

@@ -28,6 +28,7 @@ static const struct {
     const struct subcommand *command;
     const struct command_line *line;
 } lines[] = {
+    {&inspect_check, &inspect_check_line},
     {&inspect_map, &inspect_map_line},
     {&inspect_classes, &inspect_classes_line},
     {&inspect_blocks, &inspect_blocks_line},
@@ -53,7 +54,7 @@ static const char before_commands[] =
     "\n"
     "Look into a shmalloc heap without disturbing it. The file is only read: no lock\n"
     "is taken and no process is waited for, so it may be in use, or its users may be\n"
-    "stopped or dead.\n"
+    "stopped or dead. Only `check --repair --yes` writes, to a heap that nobody uses.\n"
     "\n"
     "Commands\n";
 
@@ -72,6 +73,7 @@ static const char after_commands[] =
     "Examples\n"
     "  shmalloc-inspect info my.heap         is it in use? how full is it?\n"
     "  shmalloc-inspect check my.heap        is every structure in it whole?\n"
+    "  shmalloc-inspect check --repair my.heap   if not: what can be done about it?\n"
     "  shmalloc-inspect procs --json my.heap | python3 -m json.tool\n"
     "\n"
     "`shmalloc-inspect COMMAND --help` explains a command; see also shmalloc-inspect(1).\n";

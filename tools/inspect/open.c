@@ -56,6 +56,21 @@ int inspect_runtime_is_valid(struct inspect *in)
            runtime->generation == in->view.state.generation;
 }
 
+int inspect_same_namespace(struct inspect *in)
+{
+    const struct smf_runtime *runtime =
+        smi_view_at(&in->view, in->view.header.areas.runtime, sizeof(*runtime));
+    uint64_t here;
+    return runtime && smi_os_pid_namespace(&here) == 0 && runtime->pid_namespace == here;
+}
+
+int inspect_faults(const struct smf_process *process, uint64_t *minor, uint64_t *major)
+{
+    if (smi_os_start_time((pid_t)process->pid, (pid_t)process->pid) != process->start_time)
+        return -1;
+    return smi_os_faults((pid_t)process->pid, minor, major);
+}
+
 enum verdict inspect_verdict(int code)
 {
     if (code >= 0)

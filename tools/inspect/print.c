@@ -176,6 +176,16 @@ void inspect_print_wrapped(const char *text, int indent, int width)
     printf("\n");
 }
 
+void inspect_print_finding(const struct inspect *in, enum color color, const char *invariant,
+                           uint64_t ref, const char *text)
+{
+    inspect_progress_end();
+    printf("%s%-3s%s 0x%012llx  ", inspect_color(in, color), invariant, inspect_color(in, PLAIN),
+           (unsigned long long)ref);
+    inspect_print_text(text);
+    printf("\n");
+}
+
 /* ---- JSON ----------------------------------------------------------------------------------- */
 
 struct json_object *inspect_json_text(const char *text)
@@ -215,6 +225,16 @@ void inspect_add_text(struct json_object *object, const char *key, const char *v
 void inspect_add_flag(struct json_object *object, const char *key, int value)
 {
     inspect_add(object, key, json_object_new_boolean(value));
+}
+
+void inspect_add_finding(struct json_object *list, const char *invariant, uint64_t ref,
+                         const char *text)
+{
+    struct json_object *finding = json_object_new_object();
+    inspect_add_text(finding, "invariant", invariant);
+    inspect_add_number(finding, "ref", ref);
+    inspect_add_text(finding, "text", text);
+    json_object_array_add(list, finding);
 }
 
 enum verdict inspect_finish(struct inspect *in, enum verdict verdict)

@@ -18,6 +18,10 @@ struct thread_look {
     int alive;
     char name[17];
     uint64_t slots, bytes;
+    uint32_t slot;
+    uint64_t serial;                   /* of the claim of the slot */
+    uint64_t refilled, flushed, large; /* since the claim */
+    double motion;                     /* slots and large blocks each second, for the order */
 };
 
 /* What one look at the heap has seen. */

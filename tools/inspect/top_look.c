@@ -23,7 +23,13 @@ static void look_at_thread(struct inspect *in, struct look *look, uint32_t i, in
     if (!t || !t->owner || t->owner > SMF_PROCESSES)
         return;
     struct thread_look *thread = &look->threads[look->thread_count++];
-    *thread = (struct thread_look){.process = (uint32_t)t->owner - 1, .tid = (uint32_t)t->tid};
+    *thread = (struct thread_look){.process = (uint32_t)t->owner - 1,
+                                   .tid = (uint32_t)t->tid,
+                                   .slot = i,
+                                   .serial = t->serial,
+                                   .refilled = t->refilled,
+                                   .flushed = t->flushed,
+                                   .large = t->large};
     thread->alive = in->users.alive[thread->process];
     const struct smf_process *process = smi_view_at(
         view, view->header.areas.processes + thread->process * sizeof(*process), sizeof(*process));

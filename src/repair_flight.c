@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * repair_flight.c - what was in flight in a heap under repair: undo logs and link records.
+ *
+ * What is possible is resolved as the next owner of each lock would. What is not is discarded: then the words of
+ * the operation keep what they have, and the rest of the plan sees to it that a slot or page of which it is not
+ * known who has it stays allocated.
+ *
+ * A heap that is marked clean and has no thread slot with an owner has nothing in flight: a log or link that says
+ * otherwise is damage, and its old entries would do harm.
+ */
+#include "repair_plan.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- logs ---- */
+
+static int is_possible_word(const struct smi_repair *r, uint64_t ref)
+{
+    return ref % 8 == 0 && ref >= SMF_STATE_OFFSET && ref <= r->view.file_size - 8;
+}
+
+/* Why a log that is armed must not be undone; NULL when it may. */
+static const char *fault_of_log(struct smi_repair *r, uint64_t ref, uint64_t capacity, const char **invariant)
+{
+    uint64_t count = smi_repair_word(r, ref);
+    *invariant = "L1";
+    if (count > capacity)
+        return "has more entries than fit";
+    *invariant = "L2";
+    for (uint64_t i = 0; i < count; i++)
+        if (!is_possible_word(r, smi_repair_word(r, ref + 8 + i * sizeof(struct smf_undo))))
+            return "names a word that cannot be";
+    *invariant = "H3";
+    return r->was_clean ? "is armed in a heap that was closed in order" : NULL;
+}
+
+/* Undo or discard. Here and not in smi_view_settle, because undoing may arm a link record that has to be looked at. */
+static void look_at_log(struct smi_repair *r, uint64_t ref, uint64_t capacity, const char *whose)
+{
+    const char *invariant, *fault = fault_of_log(r, ref, capacity, &invariant);
+    uint64_t count = smi_repair_word(r, ref);
+    if (count != 0 && fault)
+        smi_repair_say(r, invariant, ref, "the undo log of %s is discarded: it %s", whose, fault);
+    for (uint64_t i = fault ? 0 : count; i-- > 0;) {
+        uint64_t entry = ref + 8 + i * sizeof(struct smf_undo);
+        smi_view_store(&r->view, smi_repair_word(r, entry), smi_repair_word(r, entry + 8));
+    }
+    smi_view_store(&r->view, ref, 0);
+}
+
+static void look_at_logs(struct smi_repair *r)
+{
+    const struct smf_areas *areas = &r->view.header.areas;
+    look_at_log(r, areas->page_heap, SMF_PAGE_LOG, "the page heap");
+    look_at_log(r, areas->roots, SMF_ROOT_LOG, "the roots");
+    for (uint32_t i = 0; i < smi_repair_centrals(r); i++)
+        look_at_log(r, smi_repair_central(r, i, 0), SMF_CLASS_LOG, "a class");
+}
+
+/* ---- links ---- */
+
+/* Slots that the cache array at `array` of a thread slot can hold; 0 when it has no such array. */
+static uint64_t capacity_of(struct smi_repair *r, const struct smf_thread *thread, uint64_t thread_ref, uint64_t array)
+{
+    for (uint32_t k = 0; array != 0 && k < SMF_CLASSES; k++)
+        if ((thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES) == array &&
+            smi_bin_is_possible(thread_ref, thread->bins[k], k) &&
+            smi_view_at(&r->view, array, 8ull * smi_bin_words(thread->bins[k], k)))
+            return smi_bin_words(thread->bins[k], k) - 1;
+    return 0;
+}
+
+static const char *fault_of_link(struct smi_repair *r, uint64_t thread_ref, const struct smf_thread *thread)
+{
+    const struct smf_link *link = &thread->link;
+    if (thread->owner == 0 || r->was_clean)
+        return "nobody has the thread slot";
+    if (link->op > SMF_LINK_GIVE)
+        return "it is of no known kind";
+    if (!is_possible_word(r, link->dest) || link->dest < SMF_PAGE)
+        return "it names a word that cannot be";
+    if (link->op == SMF_LINK_TAKE && link->fresh_array != 0 &&
+        (link->fresh_count == 0 || link->fresh_count > capacity_of(r, thread, thread_ref, link->fresh_array)))
+        return "it names a cache that the thread slot does not have";
+    if (link->old != 0 && link->old_array != 0 &&
+        link->old_count >= capacity_of(r, thread, thread_ref, link->old_array))
+        return "it names a cache that the thread slot does not have";
+    return NULL;
+}
+
+/* A change that note_changes finds, or one that comes later and is noted at once. */
+static void change(struct smi_repair *r, enum smi_repair_stage stage, uint64_t ref, uint64_t value)
+{
+    if (stage == SMI_SETTLED)
+        smi_view_store(&r->view, ref, value);
+    else
+        smi_repair_put(r, stage, ref, value);
+}
+
+/* The program may have the block already that the link takes from a cache: the cache loses it. */
+static void take_out(struct smi_repair *r, enum smi_repair_stage stage, uint64_t thread_ref,
+                     const struct smf_thread *thread, uint64_t fresh)
+{
+    for (uint32_t k = 0; fresh != 0 && k < SMF_CLASSES; k++) {
+        struct smi_view_bin bin;
+        if (smi_view_read_bin(&r->view, thread_ref, thread, k, &bin))
+            continue;
+        for (uint32_t i = bin.count; i-- > 0;)
+            if (bin.slots[i] == fresh) {
+                change(r, stage, bin.array + 8ull * (i + 1), bin.slots[bin.count - 1]);
+                change(r, stage, bin.array, bin.count - 1);
+                break;
+            }
+    }
+}
+
+static void discard_link(struct smi_repair *r, enum smi_repair_stage stage, uint32_t i, uint64_t ref,
+                         const struct smf_thread *thread, const char *why)
+{
+    uint64_t at = ref + offsetof(struct smf_thread, link);
+    smi_repair_say(r, thread->owner ? "L3" : "T5", at,
+                   "the link record of thread slot %u is discarded: %s; a block that it takes stays allocated", i, why);
+    take_out(r, stage, ref, thread, thread->link.fresh);
+    change(r, stage, at, SMF_LINK_NONE);
+}
+
+void smi_mend_link(struct smi_repair *r, uint32_t i)
+{
+    uint64_t ref;
+    const struct smf_thread *thread = smi_view_thread(&r->view, i, &ref);
+    if (thread && thread->link.op != SMF_LINK_NONE)
+        discard_link(r, SMI_TRUTHS, i, ref, thread, "it was not looked at before the thread slot came back");
+}
+
+static void look_at_link(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+{
+    const char *fault = fault_of_link(r, ref, thread);
+    if (fault)
+        discard_link(r, SMI_SETTLED, i, ref, thread, fault);
+}
+
+/* The real repair gives a large block back that a step replaced. Here `scratch`, which is empty by then, takes
+ * it: what that names is given back when the thread slot is adopted. */
+static void keep_large(struct smi_repair *r, uint64_t ref, const struct smf_link *link)
+{
+    uint64_t at = ref + offsetof(struct smf_thread, scratch);
+    if (link->op == SMF_LINK_TAKE && link->old != 0 && link->old_array == 0 &&
+        smi_repair_word(r, link->dest) == link->fresh && smi_repair_word(r, at) == 0)
+        smi_view_store(&r->view, at, link->old);
+}
+
+struct armed {
+    uint64_t ref[SMF_THREADS];
+    struct smf_link link[SMF_THREADS];
+    uint32_t count;
+};
+
+static void look_at_links(struct smi_repair *r, struct armed *armed)
+{
+    for (uint32_t i = 0; i < SMF_THREADS; i++) {
+        uint64_t ref;
+        const struct smf_thread *thread = smi_view_thread(&r->view, i, &ref);
+        if (!thread || thread->link.op == SMF_LINK_NONE)
+            continue;
+        look_at_link(r, i, ref, thread);
+        if (thread->link.op == SMF_LINK_NONE)
+            continue;
+        armed->ref[armed->count] = ref;
+        armed->link[armed->count++] = thread->link;
+    }
+}
+
+/* ---- what settling changed ---- */
+
+/* Does storing to the word at `ref` disarm something? */
+static int disarms(struct smi_repair *r, uint64_t ref)
+{
+    const struct smf_areas *areas = &r->view.header.areas;
+    uint64_t centrals = (uint64_t)smi_repair_centrals(r) * sizeof(struct smf_central);
+    if (ref == areas->page_heap || ref == areas->roots ||
+        (ref >= areas->central && ref - areas->central < centrals &&
+         (ref - areas->central) % sizeof(struct smf_central) == 0))
+        return 1;
+    for (uint32_t i = 0; i < SMF_THREADS; i++)
+        if (smi_repair_word(r, areas->threads + 8ull * i) == ref - offsetof(struct smf_thread, link))
+            return 1;
+    return 0;
+}
+
+static int is_plan_word(uint64_t ref)
+{
+    const uint64_t state = ref - SMF_STATE_OFFSET;
+    return state != offsetof(struct smf_state, poison) && state != offsetof(struct smf_state, mark);
+}
+
+/* Words of the copy that differ from the file, of one of the two sorts. Only what settling looked at was loaded. */
+static void note_changes(struct smi_repair *r, int disarming)
+{
+    static _Thread_local uint64_t now[SMI_VIEW_BLOCK / 8];
+    struct smi_view *view = &r->view;
+    for (uint64_t ref = 0; view->loaded && ref < r->file_size; ref += sizeof(now)) {
+        uint64_t block = ref / sizeof(now), len = r->file_size - ref < sizeof(now) ? r->file_size - ref : sizeof(now);
+        if (!(view->loaded[block / 8] >> block % 8 & 1) || smi_view_read_now(view, ref, len, now) < 0)
+            continue;
+        for (uint64_t i = 0; i < len / 8; i++) {
+            uint64_t at = ref + 8 * i, value = smi_repair_word(r, at);
+            if (value != now[i] && at >= SMF_STATE_OFFSET && is_plan_word(at) && disarms(r, at) == disarming)
+                smi_repair_note(r, &r->words[SMI_SETTLED], at, value);
+        }
+    }
+}
+
+static int has_owners(struct smi_repair *r)
+{
+    for (uint32_t i = 0; i < SMF_THREADS; i++) {
+        uint64_t ref;
+        const struct smf_thread *thread = smi_view_thread(&r->view, i, &ref);
+        if (thread && thread->owner && thread->tid)
+            return 1;
+    }
+    return 0;
+}
+
+int smi_mend_flight(struct smi_repair *r)
+{
+    struct armed *armed = calloc(1, sizeof(*armed));
+    if (!armed)
+        return -ENOMEM;
+    int clean = r->view.state.mark == SMF_CLEAN, owners = has_owners(r);
+    if (clean && owners)
+        smi_repair_say(r, "H3", SMF_STATE_OFFSET + offsetof(struct smf_state, mark),
+                       "the heap is marked clean and threads have it; it was not closed in order");
+    r->was_clean = clean && !owners;
+    look_at_logs(r);
+    look_at_links(r, armed);
+    int rc = smi_view_settle(&r->view, NULL, NULL);
+    for (uint32_t i = 0; rc == 0 && i < armed->count; i++)
+        keep_large(r, armed->ref[i], &armed->link[i]);
+    free(armed);
+    note_changes(r, 0);
+    note_changes(r, 1);
+    return rc;
+}

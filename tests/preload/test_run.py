@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""test_run.py SHMALLOC-RUN BATTERY INSPECT - options, exit statuses, messages, and heaps in files.
+
+INSPECT may be "": then nothing looks into the heap files.
+"""
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import unittest
+
+RUN, BATTERY, INSPECT = [os.path.realpath(name) if name else "" for name in sys.argv[1:4]]
+
+
+class Run(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.heap = os.path.join(self.folder, "program.heap")
+
+    def run_it(self, *words, **more):
+        environment = {**os.environ, "LC_ALL": "C", **more.pop("env", {})}
+        return subprocess.run([RUN, *words], capture_output=True, text=True, timeout=120, cwd=self.folder,
+                              env=environment, check=False, **more)
+
+    def script(self, text, mode=0o755):
+        path = os.path.join(self.folder, "script")
+        with open(path, "w", encoding="utf-8") as out:
+            out.write(text)
+        os.chmod(path, mode)
+        return path
+
+    # ---- statuses and messages ----
+
+    def test_the_status_is_the_programs(self):
+        for status in (0, 1, 3, 125):
+            self.assertEqual(self.run_it("sh", "-c", f"exit {status}").returncode, status)
+        self.assertEqual(self.run_it("sh", "-c", "kill -TERM $$").returncode, -15)
+
+    def test_the_process_is_the_program(self):
+        process = subprocess.Popen([RUN, "sh", "-c", "echo $$"], stdout=subprocess.PIPE, text=True)
+        self.assertEqual(process.communicate(timeout=60)[0], f"{process.pid}\n")
+
+    def test_what_cannot_be_run(self):
+        done = self.run_it("no-such-program")
+        self.assertEqual((done.returncode, done.stderr),
+                         (127, "shmalloc-run: no-such-program: No such file or directory\n"))
+        done = self.run_it(self.script("#!/bin/sh\n", 0o644))
+        self.assertEqual(done.returncode, 126)
+        self.assertIn("Permission denied", done.stderr)
+
+    def test_usage(self):
+        self.assertEqual(self.run_it().returncode, 125)
+        self.assertIn("which program?", self.run_it().stderr)
+        done = self.run_it("--no-such-option", "true")
+        self.assertEqual(done.returncode, 125)
+        self.assertIn("--help", done.stderr)
+        self.assertEqual(self.run_it("--heap", self.heap, "--huge-pages", "true").returncode, 125)
+
+    def test_help_and_version(self):
+        done = self.run_it("--help")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        for word in ("--heap FILE", "--huge-pages", "--stats", "--strict", "SHMALLOC_HEAP", "126", "Examples"):
+            self.assertIn(word, done.stdout)
+        self.assertLessEqual(max(map(len, done.stdout.splitlines())), 85)
+        self.assertRegex(self.run_it("--version").stdout, r"^shmalloc-run \d+\.\d+\.\d+\n$")
+
+    def test_options_after_the_program_are_the_programs(self):
+        self.assertEqual(self.run_it("echo", "--stats", "--help").stdout, "--stats --help\n")
+
+    def test_an_earlier_preload_stays(self):
+        done = self.run_it("sh", "-c", "echo $LD_PRELOAD", env={"LD_PRELOAD": "libm.so.6"})
+        self.assertRegex(done.stdout, r"libshmalloc-preload\.so:libm\.so\.6\n$")
+
+    # ---- what cannot be served ----
+
+    def test_a_setuid_program_is_warned_about(self):
+        other = os.path.join(self.folder, "echo")
+        shutil.copy(shutil.which("echo"), other)
+        os.chmod(other, 0o755 | (stat.S_ISGID if os.geteuid() else stat.S_ISUID))
+        if os.geteuid() == 0:
+            os.chown(other, 65534, 65534)
+            os.chmod(other, 0o4755)
+            done = self.run_it(other, "hello")
+            self.assertEqual(done.stdout, "hello\n")
+            self.assertIn("set-user-ID", done.stderr)
+        self.assertEqual(self.run_it(shutil.which("echo")).stderr, "")
+
+    def test_a_static_program_is_warned_about(self):
+        source, program = self.script("int main(void) { return 4; }\n"), os.path.join(self.folder, "static")
+        subprocess.run(["cc", "-x", "c", "-static", "-o", program, source], check=True, capture_output=True)
+        for command in ([program], [self.script(f"#!{program}\n")]):
+            done = self.run_it(*command)
+            self.assertEqual(done.returncode, 4)
+            self.assertIn("is linked statically", done.stderr)
+
+    # ---- options ----
+
+    def test_statistics(self):
+        done = self.run_it("--stats", BATTERY, "sizes")
+        self.assertEqual(done.returncode, 0)
+        self.assertRegex(done.stderr, r"^shmalloc: battery\[\d+\]: \d+ bytes in \d+ blocks allocated, .* KiB resident\n$")
+        # GNU programs close their stderr before they end
+        self.assertRegex(self.run_it("--stats", "ls", "/").stderr, r"^shmalloc: ls\[")
+        self.assertEqual(self.run_it(BATTERY, "sizes").stderr, "")
+
+    def test_strict(self):
+        self.assertEqual(self.run_it(BATTERY, "foreign").returncode, 0)
+        done = self.run_it("--strict", BATTERY, "foreign")
+        self.assertEqual(done.returncode, -6)
+        self.assertIn("not the first byte of a block", done.stderr)
+        self.assertEqual(self.run_it("--strict", BATTERY, "sizes", "resized").returncode, 0)
+
+    def test_huge_pages(self):
+        done = self.run_it("--huge-pages", BATTERY, "sizes", "zeroed", "forks")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+    def test_a_limit_on_addresses(self):
+        for limit, parts in ((200000, "zeroed too_much short_threads"), (4000000, "sizes too_much zeroed")):
+            done = subprocess.run(["bash", "-c", f"ulimit -v {limit}; exec {RUN} {BATTERY} {parts}"],
+                                  capture_output=True, text=True, timeout=120, check=False)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+    # ---- heaps in files ----
+
+    def inspect(self, *words):
+        if not INSPECT:
+            return None
+        return subprocess.run([INSPECT, *words, self.heap], capture_output=True, text=True, timeout=60, check=False)
+
+    def assert_sound(self):
+        done = self.inspect("check")
+        if done:
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_a_heap_in_a_file(self):
+        done = self.run_it("--heap", self.heap, BATTERY, "sizes", "zero_size", "too_much", "zeroed", "resized",
+                           "errno_kept", "short_threads", "destructors", "loads_libraries", "constructor_block",
+                           "signals")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assert_sound()
+        self.assertEqual(self.run_it("--heap", "program.heap", BATTERY, "sizes").returncode, 0)
+        self.assert_sound()
+
+    def test_it_can_be_looked_at_meanwhile(self):
+        process = subprocess.Popen([RUN, "--heap", self.heap, "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process.stdin.write(b"x")
+        process.stdin.flush()
+        self.assertEqual(process.stdout.read(1), b"x")
+        self.assert_sound()
+        done = self.inspect("info")
+        if done:
+            self.assertIn("in use", done.stdout)
+        self.assertEqual(self.run_it("--heap", self.heap, "true").returncode, 125, "it is in use")
+        process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0)
+
+    def test_children_that_execute(self):
+        done = self.run_it("--heap", self.heap, BATTERY, "executes")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+    def test_a_child_that_goes_on_is_stopped(self):
+        done = self.run_it("--heap", self.heap, BATTERY, "forks")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("a forked child went on to allocate", done.stderr)
+        self.assert_sound()
+
+    def test_other_files_are_left_alone(self):
+        with open(self.heap, "w", encoding="utf-8") as out:
+            out.write("a letter to somebody")
+        done = self.run_it("--heap", self.heap, "true")
+        self.assertEqual(done.returncode, 125)
+        self.assertIn("not a shmalloc heap", done.stderr)
+        with open(self.heap, encoding="utf-8") as letter:
+            self.assertEqual(letter.read(), "a letter to somebody")
+        done = self.run_it("--heap", os.path.join(self.folder, "no/such/folder"), "true")
+        self.assertEqual(done.returncode, 125)
+        self.assertIn("No such file", done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])

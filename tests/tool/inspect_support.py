@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""What the tests of shmalloc-inspect share: running the tool, and heaps in every state to run it on."""
+
+import json
+import os
+import pty
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+INSPECT = MAKER = None
+SOUND, DAMAGED, CANNOT_TELL = 0, 1, 2
+
+# Bytes of the file, from src/layout.h
+ROOTS_AT = 224        # smf_header.areas.roots
+END_OF_AREAS_AT = 248  # smf_header.areas.end, where the page words of chunk 0 begin
+POISON = 4096 + 40    # smf_state.poison
+BUCKETS = 4384 - 512 * 8  # smf_roots.bucket
+
+
+def run(*args, **more):
+    """The tool's exit status, standard output and standard error."""
+    done = subprocess.run([INSPECT, *args], stdin=subprocess.DEVNULL, capture_output=True,
+                          timeout=60, **more)
+    return done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
+
+
+def run_json(command, path, *options):
+    status, out, err = run(command, "--json", *options, path)
+    assert err == "", err
+    answer = json.loads(out)
+    assert answer["schema"] == 1 and answer["command"] == command and answer["file"] == path
+    leaked = command == "leaks" and "leaked" in answer and answer["leaked"]["count"] > 0
+    words = ("sound", "leaks" if leaked else "damaged", "unknown")
+    assert answer["status"] == words[status], answer
+    return status, answer
+
+
+def run_in_terminal(*args, env=None):
+    """What the tool writes when its output is a terminal."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen([INSPECT, *args], stdin=subprocess.DEVNULL, stdout=child, stderr=child,
+                               env=env)
+    os.close(child)
+    text = b""
+    while True:
+        try:
+            part = os.read(parent, 4096)
+        except OSError:  # the terminal's other end is closed
+            break
+        if not part:
+            break
+        text += part
+    os.close(parent)
+    process.wait(timeout=60)
+    return text.decode("utf-8")
+
+
+def terminal_env(**more):
+    env = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+    env["TERM"] = "xterm"
+    env.update(more)
+    return env
+
+
+def fnv(data):
+    value = 0xcbf29ce484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001b3 & 0xffffffffffffffff
+    return value
+
+
+class Held:
+    """A heap_maker that has said "ready" and waits until this block ends."""
+
+    def __init__(self, path, *steps):
+        self.args = [MAKER, path, *steps]
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.args, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.words = self.process.stdout.readline().decode().split()
+        assert self.words and self.words[0] == "ready", self.words
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        if self.process.poll() is None and "churn" in self.args:
+            self.process.kill()
+        self.status = self.process.wait(timeout=60)
+        self.process.stdout.close()
+
+
+class InspectTest(unittest.TestCase):
+    def setUp(self):
+        base = os.environ.get("SHMALLOC_TEST_DIR")
+        if not base and os.access("/dev/shm", os.W_OK):
+            base = "/dev/shm"
+        self.dir = tempfile.mkdtemp(prefix="shmalloc-inspect-", dir=base)
+        self.addCleanup(shutil.rmtree, self.dir)
+        self.heap = os.path.join(self.dir, "heap")
+
+    def make(self, *steps, heap=None, ends_by=0):
+        done = subprocess.run([MAKER, heap or self.heap, *steps], stdin=subprocess.DEVNULL,
+                              timeout=60)
+        self.assertEqual(done.returncode, ends_by)
+
+    def write(self, data):
+        with open(self.heap, "wb") as file:
+            file.write(data)
+
+    def patch(self, at, data):
+        with open(self.heap, "r+b") as file:
+            file.seek(at)
+            file.write(data)
+
+    def word(self, at):
+        with open(self.heap, "rb") as file:
+            file.seek(at)
+            return struct.unpack("<Q", file.read(8))[0]
+
+
+def main(*more):
+    """Run the tests of the calling script; returns nothing. `more` names attributes for further arguments."""
+    arguments = list(map(os.path.abspath, sys.argv[1:3 + len(more)]))
+    for name, value in zip(("INSPECT", "MAKER", *more), arguments):
+        globals()[name] = value
+    unittest.main("__main__", argv=sys.argv[:1] + sys.argv[3 + len(more):])
