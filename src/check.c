@@ -282,7 +282,7 @@ static void check_state(struct walk *w)
     if (state->poison)
         violation(w, "H2", at_heap(at + offsetof(struct smf_state, poison)),
                   "heap is poisoned: \"%s\" (%lld)",
-                  shmalloc_strerror((int)-(int64_t)state->poison), -(long long)state->poison);
+                  shmalloc_strerror((int)(0 - state->poison)), (long long)(0 - state->poison));
     if (state->mark == SMF_CLEAN && w->view->in_flight)
         violation(w, "H3", in_part(at + offsetof(struct smf_state, mark), EVERYTHING),
                   "heap is marked clean and has %u steps in flight", w->view->in_flight);

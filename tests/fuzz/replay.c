@@ -2,7 +2,7 @@
 /*
  * replay.c - a fuzz target as a plain program: saved inputs, and packs of them.
  *
- *   TARGET [-t SECONDS] INPUT|PACK...      run them; SECONDS for each one, 10 unless said otherwise
+ *   TARGET [-t SECONDS] INPUT|PACK...      run them; SECONDS for each one, 60 unless said otherwise
  *   TARGET -p PACK INPUT...                write a pack: all inputs in one file, for version control
  *   TARGET -u FOLDER PACK                  write the inputs of a pack to a folder, as a fuzzer wants them
  *   TARGET -                               run what comes on standard input, for fuzzers that start a process each
@@ -26,7 +26,7 @@ struct input {
 
 static struct input *inputs;
 static size_t count;
-static unsigned seconds = 10;
+static unsigned seconds = 60;
 static uint32_t *at; /* the input under way, seen by parent and child */
 
 /* ---- files ---------------------------------------------------------------------------------- */

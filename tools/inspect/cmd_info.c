@@ -164,10 +164,10 @@ static void print_state(struct inspect *in, const shmalloc_stats *stats)
     printf("; generation %llu\n", (unsigned long long)s->generation);
     if (s->poison)
         printf("  poisoned    %s%s; the heap can only be read%s\n", inspect_color(in, RED),
-               shmalloc_strerror((int)-(int64_t)s->poison), inspect_color(in, PLAIN));
+               shmalloc_strerror((int)(0 - s->poison)), inspect_color(in, PLAIN));
     if (s->sync_failed)
         printf("  sync        %sfailed: %s; later changes may not be on disk%s\n",
-               inspect_color(in, RED), shmalloc_strerror((int)-(int64_t)s->sync_failed),
+               inspect_color(in, RED), shmalloc_strerror((int)(0 - s->sync_failed)),
                inspect_color(in, PLAIN));
 }
 
@@ -176,7 +176,7 @@ static void add_state(struct inspect *in, const shmalloc_stats *stats)
     const struct smf_state *s = &in->view.state;
     inspect_add_text(in->out, "state", state_of(in).key);
     inspect_add_flag(in->out, "moving", inspect_is_live(in));
-    inspect_add(in->out, "poisoned", json_object_new_int(s->poison ? (int)-(int64_t)s->poison : 0));
+    inspect_add(in->out, "poisoned", json_object_new_int(s->poison ? (int)(0 - s->poison) : 0));
     inspect_add_number(in->out, "sync_failed", s->sync_failed);
     inspect_add_number(in->out, "generation", s->generation);
     inspect_add_number(in->out, "processes", in->users.processes);
