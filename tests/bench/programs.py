@@ -367,6 +367,8 @@ def arguments():
 
 def main():
     options = arguments()
+    if not loads(os.path.realpath(options.preload)):
+        sys.exit(f"{options.preload} cannot be loaded")
     allocators = [("shmalloc", os.path.realpath(options.preload))]
     for name, libraries in PEERS:
         found = next((library for library in libraries if loads(library)), None)
