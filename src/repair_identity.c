@@ -88,13 +88,21 @@ static int find_header(const struct smf_header *found, struct smf_header *out)
     return mend_checksum(out) || find_wrong_byte(out);
 }
 
+/* Is this the identity of a heap that could be used here, whatever its state? Codes of smi_layout_validate. */
+static int validate_alone(const struct smi_repair *r, const struct smf_header *header)
+{
+    const struct smf_state possible = {
+        .size = SMF_MAX_SIZE, .chunk_count = 1, .max_size = SMF_MAX_SIZE, .mark = SMF_CLEAN};
+    return smi_layout_validate(header, &possible, SMF_MAX_SIZE, 0, r->view.path);
+}
+
 int smi_mend_header(struct smi_repair *r)
 {
     struct smf_header found = r->view.header, right;
     uint64_t size = r->file_size;
     if (size < SMF_STATE_OFFSET + sizeof(struct smf_state) || is_intact(&found) || !find_header(&found, &right)) {
         int rc = smi_layout_validate(&found, &r->view.state, size, 0, r->view.path);
-        return is_intact(&found) && rc == SHMALLOC_ECORRUPT ? 0 : rc; /* 0: the state is what is wrong */
+        return is_intact(&found) && rc == SHMALLOC_ECORRUPT ? validate_alone(r, &found) : rc; /* 0: the state is wrong */
     }
     r->view.header = right;
     for (size_t at = 0; at < sizeof(right); at += 8) {
@@ -103,10 +111,7 @@ int smi_mend_header(struct smi_repair *r)
         smi_repair_put(r, SMI_TRUTHS, at, word);
     }
     smi_repair_say(r, "H1", 0, "the header gets the bytes that its checksum is of");
-    struct smf_state possible = {.size = SMF_GRANULE, .chunk_count = 1, .max_size = SMF_MAX_SIZE, .mark = SMF_CLEAN};
-    while (possible.size < right.areas.end)
-        possible.size += SMF_GRANULE;
-    return smi_layout_validate(&right, &possible, SMF_MAX_SIZE, 0, r->view.path);
+    return validate_alone(r, &right);
 }
 
 /* ---- state ---- */

@@ -2,9 +2,9 @@
 /*
  * inspect.c - fuzz target: the commands of shmalloc-inspect on a heap file of any bytes.
  *
- * The first byte after the file's description says which command, 0 says all. What they print goes nowhere.
+ * The first byte after the file's description says which command, 0 says all; the second one has a bit for each option,
+ * --repair and --yes of check among them. What they print goes nowhere.
  */
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -21,6 +21,8 @@ static const struct subcommand *const commands[] = {
 
 static void run_command(const struct subcommand *command, int json, unsigned options)
 {
+    struct fixture backup; /* a repair saves the file as it was */
+    int repairs = command == &inspect_check && (options & 4), writes = repairs && (options & 8);
     struct inspect in = {.command = command, .path = heaps_path(), .json = json};
     if (command == &inspect_report)
         in.given['o'] = json ? "/dev/null" : "-";
@@ -28,7 +30,16 @@ static void run_command(const struct subcommand *command, int json, unsigned opt
         in.given['a'] = "";
     if (options & 2)
         in.given['i'] = "";
+    if (repairs)
+        in.given['r'] = "";
+    if (writes) {
+        fixture_begin(&backup);
+        in.given['y'] = "";
+        in.given['b'] = backup.path;
+    }
     enum verdict verdict = inspect_run(&in);
+    if (writes)
+        fixture_end(&backup);
     must(verdict == SOUND || verdict == DAMAGED || verdict == CANNOT_TELL, "%s ended with %d", command->name, verdict);
 }
 
