@@ -88,16 +88,17 @@ int smi_heap_descriptor(shmalloc_heap *heap)
 uint64_t smi_heap_backed(const shmalloc_heap *heap, uint64_t size)
 {
     struct smi_file_info info;
-    uint64_t *backed = &((shmalloc_heap *)heap)->backed; /* a handle is private memory */
+    uint64_t backed;
     if (heap->closed)
         return 0;
     if (heap->is_private)
-        SMI_STORE(backed, heap->allowed);
+        backed = SMI_LOAD(&heap->allowed);
     else if (smi_heap_descriptor((shmalloc_heap *)heap) == 0 && smi_os_stat(heap->fd, &info) == 0)
-        SMI_STORE(backed, info.size < heap->reserved ? info.size : heap->reserved);
+        backed = info.size < heap->reserved ? info.size : heap->reserved;
     else
         return size < heap->reserved ? size : heap->reserved; /* it cannot be looked at: it will be as it says */
-    return size < *backed ? size : *backed;
+    SMI_STORE(&((shmalloc_heap *)heap)->backed, backed); /* a handle is private memory */
+    return size < backed ? size : backed;
 }
 
 int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)

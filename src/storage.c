@@ -29,7 +29,7 @@ static int set_private_length(shmalloc_heap *heap, uint64_t length)
         return smi_os_empty(smi_at(heap, length), now - length);
     int rc = smi_os_allow(smi_at(heap, now), length - now);
     if (rc == 0)
-        heap->allowed = length;
+        SMI_STORE(&heap->allowed, length);
     return rc;
 }
 
