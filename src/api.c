@@ -216,31 +216,18 @@ static LONG_WAY int realloc_long(shmalloc_heap *heap, shmalloc_ref *ref, size_t 
     return rc;
 }
 
-/* smi_resize() of *ref, a word in the heap. */
-static inline uint64_t resize_linked(const shmalloc_heap *heap, struct smi_thread *t, shmalloc_ref *ref, size_t size)
-{
-    struct smi_bin *old = smi_bin_of(heap, t, *ref);
-    if (SMI_LIKELY(old) && smi_stays(smi_slot_bytes(t, old), size))
-        return *ref;
-    struct smi_bin *fresh = SMI_LIKELY(old) ? smi_bin_for(heap, t, size) : NULL;
-    if (SMI_UNLIKELY(!fresh))
-        return 0;
-    smi_copy_to_top(t, fresh, *ref, old, size);
-    smi_exchange_linked(t, fresh, old, ref);
-    return *ref;
-}
-
 int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
 {
     struct smi_thread *t = smi_current;
-    uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base), moved = 0;
+    uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
     if (SMI_UNLIKELY(!ref || (at < t->reserved && !smi_can_link(t, at))))
         return realloc_long(heap, ref, size);
-    if (at < t->reserved)
-        moved = resize_linked(heap, t, ref, size);
-    else if ((moved = smi_resize(heap, t, *ref, size)) != 0)
+    uint64_t moved = smi_resize(heap, t, *ref, size, at < t->reserved ? ref : NULL);
+    if (SMI_UNLIKELY(moved == 0))
+        return realloc_long(heap, ref, size);
+    if (at >= t->reserved)
         *ref = moved;
-    return SMI_LIKELY(moved != 0) ? 0 : realloc_long(heap, ref, size);
+    return 0;
 }
 
 /* ---- pointers ---- */
@@ -287,7 +274,7 @@ void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
         return no_memory(smi_error(-ENOMEM, "%s: %zu times %zu bytes do not fit in memory", heap->path, count,
                                    size));
     struct smi_thread *t = smi_current;
-    struct smi_bin *bin = smi_bin_for(heap, t, bytes);
+    struct smi_bin *bin = smi_bin_to_fill(heap, t, bytes);
     if (SMI_LIKELY(bin))
         return memset(t->base + smi_pop(t, bin), 0, bytes);
     return take_pointer(heap, &(struct smi_request){.size = bytes, .zero = 1});
@@ -333,7 +320,7 @@ void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size)
 {
     struct smi_thread *t = smi_current;
     uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base); /* as in shmalloc_mfree() */
-    uint64_t moved = smi_resize(heap, t, ref, size);
+    uint64_t moved = smi_resize(heap, t, ref, size, NULL);
     return SMI_LIKELY(moved) ? t->base + moved : mrealloc_long(heap, block, size);
 }
 

@@ -46,6 +46,18 @@ static inline struct smi_bin *smi_bin_for(const shmalloc_heap *heap, struct smi_
     return SMI_LIKELY(array[count] < t->reserved) ? bin : NULL;
 }
 
+static inline uint64_t smi_top(const struct smi_bin *bin)
+{
+    return bin->array[bin->array[0]];
+}
+
+/* The same when the library itself writes to the slot: a damaged stack must not lead it beyond the file's end. */
+static inline struct smi_bin *smi_bin_to_fill(const shmalloc_heap *heap, struct smi_thread *t, size_t size)
+{
+    struct smi_bin *bin = smi_bin_for(heap, t, size);
+    return SMI_LIKELY(bin && smi_in_heap(heap, smi_top(bin), size)) ? bin : NULL;
+}
+
 /* Has the stack room for `ref`, which is not the one on top? */
 static inline int smi_bin_takes(const struct smi_bin *bin, uint64_t ref)
 {
@@ -101,44 +113,12 @@ static inline void smi_push(struct smi_bin *bin, uint64_t ref)
     SMI_STORE(&array[0], count + 1);
 }
 
-/* ---- resizing ---- */
-
-static inline uint32_t smi_slot_bytes(const struct smi_thread *t, const struct smi_bin *bin)
-{
-    return smi_classes[bin - t->bin].size;
-}
-
-/* Before a block of the stack `old` moves: its bytes go to the slot on top of another stack, which has one. */
-static inline void smi_copy_to_top(const struct smi_thread *t, const struct smi_bin *fresh, uint64_t ref,
-                                   const struct smi_bin *old, size_t size)
-{
-    uint32_t old_size = smi_slot_bytes(t, old);
-    memcpy(t->base + fresh->array[fresh->array[0]], t->base + ref, old_size < size ? old_size : size);
-}
-
-/* Where the block at `ref` lies when it has `size` bytes; 0 when that takes the long way. */
-static inline uint64_t smi_resize(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref, size_t size)
-{
-    struct smi_bin *old = smi_bin_of(heap, t, ref);
-    if (SMI_UNLIKELY(!old))
-        return 0;
-    if (smi_stays(smi_slot_bytes(t, old), size))
-        return ref;
-    struct smi_bin *fresh = smi_bin_for(heap, t, size);
-    if (SMI_UNLIKELY(!fresh))
-        return 0;
-    smi_copy_to_top(t, fresh, ref, old, size);
-    uint64_t moved = smi_pop(t, fresh);
-    smi_push(old, ref);
-    return moved;
-}
-
 /* ---- with a ref word in the heap ---- */
 
 /* The same as a pop. */
 static inline void smi_pop_linked(struct smi_thread *t, struct smi_bin *bin, uint64_t *dest)
 {
-    uint64_t ref = bin->array[bin->array[0]];
+    uint64_t ref = smi_top(bin);
     smi_link_take(t, dest, (struct smi_side){ref, bin->array}, (struct smi_side){0, NULL});
     t->last_ref = ref;
     t->last_bin = bin;
@@ -147,10 +127,40 @@ static inline void smi_pop_linked(struct smi_thread *t, struct smi_bin *bin, uin
 /* The block at *dest goes to the stack `old`, the slot on top of `fresh` takes its place. */
 static inline void smi_exchange_linked(struct smi_thread *t, struct smi_bin *fresh, struct smi_bin *old, uint64_t *dest)
 {
-    uint64_t ref = fresh->array[fresh->array[0]];
+    uint64_t ref = smi_top(fresh);
     smi_link_take(t, dest, (struct smi_side){ref, fresh->array}, (struct smi_side){*dest, old->array});
     t->last_ref = ref;
     t->last_bin = fresh;
+}
+
+/* ---- resizing ---- */
+
+static inline uint32_t smi_slot_bytes(const struct smi_thread *t, const struct smi_bin *bin)
+{
+    return smi_classes[bin - t->bin].size;
+}
+
+/* Where the block at `ref` lies when it has `size` bytes; 0 when that takes the long way. `dest`: the word in the heap
+ * that names it and follows it; NULL: there is none. */
+static inline uint64_t smi_resize(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref, size_t size, uint64_t *dest)
+{
+    struct smi_bin *old = smi_bin_of(heap, t, ref);
+    if (SMI_UNLIKELY(!old))
+        return 0;
+    uint32_t old_size = smi_slot_bytes(t, old);
+    if (smi_stays(old_size, size))
+        return ref;
+    struct smi_bin *fresh = smi_bin_to_fill(heap, t, size);
+    if (SMI_UNLIKELY(!fresh))
+        return 0;
+    memcpy(t->base + smi_top(fresh), t->base + ref, old_size < size ? old_size : size);
+    if (dest) {
+        smi_exchange_linked(t, fresh, old, dest);
+    } else {
+        smi_pop(t, fresh);
+        smi_push(old, ref);
+    }
+    return t->last_ref;
 }
 
 #endif

@@ -167,7 +167,7 @@ EXPORT void *calloc(size_t count, size_t size)
     if (__builtin_mul_overflow(count, size, &bytes))
         return no_memory();
     struct smi_thread *t = smi_current;
-    struct smi_bin *bin = smi_bin_for(heap, t, bytes);
+    struct smi_bin *bin = smi_bin_to_fill(heap, t, bytes);
     return SMI_LIKELY(bin) ? memset(t->base + smi_pop(t, bin), 0, bytes) : take_long(0, bytes, 1);
 }
 
@@ -180,7 +180,7 @@ EXPORT void *realloc(void *block, size_t size)
         return NULL;
     }
     struct smi_thread *t = smi_current;
-    uint64_t moved = smi_resize(heap, t, (uint64_t)((uintptr_t)block - (uintptr_t)t->base), size);
+    uint64_t moved = smi_resize(heap, t, (uint64_t)((uintptr_t)block - (uintptr_t)t->base), size, NULL);
     return SMI_LIKELY(moved) ? t->base + moved : resize_long(block, size);
 }
 

@@ -221,9 +221,10 @@ unsigned survivor_orders(const char *image, uint64_t turn, struct order out[ORDE
     const struct smf_lock *locks = (const void *)(bytes + header->areas.locks);
     for (uint32_t i = 0; i < header->lock_count; i++)
         dead += (futex_of(&locks[i]) & (FUTEX_TID_MASK | FUTEX_OWNER_DIED)) != 0;
-    must(dead < 5, "%u locks are held", dead);
-    for (; dead > 0 && count < factorial(dead); count++)
-        out[count] = (struct order){FIRST_LOCKS, count};
+    must(dead <= 8, "%u locks are held", dead);
+    unsigned all = factorial(dead), most = all < ORDERS_MAX - 2 ? all : ORDERS_MAX - 2;
+    for (; dead > 0 && count < most; count++)
+        out[count] = (struct order){FIRST_LOCKS, count * all / most};
     if (futex_of(&locks[SMF_LOCK_RECOVER]) & (FUTEX_TID_MASK | FUTEX_OWNER_DIED))
         out[count++] = (struct order){FIRST_THREAD, 0};
     out[count++] = (struct order){(enum first)(1 + turn % (FIRSTS - 1)), 0};

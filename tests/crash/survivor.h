@@ -52,8 +52,9 @@ int survivors_carry_on(void);
 /* Remember the bases that they left. */
 void survivors_remember(const struct op *op);
 
-/* Orders in which the image has to be met: each of its dead locks, and another one as it is somebody's `turn`; a
- * thread's first call, too, when the lock of the thread slots is among them. Returns their number. */
+/* Orders in which the image has to be met: each of its dead locks (of more than five, some, evenly spread), and another
+ * one as it is somebody's `turn`; a thread's first call, too, when the lock of the thread slots is among them. Returns
+ * their number. */
 enum { ORDERS_MAX = 128 };
 unsigned survivor_orders(const char *image, uint64_t turn, struct order out[ORDERS_MAX]);
 
