@@ -183,10 +183,8 @@ int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
 {
     struct smi_thread *t = smi_current;
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
-    if (SMI_UNLIKELY(!ref || (at < t->reserved && !smi_can_link(t, at))))
-        return free_ref_long(heap, ref);
-    struct smi_bin *bin = smi_bin_of(heap, t, *ref);
-    if (SMI_UNLIKELY(!bin))
+    struct smi_bin *bin = SMI_LIKELY(ref) ? smi_bin_of(heap, t, *ref) : NULL;
+    if (SMI_UNLIKELY(!bin || (at < t->reserved && !smi_can_link(t, at))))
         return free_ref_long(heap, ref);
     if (at < t->reserved) {
         smi_link_give(t, ref, (struct smi_side){*ref, bin->array});
@@ -220,7 +218,7 @@ int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
 {
     struct smi_thread *t = smi_current;
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
-    if (SMI_UNLIKELY(!ref || (at < t->reserved && !smi_can_link(t, at))))
+    if (SMI_UNLIKELY(!ref || !smi_serves(t, heap) || (at < t->reserved && !smi_can_link(t, at))))
         return realloc_long(heap, ref, size);
     uint64_t moved = smi_resize(heap, t, *ref, size, at < t->reserved ? ref : NULL);
     if (SMI_UNLIKELY(moved == 0))

@@ -27,10 +27,16 @@ static inline uint64_t smi_size_now(const struct smi_thread *t)
     return SMI_LOAD(&smi_state_of(t)->size);
 }
 
+/* Is the context one of this heap, as it is open now? Otherwise nothing that the context leads to may be there. */
+static inline int smi_serves(const struct smi_thread *t, const shmalloc_heap *heap)
+{
+    return SMI_LIKELY(t->epoch == SMI_LOAD(&heap->epoch));
+}
+
 /* The stack with a slot for `size` bytes on top; NULL when that takes the long way. */
 static inline struct smi_bin *smi_bin_for(const shmalloc_heap *heap, struct smi_thread *t, size_t size)
 {
-    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch)))
+    if (!smi_serves(t, heap))
         return NULL;
     unsigned k;
     if (SMI_LIKELY(size <= SMI_MOST_BY_8))
@@ -68,7 +74,7 @@ static inline int smi_bin_takes(const struct smi_bin *bin, uint64_t ref)
 /* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. */
 static inline struct smi_bin *smi_bin_of(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref)
 {
-    if (SMI_UNLIKELY(t->epoch != SMI_LOAD(&heap->epoch)))
+    if (!smi_serves(t, heap))
         return NULL;
     if (ref == t->last_ref) {
         if (SMI_LIKELY(SMI_LOAD(&smi_state_of(t)->reshaped) == t->reshaped))
@@ -90,7 +96,7 @@ static inline struct smi_bin *smi_bin_of(const shmalloc_heap *heap, struct smi_t
     return smi_bin_takes(bin, ref) ? bin : NULL;
 }
 
-/* Can a link record name the word at this offset in the thread's mapping? */
+/* Can a link record name the word at this offset in the mapping of a context that serves the heap? */
 static inline int smi_can_link(const struct smi_thread *t, uint64_t at)
 {
     return at % 8 == 0 && at < smi_size_now(t);

@@ -6,7 +6,9 @@
  * must do the same. What a kill in the middle leaves is tested in tests/proc.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "heap_suite.h"
 
@@ -176,4 +178,30 @@ Test(link, a_chain_is_built_and_taken_down_from_its_head)
     }
     cr_assert_eq(count, 10000);
     drop_table(table);
+}
+
+/* Other memory may lie by then where a closed heap was mapped: what this thread remembers of that heap must not be asked
+ * about it. */
+Test(link, a_word_where_a_closed_heap_was)
+{
+    enum { AWAY = 1 << 20 }; /* so that nothing lies where the heap's fixed areas were */
+    char path[300];
+    snprintf(path, sizeof(path), "%s", fixture_path(&f, "other"));
+    for (int call = 0; call < 3; call++) {
+        shmalloc_heap *other = heap_create(path, 0);
+        char *base = (char *)shmalloc_ptr(other, 8) - 8;
+        shmalloc_ref ref = 0;
+        must_work(shmalloc_alloc(other, 8, &ref));
+        must_work(shmalloc_free(other, &ref));
+        must_work(shmalloc_close(other));
+        uint64_t *word = mmap(base + AWAY, 4096, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+        must(word == (void *)(base + AWAY), "the place is taken");
+        must_work(call == 0 ? shmalloc_alloc(f.heap, 100, word)
+                  : call == 1 ? shmalloc_realloc(f.heap, word, 100) : shmalloc_free(f.heap, word));
+        must(*word != 0 || call == 2, "nothing was allocated");
+        must_work(shmalloc_free(f.heap, word));
+        munmap(word, 4096);
+        must_work(shmalloc_destroy(path));
+    }
 }
