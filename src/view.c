@@ -82,9 +82,14 @@ const void *smi_view_at(struct smi_view *view, uint64_t ref, uint64_t len)
     return view->memory + ref;
 }
 
+const void *smi_view_record(struct smi_view *view, uint64_t ref, uint64_t len)
+{
+    return ref % 8 == 0 ? smi_view_at(view, ref, len) : NULL;
+}
+
 int smi_view_store(struct smi_view *view, uint64_t ref, uint64_t value)
 {
-    if (ref % 8 != 0 || !smi_view_at(view, ref, 8))
+    if (!smi_view_record(view, ref, 8))
         return -1;
     memcpy(view->memory + ref, &value, sizeof(value));
     return 0;
@@ -93,7 +98,7 @@ int smi_view_store(struct smi_view *view, uint64_t ref, uint64_t value)
 /* A word, 0 when there is none. */
 static uint64_t word_at(struct smi_view *view, uint64_t ref)
 {
-    const void *at = ref % 8 == 0 ? smi_view_at(view, ref, 8) : NULL;
+    const void *at = smi_view_record(view, ref, 8);
     uint64_t value = 0;
     if (at)
         memcpy(&value, at, sizeof(value));
@@ -262,7 +267,7 @@ static void undo_logs(struct settling *s)
 static int read_directory(struct smi_view *view)
 {
     const struct smf_chunk *entry =
-        smi_view_at(view, view->header.areas.directory, SMF_CHUNKS * sizeof(struct smf_chunk));
+        smi_view_record(view, view->header.areas.directory, SMF_CHUNKS * sizeof(struct smf_chunk));
     uint64_t wanted = view->state.chunk_count <= SMF_CHUNKS ? view->state.chunk_count : SMF_CHUNKS;
     view->chunks = calloc(SMF_CHUNKS, sizeof(*view->chunks));
     if (!view->chunks)
@@ -805,7 +810,7 @@ int smi_view_each_root(struct smi_view *view, int (*visit)(const shmalloc_root *
     int rc = smi_view_settle(view, NULL, NULL), damaged = 0;
     if (rc < 0)
         return cannot_read(view, rc);
-    const struct smf_roots *roots = smi_view_at(view, view->header.areas.roots, sizeof(*roots));
+    const struct smf_roots *roots = smi_view_record(view, view->header.areas.roots, sizeof(*roots));
     for (uint32_t i = 0; roots && rc == 0 && i < SMF_ROOT_BUCKETS; i++)
         rc = walk_bucket(view, roots->bucket[i], visit, arg, &damaged);
     if (rc == 0 && (damaged || !roots))

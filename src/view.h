@@ -64,6 +64,8 @@ void smi_view_finish(struct smi_view *view);
 
 /* `len` bytes at `ref`, or NULL when not all of them lie inside the file (or cannot be read). */
 const void *smi_view_at(struct smi_view *view, uint64_t ref, uint64_t len);
+/* The same for a record of 8-aligned words that a header names; it may be a damaged one. */
+const void *smi_view_record(struct smi_view *view, uint64_t ref, uint64_t len);
 
 /* `len` bytes at `ref` as they are at this moment, past the private copies. 0, or -1 as above. */
 int smi_view_read_now(struct smi_view *view, uint64_t ref, uint64_t len, void *out);

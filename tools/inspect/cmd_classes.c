@@ -142,10 +142,10 @@ static void read_record(struct tally *tally, uint32_t arena, unsigned k)
     struct figures *f = &tally->of[arena][k];
     uint64_t index = (uint64_t)arena * SMF_CLASSES + k;
     const struct smf_central *central =
-        smi_view_at(view, view->header.areas.central + index * sizeof(*central), sizeof(*central));
+        smi_view_record(view, view->header.areas.central + index * sizeof(*central), sizeof(*central));
     const struct smf_lock *lock =
-        smi_view_at(view, view->header.areas.locks + (SMF_LOCK_CLASS_FIRST + index) * sizeof(*lock),
-                    sizeof(*lock));
+        smi_view_record(view, view->header.areas.locks + (SMF_LOCK_CLASS_FIRST + index) * sizeof(*lock),
+                        sizeof(*lock));
     f->used_bytes = f->used * smi_classes[k].size;
     if (central) {
         f->refills = central->refills;
@@ -168,7 +168,7 @@ static void read_records(struct tally *tally)
     for (uint32_t arena = 0; arena <= view->header.arena_count; arena++)
         for (unsigned k = 0; k < SMF_CLASSES; k++)
             read_record(tally, arena, k);
-    const struct smf_lock *lock = smi_view_at(
+    const struct smf_lock *lock = smi_view_record(
         view, view->header.areas.locks + (view->header.lock_count - 1ull) * sizeof(*lock),
         sizeof(*lock));
     if (lock)

@@ -198,7 +198,7 @@ static uint32_t count_faults(struct inspect *in, uint64_t *minor, uint64_t *majo
     uint32_t told = 0;
     *minor = *major = 0;
     for (uint32_t i = 0; i < SMF_PROCESSES && inspect_same_namespace(in); i++) {
-        const struct smf_process *process = smi_view_at(
+        const struct smf_process *process = smi_view_record(
             &in->view, in->view.header.areas.processes + i * sizeof(*process), sizeof(*process));
         uint64_t a, b;
         if (!in->users.alive[i] || !process || inspect_faults(process, &a, &b) < 0)

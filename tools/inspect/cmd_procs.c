@@ -98,7 +98,7 @@ static void read_locks(struct inspect *in, struct census *census)
 {
     for (uint32_t i = 0; i < in->view.header.lock_count; i++) {
         const struct smf_lock *lock =
-            smi_view_at(&in->view, in->view.header.areas.locks + i * sizeof(*lock), sizeof(*lock));
+            smi_view_record(&in->view, in->view.header.areas.locks + i * sizeof(*lock), sizeof(*lock));
         uint32_t tid = lock ? holder_of(lock) : 0;
         if (tid && census->lock_count < 256)
             census->locks[census->lock_count++] = (struct held_lock){i, tid, 0};
@@ -155,7 +155,7 @@ static const char *name_of(const struct smf_process *process, char buf[17])
 static const struct smf_process *process_at(struct inspect *in, const struct census *census,
                                             uint32_t i)
 {
-    const struct smf_process *process = smi_view_at(
+    const struct smf_process *process = smi_view_record(
         &in->view, in->view.header.areas.processes + i * sizeof(*process), sizeof(*process));
     return process && (in->users.alive[i] || (census->valid && process->state == 1)) ? process
                                                                                      : NULL;

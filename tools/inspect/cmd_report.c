@@ -562,7 +562,7 @@ static void put_processes(FILE *page, struct inspect *in)
     open_card(page, " all", "Processes and threads", NULL);
     for (uint32_t i = 0; i < SMF_PROCESSES; i++) {
         const struct smf_process *p =
-            smi_view_at(&in->view, in->view.header.areas.processes + i * sizeof(*p), sizeof(*p));
+            smi_view_record(&in->view, in->view.header.areas.processes + i * sizeof(*p), sizeof(*p));
         if (!p || !(in->users.alive[i] || (table_is_valid && p->state == 1)))
             continue;
         if (!any++)

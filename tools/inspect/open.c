@@ -45,7 +45,7 @@ int inspect_is_live(const struct inspect *in)
 int inspect_runtime_is_valid(struct inspect *in)
 {
     const struct smf_runtime *runtime =
-        smi_view_at(&in->view, in->view.header.areas.runtime, sizeof(*runtime));
+        smi_view_record(&in->view, in->view.header.areas.runtime, sizeof(*runtime));
     struct smi_file_info file;
     uint8_t boot_id[16];
     if (!runtime || smi_os_stat(in->view.fd, &file) < 0)
@@ -59,7 +59,7 @@ int inspect_runtime_is_valid(struct inspect *in)
 int inspect_same_namespace(struct inspect *in)
 {
     const struct smf_runtime *runtime =
-        smi_view_at(&in->view, in->view.header.areas.runtime, sizeof(*runtime));
+        smi_view_record(&in->view, in->view.header.areas.runtime, sizeof(*runtime));
     uint64_t here;
     return runtime && smi_os_pid_namespace(&here) == 0 && runtime->pid_namespace == here;
 }

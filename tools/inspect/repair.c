@@ -28,7 +28,7 @@ static void name_users(struct inspect *in, char *out, size_t size)
     out[0] = 0;
     for (uint32_t i = 0; i < SMF_PROCESSES; i++) {
         const struct smf_process *p =
-            in->users.alive[i] ? smi_view_at(&in->view, in->view.header.areas.processes + i * sizeof(*p),
+            in->users.alive[i] ? smi_view_record(&in->view, in->view.header.areas.processes + i * sizeof(*p),
                                              sizeof(*p))
                                : NULL;
         if (p && used < size)

@@ -31,7 +31,7 @@ static void look_at_thread(struct inspect *in, struct look *look, uint32_t i, in
                                    .flushed = t->flushed,
                                    .large = t->large};
     thread->alive = in->users.alive[thread->process];
-    const struct smf_process *process = smi_view_at(
+    const struct smf_process *process = smi_view_record(
         view, view->header.areas.processes + thread->process * sizeof(*process), sizeof(*process));
     if (process && (thread->alive || table_is_valid)) {
         memcpy(thread->name, process->name, 16);
@@ -65,7 +65,7 @@ static void look_at_locks(struct smi_view *view, struct look *look)
     const struct smf_header *h = &view->header;
     for (uint32_t i = 0; i < h->lock_count; i++) {
         const struct smf_lock *lock =
-            smi_view_at(view, h->areas.locks + i * sizeof(*lock), sizeof(*lock));
+            smi_view_record(view, h->areas.locks + i * sizeof(*lock), sizeof(*lock));
         if (!lock)
             continue;
         look->waits += lock->waits;
@@ -85,7 +85,7 @@ static uint64_t look_at_classes(struct smi_view *view, struct look *look)
     for (uint32_t arena = 0; arena <= h->arena_count; arena++) {
         for (unsigned k = 0; k < SMF_CLASSES; k++) {
             const struct smf_central *central =
-                smi_view_at(view, h->areas.central + (arena * SMF_CLASSES + k) * sizeof(*central),
+                smi_view_record(view, h->areas.central + (arena * SMF_CLASSES + k) * sizeof(*central),
                             sizeof(*central));
             if (!central)
                 continue;
@@ -146,7 +146,7 @@ int inspect_take_look(struct inspect *in, struct look *look)
     look->file_size = view->file_size, look->poison = view->state.poison;
     look->processes = in->users.processes;
     const struct smf_page_heap *pages =
-        smi_view_at(view, view->header.areas.page_heap, sizeof(*pages));
+        smi_view_record(view, view->header.areas.page_heap, sizeof(*pages));
     if (pages) {
         look->free = pages->free_pages << SMF_PAGE_SHIFT;
         look->takes = pages->takes, look->gives = pages->gives, look->grows = pages->grows;
