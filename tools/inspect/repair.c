@@ -29,7 +29,7 @@ static void name_users(struct inspect *in, char *out, size_t size)
     for (uint32_t i = 0; i < SMF_PROCESSES; i++) {
         const struct smf_process *p =
             in->users.alive[i] ? smi_view_record(&in->view, in->view.header.areas.processes + i * sizeof(*p),
-                                             sizeof(*p))
+                                                 sizeof(*p))
                                : NULL;
         if (p && used < size)
             used += (size_t)snprintf(out + used, size - used, "%s%u (%.*s)", used ? ", " : "process ",
