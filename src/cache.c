@@ -72,7 +72,7 @@ static uint32_t deepest(uint32_t k)
 static void load_nothing(struct smi_thread *t)
 {
     for (uint32_t k = 0; k < SMF_CLASSES; k++)
-        t->bin[k] = smi_no_bin;
+        *smi_bin(t, k) = smi_no_bin;
 }
 
 int smi_cache_load(struct smi_thread *t)
@@ -80,15 +80,15 @@ int smi_cache_load(struct smi_thread *t)
     t->room = SHARE < t->heap->state->max_size / 32 ? SHARE : t->heap->state->max_size / 32;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint32_t capacity, first = FIRST_BYTES / smi_classes[k].size;
-        int rc = smi_cache_array(t->heap, t->slot, k, &t->bin[k].array, &capacity);
+        int rc = smi_cache_array(t->heap, t->slot, k, &smi_bin(t, k)->array, &capacity);
         if (rc < 0) {
             load_nothing(t);
             return rc;
         }
-        t->bin[k].capacity = capacity;
-        t->bin[k].limit = first < 4 ? 4 : first < capacity ? first : capacity;
-        t->bin[k].batch = FIRST_BATCH;
-        t->bin[k].shape = smi_shape(&smi_classes[k]);
+        smi_bin(t, k)->capacity = capacity;
+        smi_bin(t, k)->limit = first < 4 ? 4 : first < capacity ? first : capacity;
+        smi_bin(t, k)->batch = FIRST_BATCH;
+        smi_bin(t, k)->shape = smi_shape(&smi_classes[k]);
     }
     return 0;
 }
@@ -98,7 +98,7 @@ int smi_cache_load(struct smi_thread *t)
 static int impossible_count(struct smi_thread *t, uint32_t k)
 {
     return smi_heap_poison(t->heap, "cache of class %u holds %llu slots of at most %llu", k,
-                           (unsigned long long)t->bin[k].array[0], (unsigned long long)t->bin[k].limit);
+                           (unsigned long long)smi_bin(t, k)->array[0], (unsigned long long)smi_bin(t, k)->limit);
 }
 
 /* The most slots that move at once: half of the stack. */
@@ -109,7 +109,7 @@ static uint32_t most_batch(const struct smi_bin *bin)
 
 int smi_cache_refill(struct smi_thread *t, uint32_t k)
 {
-    struct smi_bin *bin = &t->bin[k];
+    struct smi_bin *bin = smi_bin(t, k);
     uint64_t count = bin->array[0];
     if (count > bin->limit)
         return impossible_count(t, k);
@@ -127,7 +127,7 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
 {
     shmalloc_heap *heap = t->heap;
     struct smf_thread *slot = t->slot;
-    struct smi_bin *bin = &t->bin[k];
+    struct smi_bin *bin = smi_bin(t, k);
     uint64_t old = slot->bins[k], count = SMI_LOAD(&bin->array[0]);
     uint32_t capacity = smi_bin_words(pages, k) - 1;
     if (count > bin->limit || count > capacity)
@@ -147,7 +147,7 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
     SMI_STORE(&slot->bins[k], ref | pages); /* kill around here: of each span in `spare`, only those that
                                                no bin names are given back */
     bin->array = array;
-    t->bin[k].capacity = capacity;
+    smi_bin(t, k)->capacity = capacity;
     SMI_STORE(&slot->spare[0], 0);
     if (old & SMF_BIN_PAGES)
         rc = smi_pages_give(heap, (uint32_t)(old >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[1], NULL);
@@ -157,19 +157,19 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
 /* Let the stack of class k get deeper if the thread's share allows it: 1 when it did. */
 static int deepen(struct smi_thread *t, uint32_t k)
 {
-    struct smi_bin *bin = &t->bin[k];
+    struct smi_bin *bin = smi_bin(t, k);
     uint32_t size = smi_classes[k].size, most = deepest(k), limit = (uint32_t)bin->limit * 2 + 1;
     if (limit > most)
         limit = most;
     if (limit <= bin->limit || (uint64_t)(limit - bin->limit) * size > t->room)
         return 0;
-    if (limit > t->bin[k].capacity) {
+    if (limit > smi_bin(t, k)->capacity) {
         uint32_t pages = (uint32_t)(t->slot->bins[k] & SMF_BIN_PAGES);
         pages = pages == 0 ? 1 : pages < SMF_BIN_MOST_PAGES / 2 ? pages * 2 : SMF_BIN_MOST_PAGES;
         if (exchange_array(t, k, pages) < 0)
             return 0; /* no memory for a longer array: the short one goes on */
-        if (limit > t->bin[k].capacity)
-            limit = (uint32_t)t->bin[k].capacity;
+        if (limit > smi_bin(t, k)->capacity)
+            limit = (uint32_t)smi_bin(t, k)->capacity;
     }
     if (limit > bin->limit)
         t->room -= (uint64_t)(limit - bin->limit) * size;
@@ -179,7 +179,7 @@ static int deepen(struct smi_thread *t, uint32_t k)
 
 int smi_cache_make_room(struct smi_thread *t, uint32_t k)
 {
-    struct smi_bin *bin = &t->bin[k];
+    struct smi_bin *bin = smi_bin(t, k);
     uint64_t count = bin->array[0];
     if (count > bin->limit)
         return impossible_count(t, k);

@@ -45,7 +45,7 @@ static inline struct smi_bin *smi_bin_for(const shmalloc_heap *heap, struct smi_
         k = smi_class_by_128[(size + 127) / 128];
     else
         return NULL;
-    struct smi_bin *bin = &t->bin[k];
+    struct smi_bin *bin = smi_bin(t, k);
     uint64_t *array = bin->array, count = array[0];
     if (SMI_UNLIKELY(count - 1 >= bin->limit)) /* 0, or a count that cannot be */
         return NULL;
@@ -86,12 +86,9 @@ static inline struct smi_bin *smi_bin_of(const shmalloc_heap *heap, struct smi_t
     uintptr_t words = SMI_LOAD(&t->words[ref >> SMF_GRANULE_SHIFT]);
     if (SMI_UNLIKELY(words == 0))
         return NULL;
-    uint16_t word = SMI_LOAD((uint16_t *)words + (ref >> SMF_PAGE_SHIFT));
-    uint32_t k = (uint32_t)(word & (SMF_WORD_KIND | SMF_WORD_SIDE | SMF_WORD_INTERNAL)) - 1;
-    if (SMI_UNLIKELY(k >= SMF_CLASSES))
-        return NULL;
-    struct smi_bin *bin = &t->bin[k];
-    if (SMI_UNLIKELY(!smi_begins_slot(&bin->shape, smi_offset_in_slab(ref, word))))
+    uint64_t word = SMI_LOAD((uint16_t *)words + (ref >> SMF_PAGE_SHIFT));
+    struct smi_bin *bin = &t->bin_of_kind[word & SMF_WORD_KIND];
+    if (SMI_UNLIKELY(!smi_begins_slot(&bin->shape, smi_offset_in_plain_slab(ref, word))))
         return NULL;
     return smi_bin_takes(bin, ref) ? bin : NULL;
 }
@@ -143,7 +140,7 @@ static inline void smi_exchange_linked(struct smi_thread *t, struct smi_bin *fre
 
 static inline uint32_t smi_slot_bytes(const struct smi_thread *t, const struct smi_bin *bin)
 {
-    return smi_classes[bin - t->bin].size;
+    return smi_classes[bin - t->bin_of_kind - 1].size;
 }
 
 /* Where the block at `ref` lies when it has `size` bytes; 0 when that takes the long way. `dest`: the word in the heap

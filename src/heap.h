@@ -111,10 +111,8 @@ struct smi_bin {
 };
 _Static_assert(sizeof(struct smi_bin) == 64, "one cache line, and a shift to find it");
 
-/* What a thread needs to use a heap. The stacks come first, because then a class leads to its stack with a shift and an
- * addition. */
+/* What a thread needs to use a heap. */
 struct smi_thread {
-    struct smi_bin bin[SMF_CLASSES];
     uint64_t epoch; /* heap->epoch, or ~0 in hardened heaps, whose calls all take the long way */
     uint8_t *base;
     uint64_t reserved; /* of the heap's, as is `base` */
@@ -131,7 +129,16 @@ struct smi_thread {
     uint64_t room;       /* bytes of slots its arrays may still grow by */
     struct smi_thread *next_in_thread; /* this thread's contexts of other heaps; or the next in the pool */
     struct smi_thread *next_in_heap;
+
+    /* By the kind in a page's word. Those of kinds that are no class stay all zeros, and no slot begins in them. */
+    struct smi_bin bin_of_kind[SMF_WORD_KIND + 1];
 };
+
+/* The stack of class k. */
+static inline struct smi_bin *smi_bin(struct smi_thread *t, uint32_t k)
+{
+    return &t->bin_of_kind[1 + k];
+}
 
 static inline const struct smf_state *smi_state_of(const struct smi_thread *t)
 {

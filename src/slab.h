@@ -29,6 +29,15 @@ static inline uint32_t smi_offset_in_slab(uint64_t ref, uint16_t word)
            (uint32_t)(ref & (SMF_PAGE - 1));
 }
 
+/* The same in slabs that the fast paths serve; in others, beyond the end of any. */
+static inline uint32_t smi_offset_in_plain_slab(uint64_t ref, uint64_t word)
+{
+    uint64_t pages = word & (SMF_WORD_INDEX | SMF_WORD_SIDE | SMF_WORD_INTERNAL);
+    return (uint32_t)(pages << (SMF_PAGE_SHIFT - SMF_WORD_INDEX_SHIFT) | (ref & (SMF_PAGE - 1)));
+}
+_Static_assert(SMF_WORD_SIDE > SMF_WORD_INDEX && SMF_WORD_INTERNAL > SMF_WORD_INDEX,
+               "and so are more pages than a slab has");
+
 /* Slot number for a ref whose page has word `word` of class k. Returns the slot
  * number, or a number not below the class's slots when no slot begins there. */
 static inline uint32_t smi_slot_index(uint64_t ref, uint16_t word, const struct smi_class *class)

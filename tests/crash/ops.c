@@ -184,7 +184,7 @@ static void one_kept(struct stage *s)
 }
 static void stack_at_limit(struct stage *s, unsigned limit)
 {
-    struct smi_bin *bin = &smi_current->bin[smi_class_of(SMALL)];
+    struct smi_bin *bin = smi_bin(smi_current, smi_class_of(SMALL));
     for (unsigned i = 0; i < limit + 20; i++)
         keep_block(s, SMALL);
     link_block(s, 0, SMALL);
@@ -203,7 +203,7 @@ static void stack_full_again(struct stage *s) /* of an array in a span of its ow
 }
 static void stack_at_share(struct stage *s) /* no room left for a longer one: a batch goes back */
 {
-    struct smi_bin *bin = &smi_current->bin[smi_class_of(4096)];
+    struct smi_bin *bin = smi_bin(smi_current, smi_class_of(4096));
     keep_many(s, 30, 4096);
     link_block(s, 0, 4096);
     smi_current->room = 0;
@@ -496,7 +496,7 @@ static int die_linking(void *arg)
     drop_many(s, 5);
     struct smi_thread *t = smi_current;
     struct smf_link *link = &t->slot->link;
-    uint64_t *array = t->bin[smi_class_of(SMALL)].array;
+    uint64_t *array = smi_bin(t, smi_class_of(SMALL))->array;
     link->dest = shmalloc_ref_of(heap, &s->world->word[21]);
     link->fresh = array[array[0]];
     link->fresh_array = shmalloc_ref_of(heap, array);
