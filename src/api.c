@@ -546,14 +546,29 @@ int shmalloc_get_stats(const shmalloc_heap *heap, shmalloc_stats *out)
     return 0;
 }
 
+struct visitor {
+    const shmalloc_heap *heap;
+    int (*visit)(const shmalloc_block *block, void *arg);
+    void *arg;
+};
+
+/* The view undoes what is in flight. In a damaged heap that may bring back a size which the heap has not, and blocks
+ * there, which shmalloc_ptr() would deny. */
+static int visit_inside(const shmalloc_block *block, void *arg)
+{
+    const struct visitor *visitor = arg;
+    return smi_in_heap(visitor->heap, block->ref, block->size) ? visitor->visit(block, visitor->arg) : 0;
+}
+
 int shmalloc_each_block(const shmalloc_heap *heap, int (*visit)(const shmalloc_block *block, void *arg),
                         void *arg)
 {
     struct smi_view view;
+    struct visitor visitor = {heap, visit, arg};
     int rc = see(heap, &view);
     if (rc < 0)
         return rc;
-    rc = smi_view_each_block(&view, visit, arg);
+    rc = smi_view_each_block(&view, visit_inside, &visitor);
     smi_view_finish(&view);
     return rc;
 }
