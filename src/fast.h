@@ -33,7 +33,8 @@ static inline int smi_serves(const struct smi_thread *t, const shmalloc_heap *he
     return SMI_LIKELY(t->epoch == SMI_LOAD(&heap->epoch));
 }
 
-/* The stack with a slot for `size` bytes on top; NULL when that takes the long way. */
+/* The stack with a slot for `size` bytes on top; NULL when that takes the long way. The tables are smi_class_of()'s, which
+ * does not ask whether there is a class. */
 static inline struct smi_bin *smi_bin_for(const shmalloc_heap *heap, struct smi_thread *t, size_t size)
 {
     if (!smi_serves(t, heap))
