@@ -56,8 +56,9 @@ static int top_slot(struct smi_thread *t, const struct smi_request *request, uin
     if (rc < 0)
         return rc;
     struct smi_slot slot;
-    uint64_t *array = smi_bin(t, k)->array, count = SMI_LOAD(&array[0]);
-    uint64_t ref = count <= smi_bin(t, k)->limit ? SMI_LOAD(&array[count]) : 0;
+    const struct smi_bin *bin = smi_bin(t, k);
+    uint64_t *array = bin->array, count = SMI_LOAD(&array[0]);
+    uint64_t ref = count <= bin->limit ? SMI_LOAD(&array[count]) : 0;
     if (smi_slot_find(t->heap, ref, &slot) < 0 || slot.k != k)
         return smi_heap_poison(t->heap, "cache of class %u holds %#llx, which is no slot of it", k,
                                (unsigned long long)ref);
@@ -160,8 +161,9 @@ static int double_free(const shmalloc_heap *heap, uint64_t ref)
 static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int *late)
 {
     shmalloc_heap *heap = t->heap;
-    uint64_t *array = smi_bin(t, slot->k)->array, count = SMI_LOAD(&array[0]);
-    if (count > 0 && count <= smi_bin(t, slot->k)->limit && array[count] == ref)
+    const struct smi_bin *bin = smi_bin(t, slot->k);
+    uint64_t *array = bin->array, count = SMI_LOAD(&array[0]);
+    if (count > 0 && count <= bin->limit && array[count] == ref)
         return double_free(heap, ref);
     const uint64_t *bits = smi_slot_user_bits(heap, slot);
     if (bits && !(SMI_LOAD(bits) & 1ull << (slot->index % 64)))
@@ -195,12 +197,13 @@ int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest)
         rc = prepare_give(t, ref, &slot, &late);
     if (rc < 0)
         return rc;
-    uint64_t *array = smi_bin(t, slot.k)->array;
+    const struct smi_bin *bin = smi_bin(t, slot.k);
+    uint64_t *array = bin->array;
     if (dest) {
         smi_link_give(t, dest, (struct smi_side){ref, array});
     } else {
         uint64_t count = SMI_LOAD(&array[0]);
-        if (count >= smi_bin(t, slot.k)->limit)
+        if (count >= bin->limit)
             return smi_heap_poison(t->heap, "cache of class %u grew by itself", slot.k);
         SMI_STORE(&array[count + 1], ref);
         SMI_STORE(&array[0], count + 1);

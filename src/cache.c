@@ -79,16 +79,17 @@ int smi_cache_load(struct smi_thread *t)
 {
     t->room = SHARE < t->heap->state->max_size / 32 ? SHARE : t->heap->state->max_size / 32;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        struct smi_bin *bin = smi_bin(t, k);
         uint32_t capacity, first = FIRST_BYTES / smi_classes[k].size;
-        int rc = smi_cache_array(t->heap, t->slot, k, &smi_bin(t, k)->array, &capacity);
+        int rc = smi_cache_array(t->heap, t->slot, k, &bin->array, &capacity);
         if (rc < 0) {
             load_nothing(t);
             return rc;
         }
-        smi_bin(t, k)->capacity = capacity;
-        smi_bin(t, k)->limit = first < 4 ? 4 : first < capacity ? first : capacity;
-        smi_bin(t, k)->batch = FIRST_BATCH;
-        smi_bin(t, k)->shape = smi_shape(&smi_classes[k]);
+        bin->capacity = capacity;
+        bin->limit = first < 4 ? 4 : first < capacity ? first : capacity;
+        bin->batch = FIRST_BATCH;
+        bin->shape = smi_shape(&smi_classes[k]);
     }
     return 0;
 }
@@ -97,8 +98,9 @@ int smi_cache_load(struct smi_thread *t)
 
 static int impossible_count(struct smi_thread *t, uint32_t k)
 {
+    const struct smi_bin *bin = smi_bin(t, k);
     return smi_heap_poison(t->heap, "cache of class %u holds %llu slots of at most %llu", k,
-                           (unsigned long long)smi_bin(t, k)->array[0], (unsigned long long)smi_bin(t, k)->limit);
+                           (unsigned long long)bin->array[0], (unsigned long long)bin->limit);
 }
 
 /* The most slots that move at once: half of the stack. */
@@ -147,7 +149,7 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
     SMI_STORE(&slot->bins[k], ref | pages); /* kill around here: of each span in `spare`, only those that
                                                no bin names are given back */
     bin->array = array;
-    smi_bin(t, k)->capacity = capacity;
+    bin->capacity = capacity;
     SMI_STORE(&slot->spare[0], 0);
     if (old & SMF_BIN_PAGES)
         rc = smi_pages_give(heap, (uint32_t)(old >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[1], NULL);
@@ -163,13 +165,13 @@ static int deepen(struct smi_thread *t, uint32_t k)
         limit = most;
     if (limit <= bin->limit || (uint64_t)(limit - bin->limit) * size > t->room)
         return 0;
-    if (limit > smi_bin(t, k)->capacity) {
+    if (limit > bin->capacity) {
         uint32_t pages = (uint32_t)(t->slot->bins[k] & SMF_BIN_PAGES);
         pages = pages == 0 ? 1 : pages < SMF_BIN_MOST_PAGES / 2 ? pages * 2 : SMF_BIN_MOST_PAGES;
         if (exchange_array(t, k, pages) < 0)
             return 0; /* no memory for a longer array: the short one goes on */
-        if (limit > smi_bin(t, k)->capacity)
-            limit = (uint32_t)smi_bin(t, k)->capacity;
+        if (limit > bin->capacity)
+            limit = (uint32_t)bin->capacity;
     }
     if (limit > bin->limit)
         t->room -= (uint64_t)(limit - bin->limit) * size;
