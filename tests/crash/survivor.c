@@ -232,7 +232,7 @@ unsigned survivor_orders(const char *image, uint64_t turn, struct order out[ORDE
     return count;
 }
 
-/* All dead locks have been taken over: nothing is half done under any. */
+/* All dead locks have been taken over, and nobody else works: nothing is half done under any. */
 static void must_be_at_rest(const shmalloc_heap *heap)
 {
     right(heap->page_heap->log_count == 0 && heap->roots->log_count == 0 && heap->roots->scratch == 0,
@@ -252,7 +252,6 @@ static void take_locks(shmalloc_heap *heap, unsigned permutation)
         lock[i] = lock[count - 1];
         permutation /= count;
     }
-    must_be_at_rest(heap);
 }
 
 /* Any long path, as if the last look had been long ago. */
@@ -474,6 +473,8 @@ static void judge_alone(const void *arg)
     int guarded = op_holds_mutex(survival->op) && !(survival->op->traits & OP_ORPHANS);
     int dead_owner = mutex_has_dead_owner(&s);
     int answer = begin_with(&s, survival->part, survival->order, guarded ? &loot : NULL);
+    if (survival->order.first == FIRST_LOCKS)
+        must_be_at_rest(s.heap);
     if (answer < 0)
         answer = pass_mutex(&s, NULL);
     right(answer == dead_owner, "the mutex answers %d, its owner is %s", answer, dead_owner ? "dead" : "nobody");
