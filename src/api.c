@@ -166,6 +166,13 @@ uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref)
     return smi_block_tag(heap, ref);
 }
 
+/* Can the word `ref`, at this offset from the context's mapping, be read, and linked when it is in there? */
+static inline int can_follow(const shmalloc_heap *heap, const struct smi_thread *t, const shmalloc_ref *ref,
+                             uint64_t at)
+{
+    return ref && smi_serves(t, heap) && (at >= t->reserved || smi_can_link(t, at));
+}
+
 static LONG_WAY int free_ref_long(shmalloc_heap *heap, shmalloc_ref *ref)
 {
     int in_heap = destination(heap, ref);
@@ -183,8 +190,10 @@ int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
 {
     struct smi_thread *t = smi_current;
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
-    struct smi_bin *bin = SMI_LIKELY(ref) ? smi_bin_of(heap, t, *ref) : NULL;
-    if (SMI_UNLIKELY(!bin || (at < t->reserved && !smi_can_link(t, at))))
+    if (SMI_UNLIKELY(!can_follow(heap, t, ref, at)))
+        return free_ref_long(heap, ref);
+    struct smi_bin *bin = smi_bin_of(t, *ref);
+    if (SMI_UNLIKELY(!bin))
         return free_ref_long(heap, ref);
     if (at < t->reserved) {
         smi_link_give(t, ref, (struct smi_side){*ref, bin->array});
@@ -218,7 +227,7 @@ int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
 {
     struct smi_thread *t = smi_current;
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
-    if (SMI_UNLIKELY(!ref || !smi_serves(t, heap) || (at < t->reserved && !smi_can_link(t, at))))
+    if (SMI_UNLIKELY(!can_follow(heap, t, ref, at)))
         return realloc_long(heap, ref, size);
     uint64_t moved = smi_resize(heap, t, *ref, size, at < t->reserved ? ref : NULL);
     if (SMI_UNLIKELY(moved == 0))
@@ -290,7 +299,7 @@ int shmalloc_mfree(shmalloc_heap *heap, void *block)
     /* NULL and foreign addresses give a ref beyond the heap's end; another heap's context is found out */
     struct smi_thread *t = smi_current;
     uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base);
-    struct smi_bin *bin = smi_bin_of(heap, t, ref);
+    struct smi_bin *bin = smi_serves(t, heap) ? smi_bin_of(t, ref) : NULL;
     if (SMI_UNLIKELY(!bin))
         return free_long(heap, block);
     smi_push(bin, ref);
@@ -318,7 +327,7 @@ void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size)
 {
     struct smi_thread *t = smi_current;
     uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base); /* as in shmalloc_mfree() */
-    uint64_t moved = smi_resize(heap, t, ref, size, NULL);
+    uint64_t moved = smi_serves(t, heap) ? smi_resize(heap, t, ref, size, NULL) : 0;
     return SMI_LIKELY(moved) ? t->base + moved : mrealloc_long(heap, block, size);
 }
 

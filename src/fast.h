@@ -72,11 +72,10 @@ static inline int smi_bin_takes(const struct smi_bin *bin, uint64_t ref)
     return SMI_LIKELY(count < bin->limit && bin->array[count] != ref); /* array[0] is no ref */
 }
 
-/* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. */
-static inline struct smi_bin *smi_bin_of(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref)
+/* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. The context serves
+ * the heap. */
+static inline struct smi_bin *smi_bin_of(struct smi_thread *t, uint64_t ref)
 {
-    if (!smi_serves(t, heap))
-        return NULL;
     if (ref == t->last_ref) {
         if (SMI_LIKELY(SMI_LOAD(&smi_state_of(t)->reshaped) == t->reshaped))
             return smi_bin_takes(t->last_bin, ref) ? t->last_bin : NULL;
@@ -145,10 +144,10 @@ static inline uint32_t smi_slot_bytes(const struct smi_thread *t, const struct s
 }
 
 /* Where the block at `ref` lies when it has `size` bytes; 0 when that takes the long way. `dest`: the word in the heap
- * that names it and follows it; NULL: there is none. */
+ * that names it and follows it; NULL: there is none. The context serves the heap. */
 static inline uint64_t smi_resize(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref, size_t size, uint64_t *dest)
 {
-    struct smi_bin *old = smi_bin_of(heap, t, ref);
+    struct smi_bin *old = smi_bin_of(t, ref);
     if (SMI_UNLIKELY(!old))
         return 0;
     uint32_t old_size = smi_slot_bytes(t, old);

@@ -154,7 +154,7 @@ EXPORT void free(void *block)
 {
     struct smi_thread *t = smi_current;
     uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base);
-    struct smi_bin *bin = smi_bin_of(heap, t, ref);
+    struct smi_bin *bin = smi_serves(t, heap) ? smi_bin_of(t, ref) : NULL;
     if (SMI_LIKELY(bin))
         smi_push(bin, ref);
     else
@@ -180,7 +180,8 @@ EXPORT void *realloc(void *block, size_t size)
         return NULL;
     }
     struct smi_thread *t = smi_current;
-    uint64_t moved = smi_resize(heap, t, (uint64_t)((uintptr_t)block - (uintptr_t)t->base), size, NULL);
+    uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base);
+    uint64_t moved = smi_serves(t, heap) ? smi_resize(heap, t, ref, size, NULL) : 0;
     return SMI_LIKELY(moved) ? t->base + moved : resize_long(block, size);
 }
 
