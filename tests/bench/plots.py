@@ -36,34 +36,56 @@ def line(axes, name, xs, values):
                   linewidth=2.2 if ours else 1.2, capsize=2, zorder=3 if ours else 2)
 
 
-def growth(folder, name, title, xlabel, panels, ticks=None):
-    """Panels side by side: [(heading, y label, {x: {allocator: values}})], both axes logarithmic."""
-    figure, all_axes = pyplot.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.6), squeeze=False)
-    for axes, (heading, ylabel, results) in zip(all_axes[0], panels):
-        for allocator in STYLE:
-            xs = [x for x, row in results.items() if allocator in row]
-            if xs:
-                line(axes, allocator, xs, [results[x][allocator] for x in xs])
-        axes.set_xscale("log", base=2 if ticks else 10)
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()  # whole decades, so that each panel has numbers at its axis
-        axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
-        if ticks:
-            axes.set_xticks(list(ticks), labels=list(ticks.values()))
-            axes.minorticks_off()
-            axes.tick_params(axis="y", which="minor", left=True)
-        axes.set_title(heading, fontsize=10)
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel)
-        axes.grid(True, which="both", linewidth=0.3)
+def draw_growth(axes, xlabel, panel, ticks, grid="both"):
+    """A panel is (heading, y label, {x: {allocator: values}}); both axes are logarithmic."""
+    heading, ylabel, results = panel
+    for allocator in STYLE:
+        xs = [x for x, row in results.items() if allocator in row]
+        if xs:
+            line(axes, allocator, xs, [results[x][allocator] for x in xs])
+    axes.set_xscale("log", base=2 if ticks else 10)
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()  # whole decades, so that each panel has numbers at its axis
+    axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
+    if ticks:
+        axes.set_xticks(list(ticks), labels=list(ticks.values()))
+        axes.minorticks_off()
+        axes.tick_params(axis="y", which="minor", left=True)
+    axes.set_title(heading, fontsize=10)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(True, which=grid, linewidth=0.3)
+
+
+def one_legend(figure, all_axes):
     known = {}
-    for axes in all_axes[0]:
+    for axes in all_axes:
         for handle, label in zip(*axes.get_legend_handles_labels()):
             known.setdefault(label, handle)
     figure.legend(known.values(), known.keys(), fontsize=8, ncol=len(known), loc="upper center",
                   bbox_to_anchor=(0.5, 0.0))
+
+
+def growth(folder, name, title, xlabel, panels, ticks=None):
+    """Panels side by side."""
+    figure, all_axes = pyplot.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.6), squeeze=False)
+    for axes, panel in zip(all_axes[0], panels):
+        draw_growth(axes, xlabel, panel, ticks)
+    one_legend(figure, all_axes[0])
     figure.suptitle(title)
     return save(figure, folder, name)
+
+
+def overview(folder, columns):
+    """One picture of how the cost grows, for the README: [(x label, [panel, ...], ticks)], a column for each."""
+    height = max(len(panels) for _, panels, _ in columns)
+    figure, all_axes = pyplot.subplots(height, len(columns), figsize=(3.9 * len(columns), 3.2 * height),
+                                       squeeze=False)
+    for column, (xlabel, panels, ticks) in zip(all_axes.T, columns):
+        for axes, panel in zip(column, panels):
+            draw_growth(axes, xlabel, panel, ticks, grid="major")
+    one_legend(figure, all_axes.flat)
+    return save(figure, folder, "growth")
 
 
 def speed(folder, results):

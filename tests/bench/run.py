@@ -92,6 +92,7 @@ class Session:
         self.summary = {}
         self.left_out = []
         self.plotted = []
+        self.columns = []  # of the picture of how the cost grows
         self.start = time.monotonic()
         self.terminal = sys.stderr.isatty()
         self.shown = ""
@@ -125,6 +126,11 @@ class Session:
     def plot(self, kind, *arguments):
         if self.plots:
             self.plotted.append(getattr(self.plots, kind)(self.options.out, *arguments))
+
+    def plot_growth(self, name, title, xlabel, panels, ticks, chosen):
+        """`chosen` of the panels also go to the picture of all growth."""
+        self.plot("growth", name, title, xlabel, panels, ticks)
+        self.columns.append((xlabel, chosen, ticks))
 
     def file_system(self, path):
         return file_system(path)
@@ -293,6 +299,8 @@ def run_sections(session, wanted):
             session.left_out.append(f"{name}: no time left")
         else:
             text.append(function(session))
+    if session.columns:
+        session.plot("overview", session.columns)
     return text
 
 

@@ -208,8 +208,8 @@ def threads(session):
                 tables.growth_table(f"threads, {title}: million pairs a second, all together", rate)]
         panels.append((f"{title}: CPU time", "CPU ns per pair", cpu))
         panels.append((f"{title}: throughput", "million pairs a second, all together", rate))
-    session.plot("growth", "threads", "Threads of one process", "threads", panels,
-                 {count: str(count) for count in counts})
+    session.plot_growth("threads", "Threads of one process", "threads", panels,
+                        {count: str(count) for count in counts}, panels[:2])
     return "\n\n".join(out)
 
 
@@ -241,7 +241,8 @@ def growth_by(session, section, title, xlabel, kinds, xs, points, rounds, ticks=
         session.summary[f"{section}: {kind}"] = part
         out.append(tables.growth_table(f"{section}: {kind}, {unit}", named))
         panels.append((kind, unit, part))
-    session.plot("growth", section.replace(" ", "-"), title, xlabel, panels, ticks)
+    first_open = next(panel for panel in panels if panel[0].startswith("open"))
+    session.plot_growth(section.replace(" ", "-"), title, xlabel, panels, ticks, [panels[0], first_open])
     return "\n\n".join(out)
 
 
