@@ -4,8 +4,8 @@ import collections
 import json
 import os
 import shutil
+import signal
 import subprocess
-import sys
 import tempfile
 
 # name: in the tables; adapter: of the programs; preload: shared objects, the first that loads is taken;
@@ -33,6 +33,21 @@ ALL = OURS + MALLOCS + HEAPS
 ENVIRONMENT = {"PMEM_IS_PMEM_FORCE": "1", "PMEM_NO_FLUSH": "1"}
 
 
+def run_group(command, environment, timeout):
+    """Status (None: out of time), output and errors; no process that it started is left when it fails."""
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return None, *process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return process.returncode, out, err
+
+
 class Runner:
     """Where the programs are, where heaps go, and all records so far."""
 
@@ -42,6 +57,7 @@ class Runner:
         self.records = []
         self.libraries = {}
         self.missing = {}  # name of an allocator: why it is left out
+        self.failed = []  # programs that ended in an error, or not at all
         self.unloadable = set()
 
     def offers(self, allocator, program):
@@ -64,23 +80,26 @@ class Runner:
         try:
             if heap_folder:
                 command += ["--heap", os.path.join(heap_folder, "heap")]
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                  text=True, timeout=timeout, check=False)
+            status, out, err = run_group(command, environment, timeout)
         finally:
             if heap_folder:
                 shutil.rmtree(heap_folder)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)}\nended with status {done.returncode}: {done.stderr}")
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        if status != 0:
+            self.failed.append(f"{' '.join(command)}: "
+                               + (f"not done in {timeout} s" if status is None else f"status {status}: {err.strip()}"))
+            return []
+        return [json.loads(line) for line in out.splitlines()]
 
     def run(self, allocator, program, arguments, folder=None, timeout=300):
-        """Run a program; [] if the allocator is not there, or cannot do it."""
+        """Run a program; [] if the allocator is not there, cannot do it, or failed."""
         if not self.offers(allocator, program):
             return []
         for preload in allocator.preload or [None]:
             if preload in self.unloadable:
                 continue
             records = self.execute(allocator, program, arguments, folder or self.heap_dir, preload, timeout)
+            if not records:
+                return []
             library = records[0]["library"]
             if not preload or os.path.basename(library).startswith(preload):
                 self.libraries[allocator.name] = os.path.realpath(library)

@@ -150,6 +150,13 @@ class Timed:
         if records[0]["threads"] + records[0]["processes"] > 2:
             self.cpu.setdefault(row.title, {}).setdefault(allocator.name, []).append(median("cpu"))
 
+    def drop_failed(self):
+        """Rows that have no figure of ours say nothing."""
+        for results in (self.wall, self.cpu):
+            for title in [title for title, row in results.items()
+                          if any(name not in row for name in tables.OUR_NAMES)]:
+                del results[title]
+
 
 def run_row(session, row, repetition, timed):
     """One row in one round, each allocator in a process of its own."""
@@ -271,6 +278,7 @@ def describe(facts):
 
 def timed_text(session, rows, busy):
     timed = run_timed(session, rows)
+    timed.drop_failed()
     heaps = [allocator.name for allocator in HEAPS]
     # On a busy machine the wall clock says when the scheduler had time for the second worker.
     found = tables.aims({**timed.wall, **timed.cpu} if busy else timed.wall)
@@ -369,6 +377,8 @@ def main():
                    "summary": with_string_keys(session.summary), "records": session.runner.records}, out, indent=1)
     for path in session.plotted + [os.path.join(options.out, "bench.json")]:
         print(path)
+    if session.runner.failed:
+        sys.exit("\n".join(["A program failed:"] + session.runner.failed))
 
 
 def with_string_keys(value):
