@@ -310,7 +310,7 @@ SHMALLOC_API int shmalloc_alloc_aligned(shmalloc_heap *heap, size_t alignment, s
 SHMALLOC_API int shmalloc_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag,
                                        shmalloc_ref *out);
 
-/** The tag of a block, 0 when it has none or is not a block. */
+/** The tag of a block, 0 when it has none or is not a block; of a freed one, see shmalloc_usable_size(). */
 SHMALLOC_API uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref);
 
 /**
@@ -352,7 +352,8 @@ SHMALLOC_API void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t si
 SHMALLOC_API void *shmalloc_aligned_alloc(shmalloc_heap *heap, size_t alignment, size_t size);
 /** As free(3), but says what was wrong: the codes of shmalloc_free(). */
 SHMALLOC_API int shmalloc_mfree(shmalloc_heap *heap, void *block);
-/** Bytes that may be used in a block; 0 for NULL and for what is not a block. */
+/** Bytes that may be used in a block; 0 for NULL and for what is not a block. Like any look at freed memory, asking for
+ * a block that was freed can be a SIGBUS, when another process cuts the free end of the file just then. */
 SHMALLOC_API size_t shmalloc_usable_size(const shmalloc_heap *heap, const void *block);
 
 /* ---- named roots -------------------------------------------------------------------------------- */
