@@ -675,6 +675,15 @@ void smi_os_cancel_restore(int state)
     pthread_setcancelstate(state, NULL);
 }
 
+void smi_os_at_fork(void (*before)(void), void (*in_parent)(void), void (*in_child)(void))
+{
+    sigset_t all, was;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &was);
+    pthread_atfork(before, in_parent, in_child);
+    pthread_sigmask(SIG_SETMASK, &was, NULL);
+}
+
 char *smi_os_absolute(const char *path)
 {
     return realpath(path, NULL);

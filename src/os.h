@@ -129,6 +129,10 @@ uint64_t smi_os_peak(void); /* bytes that this process had in memory at most */
 int smi_os_cancel_off(void);
 void smi_os_cancel_restore(int state);
 
+/* pthread_atfork, during which no signal handler of this thread runs: one that forks would wait for the C library's
+ * list of such handlers, which the interrupted call keeps locked. */
+void smi_os_at_fork(void (*before)(void), void (*in_parent)(void), void (*in_child)(void));
+
 /* The absolute form of a path, to be freed; NULL when it cannot be had. */
 char *smi_os_absolute(const char *path);
 

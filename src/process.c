@@ -432,7 +432,7 @@ static void at_thread_exit(void *arg)
 static void set_up(void)
 {
     pthread_key_create(&exit_key, at_thread_exit);
-    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+    smi_os_at_fork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
 /* One of the first `count` thread slots, free or new. RECOVER held. */
