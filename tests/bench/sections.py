@@ -61,7 +61,7 @@ def memory(session):
     faults = one_field(found, "faults", 1e6 / count)
     empty = session.runner.run(SHMALLOC, "memory", "--workload footprint --blocks 1 --size 16".split())
     session.summary["memory"] = {"bytes_per_byte": used, "faults_per_million": faults,
-                                 "empty_heap": empty[0]["used"]}
+                                 "empty_heap": empty[0]["used"] if empty else None}
     shown = tables.names_in(used)
     rows = [[title] + [f"{row[name][0]:.3f}" if name in row else "-" for name in shown]
             for title, row in used.items()]
@@ -70,8 +70,8 @@ def memory(session):
     return "\n\n".join([
         tables.table(["memory per requested byte"] + shown, rows),
         tables.table(["page faults per million allocations, first use"] + shown, fault_rows),
-        f"A heap with one block takes {empty[0]['used'] / 1024:.0f} KiB of its file system. PMDK has no figures "
-        "here: it reserves its whole pool when it is created."])
+        (f"A heap with one block takes {empty[0]['used'] / 1024:.0f} KiB of its file system. " if empty else "")
+        + "PMDK has no figures here: it reserves its whole pool when it is created."])
 
 
 def shift(session):

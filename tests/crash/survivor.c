@@ -398,6 +398,15 @@ static int begin_with(struct stage *s, unsigned n, struct order order, struct lo
     return answer;
 }
 
+/* The same when nobody else works. */
+static int begin_alone(struct stage *s, unsigned n, struct order order, struct loot *loot)
+{
+    int answer = begin_with(s, n, order, loot);
+    if (order.first == FIRST_LOCKS)
+        must_be_at_rest(s->heap);
+    return answer;
+}
+
 static void work(struct stage *s, unsigned n)
 {
     use_dead_classes(s, n);
@@ -472,9 +481,7 @@ static void judge_alone(const void *arg)
     int others = take_part(&s, survival);
     int guarded = op_holds_mutex(survival->op) && !(survival->op->traits & OP_ORPHANS);
     int dead_owner = mutex_has_dead_owner(&s);
-    int answer = begin_with(&s, survival->part, survival->order, guarded ? &loot : NULL);
-    if (survival->order.first == FIRST_LOCKS)
-        must_be_at_rest(s.heap);
+    int answer = begin_alone(&s, survival->part, survival->order, guarded ? &loot : NULL);
     if (answer < 0)
         answer = pass_mutex(&s, NULL);
     right(answer == dead_owner, "the mutex answers %d, its owner is %s", answer, dead_owner ? "dead" : "nobody");
@@ -582,7 +589,7 @@ static void prepare_repair(struct stage *s)
 
 static void repair(struct stage *s)
 {
-    begin_with(s, next_repair.part, next_repair.order, NULL);
+    begin_alone(s, next_repair.part, next_repair.order, NULL);
     look(s);
 }
 
