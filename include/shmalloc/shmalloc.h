@@ -310,7 +310,7 @@ SHMALLOC_API int shmalloc_alloc_aligned(shmalloc_heap *heap, size_t alignment, s
 SHMALLOC_API int shmalloc_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag,
                                        shmalloc_ref *out);
 
-/** The tag of a block, 0 when it has none or is not a block; of a freed one, see shmalloc_usable_size(). */
+/** The tag of a block, 0 when it has none or is not a block (in the words of shmalloc_free()). */
 SHMALLOC_API uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref);
 
 /**
@@ -325,6 +325,11 @@ SHMALLOC_API uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref);
  *                         the last block freed and for large blocks, and for others when the cache
  *                         is emptied: then it is counted and reported here although `*ref` was freed
  *   -EINVAL, SHMALLOC_EREADONLY, _ECORRUPT, _EPOISONED   as for shmalloc_alloc()
+ *
+ * What is not a block is found out without a lock, by a look at what the heap says of its page. So there is one thing
+ * that cannot be answered: a ref into the free end of the file while another process or thread cuts that off
+ * (shmalloc_trim(), or storage going back by itself). Such a look, like any other there, may be a SIGBUS. A live
+ * block's page is never cut off.
  */
 SHMALLOC_API int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref);
 
@@ -352,8 +357,7 @@ SHMALLOC_API void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t si
 SHMALLOC_API void *shmalloc_aligned_alloc(shmalloc_heap *heap, size_t alignment, size_t size);
 /** As free(3), but says what was wrong: the codes of shmalloc_free(). */
 SHMALLOC_API int shmalloc_mfree(shmalloc_heap *heap, void *block);
-/** Bytes that may be used in a block; 0 for NULL and for what is not a block. Like any look at freed memory, asking for
- * a block that was freed can be a SIGBUS, when another process cuts the free end of the file just then. */
+/** Bytes that may be used in a block; 0 for NULL and for what is not a block (in the words of shmalloc_free()). */
 SHMALLOC_API size_t shmalloc_usable_size(const shmalloc_heap *heap, const void *block);
 
 /* ---- named roots -------------------------------------------------------------------------------- */

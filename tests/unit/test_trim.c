@@ -97,6 +97,16 @@ static int uses_heap_across_growth(void *arg)
     return shmalloc_close(heap) < 0;
 }
 
+/* Any ref can be asked about, also one that lies beyond a cut. */
+static void ask_about_everything(const uint8_t *base)
+{
+    for (uint64_t ref = 1; ref < 24 << 20; ref += 9973) {
+        size_t size = shmalloc_usable_size(f.heap, base + ref);
+        cr_assert(size == 0 || shmalloc_ptr_range(f.heap, ref, size), "%#llx: %zu", (unsigned long long)ref, size);
+        cr_assert_eq(shmalloc_tag(f.heap, ref), 0);
+    }
+}
+
 Test(trim, other_processes_follow_cuts_and_growth)
 {
     uint32_t *turn = shared_memory(8);
@@ -104,11 +114,15 @@ Test(trim, other_processes_follow_cuts_and_growth)
     for (uint32_t i = 0; i < 20; i++) {
         shmalloc_ref ref = 0;
         must_work(shmalloc_alloc(f.heap, 8 << 20, &ref));
+        const uint8_t *block = shmalloc_ptr(f.heap, ref);
+        cr_assert_eq(shmalloc_usable_size(f.heap, block), 8 << 20);
         pattern_fill(shmalloc_ptr(f.heap, ref), 0, 8 << 20, i);
         must_work(shmalloc_root_set(f.heap, "grown", 0, ref));
         signal_word(&turn[0]);
         await_word(&turn[1], i + 1);
-        must_code(shmalloc_free(f.heap, &ref), SHMALLOC_EBADREF); /* it lies beyond the end now */
+        cr_assert_eq(shmalloc_usable_size(f.heap, block), 0); /* it lies beyond the end now */
+        ask_about_everything(block - ref);
+        must_code(shmalloc_free(f.heap, &ref), SHMALLOC_EBADREF);
         must_be_sound(f.heap);
     }
     cr_assert_eq(wait_child(pid), 0);
