@@ -128,6 +128,8 @@ struct walk {
     int live, first_look, failed; /* failed: out of memory */
     uint64_t *before, *after;     /* hashes of the parts, live only */
     uint8_t *armed;               /* parts whose log was armed in this look, live only */
+    uint8_t *piece;               /* what is being hashed, PIECE bytes, live only */
+    uint64_t *slots;              /* the table of thread slots as it is now, live only */
     struct found *found;
     size_t found_count;
 
@@ -1071,15 +1073,16 @@ static void check_own(struct walk *w)
 
 /* ---- motion --------------------------------------------------------------------------------- */
 
-static uint64_t hash_now(struct smi_view *view, uint64_t ref, uint64_t len)
+#define PIECE (SMF_THREAD_PAGES * SMF_PAGE)
+
+static uint64_t hash_now(struct walk *w, uint64_t ref, uint64_t len)
 {
-    static _Thread_local uint8_t buffer[SMF_THREAD_PAGES * SMF_PAGE];
     uint64_t hash = 0;
     while (len > 0) {
-        uint64_t part = len < sizeof(buffer) ? len : sizeof(buffer);
-        if (smi_view_read_now(view, ref, part, buffer) < 0)
+        uint64_t part = len < PIECE ? len : PIECE;
+        if (smi_view_read_now(w->view, ref, part, w->piece) < 0)
             return ~hash;
-        hash = hash * 31 + smi_hash(buffer, part);
+        hash = hash * 31 + smi_hash(w->piece, part);
         ref += part;
         len -= part;
     }
@@ -1087,17 +1090,17 @@ static uint64_t hash_now(struct smi_view *view, uint64_t ref, uint64_t len)
 }
 
 /* A thread slot with the used part of its arrays. */
-static uint64_t hash_thread(struct smi_view *view, uint64_t ref)
+static uint64_t hash_thread(struct walk *w, uint64_t ref)
 {
-    uint64_t hash = hash_now(view, ref, SMF_THREAD_PAGES * SMF_PAGE);
+    uint64_t hash = hash_now(w, ref, SMF_THREAD_PAGES * SMF_PAGE);
     uint64_t bins[SMF_CLASSES];
-    if (smi_view_read_now(view, ref + offsetof(struct smf_thread, bins), sizeof(bins), bins) < 0)
+    if (smi_view_read_now(w->view, ref + offsetof(struct smf_thread, bins), sizeof(bins), bins) < 0)
         return hash;
     for (unsigned k = 0; k < SMF_CLASSES; k++) {
         uint64_t array = bins[k] & ~(uint64_t)SMF_BIN_PAGES, count;
         if ((bins[k] & SMF_BIN_PAGES) &&
-            smi_view_read_now(view, array, sizeof(count), &count) == 0 && count < SMF_PAGE / 8 * 16)
-            hash = hash * 31 + hash_now(view, array, (count + 1) * 8);
+            smi_view_read_now(w->view, array, sizeof(count), &count) == 0 && count < SMF_PAGE / 8 * 16)
+            hash = hash * 31 + hash_now(w, array, (count + 1) * 8);
     }
     return hash;
 }
@@ -1106,15 +1109,14 @@ static uint64_t hash_thread(struct smi_view *view, uint64_t ref)
 static void hash_parts(struct walk *w, uint64_t *hashes)
 {
     const struct smf_areas *areas = &w->view->header.areas;
-    static _Thread_local uint64_t threads[SMF_THREADS];
-    hashes[PAGES] = hash_now(w->view, areas->page_heap, sizeof(struct smf_page_heap));
-    hashes[ROOTS] = hash_now(w->view, areas->roots, sizeof(struct smf_roots));
+    hashes[PAGES] = hash_now(w, areas->page_heap, sizeof(struct smf_page_heap));
+    hashes[ROOTS] = hash_now(w, areas->roots, sizeof(struct smf_roots));
     for (uint32_t i = 0; i < central_count(w); i++)
-        hashes[CLASS + i] = hash_now(w->view, central_ref(w, i), sizeof(struct smf_central));
-    if (smi_view_read_now(w->view, areas->threads, sizeof(threads), threads) < 0)
+        hashes[CLASS + i] = hash_now(w, central_ref(w, i), sizeof(struct smf_central));
+    if (smi_view_read_now(w->view, areas->threads, SMF_THREADS * sizeof(uint64_t), w->slots) < 0)
         return;
     for (uint32_t i = 0; i < SMF_THREADS; i++)
-        hashes[THREAD + i] = threads[i] ? hash_thread(w->view, threads[i]) : 0;
+        hashes[THREAD + i] = w->slots[i] ? hash_thread(w, w->slots[i]) : 0;
 }
 
 /* Before settling: whose log will be undone? */
@@ -1270,13 +1272,17 @@ static int check_live(struct walk *w)
     w->before = calloc(PARTS, sizeof(uint64_t));
     w->after = calloc(PARTS, sizeof(uint64_t));
     w->armed = calloc(PARTS, 1);
-    int rc = w->before && w->after && w->armed ? look_repeatedly(w) : -ENOMEM;
+    w->piece = malloc(PIECE);
+    w->slots = calloc(SMF_THREADS, sizeof(uint64_t));
+    int rc = w->before && w->after && w->armed && w->piece && w->slots ? look_repeatedly(w) : -ENOMEM;
     for (size_t i = 0; i < w->found_count; i++)
         free(w->found[i].text);
     free(w->found);
     free(w->before);
     free(w->after);
     free(w->armed);
+    free(w->piece);
+    free(w->slots);
     return rc;
 }
 

@@ -1,21 +1,61 @@
 /* SPDX-License-Identifier: MIT */
-/* error.c - codes to words, and the thread's message about its last failure. */
+/*
+ * error.c - codes to words, and the thread's message about its last failure.
+ *
+ * A message has memory of its own from the thread's first failure to its end. As a thread-local array it would cost
+ * every thread of the program, and libraries that are loaded late (dlopen) share some hundred bytes of such memory.
+ */
 #include "error.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 #include <shmalloc/shmalloc.h>
 
-static _Thread_local char message[1024];
+#include "os.h"
+
+#define MESSAGE 1024u /* bytes, the end included */
+
+static _Thread_local char *message; /* NULL: nothing failed yet */
+static pthread_key_t key;           /* whose destructor gives the message's memory back */
+static int has_key;
+
+static char no_message[] = "there is no memory for the message";
+
+static void at_thread_exit(void *text)
+{
+    message = NULL;
+    smi_os_unmap(text, MESSAGE);
+}
+
+/* Before the program has keys of its own: the C library allocates memory for late ones, and that may come from us. */
+__attribute__((constructor)) static void make_key(void)
+{
+    has_key = pthread_key_create(&key, at_thread_exit) == 0;
+}
+
+/* Where the thread's message goes; NULL when there is no memory for it. */
+static char *room(void)
+{
+    if (message && message != no_message)
+        return message;
+    char *text = smi_os_private(MESSAGE, 0);
+    message = text ? text : no_message;
+    if (text && has_key)
+        pthread_setspecific(key, text);
+    return text;
+}
 
 int smi_error(int code, const char *format, ...)
 {
+    char *text = room();
     va_list args;
     va_start(args, format);
-    vsnprintf(message, sizeof(message), format, args);
+    if (text)
+        vsnprintf(text, MESSAGE, format, args);
     va_end(args);
     return code;
 }
@@ -61,18 +101,19 @@ static const char *remedy(int code)
 
 int smi_refused(int code, const char *format, ...)
 {
+    char *text = room();
     va_list args;
     va_start(args, format);
-    int len = vsnprintf(message, sizeof(message), format, args);
+    int len = text ? vsnprintf(text, MESSAGE, format, args) : -1;
     va_end(args);
-    if (len >= 0 && len < (int)sizeof(message))
-        snprintf(message + len, sizeof(message) - (size_t)len, ": %s%s", shmalloc_strerror(code), remedy(code));
+    if (len >= 0 && len < (int)MESSAGE)
+        snprintf(text + len, MESSAGE - (size_t)len, ": %s%s", shmalloc_strerror(code), remedy(code));
     return code;
 }
 
 const char *shmalloc_errmsg(void)
 {
-    return message;
+    return message ? message : "";
 }
 
 const char *shmalloc_version(void)

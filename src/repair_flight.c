@@ -197,12 +197,15 @@ static int is_plan_word(uint64_t ref)
 }
 
 /* Words of the copy that differ from the file, of one of the two sorts. Only what settling looked at was loaded. */
-static void note_changes(struct smi_repair *r, int disarming)
+static int note_changes(struct smi_repair *r, int disarming)
 {
-    static _Thread_local uint64_t now[SMI_VIEW_BLOCK / 8];
+    uint64_t *now = malloc(SMI_VIEW_BLOCK);
     struct smi_view *view = &r->view;
-    for (uint64_t ref = 0; view->loaded && ref < r->file_size; ref += sizeof(now)) {
-        uint64_t block = ref / sizeof(now), len = r->file_size - ref < sizeof(now) ? r->file_size - ref : sizeof(now);
+    if (!now)
+        return -ENOMEM;
+    for (uint64_t ref = 0; view->loaded && ref < r->file_size; ref += SMI_VIEW_BLOCK) {
+        uint64_t block = ref / SMI_VIEW_BLOCK, left = r->file_size - ref;
+        uint64_t len = left < SMI_VIEW_BLOCK ? left : SMI_VIEW_BLOCK;
         if (!(view->loaded[block / 8] >> block % 8 & 1) || smi_view_read_now(view, ref, len, now) < 0)
             continue;
         for (uint64_t i = 0; i < len / 8; i++) {
@@ -211,6 +214,8 @@ static void note_changes(struct smi_repair *r, int disarming)
                 smi_repair_note(r, &r->words[SMI_SETTLED], at, value);
         }
     }
+    free(now);
+    return 0;
 }
 
 static int has_owners(struct smi_repair *r)
@@ -240,7 +245,7 @@ int smi_mend_flight(struct smi_repair *r)
     for (uint32_t i = 0; rc == 0 && i < armed->count; i++)
         keep_large(r, armed->ref[i], &armed->link[i]);
     free(armed);
-    note_changes(r, 0);
-    note_changes(r, 1);
-    return rc;
+    if (rc == 0)
+        rc = note_changes(r, 0);
+    return rc == 0 ? note_changes(r, 1) : rc;
 }
