@@ -34,21 +34,30 @@ static uint64_t span_of(uint64_t bin)
     return bin & ~(SMF_PAGE - 1);
 }
 
+static int damaged_cache(shmalloc_heap *heap, const struct smf_thread *slot, uint32_t k)
+{
+    return smi_heap_poison(heap, "cache of class %u in the thread slot at %#llx is damaged", k,
+                           (unsigned long long)((const uint8_t *)slot - heap->base));
+}
+
+/* Where the array of class k is; NULL when what the bin says cannot be. Its count is not looked at. */
+static uint64_t *find_array(const shmalloc_heap *heap, const struct smf_thread *slot, uint32_t k, uint32_t *capacity)
+{
+    uint64_t slot_ref = (uint64_t)((const uint8_t *)slot - heap->base), bin = slot->bins[k];
+    uint64_t ref = bin & ~(uint64_t)SMF_BIN_PAGES;
+    *capacity = smi_bin_words(bin, k) - 1;
+    return smi_bin_is_possible(slot_ref, bin, k) && smi_in_heap(heap, ref, 8ull * (*capacity + 1)) ? smi_at(heap, ref)
+                                                                                                : NULL;
+}
+
 int smi_cache_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, uint64_t **array,
                     uint32_t *capacity)
 {
-    uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base), bin = slot->bins[k];
-    uint64_t ref = bin & ~(uint64_t)SMF_BIN_PAGES;
-    *capacity = smi_bin_words(bin, k) - 1;
-    int is_inside = smi_bin_is_possible(slot_ref, bin, k) && smi_in_heap(heap, ref, 8ull * (*capacity + 1));
-    *array = is_inside ? smi_at(heap, ref) : NULL;
-    if (!is_inside || (*array)[0] > *capacity)
-        return smi_heap_poison(heap, "cache of class %u in the thread slot at %#llx is damaged", k,
-                               (unsigned long long)slot_ref);
-    return 0;
+    *array = find_array(heap, slot, k, capacity);
+    return *array && (*array)[0] <= *capacity ? 0 : damaged_cache(heap, slot, k);
 }
 
-void smi_cache_format(struct smf_thread *slot, uint64_t own_ref)
+void smi_cache_format(struct smf_thread *slot, uint64_t own_ref, int zero)
 {
     memset(&slot->link, 0, sizeof(slot->link));
     slot->section = slot->tx_log = 0;
@@ -56,7 +65,8 @@ void smi_cache_format(struct smf_thread *slot, uint64_t own_ref)
     slot->refilled = slot->flushed = slot->large = 0;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint64_t offset = smi_inline_offset(k);
-        *(uint64_t *)(void *)((uint8_t *)slot + offset) = 0;
+        if (!zero)
+            *(uint64_t *)(void *)((uint8_t *)slot + offset) = 0;
         slot->bins[k] = own_ref + offset;
     }
 }
@@ -81,10 +91,10 @@ int smi_cache_load(struct smi_thread *t)
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         struct smi_bin *bin = smi_bin(t, k);
         uint32_t capacity, first = FIRST_BYTES / smi_classes[k].size;
-        int rc = smi_cache_array(t->heap, t->slot, k, &bin->array, &capacity);
-        if (rc < 0) {
+        bin->array = find_array(t->heap, t->slot, k, &capacity);
+        if (!bin->array) {
             load_nothing(t);
-            return rc;
+            return damaged_cache(t->heap, t->slot, k);
         }
         bin->capacity = capacity;
         bin->limit = first < 4 ? 4 : first < capacity ? first : capacity;

@@ -15,10 +15,11 @@
 int smi_cache_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, uint64_t **array,
                     uint32_t *capacity);
 
-/* A thread slot that nobody owns gets its initial contents. `own_ref` is the slot's ref. */
-void smi_cache_format(struct smf_thread *slot, uint64_t own_ref);
+/* A thread slot that nobody owns gets its initial contents. `own_ref` is the slot's ref. `zero`: all its bytes are, so
+ * that its arrays need not be touched. */
+void smi_cache_format(struct smf_thread *slot, uint64_t own_ref, int zero);
 
-/* The bins of a context, from its slot. */
+/* The bins of a context, from its slot. Counts are not looked at: every use compares them with the bin's limit. */
 int smi_cache_load(struct smi_thread *t);
 
 /* See that the stack of class k holds a slot at least. Commits nothing to the caller. */

@@ -47,10 +47,11 @@ static pthread_key_t exit_key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static uint64_t last_epoch;
 
-/* Memory for contexts that nobody has; the registry lock is held. It is not malloc's, because malloc may be what
- * the heap is for. */
+/* Memory for contexts that nobody has: those that somebody had, and the rest of a mapping, never touched. The registry
+ * lock is held. It is not malloc's, because malloc may be what the heap is for. */
 #define CONTEXTS_AT_ONCE 16
-static struct smi_thread *pool;
+static struct smi_thread *pool, *untouched;
+static unsigned untouched_count;
 
 static void to_pool(struct smi_thread *t)
 {
@@ -60,13 +61,16 @@ static void to_pool(struct smi_thread *t)
 
 static struct smi_thread *from_pool(void)
 {
-    struct smi_thread *more = pool ? NULL : smi_os_private(CONTEXTS_AT_ONCE * sizeof(struct smi_thread), 0);
-    for (unsigned i = 0; more && i < CONTEXTS_AT_ONCE; i++)
-        to_pool(&more[i]);
     struct smi_thread *t = pool;
-    if (t)
+    if (t) {
         pool = t->next_in_thread;
-    return t;
+        return t;
+    }
+    if (untouched_count == 0) {
+        untouched = smi_os_private(CONTEXTS_AT_ONCE * sizeof(struct smi_thread), 0);
+        untouched_count = untouched ? CONTEXTS_AT_ONCE : 0;
+    }
+    return untouched_count > 0 ? &untouched[--untouched_count] : NULL;
 }
 
 void smi_registry_lock(void)
@@ -289,6 +293,13 @@ static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
     return rc;
 }
 
+/* Was the thread that forked, whose context is `mine`, the only one in the heap? Then others left nothing to bring to
+ * rest, and the child is spared the look at all locks and thread slots, most of which it never touches. */
+static int forked_alone(const shmalloc_heap *heap, const struct smi_thread *mine)
+{
+    return SMI_LOAD(&heap->arriving) == 0 && !heap->shared && heap->context_count == (mine ? 1 : 0);
+}
+
 /* A forked child's copy of a private heap; the registry lock is held. A user's mutex is free in the child, and who
  * locks it first is told if it was held: the new generation sees to that. A thread that holds a lock itself forked in
  * a signal handler that interrupted a call here: what it was doing must not be undone. */
@@ -298,7 +309,7 @@ static int settle_copy(shmalloc_heap *heap)
     int rc = 0;
     while (mine && mine->heap != heap)
         mine = mine->next_in_thread;
-    if (!smi_lock_any_held()) {
+    if (!smi_lock_any_held() && !forked_alone(heap, mine)) {
         rc = repair_copy(heap);
         if (rc == 0)
             rc = release_others(heap, mine);
@@ -435,39 +446,34 @@ static void set_up(void)
     smi_os_at_fork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
-/* One of the first `count` thread slots, free or new. RECOVER held. */
-static int claim_slot(shmalloc_heap *heap, uint32_t count, uint32_t *index)
+/* One of the first `count` thread slots, free or new; those that were made come first in the table. RECOVER held. *zero:
+ * it is new, and all its bytes are zero. */
+static int claim_slot(shmalloc_heap *heap, uint32_t count, uint32_t *index, int *zero)
 {
-    uint32_t unmade = SMF_THREADS;
-    for (uint32_t i = 0; i < count; i++) {
-        struct smf_thread *slot = smi_thread_slot(heap, i);
-        if (slot && slot->owner == 0) {
-            *index = i;
+    *zero = 0;
+    for (*index = 0; *index < count && heap->threads[*index] != 0; ++*index) {
+        struct smf_thread *slot = smi_thread_slot(heap, *index);
+        if (slot && slot->owner == 0)
             return 0;
-        }
-        if (heap->threads[i] == 0 && unmade == SMF_THREADS)
-            unmade = i;
     }
-    if (unmade == SMF_THREADS)
+    if (*index == count)
         return smi_error(SHMALLOC_ETHREADS,
                          "%s: %d threads use the heap, which is the limit; let some of them end",
                          heap->path, SMF_THREADS);
     struct smi_take request = {.count = SMF_THREAD_PAGES,
                                .alignment = 1,
                                .kind = SMF_PAGE_META,
-                               .name = &heap->threads[unmade]};
+                               .name = &heap->threads[*index]};
     uint32_t page;
-    int zero;
-    *index = unmade;
-    return smi_pages_take(heap, &request, &page, &zero);
+    return smi_pages_take(heap, &request, &page, zero);
 }
 
 static int own_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
 {
-    int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
+    int zero, rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
-    rc = claim_slot(heap, count, &t->slot_index);
+    rc = claim_slot(heap, count, &t->slot_index, &zero);
     t->slot = rc == 0 ? smi_thread_slot(heap, t->slot_index) : NULL;
     if (rc == 0 && !t->slot)
         rc = smi_heap_poison(heap, "entry %u of the thread table names no thread slot", t->slot_index);
@@ -476,7 +482,8 @@ static int own_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
         slot->serial++;
         slot->tid = smi_os_thread_id();
         slot->start_time = heap->is_private ? 0 : smi_os_start_time(getpid(), (pid_t)slot->tid);
-        smi_cache_format(slot, (uint64_t)((uint8_t *)slot - heap->base));
+        /* what a file says of its pages is input */
+        smi_cache_format(slot, (uint64_t)((uint8_t *)slot - heap->base), zero && heap->is_private);
         SMI_STORE(&slot->owner, (uint64_t)heap->process_index + 1);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);
@@ -537,17 +544,19 @@ static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, int *
 
 static struct smi_thread *make_context(shmalloc_heap *heap, int *rc)
 {
+    __atomic_fetch_add(&heap->arriving, 1, __ATOMIC_SEQ_CST);
     struct smi_thread *t = new_context(heap, heap->is_private ? MOST_CONTEXTS : SMF_THREADS, rc);
-    if (!t)
-        return NULL;
-    smi_registry_lock();
-    t->next_in_thread = contexts;
-    contexts = t;
-    t->next_in_heap = heap->contexts;
-    heap->contexts = t;
-    heap->context_count++;
-    smi_registry_unlock();
-    pthread_setspecific(exit_key, t);
+    if (t) {
+        smi_registry_lock();
+        t->next_in_thread = contexts;
+        contexts = t;
+        t->next_in_heap = heap->contexts;
+        heap->contexts = t;
+        heap->context_count++;
+        smi_registry_unlock();
+        pthread_setspecific(exit_key, t);
+    }
+    __atomic_fetch_sub(&heap->arriving, 1, __ATOMIC_SEQ_CST);
     return t;
 }
 
@@ -589,8 +598,11 @@ static struct smi_thread *enter_shared(shmalloc_heap *heap, int *rc)
 {
     *rc = 0;
     pthread_mutex_lock(&heap->shared_lock);
-    if (!heap->shared)
+    if (!heap->shared) {
+        __atomic_fetch_add(&heap->arriving, 1, __ATOMIC_SEQ_CST);
         heap->shared = new_context(heap, SMF_THREADS, rc);
+        __atomic_fetch_sub(&heap->arriving, 1, __ATOMIC_SEQ_CST);
+    }
     if (!heap->shared)
         pthread_mutex_unlock(&heap->shared_lock);
     return heap->shared;

@@ -234,10 +234,10 @@ static struct smf_thread *slot_of(shmalloc_heap *heap, uint32_t index, uint32_t 
  * back. 1: some have not. */
 static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *most)
 {
-    uint32_t made = 0; /* thread slots are made in the order of the table, and stay */
+    uint32_t made = SMF_THREADS; /* slots are made in the order of the table; repair may have cleared an entry */
     int rc = 0;
-    while (made < SMF_THREADS && SMI_LOAD(&heap->threads[made]) != 0)
-        made++;
+    while (made > 0 && SMI_LOAD(&heap->threads[made - 1]) == 0)
+        made--;
     for (uint32_t i = 0; rc == 0 && i < made; i++) {
         struct smf_thread *slot = slot_of(heap, i, process);
         rc = slot ? smi_cache_settle(heap, slot) : 0;

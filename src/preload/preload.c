@@ -349,11 +349,9 @@ __attribute__((constructor)) static void begin(void)
     strict = is_set("SHMALLOC_STRICT");
     print_at_end = is_set("SHMALLOC_STATS");
     int kept = print_at_end ? smi_os_keep(speak_to) : -1; /* many programs close theirs before they end */
-    if (!ready())
-        return; /* every call will fail, and say so to who called */
-    if (is_set("SHMALLOC_HUGE_PAGES"))
+    if (is_set("SHMALLOC_HUGE_PAGES") && ready())
         smi_os_want_huge(early->base, early->reserved);
-    if (path && *path)
+    if (path && *path && ready()) /* if not, every call will fail, and say so to who called */
         move_to_file(path);
     if (kept >= 0)
         speak_to = kept;
