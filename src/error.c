@@ -2,8 +2,9 @@
 /*
  * error.c - codes to words, and the thread's message about its last failure.
  *
- * A message has memory of its own from the thread's first failure to its end. As a thread-local array it would cost
- * every thread of the program, and libraries that are loaded late (dlopen) share some hundred bytes of such memory.
+ * A message has memory from the thread's first failure to its end: a place in a table, or a mapping when more threads
+ * than that have failed. As a thread-local array it would cost every thread of the program, and libraries that are
+ * loaded late (dlopen) share some hundred bytes of such memory.
  */
 #include "error.h"
 
@@ -23,11 +24,31 @@ static _Thread_local char *message; /* NULL: nothing failed yet */
 static pthread_key_t key;           /* whose destructor gives the message's memory back */
 static int has_key;
 
+#define PLACES 4
+static struct {
+    int taken;
+    char text[MESSAGE];
+} places[PLACES];
+
 static char no_message[] = "there is no memory for the message";
+
+static char *take_place(void)
+{
+    for (unsigned i = 0; i < PLACES; i++)
+        if (__atomic_exchange_n(&places[i].taken, 1, __ATOMIC_ACQUIRE) == 0)
+            return places[i].text;
+    return smi_os_private(MESSAGE, 0);
+}
 
 static void at_thread_exit(void *text)
 {
     message = NULL;
+    for (unsigned i = 0; i < PLACES; i++)
+        if (text == places[i].text) {
+            places[i].text[0] = '\0';
+            __atomic_store_n(&places[i].taken, 0, __ATOMIC_RELEASE);
+            return;
+        }
     smi_os_unmap(text, MESSAGE);
 }
 
@@ -42,7 +63,7 @@ static char *room(void)
 {
     if (message && message != no_message)
         return message;
-    char *text = smi_os_private(MESSAGE, 0);
+    char *text = take_place();
     message = text ? text : no_message;
     if (text && has_key)
         pthread_setspecific(key, text);

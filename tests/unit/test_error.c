@@ -61,6 +61,37 @@ static void *message_of_new_thread(void *arg)
     return NULL;
 }
 
+#define CROWD 12
+static pthread_barrier_t all_failed;
+
+/* A message that only this thread has, while the others have theirs. */
+static void *fail_in_a_crowd(void *arg)
+{
+    shmalloc_ref ref;
+    const char *name = arg;
+    must(shmalloc_errmsg()[0] == 0, "a new thread has the message \"%s\"", shmalloc_errmsg());
+    must_code(shmalloc_root_get(f.heap, name, 0, &ref), SHMALLOC_ENOROOT);
+    pthread_barrier_wait(&all_failed);
+    must(strstr(shmalloc_errmsg(), name), "\"%s\" is not about \"%s\"", shmalloc_errmsg(), name);
+    return NULL;
+}
+
+Test(error, many_threads_have_a_message_each_and_later_ones_begin_without)
+{
+    pthread_t threads[CROWD];
+    char names[CROWD][16];
+    pthread_barrier_init(&all_failed, NULL, CROWD);
+    for (int round = 0; round < 20; round++) {
+        for (int i = 0; i < CROWD; i++) {
+            snprintf(names[i], sizeof(names[i]), "name %d of %d", i, round);
+            cr_assert_eq(pthread_create(&threads[i], NULL, fail_in_a_crowd, names[i]), 0);
+        }
+        for (int i = 0; i < CROWD; i++)
+            pthread_join(threads[i], NULL);
+    }
+    pthread_barrier_destroy(&all_failed);
+}
+
 Test(error, messages_belong_to_the_thread)
 {
     shmalloc_heap *none = (shmalloc_heap *)&none;
