@@ -167,12 +167,13 @@ _Static_assert(sizeof(struct smf_process) == 64, "src/README.md");
 #define SMF_ATTACH_BYTE (1ull << 62)
 #define SMF_LOCK_BYTES (SMF_ATTACH_BYTE + 4096)
 
+#define SMF_MUTEX_WORDS 6 /* of a pthread_mutex_t: 40 bytes in glibc and musl on 64-bit, on aarch64 48 in glibc */
+
 /* A robust process-shared mutex on a cache line of its own. */
 struct smf_lock {
-    uint64_t mutex[5];  /* pthread_mutex_t, 40 bytes in glibc and musl on 64-bit */
-    uint64_t waits;     /* times somebody had to wait; statistics only           */
-    uint64_t repairs;   /* times an owner died holding it; statistics only       */
-    uint64_t reserved;
+    uint64_t mutex[SMF_MUTEX_WORDS];
+    uint64_t waits;   /* times somebody had to wait; statistics only     */
+    uint64_t repairs; /* times an owner died holding it; statistics only */
 };
 _Static_assert(sizeof(struct smf_lock) == 64, "src/README.md");
 
@@ -412,8 +413,7 @@ _Static_assert(sizeof(struct smf_roots) == 4384, "src/README.md");
 struct smf_user_mutex {
     uint64_t generation; /* of the heap when `mutex` was initialised; else it is initialised anew */
     uint64_t owner;      /* thread slot + 1 in the low 16 bits, its serial above; 0 nobody        */
-    uint64_t mutex[5];   /* pthread_mutex_t */
-    uint64_t reserved;
+    uint64_t mutex[SMF_MUTEX_WORDS]; /* pthread_mutex_t */
 };
 _Static_assert(sizeof(struct smf_user_mutex) == 64, "src/README.md");
 

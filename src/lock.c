@@ -161,7 +161,7 @@ void smi_lock_release(shmalloc_heap *heap, uint32_t index)
     pthread_mutex_unlock((pthread_mutex_t *)heap->locks[index].mutex);
 }
 
-int smi_lock_raw(uint64_t mutex[5], uint64_t timeout_ns)
+int smi_lock_raw(uint64_t mutex[SMF_MUTEX_WORDS], uint64_t timeout_ns)
 {
     pthread_mutex_t *m = (pthread_mutex_t *)mutex;
     int rc = pthread_mutex_trylock(m);
@@ -174,7 +174,7 @@ int smi_lock_raw(uint64_t mutex[5], uint64_t timeout_ns)
     return pthread_mutex_consistent(m) == 0 ? 1 : -EINVAL;
 }
 
-int smi_unlock_raw(uint64_t mutex[5])
+int smi_unlock_raw(uint64_t mutex[SMF_MUTEX_WORDS])
 {
     return -pthread_mutex_unlock((pthread_mutex_t *)mutex);
 }

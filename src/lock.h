@@ -42,7 +42,7 @@ void smi_lock_forget(void);
 
 /* The 40 bytes below shmalloc_mutex: 0, 1 (previous owner died; already made consistent), or a negated
  * errno. timeout_ns: 0 = do not wait, ~0 = for ever. */
-int smi_lock_raw(uint64_t mutex[5], uint64_t timeout_ns);
-int smi_unlock_raw(uint64_t mutex[5]);
+int smi_lock_raw(uint64_t mutex[SMF_MUTEX_WORDS], uint64_t timeout_ns);
+int smi_unlock_raw(uint64_t mutex[SMF_MUTEX_WORDS]);
 
 #endif

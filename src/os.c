@@ -45,7 +45,7 @@ static uint32_t machine(void)
 
 int smi_os_mutex_init(void *mutex)
 {
-    _Static_assert(sizeof(pthread_mutex_t) <= 40, "a mutex fits its 40 bytes");
+    _Static_assert(sizeof(pthread_mutex_t) <= SMF_MUTEX_WORDS * sizeof(uint64_t), "a mutex fits its place");
     pthread_mutexattr_t attr;
     int rc = pthread_mutexattr_init(&attr);
     if (rc != 0)

@@ -129,7 +129,7 @@ static int take_identity(shmalloc_heap *heap)
 
 static int new_mutexes(shmalloc_heap *heap)
 {
-    struct smf_lock fresh = {{0}, 0, 0, 0};
+    struct smf_lock fresh = {{0}, 0, 0};
     int rc = smi_os_mutex_init(fresh.mutex);
     if (rc < 0)
         return smi_refused(rc, "%s: cannot make a robust mutex", heap->path);

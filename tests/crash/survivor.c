@@ -90,7 +90,7 @@ static uint8_t *read_file(const char *path, uint64_t *size)
 
 /* What the kernel does to a robust mutex when its owner dies: the bit that tells of waiters stays. All owners
  * are dead: survivors hold nothing when they stop. */
-static void bury_owner(uint64_t mutex[5])
+static void bury_owner(uint64_t mutex[SMF_MUTEX_WORDS])
 {
     uint32_t futex = (uint32_t)mutex[0];
     if (futex & FUTEX_TID_MASK)

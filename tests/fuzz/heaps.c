@@ -300,7 +300,7 @@ static void make_same(const struct heap *h)
 /* Mutexes as nobody holds them, as a lock is beyond repair whose word names a thread that lives. */
 static void make_locks_free(const struct heap *h)
 {
-    struct smf_lock fresh = {{0}, 0, 0, 0};
+    struct smf_lock fresh = {{0}, 0, 0};
     static struct smf_lock locks[SMF_LOCK_CLASS_FIRST + (SMF_ARENAS_MAX + 1) * SMF_CLASSES + 1];
     uint32_t count = image_header(&h->image)->lock_count;
     must(smi_os_mutex_init(fresh.mutex) == 0, "mutex");

@@ -184,7 +184,7 @@ static uint64_t metadata_word(struct rng *rng)
     const uint64_t kinds = sizeof(records) / sizeof(records[0]), kind = rng_below(rng, kinds + 1);
     if (kind == kinds) /* statistics of a lock */
         return areas->locks + rng_below(rng, header->lock_count) * sizeof(struct smf_lock) +
-               offsetof(struct smf_lock, waits) + rng_below(rng, 3) * 8;
+               offsetof(struct smf_lock, waits) + rng_below(rng, 2) * 8;
     return records[kind].at + rng_below(rng, records[kind].size / 8) * 8;
 }
 

@@ -84,7 +84,6 @@ static const struct field lock_fields[] = {
     ARRAY(smf_lock, mutex, uint64_t),
     WHOLE(smf_lock, waits),
     WHOLE(smf_lock, repairs),
-    WHOLE(smf_lock, reserved),
 };
 
 static const struct field undo_fields[] = {WHOLE(smf_undo, ref), WHOLE(smf_undo, old)};
@@ -156,7 +155,6 @@ static const struct field user_mutex_fields[] = {
     WHOLE(smf_user_mutex, generation),
     WHOLE(smf_user_mutex, owner),
     ARRAY(smf_user_mutex, mutex, uint64_t),
-    WHOLE(smf_user_mutex, reserved),
 };
 
 #define RECORD(name, size, fields)                                                                                     \
