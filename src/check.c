@@ -26,7 +26,7 @@ const struct smi_invariant smi_invariants[] = {
     {"H1", "the header is intact; size, maximum, chunk count and mark in the state are "
            "possible"},
     {"H2", "the heap is not poisoned"},
-    {"H3", "a heap marked clean has no step in flight and no thread slot with an owner"},
+    {"H3", "a heap marked clean has no step in flight, no thread slot with an owner and no failed sync"},
     {"D1", "the directory's chunks follow each other without a gap and end where the heap "
            "ends; what entries behind them say would follow likewise"},
     {"L1", "a log has no more entries than fit"},
@@ -288,6 +288,10 @@ static void check_state(struct walk *w)
     if (state->mark == SMF_CLEAN && w->view->in_flight)
         violation(w, "H3", in_part(at + offsetof(struct smf_state, mark), EVERYTHING),
                   "heap is marked clean and has %u steps in flight", w->view->in_flight);
+    if (state->mark == SMF_CLEAN && state->sync_failed)
+        violation(w, "H3", in_part(at + offsetof(struct smf_state, sync_failed), EVERYTHING),
+                  "heap is marked clean, and a sync of it failed (%s)",
+                  shmalloc_strerror((int)(0 - state->sync_failed)));
 }
 
 static void check_directory(struct walk *w)
@@ -571,7 +575,8 @@ static int check_node(struct walk *w, const struct set *set, const struct node *
     const struct smf_page *d = smi_view_page(w->view, node->page);
     unsigned flags = flags_of(w, node->page);
     if (!d || !(flags & (set->of_slabs ? IS_SLAB : IS_FREE)) || !is_member(set, d)) {
-        violation(w, set->membership, in_part(ref_of_page(node->page), set->part),
+        int outside = ref_of_page(node->page) >= w->view->file_size;
+        violation(w, set->membership, in_part(outside ? set->at : ref_of_page(node->page), set->part),
                   "the set whose root is at %#llx leads to page %u, which is none of its members",
                   (unsigned long long)set->at, node->page);
         return 0;

@@ -58,13 +58,18 @@ int smi_others_alive(shmalloc_heap *heap)
 
 /* ---- first attach ---- */
 
+/* Has this machine been running, and is this the file, since the identity was written? */
+static int is_same_file(const shmalloc_heap *heap, const uint8_t *boot_id)
+{
+    const struct smf_runtime *was = heap->runtime;
+    return memcmp(was->boot_id, boot_id, 16) == 0 && was->device == heap->device && was->inode == heap->inode;
+}
+
 /* Was the heap in use when the machine stopped, or the file copied while in use? */
 static int is_unclean(const shmalloc_heap *heap, const uint8_t *boot_id)
 {
-    const struct smf_runtime *was = heap->runtime;
     return heap->state->mark == SMF_UNCHECKED ||
-           (heap->state->mark == SMF_IN_USE &&
-            (memcmp(was->boot_id, boot_id, 16) != 0 || was->device != heap->device || was->inode != heap->inode));
+           (heap->state->mark == SMF_IN_USE && !is_same_file(heap, boot_id));
 }
 
 static int read_boot_id(const shmalloc_heap *heap, uint8_t out[16])
@@ -91,7 +96,8 @@ int smi_recover_unclean(shmalloc_heap *heap)
                           ? "was in use when the machine stopped"
                           : "is a copy of a heap that was in use";
     return smi_error(SHMALLOC_EUNCLEAN,
-                     "%s: %s; run shmalloc_recover() to check it, or open it with SHMALLOC_ACCEPT_UNCLEAN",
+                     "%s: %s; have it checked by shmalloc_recover() or `shmalloc-inspect check --repair --yes`, or open it "
+                     "with SHMALLOC_ACCEPT_UNCLEAN",
                      heap->path, why);
 }
 
@@ -105,7 +111,8 @@ static int set_mark(shmalloc_heap *heap, uint64_t mark)
 }
 
 /* Whose heap this is from now on. A heap in use with another identity is unclean: so the mark of a clean one
- * changes after the identity, and that an unclean one is unchecked is marked before. */
+ * changes after the identity, and that an unclean one is unchecked is marked before. What this machine could not sync
+ * is no matter of another file, or of what the disk had after a reboot. */
 static int take_identity(shmalloc_heap *heap)
 {
     struct smf_runtime *runtime = heap->runtime;
@@ -119,6 +126,8 @@ static int take_identity(shmalloc_heap *heap)
     int unclean = is_unclean(heap, boot_id);
     if (unclean && (rc = set_mark(heap, SMF_UNCHECKED)) < 0)
         return rc;
+    if (!is_same_file(heap, boot_id) && heap->state->sync_failed)
+        SMI_STORE(&heap->state->sync_failed, 0);
     memcpy(runtime->boot_id, boot_id, 16);
     runtime->device = heap->device;
     runtime->inode = heap->inode;

@@ -239,6 +239,12 @@ int smi_mend_flight(struct smi_repair *r)
         smi_repair_say(r, "H3", SMF_STATE_OFFSET + offsetof(struct smf_state, mark),
                        "the heap is marked clean and threads have it; it was not closed in order");
     r->was_clean = clean && !owners;
+    if (r->was_clean && r->view.state.sync_failed) {
+        uint64_t at = SMF_STATE_OFFSET + offsetof(struct smf_state, sync_failed);
+        smi_repair_say(r, "H3", at, "the heap was closed in order, so no sync of it failed (it says code %lld)",
+                       -(long long)r->view.state.sync_failed);
+        smi_repair_put(r, SMI_TRUTHS, at, 0);
+    }
     look_at_logs(r);
     look_at_links(r, armed);
     int rc = smi_view_settle(&r->view, NULL, NULL);

@@ -30,6 +30,7 @@ SETS = 2024         # smf_page_heap.set
 DIRECTORY_AT = 208  # smf_header.areas.directory
 CHECKSUM = 536      # smf_header.checksum
 SIZE = 4096         # smf_state.size
+SYNC_FAILED = 4144  # smf_state.sync_failed
 KILLED = 100        # what kill_at says
 ECORRUPT = -20005
 
@@ -92,6 +93,45 @@ class Repairs(RepairTest):
         self.assertEqual((answer["repair"]["applied"], answer["repair"]["backup"]), (False, None))
         self.assertEqual(answer["repair"]["obstacles"], [])
         self.assertEqual(len(answer["repair"]["steps"]), len(re.findall(r"(?m)^ *\d+\. ", out)))
+
+    def test_a_copy_of_a_heap_in_use_is_closed_in_order(self):
+        copy = os.path.join(self.dir, "copy")
+        with Held(self.heap, "create", "hold"):
+            shutil.copyfile(self.heap, copy)
+        before = self.content(copy)
+        self.assertIn("--repair --yes " + copy, run("check", copy)[1])
+        self.assertIn("--repair --yes " + copy, run("check", "--repair", copy)[1])
+        status, answer = self.repair(path=copy)
+        self.assertEqual((status, answer["repair"]["unclean"], answer["repair"]["applied"]), (SOUND, True, False))
+        self.assertEqual(self.content(copy), before)
+        status, out, err = run("check", "--repair", "--yes", copy)
+        self.assertEqual((status, err), (SOUND, ""))
+        self.assertIn("may be used again", out)
+        self.assertEqual(os.listdir(self.dir).count("copy.before-repair"), 0)
+        self.assertEqual(run_json("info", copy)[1]["state"], "clean")
+        status, answer = self.repair(path=copy)
+        self.assertEqual((status, answer["repair"]["unclean"]), (SOUND, False))
+        self.assertNotIn("cannot be opened", run("check", "--repair", copy)[1])
+        self.make("create", "fill=10", "close", heap=copy)
+
+    def test_a_failed_sync_in_a_heap_that_was_closed_in_order(self):
+        self.make("create", "close")
+        self.patch(SYNC_FAILED, struct.pack("<Q", 23))
+        status, check = run_json("check", self.heap)
+        self.assertEqual((status, [v["invariant"] for v in check["violations"]]), (DAMAGED, ["H3"]))
+        self.assertEqual(self.repair("--yes")[0], SOUND)
+        self.is_of_use()
+
+    def test_a_failed_sync_ends_with_a_copy(self):
+        self.patch(SYNC_FAILED, struct.pack("<Q", 5))
+        status, _, err = run("check", "--repair", "--yes", self.heap) # nothing is wrong with it
+        self.assertEqual((status, err), (SOUND, ""))
+        copy = os.path.join(self.dir, "copy")
+        shutil.copyfile(self.heap, copy)
+        self.assertEqual(run("check", "--repair", "--yes", copy)[0], SOUND)
+        info = run_json("info", copy)[1]
+        self.assertEqual((info["state"], info["sync_failed"]), ("clean", 0))
+        self.make("create", "fill=10", "close", heap=copy)
 
     def test_repair_brings_all_back(self):
         before = self.holdings()

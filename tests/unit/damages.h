@@ -184,6 +184,12 @@ static uint64_t owner_in_clean_heap(struct image *m)
     return image_threads(m)[0];
 }
 
+static uint64_t failed_sync_in_clean_heap(struct image *m)
+{
+    image_state(m)->sync_failed = 5;
+    return image_ref(m, &image_state(m)->sync_failed);
+}
+
 static uint64_t log_in_clean_heap(struct image *m)
 {
     struct smf_page_heap *heap = image_page_heap(m);
@@ -876,6 +882,7 @@ static const struct damage {
     DAMAGE("H2", KILLED, poisoned),
     DAMAGE("H3", KILLED, owner_in_clean_heap),
     DAMAGE("H3", CLOSED, log_in_clean_heap),
+    DAMAGE("H3", CLOSED, failed_sync_in_clean_heap),
     DAMAGE("D1", KILLED, chunk_moved),
     DAMAGE("D1", KILLED, chunk_too_long),
     DAMAGE("D1", KILLED, size_beyond_chunks),

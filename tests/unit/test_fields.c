@@ -546,7 +546,7 @@ static const struct exception {
 } exceptions[] = {
     {"state*", "mark", 1, "who closes says it; a heap that wrongly is in use is refused as unclean"},
     {"state*", "generation", 0, "a counter: mutexes of any other generation are made anew"},
-    {"state*", "sync_failed", 0, "anything but 0 says that a sync failed: later ones are refused"},
+    {"state", "sync_failed", 0, "anything but 0 says that a sync failed: later ones are refused"},
     {"state*", "commit_sequence", 0, "room for what comes, read by nobody"},
     {"state*", "gate", 0, "room for what comes, read by nobody"},
     {"state*", "reshaped", 0, "a counter: threads that see another value look their last block up"},

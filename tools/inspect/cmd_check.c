@@ -29,7 +29,9 @@ static const char help[] =
     "known whether a program has a block, it stays allocated. Nothing is written unless\n"
     "--yes is given, too: then a copy is saved first, the steps are carried out, and the\n"
     "heap is checked again, taken out of its poisoned state and closed in order. The\n"
-    "heap must not be in use. A repair that was killed can be started again.\n"
+    "heap must not be in use. A repair that was killed can be started again. A sound heap\n"
+    "that was in use when the machine stopped, or when the file was copied, is closed in\n"
+    "order by --yes, too.\n"
     "\n"
     "Options\n"
     "  -r, --repair        plan a repair; only with --yes write to the file\n"
@@ -47,6 +49,7 @@ static const char help[] =
     "  moving                  true when the heap changed while it was read\n"
     "  readings, left_out      number of readings; of disagreements not confirmed\n"
     "  repair                  only with --repair: steps and obstacles (lists as violations),\n"
+    "                          unclean (it cannot be opened until --yes closed it in order),\n"
     "                          applied, backup (the path of the copy, null when there is none)\n";
 
 struct report {
@@ -143,6 +146,8 @@ enum verdict inspect_check_now(struct inspect *in)
         print_motion(in, &result);
         if (result.violations)
             print_way_out(in);
+        else
+            inspect_say_unclean(in);
     }
     return result.violations ? DAMAGED : SOUND;
 }

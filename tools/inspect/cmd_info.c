@@ -144,7 +144,7 @@ static struct state state_of(struct inspect *in)
         return (struct state){"in-use", "in use", GREEN};
     if (in->view.state.mark == SMF_CLEAN)
         return (struct state){"clean", "clean: closed in order", GREEN};
-    if (in->view.state.mark == SMF_IN_USE && inspect_runtime_is_valid(in))
+    if (!inspect_is_unclean(in))
         return (struct state){"died", "every process died; the next open finds it as it was",
                               YELLOW};
     return (struct state){"unclean",

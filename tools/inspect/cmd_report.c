@@ -18,6 +18,7 @@
 #include <shmalloc/shmalloc.h>
 
 #include "check.h"
+#include "error.h"
 #include "os.h"
 #include "report_style.h"
 #include "sizeclass.h"
@@ -710,9 +711,8 @@ static enum verdict run(struct inspect *in)
     char *text = NULL;
     size_t len = 0;
     if (!path || !path[0] || (in->out && strcmp(path, "-") == 0)) {
-        fprintf(stderr, "shmalloc-inspect: say where to write the page: -o PAGE%s\n",
-                in->out ? ", a file" : "");
-        return CANNOT_TELL;
+        int rc = smi_error(-EINVAL, "say where to write the page: -o PAGE%s", in->out ? ", a file" : "");
+        return inspect_report_error(in, rc);
     }
     int rc = inspect_open(in);
     if (rc == 0 || rc == SHMALLOC_ECORRUPT)

@@ -86,6 +86,12 @@ int inspect_is_live(const struct inspect *in);
 /* The runtime area is about this file on this machine since it started. */
 int inspect_runtime_is_valid(struct inspect *in);
 
+/* The machine stopped, or the file was copied, while the heap was in use: it cannot be opened until it was checked. */
+int inspect_is_unclean(struct inspect *in);
+
+/* If so, say it, and what helps. */
+void inspect_say_unclean(struct inspect *in);
+
 /* PIDs of the heap's process table are of the PID namespace this tool is in. */
 int inspect_same_namespace(struct inspect *in);
 

@@ -56,6 +56,12 @@ int inspect_runtime_is_valid(struct inspect *in)
            runtime->generation == in->view.state.generation;
 }
 
+int inspect_is_unclean(struct inspect *in)
+{
+    uint64_t mark = in->view.state.mark;
+    return !inspect_is_live(in) && mark != SMF_CLEAN && !(mark == SMF_IN_USE && inspect_runtime_is_valid(in));
+}
+
 int inspect_same_namespace(struct inspect *in)
 {
     const struct smf_runtime *runtime =

@@ -74,6 +74,16 @@ static void add_steps(struct json_object *to, const char *key, const struct smi_
     inspect_add(to, key, list);
 }
 
+void inspect_say_unclean(struct inspect *in)
+{
+    if (!inspect_is_unclean(in))
+        return;
+    printf("It cannot be opened yet: the machine stopped, or the file was copied, while it was in\n"
+           "use. Have it closed in order with `shmalloc-inspect check --repair --yes ");
+    inspect_print_text(in->path);
+    printf("`;\nwhat programs stored last may be missing in their blocks.\n");
+}
+
 static void show_plan(struct inspect *in, const struct smi_repair *repair)
 {
     char n[64], m[64];
@@ -82,6 +92,7 @@ static void show_plan(struct inspect *in, const struct smi_repair *repair)
         struct json_object *object = json_object_new_object();
         add_steps(object, "steps", &repair->steps);
         add_steps(object, "obstacles", &repair->obstacles);
+        inspect_add_flag(object, "unclean", inspect_is_unclean(in));
         inspect_add_flag(object, "applied", 0);
         inspect_add(object, "backup", NULL);
         inspect_add(in->out, "repair", object);
@@ -91,6 +102,8 @@ static void show_plan(struct inspect *in, const struct smi_repair *repair)
     if (repair->obstacles.count == 0 && repair->steps.count == 0) {
         printf("%ssound%s: there is nothing to repair.\n", inspect_color(in, GREEN),
                inspect_color(in, PLAIN));
+        if (!in->given['y'])
+            inspect_say_unclean(in);
     } else if (repair->obstacles.count > 0) {
         printf("%sbeyond repair%s: %s\n", inspect_color(in, RED), inspect_color(in, PLAIN),
                inspect_count(repair->obstacles.count, "thing for which there is no safe rule",
@@ -151,20 +164,24 @@ static void show_done(struct inspect *in, size_t steps)
     inspect_progress_end();
     if (in->out)
         inspect_add_flag(json_object_object_get(in->out, "repair"), "applied", 1);
-    else
-        printf("%srepaired%s: %s carried out; the heap may be used again.\n", inspect_color(in, GREEN),
-               inspect_color(in, PLAIN), inspect_count(steps, "step was", "steps were", n));
+    else if (steps > 0)
+        printf("%srepaired%s: %s carried out.\n", inspect_color(in, GREEN), inspect_color(in, PLAIN),
+               inspect_count(steps, "step was", "steps were", n));
 }
 
-/* The repaired heap is as after a machine that stopped: taking it into use once brings back what the
- * dead had cached, checks it and closes it in order. */
-static int settle(struct inspect *in)
+/* The heap is as after a machine that stopped: taking it into use once brings back what the dead had cached,
+ * checks it and closes it in order. Then it is looked at again. */
+static enum verdict settle(struct inspect *in)
 {
     int rc = shmalloc_recover(in->path);
-    if (rc < 0 && !in->out)
-        fprintf(stderr, "shmalloc-inspect: the heap is repaired, but not closed in order: %s\n",
+    if (rc < 0)
+        fprintf(stderr, "shmalloc-inspect: the heap cannot be used yet, for it could not be closed in order: %s\n",
                 shmalloc_errmsg());
-    return rc;
+    else if (!in->out)
+        printf("The heap was closed in order and may be used again.\n");
+    smi_view_finish(&in->view);
+    enum verdict verdict = inspect_check_now(in);
+    return rc < 0 && verdict == SOUND ? CANNOT_TELL : verdict;
 }
 
 static enum verdict carry_out(struct inspect *in, struct smi_repair *repair, int *fd)
@@ -178,9 +195,7 @@ static enum verdict carry_out(struct inspect *in, struct smi_repair *repair, int
     show_done(in, repair->steps.count);
     smi_os_close(*fd);
     *fd = -1;
-    settle(in);
-    smi_view_finish(&in->view);
-    return inspect_check_now(in);
+    return settle(in);
 }
 
 enum verdict inspect_repair(struct inspect *in)
@@ -204,8 +219,14 @@ enum verdict inspect_repair(struct inspect *in)
     } else {
         show_plan(in, &repair);
         verdict = repair.steps.count + repair.obstacles.count > 0 ? DAMAGED : SOUND;
-        if (verdict == DAMAGED && repair.obstacles.count == 0 && in->given['y'])
+        if (verdict == DAMAGED && repair.obstacles.count == 0 && in->given['y']) {
             verdict = carry_out(in, &repair, &fd);
+        } else if (verdict == SOUND && in->given['y'] && inspect_is_unclean(in)) {
+            smi_os_close(fd);
+            fd = -1;
+            show_done(in, 0);
+            verdict = settle(in);
+        }
     }
     smi_repair_finish(&repair);
     smi_os_close(fd);
