@@ -574,6 +574,9 @@ static int open_path(const char *path, const shmalloc_options *o, shmalloc_heap 
             return open_file(fd, path, o, out);
         if (fd != -ENOENT || !(o->flags & SHMALLOC_CREATE))
             return smi_refused(fd, "%s: cannot open", path);
+        if (!(o->flags & SHMALLOC_EXCLUSIVE) && smi_os_is_link(path)) /* to nothing, or it would have been opened */
+            return smi_error(-ENOENT, "%s: is a symbolic link to a file that does not exist; remove it, or make that file",
+                             path);
         int rc = create_file(path, o);
         if (rc < 0 && (rc != -EEXIST || (o->flags & SHMALLOC_EXCLUSIVE)))
             return rc;

@@ -141,12 +141,22 @@ static int validate_state(const struct smf_header *h, const struct smf_state *s,
 int smi_layout_validate(const struct smf_header *header, const struct smf_state *state,
                         uint64_t file_size, int read_only, const char *path)
 {
-    if (file_size < SMF_STATE_OFFSET + sizeof(struct smf_state) || header->magic != SMF_MAGIC)
+    if (header->magic == SMF_MAGIC && file_size < SMF_STATE_OFFSET + sizeof(struct smf_state))
+        return smi_error(SHMALLOC_ENOTHEAP,
+                         "%s: not a shmalloc heap any more: it begins as one, but has %llu bytes, expected at least "
+                         "%llu; restore it from a copy",
+                         path, (unsigned long long)file_size,
+                         (unsigned long long)(SMF_STATE_OFFSET + sizeof(struct smf_state)));
+    if (header->magic != SMF_MAGIC)
         return smi_error(SHMALLOC_ENOTHEAP,
                          "%s: not a shmalloc heap (%llu bytes, first word %016llx, expected %016llx); give the name of "
                          "one, or of no file and SHMALLOC_CREATE",
                          path, (unsigned long long)file_size, (unsigned long long)header->magic,
                          (unsigned long long)SMF_MAGIC);
+    if (header->endian != SMF_ENDIAN && header->endian != __builtin_bswap32(SMF_ENDIAN))
+        return smi_error(SHMALLOC_ECORRUPT,
+                         "%s: header's mark of the byte order is %08x, expected %08x; restore the file from a copy", path,
+                         header->endian, SMF_ENDIAN);
     if (header->endian != SMF_ENDIAN)
         return smi_error(SHMALLOC_EFOREIGN,
                          "%s: made on a machine of the other byte order (mark %08x, expected %08x); use the heap "

@@ -106,6 +106,12 @@ int smi_os_stat(int fd, struct smi_file_info *out)
     return 0;
 }
 
+int smi_os_is_link(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0 && S_ISLNK(st.st_mode);
+}
+
 const char *smi_os_unfit_file_system(int fd)
 {
     static const struct {

@@ -36,6 +36,9 @@ struct smi_file_info {
 };
 int smi_os_stat(int fd, struct smi_file_info *out);
 
+/* Is `path` a symbolic link? 0 also when it cannot be told. */
+int smi_os_is_link(const char *path);
+
 /* The name of the file's file system if it is one that cannot keep several processes' mappings and locks
  * coherent (network, FUSE); NULL otherwise. */
 const char *smi_os_unfit_file_system(int fd);

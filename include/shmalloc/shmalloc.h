@@ -232,7 +232,7 @@ SHMALLOC_API int shmalloc_open_private(const shmalloc_options *options, shmalloc
 SHMALLOC_API int shmalloc_close(shmalloc_heap *heap);
 
 /**
- * Remove the heap file `path` and the files that belong to it.
+ * Remove the heap file `path`.
  * @return 0; -ENOENT; SHMALLOC_ENOTHEAP for a file that is not a heap (it is left alone);
  *         SHMALLOC_EBUSY while any process has it open.
  */
@@ -320,10 +320,11 @@ SHMALLOC_API uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref);
  * nothing.
  *
  * @return 0, or a negative code, in which case nothing changed:
- *   SHMALLOC_EBADREF      not the first byte of a block of this heap
+ *   SHMALLOC_EBADREF      not the first byte of a block of this heap; also of a block above 64 KiB that was
+ *                         freed, whose pages are no block's, always found
  *   SHMALLOC_EDOUBLEFREE  the block is free. In hardened heaps always found; otherwise at once for
- *                         the last block freed and for large blocks, and for others when the cache
- *                         is emptied: then it is counted and reported here although `*ref` was freed
+ *                         the last block freed, and for others when the cache is emptied: then it is
+ *                         counted and reported here although `*ref` was freed
  *   -EINVAL, SHMALLOC_EREADONLY, _ECORRUPT, _EPOISONED   as for shmalloc_alloc()
  *
  * What is not a block is found out without a lock, by a look at what the heap says of its page. So there is one thing

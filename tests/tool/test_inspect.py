@@ -277,7 +277,7 @@ class NoHeaps(InspectTest):
         self.write(bytes(100000))
         self.must_be_unknown(self.heap, "not a shmalloc heap")
         self.write(b"SHMALLOC")
-        self.must_be_unknown(self.heap, "not a shmalloc heap", "8 bytes")
+        self.must_be_unknown(self.heap, "not a shmalloc heap", "has 8 bytes", "copy")
 
     def test_pipe_does_not_block(self):
         os.mkfifo(self.heap)

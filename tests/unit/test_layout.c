@@ -138,6 +138,7 @@ Test(layout, each_damaged_field_gives_its_code)
     damaged(header.magic = 0, SHMALLOC_ENOTHEAP);
     damaged(header.format_version++, SHMALLOC_EVERSION);
     damaged(header.endian = __builtin_bswap32(SMF_ENDIAN), SHMALLOC_EFOREIGN);
+    damaged(header.endian = UINT32_MAX, SHMALLOC_ECORRUPT);
     damaged(header.features_must = 1ull << 63, SHMALLOC_EVERSION);
     damaged(header.features_read_only = 1ull << 63, SHMALLOC_EVERSION);
     damaged(header.features_ignore = 1ull << 63, 0);

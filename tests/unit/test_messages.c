@@ -69,6 +69,11 @@ Test(messages, files_that_are_no_heap)
     must_explain(open_with(f.dir, SHMALLOC_READ_ONLY), -EISDIR, f.dir, "directory", "regular file", NULL);
     must_explain(open_with("/dev/null", 0), SHMALLOC_ENOTHEAP, "/dev/null", "not a regular file", "give the name",
                  NULL);
+    const char *cut = file_of("cut", "SHMALLOC and some bytes", 23), *dangling = fixture_path(&f, "dangling");
+    must_explain(open_with(cut, 0), SHMALLOC_ENOTHEAP, cut, "begins as one", "23 bytes", "copy", NULL);
+    cr_assert_eq(symlink("nowhere", dangling), 0);
+    must_explain(open_with(dangling, SHMALLOC_CREATE), -ENOENT, dangling, "symbolic link", "remove it", NULL);
+    must_explain(open_with(dangling, 0), -ENOENT, dangling, "No such file", NULL);
     const char *missing = fixture_path(&f, "missing");
     must_explain(open_with(missing, 0), -ENOENT, missing, "cannot open", "No such file", "SHMALLOC_CREATE", NULL);
     must_explain(open_with(f.path, SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE), -EEXIST, f.path, "exists",
