@@ -149,6 +149,8 @@ int main(int argc, char **argv)
     early = strcmp(bug, "early") == 0;
     uncounted = strcmp(bug, "uncounted") == 0;
     lost = strcmp(bug, "lost") == 0;
+    if (*bug != '-' && *bug && !early && !uncounted && !lost && strcmp(bug, "correct") != 0)
+        return fputs("usage: crashtest [correct|early|uncounted|lost] [OPTION...]; --help lists the options\n", stderr), 2;
     shmalloc_crashtest test = SHMALLOC_CRASHTEST_INIT;
     test.setup = setup;
     test.operation = operation;

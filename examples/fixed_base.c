@@ -72,6 +72,10 @@ int main(int argc, char **argv)
     if (shmalloc_open(argv[1], &options, &heap) < 0)
         return fail("open");
     int failed = 0;
+    if (shmalloc_ref_of(heap, (char *)BASE + 8) != 8) { /* a base is chosen when a heap is made */
+        fprintf(stderr, "%s: is not a heap that was made with the base %p\n", argv[1], BASE);
+        return shmalloc_close(heap), 1;
+    }
     if (shmalloc_root_get_or_create(heap, "tree", 0, sizeof(struct tree), NULL, NULL, &ref) < 0) {
         failed = fail("root");
     } else {

@@ -14,6 +14,8 @@
 #include <string.h>
 #include <zlib.h>
 
+#define MOST (1 << 20) /* bytes of a text */
+
 struct packed {
     uint64_t size, text_size; /* bytes */
     unsigned char bytes[];
@@ -65,12 +67,15 @@ static shmalloc_ref compress_text(shmalloc_heap *heap, unsigned char *text, size
 
 static int pack(shmalloc_heap *heap)
 {
-    static unsigned char text[1 << 20];
+    static unsigned char text[MOST + 1];
     size_t size = fread(text, 1, sizeof(text), stdin);
-    shmalloc_ref ref = compress_text(heap, text, size);
+    if (size > MOST)
+        return fail("pack", "the text is longer than 1 MiB");
+    shmalloc_ref ref = compress_text(heap, text, size), before = 0;
     if (!ref)
         return fail("pack", shmalloc_errmsg());
-    if (shmalloc_root_set(heap, "packed", 0, ref) < 0)
+    int has_before = shmalloc_root_get(heap, "packed", 0, &before) == 0;
+    if (shmalloc_root_set(heap, "packed", 0, ref) < 0 || (has_before && shmalloc_free(heap, &before) < 0))
         return fail("root", shmalloc_errmsg());
     return 0;
 }
@@ -81,7 +86,7 @@ static int unpack(shmalloc_heap *heap)
     if (shmalloc_root_get(heap, "packed", 0, &ref) < 0)
         return fail("root", shmalloc_errmsg());
     struct packed *packed = shmalloc_ptr(heap, ref);
-    static unsigned char text[1 << 20];
+    static unsigned char text[MOST];
     z_stream stream = {.zalloc = take, .zfree = give, .opaque = heap};
     stream.next_in = packed->bytes;
     stream.avail_in = (uInt)packed->size;

@@ -78,7 +78,8 @@ static int go_on(shmalloc_heap *heap, struct shared *shared, int *inherited)
 
 int main(int argc, char **argv)
 {
-    if (argc != 3)
+    int rounds = argc == 3 ? atoi(argv[2]) : 0;
+    if (rounds < 1)
         return fputs("usage: survivor HEAP ROUNDS\n", stderr), 2;
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
     options.flags = SHMALLOC_CREATE;
@@ -89,7 +90,7 @@ int main(int argc, char **argv)
         return fprintf(stderr, "%s\n", shmalloc_errmsg()), 1;
     struct shared *shared = shmalloc_ptr(heap, ref);
 
-    int rounds = atoi(argv[2]), inherited = 0;
+    int inherited = 0;
     for (int i = 0; i < rounds; i++) {
         if (lose_a_child(heap, shared) < 0)
             return fputs("the child was not killed\n", stderr), 1;

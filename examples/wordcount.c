@@ -201,6 +201,10 @@ static char *read_file(const char *name, size_t *size)
     FILE *stream = fopen(name, "r");
     if (!stream)
         return NULL;
+    if (getc(stream) == EOF && ferror(stream)) { /* a folder can be opened, but not read */
+        fclose(stream);
+        return NULL;
+    }
     char *text = NULL;
     long end = fseek(stream, 0, SEEK_END) == 0 ? ftell(stream) : -1;
     if (end >= 0 && fseek(stream, 0, SEEK_SET) == 0 && (text = malloc((size_t)end + 1)))

@@ -250,8 +250,8 @@ int smi_dead(struct smi_run *run)
     smi_run_stop(run);
     if (rc < 0)
         return rc;
-    smi_tell(run, "dead: everybody died at %llu instants, %s, %.1f s\n", (unsigned long long)d.images,
-             smi_count_faults(run->faults), (double)(smi_now_ns() - start) / 1e9);
+    smi_tell(run, "dead: everybody died at %llu instant%s, %s, %.1f s\n", (unsigned long long)d.images,
+             d.images == 1 ? "" : "s", smi_count_faults(run->faults), (double)(smi_now_ns() - start) / 1e9);
     if (d.left_out)
         smi_tell(run, "  %llu more were left out, in long rows of stores to large blocks\n",
                  (unsigned long long)d.left_out);
