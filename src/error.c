@@ -2,14 +2,15 @@
 /*
  * error.c - codes to words, and the thread's message about its last failure.
  *
- * A message has memory from the thread's first failure to its end: a place in a table, or a mapping when more threads
- * than that have failed. As a thread-local array it would cost every thread of the program, and libraries that are
- * loaded late (dlopen) share some hundred bytes of such memory.
+ * Messages lie in a table, which costs memory where it is used. A thread takes a place when it fails first, and has it
+ * to its end; the place of a thread that is gone is taken by the next. So a failure needs no memory that might be
+ * missing, no allocation that might come back to a lock that is held, and no destructor. As a thread-local array the
+ * messages would cost every thread of the program, and libraries that are loaded late (dlopen) share some hundred
+ * bytes of such memory.
  */
 #include "error.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,54 +20,43 @@
 #include "os.h"
 
 #define MESSAGE 1024u /* bytes, the end included */
+#define PLACES 1024u  /* threads that failed and live */
 
-static _Thread_local char *message; /* NULL: nothing failed yet */
-static pthread_key_t key;           /* whose destructor gives the message's memory back */
-static int has_key;
+static char texts[PLACES][MESSAGE];
+static uint32_t owners[PLACES]; /* kernel thread ids, 0 nobody's */
 
-#define PLACES 4
-static struct {
-    int taken;
-    char text[MESSAGE];
-} places[PLACES];
+/* This thread's place + 1, 0 none yet. In a forked child the thread has another id and takes the place again, unless
+ * another thread of the child was faster. */
+static _Thread_local uint32_t place;
 
-static char no_message[] = "there is no memory for the message";
-
-static char *take_place(void)
+static int takes(uint32_t i, uint32_t before, uint32_t me)
 {
-    for (unsigned i = 0; i < PLACES; i++)
-        if (__atomic_exchange_n(&places[i].taken, 1, __ATOMIC_ACQUIRE) == 0)
-            return places[i].text;
-    return smi_os_private(MESSAGE, 0);
+    return __atomic_compare_exchange_n(&owners[i], &before, me, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
 
-static void at_thread_exit(void *text)
+/* The message of this thread, as long as it has one. */
+static char *text_of(uint32_t me)
 {
-    message = NULL;
-    for (unsigned i = 0; i < PLACES; i++)
-        if (text == places[i].text) {
-            places[i].text[0] = '\0';
-            __atomic_store_n(&places[i].taken, 0, __ATOMIC_RELEASE);
-            return;
-        }
-    smi_os_unmap(text, MESSAGE);
+    uint32_t owner = place > 0 ? __atomic_load_n(&owners[place - 1], __ATOMIC_ACQUIRE) : 0;
+    if (owner != 0 && (owner == me || (!smi_os_thread_exists((pid_t)owner, 0) && takes(place - 1, owner, me))))
+        return texts[place - 1];
+    place = 0;
+    return NULL;
 }
 
-/* Before the program has keys of its own: the C library allocates memory for late ones, and that may come from us. */
-__attribute__((constructor)) static void make_key(void)
-{
-    has_key = pthread_key_create(&key, at_thread_exit) == 0;
-}
-
-/* Where the thread's message goes; NULL when there is no memory for it. */
+/* Where the thread's message goes; NULL while that many other threads have one. */
 static char *room(void)
 {
-    if (message && message != no_message)
-        return message;
-    char *text = take_place();
-    message = text ? text : no_message;
-    if (text && has_key)
-        pthread_setspecific(key, text);
+    uint32_t me = smi_os_thread_id();
+    char *text = text_of(me);
+    for (uint32_t i = 0; !text && i < PLACES; i++) {
+        uint32_t owner = __atomic_load_n(&owners[i], __ATOMIC_ACQUIRE);
+        int is_left = owner == 0 || owner == me || !smi_os_thread_exists((pid_t)owner, 0); /* me: ids come again */
+        if (is_left && takes(i, owner, me)) {
+            place = i + 1;
+            text = texts[i];
+        }
+    }
     return text;
 }
 
@@ -134,7 +124,8 @@ int smi_refused(int code, const char *format, ...)
 
 const char *shmalloc_errmsg(void)
 {
-    return message ? message : "";
+    const char *text = place > 0 ? text_of(smi_os_thread_id()) : NULL;
+    return text ? text : "";
 }
 
 const char *shmalloc_version(void)

@@ -77,6 +77,7 @@ struct shmalloc_heap {
     struct smi_thread *contexts; /* of all threads of this process */
     unsigned context_count;      /* their number */
     unsigned arriving;           /* threads that make themselves a context, which is not counted yet */
+    unsigned settling;           /* private: a forked child's first call brings the copy to rest */
     struct smi_thread *shared;   /* private: of those threads that have none of their own; NULL not made yet */
     pthread_mutex_t shared_lock; /* recursive; who uses `shared` holds it */
     struct shmalloc_heap *next;  /* in the process's list of heaps */

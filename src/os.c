@@ -360,7 +360,12 @@ int smi_os_allow(void *address, uint64_t len)
 
 int smi_os_empty(void *address, uint64_t len)
 {
-    return madvise(address, len, MADV_DONTNEED) < 0 ? -errno : 0;
+    if (madvise(address, len, MADV_DONTNEED) == 0)
+        return 0;
+    if (errno != EINVAL)
+        return -errno;
+    memset(address, 0, len); /* the program locked it (mlock), so the memory has to stay */
+    return 0;
 }
 
 int smi_os_map(int fd, uint64_t len, int read_only, void *fixed, void **out)
@@ -588,7 +593,7 @@ int smi_os_thread_exists(pid_t tid, uint64_t start_time)
 int smi_os_thread_known(void)
 {
     /* An error-checking mutex names its owner by the id that the C library keeps for the thread. */
-    uint64_t probe[5] = {0};
+    uint64_t probe[SMF_MUTEX_WORDS] = {0};
     uint32_t owner = smi_os_thread_id();
     if (smi_os_mutex_init(probe) < 0 || pthread_mutex_lock((pthread_mutex_t *)probe) != 0)
         return 0;
@@ -681,12 +686,28 @@ void smi_os_cancel_restore(int state)
     pthread_setcancelstate(state, NULL);
 }
 
+/* Signal handlers, which may fork, are kept out until `was` is given back. */
+static void block_signals(sigset_t *was)
+{
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, was);
+}
+
 void smi_os_at_fork(void (*before)(void), void (*in_parent)(void), void (*in_child)(void))
 {
-    sigset_t all, was;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &was);
+    sigset_t was;
+    block_signals(&was);
     pthread_atfork(before, in_parent, in_child);
+    pthread_sigmask(SIG_SETMASK, &was, NULL);
+}
+
+void smi_os_unlock_counted(pthread_mutex_t *mutex, unsigned *depth)
+{
+    sigset_t was;
+    block_signals(&was);
+    pthread_mutex_unlock(mutex);
+    *depth = 0;
     pthread_sigmask(SIG_SETMASK, &was, NULL);
 }
 

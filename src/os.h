@@ -8,6 +8,7 @@
 #ifndef SMI_OS_H
 #define SMI_OS_H
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -135,6 +136,9 @@ void smi_os_cancel_restore(int state);
 /* pthread_atfork, during which no signal handler of this thread runs: one that forks would wait for the C library's
  * list of such handlers, which the interrupted call keeps locked. */
 void smi_os_at_fork(void (*before)(void), void (*in_parent)(void), void (*in_child)(void));
+
+/* Unlock a mutex and clear `depth`, which says that this thread has it, with no signal handler between the two. */
+void smi_os_unlock_counted(pthread_mutex_t *mutex, unsigned *depth);
 
 /* The absolute form of a path, to be freed; NULL when it cannot be had. */
 char *smi_os_absolute(const char *path);

@@ -44,6 +44,7 @@ static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
 /* A signal handler that forks takes it while the call that it interrupted may hold it: so a thread takes it once only. */
 static _Thread_local unsigned registry_depth;
 static pthread_key_t exit_key;
+static int has_exit_key; /* a program may have taken all keys: then slots come back with the process */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static uint64_t last_epoch;
 
@@ -81,8 +82,10 @@ void smi_registry_lock(void)
 
 void smi_registry_unlock(void)
 {
-    if (--registry_depth == 0)
-        pthread_mutex_unlock(&registry);
+    if (registry_depth == 1)
+        smi_os_unlock_counted(&registry, &registry_depth);
+    else
+        registry_depth--;
 }
 
 int smi_registry_trylock(void)
@@ -158,18 +161,19 @@ void smi_process_start_private(shmalloc_heap *heap)
     new_epoch(heap);
 }
 
-/* Take a context out of its heap's list; the registry lock is held. */
-static void disown(struct smi_thread *t)
+/* Take a context out of its heap's list; the registry lock is held. It stops being the thread's before it stops being
+ * counted: see forked_alone(). */
+static void disown(shmalloc_heap *heap, struct smi_thread *t)
 {
-    struct smi_thread **at = &t->heap->contexts;
+    struct smi_thread **at = &heap->contexts;
+    t->epoch = t->true_epoch = UINT64_MAX;
+    SMI_STORE(&t->heap, NULL);
     while (*at && *at != t)
         at = &(*at)->next_in_heap;
     if (*at) {
         *at = t->next_in_heap;
-        t->heap->context_count--;
+        heap->context_count--;
     }
-    t->epoch = t->true_epoch = UINT64_MAX;
-    t->heap = NULL;
 }
 
 static int release_slot(shmalloc_heap *heap, struct smf_thread *slot)
@@ -187,7 +191,7 @@ void smi_process_drop(shmalloc_heap *heap)
 {
     __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
     while (heap->contexts)
-        disown(heap->contexts);
+        disown(heap, heap->contexts);
     if (heap->shared)
         to_pool(heap->shared);
     heap->shared = NULL;
@@ -285,7 +289,7 @@ static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
     for (struct smi_thread *t = heap->contexts, *next; t; t = next) {
         next = t->next_in_heap;
         if (t != mine)
-            disown(t); /* which may still be in the list of the thread that forked */
+            disown(heap, t); /* which may still be in the list of the thread that forked */
     }
     if (heap->shared)
         to_pool(heap->shared);
@@ -297,7 +301,8 @@ static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
  * rest, and the child is spared the look at all locks and thread slots, most of which it never touches. */
 static int forked_alone(const shmalloc_heap *heap, const struct smi_thread *mine)
 {
-    return SMI_LOAD(&heap->arriving) == 0 && !heap->shared && heap->context_count == (mine ? 1 : 0);
+    return SMI_LOAD(&heap->arriving) == 0 && !heap->settling && !heap->shared &&
+           heap->context_count == (mine ? 1 : 0);
 }
 
 /* A forked child's copy of a private heap; the registry lock is held. A user's mutex is free in the child, and who
@@ -309,7 +314,10 @@ static int settle_copy(shmalloc_heap *heap)
     int rc = 0;
     while (mine && mine->heap != heap)
         mine = mine->next_in_thread;
+    if (heap->settling) /* in the parent too, by another thread, which took my slot away or was about to */
+        mine = NULL;
     if (!smi_lock_any_held() && !forked_alone(heap, mine)) {
+        SMI_STORE(&heap->settling, 1);
         rc = repair_copy(heap);
         if (rc == 0)
             rc = release_others(heap, mine);
@@ -323,6 +331,7 @@ static int settle_copy(shmalloc_heap *heap)
         mine->true_epoch = heap->epoch;
         mine->epoch = heap->hardened ? UINT64_MAX : heap->epoch;
     }
+    SMI_STORE(&heap->settling, 0);
     return 0;
 }
 
@@ -433,7 +442,7 @@ static void at_thread_exit(void *arg)
         if (heap && t->true_epoch == heap->epoch) {
             if (heap->state->poison == 0)
                 release_slot(heap, t->slot);
-            disown(t);
+            disown(heap, t);
         }
         free_context(t);
     }
@@ -442,15 +451,15 @@ static void at_thread_exit(void *arg)
 
 static void set_up(void)
 {
-    pthread_key_create(&exit_key, at_thread_exit);
+    has_exit_key = pthread_key_create(&exit_key, at_thread_exit) == 0;
     smi_os_at_fork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
-/* One of the first `count` thread slots, free or new; those that were made come first in the table. RECOVER held. *zero:
- * it is new, and all its bytes are zero. */
-static int claim_slot(shmalloc_heap *heap, uint32_t count, uint32_t *index, int *zero)
+/* One of the first `count` thread slots, free or new; those that were made come first in the table. RECOVER held.
+ * *untouched_slot: it is the first of a private heap, which nobody had a block of before, so that all its bytes are zero. */
+static int claim_slot(shmalloc_heap *heap, uint32_t count, uint32_t *index, int *untouched_slot)
 {
-    *zero = 0;
+    *untouched_slot = 0;
     for (*index = 0; *index < count && heap->threads[*index] != 0; ++*index) {
         struct smf_thread *slot = smi_thread_slot(heap, *index);
         if (slot && slot->owner == 0)
@@ -465,15 +474,17 @@ static int claim_slot(shmalloc_heap *heap, uint32_t count, uint32_t *index, int 
                                .kind = SMF_PAGE_META,
                                .name = &heap->threads[*index]};
     uint32_t page;
-    return smi_pages_take(heap, &request, &page, zero);
+    int zero, rc = smi_pages_take(heap, &request, &page, &zero);
+    *untouched_slot = rc == 0 && zero && heap->is_private && *index == 0;
+    return rc;
 }
 
 static int own_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
 {
-    int zero, rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
+    int untouched_slot, rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
-    rc = claim_slot(heap, count, &t->slot_index, &zero);
+    rc = claim_slot(heap, count, &t->slot_index, &untouched_slot);
     t->slot = rc == 0 ? smi_thread_slot(heap, t->slot_index) : NULL;
     if (rc == 0 && !t->slot)
         rc = smi_heap_poison(heap, "entry %u of the thread table names no thread slot", t->slot_index);
@@ -482,8 +493,7 @@ static int own_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
         slot->serial++;
         slot->tid = smi_os_thread_id();
         slot->start_time = heap->is_private ? 0 : smi_os_start_time(getpid(), (pid_t)slot->tid);
-        /* what a file says of its pages is input */
-        smi_cache_format(slot, (uint64_t)((uint8_t *)slot - heap->base), zero && heap->is_private);
+        smi_cache_format(slot, (uint64_t)((uint8_t *)slot - heap->base), untouched_slot);
         SMI_STORE(&slot->owner, (uint64_t)heap->process_index + 1);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);
@@ -500,15 +510,16 @@ static void reap_own(shmalloc_heap *heap, int thorough)
         if (smi_os_thread_exists((pid_t)t->slot->tid, thorough ? t->slot->start_time : 0))
             continue;
         if (release_slot(heap, t->slot) == 0) {
-            disown(t);
+            disown(heap, t);
             to_pool(t); /* the thread that would have done so is gone, and its list of contexts with it */
         }
     }
     smi_registry_unlock();
 }
 
-/* A context with one of the first `count` thread slots, in no list yet. */
-static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, int *rc)
+/* A context with one of the first `count` thread slots, in no list yet, of the attachment `epoch`: a child of a signal
+ * handler that interrupts this goes on with it, and finds at its next call that the heap has another. */
+static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, uint64_t epoch, int *rc)
 {
     smi_registry_lock();
     struct smi_thread *t = from_pool();
@@ -537,15 +548,15 @@ static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, int *
     t->reserved = heap->reserved;
     t->words = heap->words;
     t->arena = t->slot_index % heap->arena_count;
-    t->true_epoch = heap->epoch;
-    t->epoch = heap->hardened ? UINT64_MAX : heap->epoch;
+    t->true_epoch = epoch;
+    t->epoch = heap->hardened ? UINT64_MAX : epoch;
     return t;
 }
 
-static struct smi_thread *make_context(shmalloc_heap *heap, int *rc)
+static struct smi_thread *make_context(shmalloc_heap *heap, uint64_t epoch, int *rc)
 {
     __atomic_fetch_add(&heap->arriving, 1, __ATOMIC_SEQ_CST);
-    struct smi_thread *t = new_context(heap, heap->is_private ? MOST_CONTEXTS : SMF_THREADS, rc);
+    struct smi_thread *t = new_context(heap, heap->is_private ? MOST_CONTEXTS : SMF_THREADS, epoch, rc);
     if (t) {
         smi_registry_lock();
         t->next_in_thread = contexts;
@@ -554,7 +565,8 @@ static struct smi_thread *make_context(shmalloc_heap *heap, int *rc)
         heap->contexts = t;
         heap->context_count++;
         smi_registry_unlock();
-        pthread_setspecific(exit_key, t);
+        if (has_exit_key)
+            pthread_setspecific(exit_key, t);
     }
     __atomic_fetch_sub(&heap->arriving, 1, __ATOMIC_SEQ_CST);
     return t;
@@ -594,13 +606,13 @@ static void look_around(shmalloc_heap *heap)
 }
 
 /* The context of all threads that have none, locked. */
-static struct smi_thread *enter_shared(shmalloc_heap *heap, int *rc)
+static struct smi_thread *enter_shared(shmalloc_heap *heap, uint64_t epoch, int *rc)
 {
     *rc = 0;
     pthread_mutex_lock(&heap->shared_lock);
     if (!heap->shared) {
         __atomic_fetch_add(&heap->arriving, 1, __ATOMIC_SEQ_CST);
-        heap->shared = new_context(heap, SMF_THREADS, rc);
+        heap->shared = new_context(heap, SMF_THREADS, epoch, rc);
         __atomic_fetch_sub(&heap->arriving, 1, __ATOMIC_SEQ_CST);
     }
     if (!heap->shared)
@@ -622,13 +634,14 @@ static struct smi_thread *enter(shmalloc_heap *heap, int may_share, int *rc)
         *rc = attach_child(heap);
     if (*rc < 0)
         return NULL;
-    struct smi_thread *t = find_context(heap, heap->epoch);
+    uint64_t epoch = __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE);
+    struct smi_thread *t = find_context(heap, epoch);
     if (!t && may_share && cannot_have_one(heap))
-        return enter_shared(heap, rc);
+        return enter_shared(heap, epoch, rc);
     if (!t)
-        t = make_context(heap, rc);
+        t = make_context(heap, epoch, rc);
     if (!t && may_share && *rc == SHMALLOC_ETHREADS && heap->is_private)
-        return enter_shared(heap, rc);
+        return enter_shared(heap, epoch, rc);
     if (!t)
         return NULL;
     smi_current = t;

@@ -92,6 +92,50 @@ Test(error, many_threads_have_a_message_each_and_later_ones_begin_without)
     pthread_barrier_destroy(&all_failed);
 }
 
+static pthread_key_t reads_message;
+static int read_at_the_end;
+
+static void read_message(void *text)
+{
+    must(strstr(text, "no such name"), "the message is \"%s\" at the thread's end", (const char *)text);
+    must(shmalloc_errmsg() == text, "it moved");
+    read_at_the_end = 1;
+}
+
+static void *fail_and_end(void *arg)
+{
+    shmalloc_ref ref;
+    must_code(shmalloc_root_get(f.heap, "no such name", 0, &ref), SHMALLOC_ENOROOT);
+    pthread_setspecific(reads_message, shmalloc_errmsg());
+    return arg;
+}
+
+Test(error, a_message_lasts_to_the_end_of_its_thread)
+{
+    pthread_t thread;
+    cr_assert_eq(pthread_key_create(&reads_message, read_message), 0);
+    pthread_create(&thread, NULL, fail_and_end, NULL);
+    pthread_join(thread, NULL);
+    cr_assert(read_at_the_end);
+}
+
+static int fail_in_a_child(void *arg)
+{
+    shmalloc_ref ref;
+    must(strstr(shmalloc_errmsg(), arg), "the parent's message is \"%s\"", shmalloc_errmsg());
+    must_code(shmalloc_root_get(f.heap, "another", 0, &ref), SHMALLOC_ENOROOT);
+    must(strstr(shmalloc_errmsg(), "another"), "the message is \"%s\"", shmalloc_errmsg());
+    return 0;
+}
+
+Test(error, a_child_goes_on_with_the_message_and_its_place)
+{
+    shmalloc_ref ref;
+    must_code(shmalloc_root_get(f.heap, "of the parent", 0, &ref), SHMALLOC_ENOROOT);
+    cr_assert_eq(run_child(fail_in_a_child, (void *)(uintptr_t)"of the parent"), 0);
+    cr_assert(strstr(shmalloc_errmsg(), "of the parent"));
+}
+
 Test(error, messages_belong_to_the_thread)
 {
     shmalloc_heap *none = (shmalloc_heap *)&none;

@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -300,6 +301,51 @@ Test(private, forks_while_threads_are_in_the_middle)
     fork_under_load(SHMALLOC_HARDENED, 20);
 }
 
+/* The thread that comes first in a forked child brings the copy to rest. Meanwhile the other one forks once more. */
+static void *come_first(void *arg)
+{
+    (void)arg;
+    signal_word((uint32_t *)&stop);
+    must(shmalloc_malloc(heap, 100), "%s", shmalloc_errmsg());
+    return NULL;
+}
+
+static void grandchild_of_a_settling_child(unsigned pauses)
+{
+    pthread_t thread;
+    stop = 0;
+    must(pthread_create(&thread, NULL, come_first, NULL) == 0, "pthread_create");
+    await_word((uint32_t *)&stop, 1);
+    for (volatile unsigned i = 0; i < pauses; i++)
+        continue;
+    pid_t pid = _Fork();
+    if (pid == 0)
+        _exit(child_works());
+    must(wait_child_within(pid, 20000) == 0, "the grandchild");
+    pthread_join(thread, NULL);
+}
+
+Test(private, a_child_that_settles_may_fork)
+{
+    enum { COUNT = 50000 };
+    static void *blocks[COUNT];
+    struct rng rng = rng_from(test_seed());
+    for (int round = 0; round < 40; round++) {
+        open_heap(0);
+        for (int i = 0; i < COUNT; i++)
+            blocks[i] = shmalloc_malloc(heap, (size_t)(8 + i % 60 * 16));
+        for (int i = 0; i < COUNT; i++)
+            must_work(shmalloc_mfree(heap, blocks[i])); /* full stacks, which take their time to give back */
+        pid_t pid = fork();
+        if (pid == 0) {
+            grandchild_of_a_settling_child((unsigned)rng_below(&rng, 500000));
+            _exit(0);
+        }
+        must(wait_child_within(pid, 30000) == 0, "child %d", round);
+        must_work(shmalloc_close(heap));
+    }
+}
+
 static void *hold_and_wait(void *arg)
 {
     must_work(shmalloc_mutex_lock(heap, arg));
@@ -374,6 +420,27 @@ static int churn_and_fork(void *arg)
 Test(private, a_handler_may_fork_in_the_middle_of_a_call)
 {
     cr_assert_eq(run_child(churn_and_fork, NULL), 0);
+}
+
+/* ---- memory that must stay ---- */
+
+/* A program may lock its memory: then the kernel does not take any away. */
+Test(private, what_is_given_back_of_locked_memory_reads_as_zeros)
+{
+    enum { SIZE = 20 << 20 };
+    open_heap(0);
+    uint8_t *block = shmalloc_malloc(heap, SIZE);
+    memset(block, 0xaa, SIZE);
+    if (mlock(block + (8 << 20), 4096) < 0) /* RLIMIT_MEMLOCK may forbid it */
+        cr_skip_test("mlock: %s", strerror(errno));
+    must_work(shmalloc_mfree(heap, block));
+    must(shmalloc_trim(heap) >= 0, "%s", shmalloc_errmsg());
+    uint8_t *again = shmalloc_calloc(heap, 1, SIZE);
+    cr_assert_eq(again, block, "the test wants the same memory again");
+    for (size_t i = 0; i < SIZE; i++)
+        must(again[i] == 0, "byte %zu of a calloc is %#x", i, again[i]);
+    must_be_sound(heap);
+    must_work(shmalloc_close(heap));
 }
 
 /* ---- threads ---- */
