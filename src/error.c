@@ -29,16 +29,20 @@ static uint32_t owners[PLACES]; /* kernel thread ids, 0 nobody's */
  * another thread of the child was faster. */
 static _Thread_local uint32_t place;
 
-static int takes(uint32_t i, uint32_t before, uint32_t me)
+/* Is place `i` this thread's, or has become so because nobody has it who lives? Ids come again: one's own is not another's. */
+static int has(uint32_t i, uint32_t me)
 {
-    return __atomic_compare_exchange_n(&owners[i], &before, me, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+    uint32_t owner = __atomic_load_n(&owners[i], __ATOMIC_ACQUIRE);
+    if (owner == me)
+        return 1;
+    return (owner == 0 || !smi_os_thread_exists((pid_t)owner, 0)) &&
+           __atomic_compare_exchange_n(&owners[i], &owner, me, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
 
 /* The message of this thread, as long as it has one. */
 static char *text_of(uint32_t me)
 {
-    uint32_t owner = place > 0 ? __atomic_load_n(&owners[place - 1], __ATOMIC_ACQUIRE) : 0;
-    if (owner != 0 && (owner == me || (!smi_os_thread_exists((pid_t)owner, 0) && takes(place - 1, owner, me))))
+    if (place > 0 && has(place - 1, me))
         return texts[place - 1];
     place = 0;
     return NULL;
@@ -49,14 +53,11 @@ static char *room(void)
 {
     uint32_t me = smi_os_thread_id();
     char *text = text_of(me);
-    for (uint32_t i = 0; !text && i < PLACES; i++) {
-        uint32_t owner = __atomic_load_n(&owners[i], __ATOMIC_ACQUIRE);
-        int is_left = owner == 0 || owner == me || !smi_os_thread_exists((pid_t)owner, 0); /* me: ids come again */
-        if (is_left && takes(i, owner, me)) {
+    for (uint32_t i = 0; !text && i < PLACES; i++)
+        if (has(i, me)) {
             place = i + 1;
             text = texts[i];
         }
-    }
     return text;
 }
 

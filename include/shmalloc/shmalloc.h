@@ -126,7 +126,8 @@ enum shmalloc_error {
 SHMALLOC_API const char *shmalloc_strerror(int code);
 
 /** The calling thread's last failure for people: file, expected, found, remedy. Valid until the
- *  thread's next call into the library. "" when nothing failed yet; never NULL. */
+ *  thread's next call into the library. "" when nothing failed yet, or when 1,024 other threads that live have a
+ *  message; never NULL. */
 SHMALLOC_API const char *shmalloc_errmsg(void);
 
 /** The library's version, as in SHMALLOC_VERSION of its headers. */

@@ -128,7 +128,8 @@ class Repairs(RepairTest):
         self.assertEqual((status, err), (SOUND, ""))
         copy = os.path.join(self.dir, "copy")
         shutil.copyfile(self.heap, copy)
-        self.assertEqual(run("check", "--repair", "--yes", copy)[0], SOUND)
+        status, answer = self.repair("--yes", path=copy)
+        self.assertEqual((status, answer["repair"]["unclean"], answer["repair"]["applied"]), (SOUND, True, True))
         info = run_json("info", copy)[1]
         self.assertEqual((info["state"], info["sync_failed"]), ("clean", 0))
         self.make("create", "fill=10", "close", heap=copy)

@@ -164,20 +164,24 @@ static void show_done(struct inspect *in, size_t steps)
     inspect_progress_end();
     if (in->out)
         inspect_add_flag(json_object_object_get(in->out, "repair"), "applied", 1);
-    else if (steps > 0)
+    else
         printf("%srepaired%s: %s carried out.\n", inspect_color(in, GREEN), inspect_color(in, PLAIN),
                inspect_count(steps, "step was", "steps were", n));
 }
 
 /* The heap is as after a machine that stopped: taking it into use once brings back what the dead had cached,
- * checks it and closes it in order. Then it is looked at again. */
-static enum verdict settle(struct inspect *in)
+ * checks it and closes it in order. Then it is looked at again. Nobody may have it open, so `*fd` is closed. */
+static enum verdict settle(struct inspect *in, int *fd)
 {
+    smi_os_close(*fd);
+    *fd = -1;
     int rc = shmalloc_recover(in->path);
     if (rc < 0)
         fprintf(stderr, "shmalloc-inspect: the heap cannot be used yet, for it could not be closed in order: %s\n",
                 shmalloc_errmsg());
-    else if (!in->out)
+    else if (in->out)
+        inspect_add_flag(json_object_object_get(in->out, "repair"), "applied", 1);
+    else
         printf("The heap was closed in order and may be used again.\n");
     smi_view_finish(&in->view);
     enum verdict verdict = inspect_check_now(in);
@@ -193,9 +197,7 @@ static enum verdict carry_out(struct inspect *in, struct smi_repair *repair, int
     if (rc < 0)
         return inspect_report_error(in, rc);
     show_done(in, repair->steps.count);
-    smi_os_close(*fd);
-    *fd = -1;
-    return settle(in);
+    return settle(in, fd);
 }
 
 enum verdict inspect_repair(struct inspect *in)
@@ -219,14 +221,10 @@ enum verdict inspect_repair(struct inspect *in)
     } else {
         show_plan(in, &repair);
         verdict = repair.steps.count + repair.obstacles.count > 0 ? DAMAGED : SOUND;
-        if (verdict == DAMAGED && repair.obstacles.count == 0 && in->given['y']) {
+        if (verdict == DAMAGED && repair.obstacles.count == 0 && in->given['y'])
             verdict = carry_out(in, &repair, &fd);
-        } else if (verdict == SOUND && in->given['y'] && inspect_is_unclean(in)) {
-            smi_os_close(fd);
-            fd = -1;
-            show_done(in, 0);
-            verdict = settle(in);
-        }
+        else if (verdict == SOUND && in->given['y'] && inspect_is_unclean(in))
+            verdict = settle(in, &fd);
     }
     smi_repair_finish(&repair);
     smi_os_close(fd);
