@@ -151,11 +151,13 @@ class Timed:
             self.cpu.setdefault(row.title, {}).setdefault(allocator.name, []).append(median("cpu"))
 
     def drop_failed(self):
-        """Rows that have no figure of ours say nothing."""
+        """Whoever failed in a round has no figure to compare there; rows without ours say nothing."""
         for results in (self.wall, self.cpu):
-            for title in [title for title, row in results.items()
-                          if any(name not in row for name in tables.OUR_NAMES)]:
-                del results[title]
+            for title, row in list(results.items()):
+                rounds = max(map(len, row.values()))
+                results[title] = row = {name: values for name, values in row.items() if len(values) == rounds}
+                if any(name not in row for name in tables.OUR_NAMES):
+                    del results[title]
 
 
 def run_row(session, row, repetition, timed):

@@ -2,9 +2,10 @@
 /*
  * kills.c - real SIGKILL at random times against processes at work on one heap.
  *
- *   kills [-k kills] [-s seconds] [-w workers] [-t threads] [-b milliseconds] [-u] [-h]
+ *   kills [-k kills] [-s seconds] [-w workers] [-t threads] [-b milliseconds] [-u] [-h] [-n]
  *         until so many are killed, within so many seconds; -b: bound of a stall; -u: unlinked blocks; -h: a hardened
- *         heap. The benchmark "kills, soak" is -k 100000.
+ *         heap; -n: the same without a kill, for comparison: how long calls take because of the machine and of each
+ *         other. The benchmark "kills, soak" is -k 100000.
  *
  * Rounds of kills: one worker dies, another takes its place and lane, the rest go on. After a round the heap
  * is audited in one of three states: all workers paused where they are, all closed in order, or all killed
@@ -46,6 +47,7 @@ static struct control *control;
 static struct fixture f;
 static unsigned workers = 3, threads = 2;
 static int unlinked;
+static int nobody_dies;
 static unsigned heap_flags;
 static uint64_t stall_bound = 1000000000;
 static pid_t pids[MAX_WORKERS];
@@ -274,6 +276,10 @@ static void kill_round(struct rng *rng)
         unsigned victim = (unsigned)rng_below(rng, workers);
         wait_for_moment(rng, victim);
         look_for_stalls();
+        if (nobody_dies) {
+            total.kills++;
+            continue;
+        }
         kill_worker(victim);
         start_worker(victim);
     }
@@ -356,7 +362,7 @@ static void kill_all(struct rng *rng)
 
 static void audit_somehow(struct rng *rng, uint64_t *killed_before)
 {
-    uint64_t way = rng_below(rng, 3);
+    uint64_t way = rng_below(rng, nobody_dies ? 2 : 3);
     if (way == 0) {
         pause_all();
         must_pass_audit(killed_before);
@@ -397,10 +403,11 @@ static int empty_heap(void *arg)
 
 static void report(uint64_t start)
 {
-    printf("%llu kills in %.1f s (%u workers of %u threads, %s%s): %llu audits (%llu paused, %llu closed, %llu "
+    printf("%llu %s in %.1f s (%u workers of %u threads, %s%s): %llu audits (%llu paused, %llu closed, %llu "
            "all killed, %llu openers killed), %llu operations, %llu blocks compared, %llu deaths told by "
            "mutexes, %llu unreferenced blocks, longest call %.1f ms, longest stall %.1f ms\n",
-           (unsigned long long)total.kills, (double)(now_ns() - start) / 1e9, workers, threads,
+           (unsigned long long)total.kills, nobody_dies ? "moments without a kill" : "kills",
+           (double)(now_ns() - start) / 1e9, workers, threads,
            unlinked ? "unlinked" : "linked", heap_flags ? ", hardened" : "", (unsigned long long)total.rounds,
            (unsigned long long)total.paused, (unsigned long long)total.closed,
            (unsigned long long)total.all_killed, (unsigned long long)total.openers_killed,
@@ -413,7 +420,7 @@ static void report(uint64_t start)
 int main(int argc, char **argv)
 {
     uint64_t kills = 3000, seconds = 60, killed_before = 0;
-    for (int c; (c = getopt(argc, argv, "k:s:w:t:b:uh")) != -1;) {
+    for (int c; (c = getopt(argc, argv, "k:s:w:t:b:uhn")) != -1;) {
         if (c == 'k')
             kills = strtoull(optarg, NULL, 0);
         else if (c == 's')
@@ -428,9 +435,11 @@ int main(int argc, char **argv)
             unlinked = 1;
         else if (c == 'h')
             heap_flags = SHMALLOC_HARDENED;
+        else if (c == 'n')
+            nobody_dies = 1;
         else
             return fprintf(stderr, "usage: %s [-k kills] [-s seconds] [-w workers] [-t threads] [-b milliseconds] "
-                           "[-u] [-h]\n", argv[0]), 2;
+                           "[-u] [-h] [-n]\n", argv[0]), 2;
     }
     must(workers >= 1 && workers <= MAX_WORKERS && threads >= 1 && threads <= MAX_THREADS, "1 to 8 of each");
     struct rng rng = rng_from(test_seed());
