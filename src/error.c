@@ -76,14 +76,14 @@ static const char *remedy(int code)
 {
     switch (-code) {
     case ENOENT:
-        return "; give a name that exists, or with SHMALLOC_CREATE one in a folder that exists";
+        return "; give the name of a heap, or create one (SHMALLOC_CREATE) in a folder that exists";
     case EBADF:
         return "; open the heap again, and leave descriptors alone that you did not open";
     case EACCES:
     case EPERM:
-        return "; needs permission to read and write, with SHMALLOC_READ_ONLY to read";
+        return "; needs permission to read and, unless it is opened for reading only (SHMALLOC_READ_ONLY), to write";
     case EROFS:
-        return "; open it with SHMALLOC_READ_ONLY, or remount the file system for writing";
+        return "; open it for reading only (SHMALLOC_READ_ONLY), or remount the file system for writing";
     case EISDIR:
         return "; a heap is a regular file: give the name of one";
     case EEXIST:

@@ -150,7 +150,7 @@ int smi_layout_validate(const struct smf_header *header, const struct smf_state 
     if (header->magic != SMF_MAGIC)
         return smi_error(SHMALLOC_ENOTHEAP,
                          "%s: not a shmalloc heap (%llu bytes, first word %016llx, expected %016llx); give the name of "
-                         "one, or of no file and SHMALLOC_CREATE",
+                         "one, or create one (SHMALLOC_CREATE) under another name",
                          path, (unsigned long long)file_size, (unsigned long long)header->magic,
                          (unsigned long long)SMF_MAGIC);
     if (header->endian != SMF_ENDIAN && header->endian != __builtin_bswap32(SMF_ENDIAN))

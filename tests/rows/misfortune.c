@@ -233,7 +233,7 @@ static int on_read_only_file_system(void *arg)
     if (mount(NULL, where, NULL, MS_REMOUNT | MS_RDONLY, NULL) < 0)
         return NOT_POSSIBLE;
     must_code(open_with(path, 0, &heap), -EROFS);
-    must_name(path, "open it with SHMALLOC_READ_ONLY");
+    must_name(path, "for reading only (SHMALLOC_READ_ONLY)");
     char other[300];
     snprintf(other, sizeof(other), "%s-2", path);
     must_code(open_with(other, SHMALLOC_CREATE, &heap), -EROFS);
