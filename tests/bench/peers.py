@@ -26,6 +26,7 @@ HEAPS = [
     Allocator("Boost", "boost", [], True, True, "libboost-dev and a C++ compiler"),
     Allocator("PMDK", "pmdk", [], True, False, "libpmemobj-dev"),
     Allocator("LMDB", "lmdb", [], True, True, "liblmdb-dev"),
+    Allocator("Ralloc", "ralloc", [], True, False, "Ralloc, built with SHM_SIMULATING, in CPATH and LIBRARY_PATH"),
 ]
 ALL = OURS + MALLOCS + HEAPS
 

@@ -7,7 +7,7 @@ import tables
 from peers import ALL, HEAPS, MALLOCS, OURS
 
 SHMALLOC, LINKED = OURS
-BOOST, PMDK, LMDB = HEAPS
+BOOST, PMDK, LMDB = HEAPS[:3]
 MIXED = "--size 16-512"
 GIB = 1 << 30
 

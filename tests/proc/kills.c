@@ -216,10 +216,12 @@ static void raise_to(uint64_t *most, uint64_t value)
 static void collect(unsigned worker_index)
 {
     for (unsigned i = worker_index * threads; i < (worker_index + 1) * threads; i++) {
-        const struct lane_watch *watch = &control->thread[i].watch;
-        must_be_within_bound(watch->stalled, i);
+        struct lane_watch *watch = &control->thread[i].watch;
+        watch->began_at = 0; /* a call that it was killed in is not a survivor's */
+        must_be_within_bound(lane_stalled(watch), i);
         raise_to(&total.longest, watch->longest);
         raise_to(&total.stalled, watch->stalled);
+        raise_to(&total.stalled, watch->longest < LANE_LONG_NS ? watch->longest : LANE_LONG_NS);
         total.operations += watch->operations;
     }
 }

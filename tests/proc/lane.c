@@ -60,35 +60,39 @@ void lane_call_begins(struct lane_watch *watch)
     __atomic_store_n(&watch->began_at, now_ns(), __ATOMIC_RELEASE);
 }
 
-/* By the clock, at a time that has been looked at. */
-static uint64_t stalled(const struct lane_watch *watch, uint64_t took)
-{
-    uint64_t left_out = __atomic_load_n(&watch->machine->left_out, __ATOMIC_ACQUIRE) -
-                        __atomic_load_n(&watch->left_out, __ATOMIC_RELAXED);
-    return took > left_out ? took - left_out : 0;
-}
-
 void lane_call_ends(struct lane_watch *watch)
 {
-    uint64_t end = now_ns(), took = end - watch->began_at, by_clock = took;
+    uint64_t end = now_ns(), took = end - watch->began_at;
     __atomic_store_n(&watch->began_at, 0, __ATOMIC_RELEASE);
     watch->longest = took > watch->longest ? took : watch->longest;
-    if (took > 20000000) { /* worth waiting until the time of its end has been looked at */
-        while (__atomic_load_n(&watch->machine->looked_at, __ATOMIC_ACQUIRE) < end)
-            nanosleep(&(struct timespec){0, 1000000}, NULL);
-        by_clock = stalled(watch, took);
+    if (took > LANE_LONG_NS && __atomic_load_n(&watch->ended.at, __ATOMIC_ACQUIRE) == 0) {
+        watch->ended.took = took;
+        watch->ended.left_out = watch->left_out;
+        __atomic_store_n(&watch->ended.at, end, __ATOMIC_RELEASE);
     }
+}
+
+/* What the clock says of a call that took so long, at a time that has been looked at. */
+static void judge(struct lane_watch *watch, uint64_t took, uint64_t left_out_before)
+{
+    uint64_t left_out = watch->machine->left_out - left_out_before, by_clock = took > left_out ? took - left_out : 0;
     watch->stalled = by_clock > watch->stalled ? by_clock : watch->stalled;
 }
 
-uint64_t lane_stalled(const struct lane_watch *watch)
+uint64_t lane_stalled(struct lane_watch *watch)
 {
+    uint64_t looked_at = watch->machine->looked_at;
+    uint64_t ended_at = __atomic_load_n(&watch->ended.at, __ATOMIC_ACQUIRE);
+    if (ended_at != 0 && ended_at <= looked_at) {
+        judge(watch, watch->ended.took, watch->ended.left_out);
+        __atomic_store_n(&watch->ended.at, 0, __ATOMIC_RELEASE);
+    }
     uint64_t began = __atomic_load_n(&watch->began_at, __ATOMIC_ACQUIRE);
-    uint64_t looked_at = __atomic_load_n(&watch->machine->looked_at, __ATOMIC_ACQUIRE);
-    if (began == 0 || looked_at < began)
-        return 0;
-    uint64_t by_clock = stalled(watch, looked_at - began);
-    return __atomic_load_n(&watch->began_at, __ATOMIC_ACQUIRE) == began ? by_clock : 0; /* else it has ended */
+    uint64_t left_out = __atomic_load_n(&watch->left_out, __ATOMIC_RELAXED);
+    if (began != 0 && looked_at > began + LANE_LONG_NS &&
+        __atomic_load_n(&watch->began_at, __ATOMIC_ACQUIRE) == began) /* else it has ended, and left_out may be another's */
+        judge(watch, looked_at - began, left_out);
+    return watch->stalled;
 }
 
 static void begin(const struct lane_work *w)

@@ -62,14 +62,21 @@ struct lane_watch {
     uint64_t began_at; /* time of the call that is under way; 0 none */
     uint64_t left_out; /* of the machine, as of then */
     uint64_t longest;  /* that a call took */
-    uint64_t stalled;  /* the most that a call took by the clock */
+    uint64_t stalled;  /* the most that a call took by the clock; who watches sets it */
+    struct {
+        uint64_t at; /* time; 0 none. The thread sets it, who watches clears it */
+        uint64_t took, left_out;
+    } ended; /* a long call whose end has not been looked at */
     uint32_t tid;
 };
 
+#define LANE_LONG_NS 4000000ull /* shorter calls are not judged by the clock, which is no finer */
+
+/* Neither waits for a look: the thread may hold what others wait for. */
 void lane_call_begins(struct lane_watch *watch);
 void lane_call_ends(struct lane_watch *watch);
-/* How long has the call under way stalled? 0 when none is. */
-uint64_t lane_stalled(const struct lane_watch *watch);
+/* For who watches, after a look: the most that any call of the thread has stalled by now. */
+uint64_t lane_stalled(struct lane_watch *watch);
 
 struct lane_work {
     shmalloc_heap *heap;
