@@ -23,26 +23,28 @@
 #define PLACES 1024u  /* threads that failed and live */
 
 static char texts[PLACES][MESSAGE];
-static uint32_t owners[PLACES]; /* kernel thread ids, 0 nobody's */
+/* Who took the place last: in the low half the kernel's thread id, 0 nobody's; in the high half how often it was taken. */
+static uint64_t owners[PLACES];
 
 /* This thread's place + 1, 0 none yet. In a forked child the thread has another id and takes the place again, unless
  * another thread of the child was faster. */
 static _Thread_local uint32_t place;
 
-/* Is place `i` this thread's, or has become so because nobody has it who lives? Ids come again: one's own is not another's. */
-static int has(uint32_t i, uint32_t me)
+/* Take place `i` for this thread, which has none: unless somebody has it who lives. Ids come again, so this thread's
+ * means one that is gone; and the count tells whether another took the place meanwhile, who may be this thread's namesake. */
+static int take(uint32_t i, uint32_t me)
 {
-    uint32_t owner = __atomic_load_n(&owners[i], __ATOMIC_ACQUIRE);
-    if (owner == me)
-        return 1;
-    return (owner == 0 || !smi_os_thread_exists((pid_t)owner, 0)) &&
-           __atomic_compare_exchange_n(&owners[i], &owner, me, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+    uint64_t owner = __atomic_load_n(&owners[i], __ATOMIC_ACQUIRE);
+    uint32_t id = (uint32_t)owner;
+    return (id == 0 || id == me || !smi_os_thread_exists((pid_t)id, 0)) &&
+           __atomic_compare_exchange_n(&owners[i], &owner, ((owner >> 32) + 1) << 32 | me, 0, __ATOMIC_ACQ_REL,
+                                       __ATOMIC_RELAXED);
 }
 
 /* The message of this thread, as long as it has one. */
 static char *text_of(uint32_t me)
 {
-    if (place > 0 && has(place - 1, me))
+    if (place > 0 && ((uint32_t)__atomic_load_n(&owners[place - 1], __ATOMIC_ACQUIRE) == me || take(place - 1, me)))
         return texts[place - 1];
     place = 0;
     return NULL;
@@ -54,7 +56,7 @@ static char *room(void)
     uint32_t me = smi_os_thread_id();
     char *text = text_of(me);
     for (uint32_t i = 0; !text && i < PLACES; i++)
-        if (has(i, me)) {
+        if (take(i, me)) {
             place = i + 1;
             text = texts[i];
         }
