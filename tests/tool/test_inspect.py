@@ -20,6 +20,7 @@ from inspect_support import (BUCKETS, CANNOT_TELL, DAMAGED, END_OF_AREAS_AT, POI
                              Held, InspectTest, fnv, run, run_in_terminal, run_json, terminal_env)
 
 COMMANDS = ("info", "check", "roots", "procs")
+GENERATION = 4128  # smf_state.generation
 
 
 class SoundHeaps(InspectTest):
@@ -176,6 +177,11 @@ class HeapsInUse(InspectTest):
         [process] = run_json("procs", self.heap)[1]["processes"]
         self.assertFalse(process["alive"])
         self.assertIn("dead", run("procs", self.heap)[1])
+        # The next attach was killed between two stores: that of the new generation, and that of its copy.
+        self.patch(GENERATION, struct.pack("<Q", self.word(GENERATION) + 1))
+        self.assertEqual(run_json("info", self.heap)[1]["state"], "died")
+        self.assertNotIn("cannot be opened", run("check", self.heap)[1])
+        self.make("create", "close")
 
     def test_copy_of_a_heap_in_use(self):
         copy = os.path.join(self.dir, "copy")

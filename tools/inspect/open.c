@@ -52,8 +52,7 @@ int inspect_runtime_is_valid(struct inspect *in)
         return 0;
     smi_os_boot_id(boot_id);
     return memcmp(runtime->boot_id, boot_id, sizeof(boot_id)) == 0 &&
-           runtime->device == file.device && runtime->inode == file.inode &&
-           runtime->generation == in->view.state.generation;
+           runtime->device == file.device && runtime->inode == file.inode;
 }
 
 int inspect_is_unclean(struct inspect *in)

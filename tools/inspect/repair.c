@@ -176,9 +176,10 @@ static enum verdict settle(struct inspect *in, int *fd)
     smi_os_close(*fd);
     *fd = -1;
     int rc = shmalloc_recover(in->path);
+    if (rc < 0 && !in->out)
+        fprintf(stderr, "shmalloc-inspect: the heap cannot be used yet, for it could not be closed in order:\n");
     if (rc < 0)
-        fprintf(stderr, "shmalloc-inspect: the heap cannot be used yet, for it could not be closed in order: %s\n",
-                shmalloc_errmsg());
+        inspect_report_error(in, rc);
     else if (in->out)
         inspect_add_flag(json_object_object_get(in->out, "repair"), "applied", 1);
     else
