@@ -77,14 +77,14 @@ int smi_os_mutex_lock_until(void *mutex, uint64_t deadline)
 
 int smi_os_platform(struct smi_platform *out)
 {
-    uint64_t fresh[5] = {0};
+    uint64_t fresh[SMF_MUTEX_WORDS] = {0};
     int rc = smi_os_mutex_init(fresh);
     if (rc < 0)
         return rc;
     out->machine = machine();
     out->os_page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
     out->mutex_bytes = sizeof(pthread_mutex_t);
-    out->mutex_fingerprint = smi_hash(fresh, sizeof(fresh));
+    out->mutex_fingerprint = smi_hash(fresh, sizeof(pthread_mutex_t));
     return 0;
 }
 
