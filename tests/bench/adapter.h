@@ -10,6 +10,7 @@
  *   adapter_boost.h     allocate and deallocate of Boost.Interprocess's managed_mapped_file
  *   adapter_pmdk.h      pmemobj_alloc and pmemobj_free of PMDK, with the object's id in the pool: crash-atomic too
  *   adapter_ralloc.h    RP_malloc and RP_free of Ralloc, which finds lost blocks by a collection after a crash
+ *   adapter_metall.h    allocate and deallocate of Metall's manager, whose heap is whole after an orderly close
  *   adapter_lmdb.h      LMDB, which is no allocator but what many programs use instead: a put and a delete,
  *                       each a transaction of its own
  *

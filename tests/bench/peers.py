@@ -27,6 +27,7 @@ HEAPS = [
     Allocator("PMDK", "pmdk", [], True, False, "libpmemobj-dev"),
     Allocator("LMDB", "lmdb", [], True, True, "liblmdb-dev"),
     Allocator("Ralloc", "ralloc", [], True, False, "Ralloc, built with SHM_SIMULATING, in CPATH and LIBRARY_PATH"),
+    Allocator("Metall", "metall", [], True, False, "Metall's headers in CPATH, and Boost's"),
 ]
 ALL = OURS + MALLOCS + HEAPS
 

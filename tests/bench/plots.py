@@ -14,7 +14,7 @@ STYLE = {
     "shmalloc": ("#D55E00", "o"), "shmalloc linked": ("#E69F00", "s"), "glibc": ("#000000", "v"),
     "jemalloc": ("#0072B2", "^"), "mimalloc": ("#56B4E9", "<"), "tcmalloc": ("#009E73", ">"),
     "Boost": ("#CC79A7", "D"), "PMDK": ("#8B4513", "P"), "LMDB": ("#777777", "X"),
-    "Ralloc": ("#999933", "h"),
+    "Ralloc": ("#999933", "h"), "Metall": ("#AA4466", "p"),
 }
 
 

@@ -109,7 +109,8 @@ def aims(timed):
         out.append(("every row at most 1.5 of the best malloc in that row",
                     f"{above} rows above; worst {worst:.2f}: {title}", worst <= 1.5))
     # PMDK's calls are crash-atomic with their ref word, as the linked ones are.
-    for peer, ours, aim in (("Boost", "shmalloc", 10), ("PMDK", "shmalloc linked", 10), ("Ralloc", "shmalloc", 1.5)):
+    for peer, ours, aim in (("Boost", "shmalloc", 10), ("PMDK", "shmalloc linked", 10), ("Ralloc", "shmalloc", 1.5),
+                            ("Metall", "shmalloc", 3)):
         factors = {title: 1 / statistics.median(ratios(row, ours, peer))
                    for title, row in timed.items() if peer in row}
         if factors:
