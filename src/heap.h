@@ -39,7 +39,9 @@ struct shmalloc_heap {
      * attachment of each handle in this process, so a thread's context that carries another one belongs
      * to another heap or to the parent. 0: not attached (yet, or any more). */
     uint64_t epoch;
-    uint8_t wiped[4096 - sizeof(uint64_t)];
+    uint32_t gate;            /* 1: a thread of the child is in attach_child() */
+    uint32_t parent_forgotten; /* by this child, as far as its memory goes: forget_parent() */
+    uint8_t wiped[4096 - 2 * sizeof(uint64_t)];
 
     uint8_t *base;     /* of the mapping */
     uint64_t reserved; /* its length, bytes; the file may be shorter, the heap not longer */

@@ -3,7 +3,8 @@
  * process.c - this process's entry in the table, its threads' contexts, forked children.
  *
  * A context belongs to one thread, which frees it: at its exit, or when it comes by and finds the heap
- * closed. A closed heap only disowns contexts (heap = NULL), under the registry lock.
+ * closed. A closed heap only disowns contexts (heap = NULL), under the registry lock. In the pool are those that are
+ * in no list, neither a thread's nor a heap's.
  *
  * A forked child has its parent's memory but none of its claims: the epoch, in a page that the kernel wipes
  * in children, is 0, so every context it inherited is stale, and its first call attaches anew.
@@ -67,9 +68,9 @@ static struct smi_thread *from_pool(void)
         pool = t->next_in_thread;
         return t;
     }
-    if (untouched_count == 0) {
-        untouched = smi_os_private(CONTEXTS_AT_ONCE * sizeof(struct smi_thread), 0);
-        untouched_count = untouched ? CONTEXTS_AT_ONCE : 0;
+    if (untouched_count == 0) { /* in this order, for a child that a handler forks in between */
+        SMI_STORE(&untouched, smi_os_private(CONTEXTS_AT_ONCE * sizeof(struct smi_thread), 0));
+        SMI_STORE(&untouched_count, untouched ? CONTEXTS_AT_ONCE : 0);
     }
     return untouched_count > 0 ? &untouched[--untouched_count] : NULL;
 }
@@ -90,9 +91,10 @@ void smi_registry_unlock(void)
 
 int smi_registry_trylock(void)
 {
-    if (registry_depth == 0 && pthread_mutex_trylock(&registry) != 0)
+    if (registry_depth++ == 0 && pthread_mutex_trylock(&registry) != 0) {
+        registry_depth--;
         return 0;
-    registry_depth++;
+    }
     return 1;
 }
 
@@ -225,12 +227,6 @@ static void after_fork_in_parent(void)
     smi_registry_unlock();
 }
 
-/* Set in a child once it has forgotten its parent: beside the epoch, 0 in every new child. */
-static uint32_t *forgotten_in(shmalloc_heap *heap)
-{
-    return (uint32_t *)(void *)heap->wiped + 1;
-}
-
 /* What this process inherited and may not use. The registry lock may be held by a thread that is not here. */
 static void forget_parent(void)
 {
@@ -246,7 +242,7 @@ static void forget_parent(void)
             *at = (*at)->next_in_thread;
     int any_private = 0;
     for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next) {
-        *forgotten_in(heap) = 1;
+        heap->parent_forgotten = 1;
         any_private |= heap->is_private;
     }
     if (!any_private) /* else what this thread holds may be a lock of its copy */
@@ -306,8 +302,14 @@ static int forked_alone(const shmalloc_heap *heap, const struct smi_thread *mine
 }
 
 /* A forked child's copy of a private heap; the registry lock is held. A user's mutex is free in the child, and who
- * locks it first is told if it was held: the new generation sees to that. A thread that holds a lock itself forked in
- * a signal handler that interrupted a call here: what it was doing must not be undone. */
+ * locks it first is told if it was held: the new generation sees to that.
+ *
+ *   the thread that forked              is found by            what is done
+ *   was alone in the heap               forked_alone()         nothing
+ *   was one of several                  otherwise              the others' changes are undone, their slots released
+ *   did so while a copy was settled     settling               the same, and its own slot is released, too
+ *   forked in a handler, under a lock   any_held               nothing: its call goes on and must not be undone
+ */
 static int settle_copy(shmalloc_heap *heap)
 {
     struct smi_thread *mine = contexts;
@@ -371,12 +373,11 @@ static int claim_as_child(shmalloc_heap *heap)
  * it. */
 static int attach_child(shmalloc_heap *heap)
 {
-    uint32_t *gate = (uint32_t *)(void *)heap->wiped; /* 0 in every new child */
-    while (__atomic_exchange_n(gate, 1, __ATOMIC_ACQUIRE) != 0)
+    while (__atomic_exchange_n(&heap->gate, 1, __ATOMIC_ACQUIRE) != 0)
         smi_os_sleep(100000);
     int rc = 0;
     if (__atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) == 0) {
-        if (*forgotten_in(heap) == 0) /* no atfork handler ran: _Fork(), or a raw clone */
+        if (!heap->parent_forgotten) /* no atfork handler ran: _Fork(), or a raw clone */
             forget_parent();
         if (heap->is_private) {
             smi_registry_lock();
@@ -386,14 +387,14 @@ static int attach_child(shmalloc_heap *heap)
             rc = claim_as_child(heap);
         }
     }
-    __atomic_store_n(gate, 0, __ATOMIC_RELEASE);
+    __atomic_store_n(&heap->gate, 0, __ATOMIC_RELEASE);
     return rc;
 }
 
 /* ---- the thread's context ---- */
 
-/* Take a context of this thread out of its list; the registry lock is held. */
-static void free_context(struct smi_thread *t)
+/* Take a context of this thread out of the thread's list; the registry lock is held. */
+static void drop_context(struct smi_thread *t)
 {
     struct smi_thread **at = &contexts;
     while (*at && *at != t)
@@ -402,6 +403,12 @@ static void free_context(struct smi_thread *t)
         *at = t->next_in_thread;
     if (smi_current == t)
         smi_current = &nobody;
+}
+
+/* The same, and nobody has it any more: no heap's list has it. */
+static void free_context(struct smi_thread *t)
+{
+    drop_context(t);
     to_pool(t);
 }
 
@@ -418,7 +425,9 @@ int smi_only_mine(const shmalloc_heap *heap)
 }
 
 /* The thread's last destructors have run, or are about to: it makes no context of a private heap any more. */
-static _Thread_local int is_leaving;
+static _Thread_local uint8_t is_leaving;
+/* It is in set_up(), where the C library may call a malloc that is ours. */
+static _Thread_local uint8_t is_setting_up;
 
 static int uses_private_heap(void)
 {
@@ -428,6 +437,7 @@ static int uses_private_heap(void)
     return t != NULL;
 }
 
+/* `arg` says only that there was a context. */
 static void at_thread_exit(void *arg)
 {
     /* Destructors of other keys run after this one and free: so this does its work in the second round. */
@@ -439,7 +449,11 @@ static void at_thread_exit(void *arg)
     while (contexts) {
         struct smi_thread *t = contexts;
         shmalloc_heap *heap = t->heap;
-        if (heap && t->true_epoch == heap->epoch) {
+        if (heap && t->true_epoch != heap->epoch) { /* a child's copy that is not settled: which will disown it */
+            drop_context(t);
+            continue;
+        }
+        if (heap) {
             if (heap->state->poison == 0)
                 release_slot(heap, t->slot);
             disown(heap, t);
@@ -451,8 +465,16 @@ static void at_thread_exit(void *arg)
 
 static void set_up(void)
 {
+    is_setting_up = 1;
     has_exit_key = pthread_key_create(&exit_key, at_thread_exit) == 0;
     smi_os_at_fork(before_fork, after_fork_in_parent, after_fork_in_child);
+    is_setting_up = 0;
+}
+
+void smi_process_set_up(void)
+{
+    if (!is_setting_up)
+        pthread_once(&once, set_up);
 }
 
 /* One of the first `count` thread slots, free or new; those that were made come first in the table. RECOVER held.
@@ -628,7 +650,7 @@ static int cannot_have_one(const shmalloc_heap *heap)
 
 static struct smi_thread *enter(shmalloc_heap *heap, int may_share, int *rc)
 {
-    pthread_once(&once, set_up);
+    smi_process_set_up();
     *rc = smi_heap_writable(heap);
     if (*rc == 0 && __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) == 0)
         *rc = attach_child(heap);

@@ -14,6 +14,9 @@ int smi_registry_trylock(void); /* 1: got it */
 /* The list itself; whoever changes it holds the registry lock. */
 extern shmalloc_heap *smi_heaps;
 
+/* Handlers of threads' ends and of forks; the first call that needs a context does it otherwise. */
+void smi_process_set_up(void);
+
 /* Claim an entry of the process table; the attach lock is held. SHMALLOC_EPROCESSES. */
 int smi_process_claim(shmalloc_heap *heap);
 

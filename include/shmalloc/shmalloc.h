@@ -57,9 +57,10 @@
  * "exclude" for a ref word in the heap means: hold a shmalloc_mutex, whose next owner after a death
  * finds the dead thread's unfinished step resolved.
  *
- * No function may be called from a signal handler that interrupted another function here. A thread that is
- * cancelled finishes its call first; with PTHREAD_CANCEL_ASYNCHRONOUS none may be called, as POSIX says of all
- * functions but three.
+ * No function may be called from a signal handler that interrupted another function here, and a child that such
+ * a handler forks must not return from it, but exec or _exit(): it would go on with its parent's call, in a file
+ * in its parent's place, or wait for a thread that it does not have. A thread that is cancelled finishes its call
+ * first; with PTHREAD_CANCEL_ASYNCHRONOUS none may be called, as POSIX says of all functions but three.
  *
  * Caveats
  *  - Network and FUSE file systems do not keep what a shared mapping needs; heaps there are refused unless

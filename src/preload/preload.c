@@ -27,6 +27,7 @@
 #include "block.h"
 #include "fast.h"
 #include "os.h"
+#include "process.h"
 
 #define EXPORT __attribute__((visibility("default")))
 #define LONG_WAY __attribute__((noinline, cold))
@@ -349,6 +350,7 @@ __attribute__((constructor)) static void begin(void)
     strict = is_set("SHMALLOC_STRICT");
     print_at_end = is_set("SHMALLOC_STATS");
     int kept = print_at_end ? smi_os_keep(speak_to) : -1; /* many programs close theirs before they end */
+    smi_process_set_up(); /* not by a malloc of the C library's, which comes under the lock of its list of handlers */
     if (is_set("SHMALLOC_HUGE_PAGES") && ready())
         smi_os_want_huge(early->base, early->reserved);
     if (path && *path && ready()) /* if not, every call will fail, and say so to who called */

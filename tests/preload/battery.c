@@ -37,8 +37,20 @@ static void (*volatile do_free)(void *) = free;
 
 static void *early_block; /* allocated by a constructor */
 
+/* More than the C library's list of handlers has room for at first: it calls malloc while it holds that list's lock,
+ * which must not be the first call that wants a handler of its own. */
+enum { FORK_HANDLERS = 60 };
+static int handled_forks;
+
+static void count_fork(void)
+{
+    handled_forks++;
+}
+
 __attribute__((constructor)) static void constructed(void)
 {
+    for (int i = 0; i < FORK_HANDLERS; i++)
+        pthread_atfork(NULL, NULL, count_fork);
     early_block = do_malloc(1000);
     memset(early_block, 1, 1000);
 }
@@ -346,6 +358,14 @@ static void ended_well(pid_t pid)
     must(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
 }
 
+static void fork_handlers(void)
+{
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(handled_forks != FORK_HANDLERS);
+    ended_well(pid);
+}
+
 static void forks(void)
 {
     pthread_t threads[2];
@@ -458,6 +478,7 @@ static const struct part {
     {"short_threads", short_threads},
     {"destructors", destructors},
     {"many_threads", many_threads},
+    {"fork_handlers", fork_handlers},
     {"forks", forks},
     {"executes", executes},
     {"loads_libraries", loads_libraries},

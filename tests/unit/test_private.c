@@ -346,6 +346,41 @@ Test(private, a_child_that_settles_may_fork)
     }
 }
 
+static pthread_t first_thread;
+
+/* In a child whose first thread ended before anybody there came to `heap`. */
+static void *come_late(void *arg)
+{
+    shmalloc_heap *other;
+    pthread_join(first_thread, NULL);
+    must_work(shmalloc_open_private(NULL, &other));
+    for (int i = 0; i < 3; i++)
+        must(shmalloc_malloc(other, 100) && shmalloc_malloc(heap, 100), "%s", shmalloc_errmsg());
+    must_be_sound(heap);
+    must_be_sound(other);
+    must_work(shmalloc_close(other));
+    must(shmalloc_malloc(heap, 100), "%s", shmalloc_errmsg());
+    must_be_sound(heap);
+    must_work(shmalloc_close(heap));
+    _exit(arg != NULL);
+}
+
+Test(private, a_thread_of_a_child_ends_before_the_copy_is_used)
+{
+    open_heap(0);
+    void *block = shmalloc_malloc(heap, 100);
+    pid_t pid = fork();
+    if (pid == 0) {
+        pthread_t thread;
+        first_thread = pthread_self();
+        must(pthread_create(&thread, NULL, come_late, NULL) == 0, "pthread_create");
+        pthread_exit(NULL);
+    }
+    cr_assert_eq(wait_child_within(pid, 20000), 0);
+    must_work(shmalloc_mfree(heap, block));
+    must_work(shmalloc_close(heap));
+}
+
 static void *hold_and_wait(void *arg)
 {
     must_work(shmalloc_mutex_lock(heap, arg));
