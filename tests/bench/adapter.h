@@ -16,7 +16,8 @@
  *
  * The same workload source is compiled once for each, so the timed loops differ in the calls and in
  * nothing else; a table of function pointers would add an indirection that no user pays. To add an
- * allocator: adapter_NAME.h, adapter_NAME.c, a line in meson.build and one in peers.py.
+ * allocator: adapter_NAME.h (adapter_pointer.h does most of it where blocks are pointers), adapter_NAME.c, a
+ * line in meson.build and one in peers.py.
  *
  * Each header defines
  *
