@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -91,6 +92,11 @@ class Held:
             self.process.kill()
         self.status = self.process.wait(timeout=60)
         self.process.stdout.close()
+
+    def stop(self):
+        """It has stopped when this returns: a signal sent is not a process stopped."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)
 
 
 class InspectTest(unittest.TestCase):

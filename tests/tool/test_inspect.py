@@ -132,7 +132,7 @@ class HeapsInUse(InspectTest):
                 self.assertEqual(len(run_json("procs", self.heap)[1]["processes"]), 1)
             self.assertGreater(moved, 0)
             self.assertIn("The heap is in use", run("check", self.heap)[1])
-            held.process.send_signal(signal.SIGSTOP)
+            held.stop()
             for _ in range(2):
                 status, check = run_json("check", self.heap)
                 self.assertEqual((status, check["violations"]), (SOUND, []))
@@ -145,8 +145,7 @@ class HeapsInUse(InspectTest):
         with Held(self.heap, "create", "churn") as held:
             for i in range(40):
                 time.sleep(0.0005 * (i % 7))
-                held.process.send_signal(signal.SIGSTOP)
-                os.waitpid(held.process.pid, os.WUNTRACED)
+                held.stop()
                 status, check = run_json("check", self.heap)
                 held.process.send_signal(signal.SIGCONT)
                 self.assertEqual((status, check["violations"]), (SOUND, []))

@@ -369,8 +369,7 @@ class Motion(InspectTest):
                 self.assertEqual(run_json("leaks", self.heap)[0], DAMAGED)
             for command in COMMANDS:
                 self.assertIn("in use", run(command, self.heap)[1], command)
-            held.process.send_signal(signal.SIGSTOP)
-            os.waitpid(held.process.pid, os.WUNTRACED)
+            held.stop()
             for command in ("map", "classes", "blocks"):
                 self.assertEqual(run_json(command, self.heap)[0], SOUND, command)
             info = run_json("info", self.heap)[1]["memory"]
