@@ -311,11 +311,11 @@ EXPORT void malloc_stats(void)
     char text[300];
     shmalloc_stats stats = figures();
     snprintf(text, sizeof(text),
-             "%llu bytes in %llu blocks allocated, %llu cached, %llu free; heap of %llu bytes in %llu chunks; at most "
+             "%llu bytes in %llu blocks allocated, %llu cached, %llu free; heap of %llu bytes in %llu chunk%s; at most "
              "%llu KiB resident",
              (unsigned long long)stats.allocated, (unsigned long long)stats.allocated_blocks,
              (unsigned long long)stats.cached, (unsigned long long)(stats.central_free + stats.free_pages),
-             (unsigned long long)stats.file_size, (unsigned long long)stats.chunks, (unsigned long long)smi_os_peak() >> 10);
+             (unsigned long long)stats.file_size, (unsigned long long)stats.chunks, stats.chunks == 1 ? "" : "s", (unsigned long long)smi_os_peak() >> 10);
     say(text, NULL);
 }
 
@@ -335,8 +335,12 @@ static void move_to_file(const char *path)
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
     shmalloc_heap *named;
     options.flags = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE;
-    if (shmalloc_open(path, &options, &named) < 0) {
-        say("cannot make the heap file", shmalloc_errmsg());
+    options.layout = "shmalloc-run"; /* by which shmalloc-run knows what it may replace */
+    int rc = shmalloc_open(path, &options, &named);
+    if (rc < 0) {
+        say("cannot make the heap file",
+            rc == -EEXIST ? "it exists; remove it, or name it to shmalloc-run --heap, which replaces heaps of earlier runs"
+                          : shmalloc_errmsg());
         _exit(125);
     }
     named->stays = 1;

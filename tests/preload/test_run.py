@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""test_run.py SHMALLOC-RUN BATTERY INSPECT - options, exit statuses, messages, and heaps in files.
+"""test_run.py SHMALLOC-RUN BATTERY OWN_HEAP INSPECT - options, exit statuses, messages, and heaps in files.
 
 INSPECT may be "": then nothing looks into the heap files.
 """
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import unittest
 
-RUN, BATTERY, INSPECT = [os.path.realpath(name) if name else "" for name in sys.argv[1:4]]
+RUN, BATTERY, OWN_HEAP, INSPECT = [os.path.realpath(name) if name else "" for name in sys.argv[1:5]]
 
 
 class Run(unittest.TestCase):
@@ -70,6 +70,29 @@ class Run(unittest.TestCase):
 
     def test_options_after_the_program_are_the_programs(self):
         self.assertEqual(self.run_it("echo", "--stats", "--help").stdout, "--stats --help\n")
+
+    def test_only_the_heap_of_an_earlier_run_is_replaced(self):
+        self.assertEqual(self.run_it("--heap", self.heap, "true").returncode, 0)
+        self.assertEqual(self.run_it("--heap", self.heap, "true").returncode, 0)
+        done = self.run_it("true", env={"SHMALLOC_HEAP": self.heap})
+        self.assertEqual(done.returncode, 125)
+        self.assertIn("remove it, or name it to shmalloc-run --heap", done.stderr)
+        other = os.path.join(self.folder, "other.heap")
+        subprocess.run([OWN_HEAP, other], check=True)
+        with open(other, "rb") as file:
+            before = file.read()
+        done = self.run_it("--heap", other, "true")
+        self.assertEqual(done.returncode, 125)
+        self.assertIn("give another name", done.stderr)
+        with open(other, "rb") as file:
+            self.assertEqual(file.read(), before)
+
+    def test_a_script_that_runs_another_program_is_warned_about(self):
+        script = self.script("#!/usr/bin/env sh\nexit 3\n")
+        done = self.run_it("--heap", self.heap, script)
+        self.assertEqual(done.returncode, 3)
+        self.assertIn("is a script", done.stderr)
+        self.assertEqual(self.run_it(script).stderr, "")
 
     def test_an_earlier_preload_stays(self):
         done = self.run_it("sh", "-c", "echo $LD_PRELOAD", env={"LD_PRELOAD": "libm.so.6"})

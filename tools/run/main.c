@@ -34,7 +34,8 @@ static const char help[] =
     "\n"
     "Options\n"
     "      --heap FILE   put the heap into FILE, so that shmalloc-inspect can look at it\n"
-    "                    while the program runs and after it ended. FILE is made anew.\n"
+    "                    while the program runs and after it ended. FILE is made anew;\n"
+    "                    of files that exist, only the heap of an earlier run goes.\n"
     "                    Children of the program may exec; one that goes on without\n"
     "                    and allocates is stopped with a message (status 125), for it\n"
     "                    would share its parent's blocks\n"
@@ -70,9 +71,11 @@ static int fail(int status, const char *what, const char *why)
     return status;
 }
 
-static void warn(const char *program, const char *what)
+#define OWN_MALLOC "it runs with its own malloc"
+
+static void warn(const char *program, const char *what, const char *consequence)
 {
-    fprintf(stderr, "shmalloc-run: warning: %s %s: it runs with its own malloc\n", program, what);
+    fprintf(stderr, "shmalloc-run: warning: %s %s: %s\n", program, what, consequence);
 }
 
 /* ---- the library ---- */
@@ -139,6 +142,14 @@ static int is_dynamic(int fd, const Elf64_Ehdr *header)
     return 0;
 }
 
+/* Is the interpreter one that is there to run other programs: env, or a shell? */
+static int starts_another(const char *path)
+{
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    size_t len = strlen(name);
+    return strcmp(name, "env") == 0 || (len >= 2 && strcmp(name + len - 2, "sh") == 0);
+}
+
 /* Say what will keep the library out of the program in `path`, or out of the interpreter that its first line names. */
 static void warn_about(const char *path, int is_interpreter)
 {
@@ -156,27 +167,48 @@ static void warn_about(const char *path, int is_interpreter)
     if (memcmp(begin.text, "#!", 2) == 0 && !is_interpreter) {
         char *name = begin.text + 2 + strspn(begin.text + 2, " \t");
         name[strcspn(name, " \t\n")] = 0;
+        if (getenv("SHMALLOC_HEAP") && starts_another(name))
+            warn(path, "is a script", "the heap file is its interpreter's, which may go on to run another program; "
+                                      "name that program instead");
         warn_about(name, 1);
     } else if (memcmp(begin.text, ELFMAG, SELFMAG) == 0) {
         if (begin.header.e_ident[EI_CLASS] != ELFCLASS64)
-            warn(path, "is not a 64-bit program");
+            warn(path, "is not a 64-bit program", OWN_MALLOC);
         else if (!is_dynamic(fd, &begin.header))
-            warn(path, "is linked statically");
+            warn(path, "is linked statically", OWN_MALLOC);
         else if (((st.st_mode & S_ISUID) && st.st_uid != geteuid()) || ((st.st_mode & S_ISGID) && st.st_gid != getegid()))
-            warn(path, "is set-user-ID or set-group-ID");
+            warn(path, "is set-user-ID or set-group-ID", OWN_MALLOC);
         else if (geteuid() != 0 && fgetxattr(fd, "security.capability", NULL, 0) > 0)
-            warn(path, "has file capabilities");
+            warn(path, "has file capabilities", OWN_MALLOC);
     }
     close(fd);
 }
 
 /* ---- options ---- */
 
+/* Whatever state it is in, an earlier run made it. */
+static int is_of_earlier_run(const char *path)
+{
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    shmalloc_heap *heap;
+    options.flags = SHMALLOC_READ_ONLY | SHMALLOC_ACCEPT_UNCLEAN;
+    options.layout = "shmalloc-run";
+    int rc = shmalloc_open(path, &options, &heap);
+    if (rc == 0)
+        shmalloc_close(heap);
+    return rc;
+}
+
 /* A heap file of an earlier run goes; anything else of that name stays. */
 static int prepare_heap(const char *path)
 {
     char *absolute = NULL, *folder = NULL;
-    int rc = shmalloc_destroy(path);
+    int rc = is_of_earlier_run(path);
+    if (rc == SHMALLOC_ELAYOUT)
+        return fail(OWN_FAILURE, path, "holds the heap of a program that has it for its data, not of an earlier run; "
+                                       "give another name");
+    if (rc == 0)
+        rc = shmalloc_destroy(path);
     if (rc < 0 && rc != -ENOENT)
         return fail(OWN_FAILURE, "cannot replace the heap file", shmalloc_errmsg());
     /* The program may change its folder before its first allocation. */
