@@ -352,6 +352,7 @@ int shmalloc_root_set(shmalloc_heap *heap, const char *name, uint64_t type, shma
 }
 
 /* Find a root and compare types. Readers without an entry of their own are let in too. */
+/* SHMALLOC_ENOROOT comes without a message: who asks may be about to make it. */
 static int find_root(const shmalloc_heap *heap, const struct smi_name *name, uint64_t type, shmalloc_ref *out)
 {
     uint64_t found_type = 0, ref = 0;
@@ -373,14 +374,16 @@ int shmalloc_root_get(const shmalloc_heap *heap, const char *name, uint64_t type
                  : smi_error(-EINVAL, "%s: no place for the ref", heap->path);
     if (rc < 0)
         return rc;
-    if (heap->read_only || SMI_LOAD(&heap->state->poison))
-        return find_root(heap, &n, type, out);
-    rc = enter((shmalloc_heap *)heap, &entry);
-    if (rc < 0)
-        return rc;
-    rc = find_root(heap, &n, type, out);
-    leave(&entry);
-    return rc;
+    if (heap->read_only || SMI_LOAD(&heap->state->poison)) {
+        rc = find_root(heap, &n, type, out);
+    } else {
+        rc = enter((shmalloc_heap *)heap, &entry);
+        if (rc < 0)
+            return rc;
+        rc = find_root(heap, &n, type, out);
+        leave(&entry);
+    }
+    return rc == SHMALLOC_ENOROOT ? smi_error(rc, "%s: no root \"%s\"", heap->path, n.text) : rc;
 }
 
 int shmalloc_root_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *root, void *arg),

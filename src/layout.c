@@ -9,6 +9,8 @@
 #include "error.h"
 #include "os.h"
 
+#define REMEDY "see what `shmalloc-inspect check --repair` can do, or restore the file from a copy"
+
 static uint64_t take_area(uint64_t *at, uint64_t bytes, uint64_t alignment)
 {
     uint64_t start = (*at + alignment - 1) & ~(alignment - 1);
@@ -92,26 +94,24 @@ static int validate_identity(const struct smf_header *h, const char *path)
 {
     if (h->checksum != smi_hash(h, offsetof(struct smf_header, checksum)))
         return smi_error(SHMALLOC_ECORRUPT,
-                         "%s: header checksum is %016llx, its bytes give %016llx; restore the file from "
-                         "a copy",
+                         "%s: header checksum is %016llx, its bytes give %016llx; " REMEDY,
                          path, (unsigned long long)h->checksum,
                          (unsigned long long)smi_hash(h, offsetof(struct smf_header, checksum)));
     struct smf_areas areas;
     uint32_t lock_count;
     if (h->arena_count < 1 || h->arena_count > SMF_ARENAS_MAX)
         return smi_error(SHMALLOC_ECORRUPT,
-                         "%s: header says %u arenas, expected 1..%u; restore the file from a copy",
+                         "%s: header says %u arenas, expected 1..%u; " REMEDY,
                          path, h->arena_count, SMF_ARENAS_MAX);
     smi_areas(h->arena_count, &areas, &lock_count);
     if (memcmp(&areas, &h->areas, sizeof(areas)) != 0 || h->lock_count != lock_count ||
         h->class_count != SMF_CLASSES || h->page_bytes != SMF_PAGE)
         return smi_error(SHMALLOC_ECORRUPT,
-                         "%s: header's areas, classes or page size are not those of format version %u; restore the "
-                         "file from a copy", path,
+                         "%s: header's areas, classes or page size are not those of format version %u; " REMEDY, path,
                          SMF_FORMAT_VERSION);
     if (!memchr(h->layout_name, 0, sizeof(h->layout_name)) ||
         !memchr(h->durable_path, 0, sizeof(h->durable_path)))
-        return smi_error(SHMALLOC_ECORRUPT, "%s: a name in the header has no end; restore the file from a copy", path);
+        return smi_error(SHMALLOC_ECORRUPT, "%s: a name in the header has no end; " REMEDY, path);
     return 0;
 }
 
@@ -122,18 +122,16 @@ static int validate_state(const struct smf_header *h, const struct smf_state *s,
         s->chunk_count < 1 || s->chunk_count > SMF_CHUNKS || s->max_size > SMF_MAX_SIZE ||
         s->max_size < s->size || s->max_size % SMF_GRANULE != 0)
         return smi_error(SHMALLOC_ECORRUPT,
-                         "%s: state says size %llu, maximum %llu, %llu chunks, which cannot be; restore "
-                         "the file from a copy", path,
+                         "%s: state says size %llu, maximum %llu, %llu chunks, which cannot be; " REMEDY, path,
                          (unsigned long long)s->size, (unsigned long long)s->max_size,
                          (unsigned long long)s->chunk_count);
     if (file_size < s->size)
         return smi_error(SHMALLOC_ECORRUPT,
-                         "%s: file has %llu bytes, the heap in it %llu: it was cut short; restore it "
-                         "from a copy",
+                         "%s: file has %llu bytes, the heap in it %llu: it was cut short; " REMEDY,
                          path, (unsigned long long)file_size, (unsigned long long)s->size);
     if (s->mark < SMF_CLEAN || s->mark > SMF_UNCHECKED)
         return smi_error(SHMALLOC_ECORRUPT,
-                         "%s: state mark is %llu, expected 1 to 3; restore the file from a copy",
+                         "%s: state mark is %llu, expected 1 to 3; " REMEDY,
                          path, (unsigned long long)s->mark);
     return 0;
 }
@@ -155,7 +153,7 @@ int smi_layout_validate(const struct smf_header *header, const struct smf_state 
                          (unsigned long long)SMF_MAGIC);
     if (header->endian != SMF_ENDIAN && header->endian != __builtin_bswap32(SMF_ENDIAN))
         return smi_error(SHMALLOC_ECORRUPT,
-                         "%s: header's mark of the byte order is %08x, expected %08x; restore the file from a copy", path,
+                         "%s: header's mark of the byte order is %08x, expected %08x; " REMEDY, path,
                          header->endian, SMF_ENDIAN);
     if (header->endian != SMF_ENDIAN)
         return smi_error(SHMALLOC_EFOREIGN,

@@ -300,13 +300,18 @@ static int check_chunks(shmalloc_heap *heap, uint64_t count, uint64_t size)
     return 0;
 }
 
+static unsigned long long bytes_of(uint64_t count)
+{
+    return count <= UINT64_MAX >> SMF_PAGE_SHIFT ? count << SMF_PAGE_SHIFT : UINT64_MAX;
+}
+
 static int full(shmalloc_heap *heap, uint64_t count)
 {
     return smi_error(SHMALLOC_EFULL,
-                     "%s: %llu bytes wanted; the heap has %llu of at most %llu bytes and its largest free "
+                     "%s: pages of %llu bytes wanted; the heap has %llu of at most %llu bytes and its largest free "
                      "run has %llu; free something or raise the maximum size",
-                     heap->path, (unsigned long long)(count << SMF_PAGE_SHIFT),
-                     (unsigned long long)smi_size(heap), (unsigned long long)heap->state->max_size,
+                     heap->path, bytes_of(count), (unsigned long long)smi_size(heap),
+                     (unsigned long long)heap->state->max_size,
                      (unsigned long long)smi_pages_largest(heap));
 }
 
@@ -316,10 +321,10 @@ static int no_room(shmalloc_heap *heap, uint64_t count)
     if (heap->state->max_size <= heap->reserved)
         return full(heap, count);
     return smi_error(SHMALLOC_EADDRESS,
-                     "%s: %llu bytes wanted; this process has addresses for %llu bytes of the heap, which may "
+                     "%s: pages of %llu bytes wanted; this process has addresses for %llu bytes of the heap, which may "
                      "grow to %llu; close and open it again, with a higher limit on address space if there is one",
-                     heap->path, (unsigned long long)(count << SMF_PAGE_SHIFT),
-                     (unsigned long long)heap->reserved, (unsigned long long)heap->state->max_size);
+                     heap->path, bytes_of(count), (unsigned long long)heap->reserved,
+                     (unsigned long long)heap->state->max_size);
 }
 
 static uint64_t round_up(uint64_t n, uint64_t unit)

@@ -206,8 +206,6 @@ int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint6
 {
     struct question question = {name, 0, 0};
     int rc = read_roots(heap, find_once, &question);
-    if (rc == SHMALLOC_ENOROOT)
-        return smi_error(rc, "%s: no root \"%s\"", heap->path, name->text);
     if (rc == SHMALLOC_ECORRUPT)
         return damaged(heap, name);
     *type = question.type;

@@ -38,6 +38,10 @@
  * it was, as long as the machine stays up. After power loss or a kernel crash without an orderly
  * close, shmalloc_open() says SHMALLOC_EUNCLEAN and shmalloc_recover() decides.
  *
+ * What the program itself stores is its own to order: the compiler may move and merge plain stores. A structure
+ * that is to be whole after a kill is made ready first and linked last, by one atomic store (or by the library:
+ * shmalloc_alloc() and its kin store the ref word so). examples/list.c shows it, and shmalloc-crashtest(3) tests it.
+ *
  * Errors: every function that can fail returns 0 or a count, or a negative code: a negated errno
  * value when the system refused, or one of enum shmalloc_error. Out-parameters are written only on
  * success, and a failed call changed nothing unless its text says otherwise. shmalloc_errmsg()
@@ -156,7 +160,8 @@ typedef struct shmalloc_options {
     unsigned flags;          /**< enum shmalloc_flag, or-ed */
     unsigned mode;           /**< [create] permission bits, whatever the umask; 0 means 0600 */
     uint64_t initial_size;   /**< [create] bytes to begin with; 0 means 1 MiB; rounded up to 1 MiB */
-    uint64_t max_size;       /**< [create] bytes the heap never exceeds; 0 means 1 TiB; up to 16 TiB */
+    uint64_t max_size;       /**< [create] bytes the heap never exceeds; 0 means 1 TiB; up to 16 TiB; rounded up to
+                                  1 MiB */
     const char *layout;      /**< the application's name for its data, up to 63 bytes; NULL: do not check */
     uint64_t layout_version; /**< and its version; compared when `layout` is given */
     void *base;              /**< [create] address that every process maps the heap at, so that raw
@@ -206,7 +211,7 @@ SHMALLOC_API int shmalloc_open_fd(int fd, const shmalloc_options *options, shmal
  * but shmalloc_sync() (-EINVAL). It is gone when it is closed or the process ends.
  *
  * Of the options, `initial_size`, `max_size` and `arenas` count, and the flags SHMALLOC_HARDENED and
- * SHMALLOC_HUGE_PAGES; others are -EINVAL. Where address space is limited, the maximum size is half of the limit.
+ * SHMALLOC_HUGE_PAGES; flags and a `base` that only a file can have are -EINVAL, the rest is ignored. Where address space is limited, the maximum size is half of the limit.
  * Blocks may be aligned to 1 GiB where it is not (1 MiB else).
  *
  * After fork() or _Fork() the child has a copy of its own and goes on with it. What other threads of the parent
@@ -321,12 +326,12 @@ SHMALLOC_API uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref);
  * If `ref` points into this heap, unlinking and freeing are one crash-atomic step. A ref of 0 does
  * nothing.
  *
- * @return 0, or a negative code, in which case nothing changed:
+ * @return 0, or a negative code, in which case nothing changed, but for one case of SHMALLOC_EDOUBLEFREE:
  *   SHMALLOC_EBADREF      not the first byte of a block of this heap; also of a block above 64 KiB that was
  *                         freed, whose pages are no block's, always found
  *   SHMALLOC_EDOUBLEFREE  the block is free. In hardened heaps always found; otherwise at once for
  *                         the last block freed, and for others when the cache is emptied: then it is
- *                         counted and reported here although `*ref` was freed
+ *                         counted and reported here although `*ref` was freed: do not free it again
  *   -EINVAL, SHMALLOC_EREADONLY, _ECORRUPT, _EPOISONED   as for shmalloc_alloc()
  *
  * What is not a block is found out without a lock, by a look at what the heap says of its page. So there is one thing
@@ -439,14 +444,15 @@ SHMALLOC_API int shmalloc_mutex_unlock(shmalloc_heap *heap, shmalloc_mutex *mute
  * Make `len` bytes from `ref` durable (msync); ref 0 and len 0 mean the whole heap. Durable, not
  * atomic: the kernel may write any page earlier. A failure is sticky: once a sync failed, every later
  * one returns -EIO, because the kernel may have dropped the pages.
- * @return 0; -EIO and other errnos; SHMALLOC_EBADREF for a range outside the heap.
+ * @return 0; -EIO and other errnos; SHMALLOC_EBADREF for a range outside the heap; SHMALLOC_EREADONLY; -EINVAL for
+ * a private heap.
  */
 SHMALLOC_API int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t len);
 
 /**
  * Give unused memory back: the calling thread's cache to the heap, empty slabs to the free runs, free
  * runs of 64 KiB and more to the file system, free chunks at the tail by shortening the file.
- * @return bytes given back to the file system, or a negative code.
+ * @return bytes given back to the file system; SHMALLOC_EREADONLY, SHMALLOC_EPOISONED, or what the system refused.
  */
 SHMALLOC_API int64_t shmalloc_trim(shmalloc_heap *heap);
 

@@ -42,7 +42,7 @@ void smi_run_call(struct smi_run *run, shmalloc_heap *heap, shmalloc_crashtest_f
 {
     calling = name;
     int rc = fn ? fn(heap, run->test.arg) : 0;
-    if (rc < 0 && shmalloc_errmsg()[0])
+    if (rc != 0 && shmalloc_errmsg()[0])
         smi_note_wrong("%s() returned %d; the heap's last message: %s", name, rc, shmalloc_errmsg());
     else if (rc != 0)
         smi_note_wrong("%s() returned %d", name, rc);

@@ -43,6 +43,7 @@ static const char help[] =
     "  schema, command, file   1, \"check\", the path\n"
     "  status                  \"sound\", \"damaged\" or \"unknown\", as the exit status\n"
     "  error                   only on failure: code, meaning, message\n"
+    "                          The next six not with --repair, unless something was written:\n"
     "  violations              list of: invariant, ref (bytes from the start), text\n"
     "  checked                 numbers of pages, slabs, blocks, free_runs, cached_slots, roots\n"
     "  in_flight               steps of dead, stopped or running threads, resolved\n"

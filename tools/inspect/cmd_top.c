@@ -334,7 +334,7 @@ static void print_threads(struct inspect *in, const struct pair *pair, unsigned 
     print_more(look->thread_count, shown, "threads");
 }
 
-/* Threads get a third of the rows that are left, or what the classes leave. */
+/* Threads get a third of the rows that are left, or what the classes leave. A low screen has the summary only. */
 static void print_look(struct inspect *in, const struct pair *pair, unsigned rows)
 {
     unsigned order[SMF_CLASSES], classes = busiest(pair, order);
@@ -344,20 +344,22 @@ static void print_look(struct inspect *in, const struct pair *pair, unsigned row
         for_threads = threads;
     print_title(in, pair->now);
     print_summary(in, pair);
+    if (rows == 0)
+        return;
     printf("%s", end_of_line());
     print_classes(in, pair, rows - for_threads < 2 ? 2 : rows - for_threads);
     printf("%s", end_of_line());
     print_threads(in, pair, for_threads ? for_threads : 1);
 }
 
-/* Lines of the screen for the two tables; without a terminal, enough for both. */
+/* Lines of the screen for the two tables; without a terminal, enough for both; 0: not enough for any. */
 static unsigned rows_for_tables(void)
 {
     enum {
         OTHER_LINES = 13
     };
     unsigned rows = inspect_terminal_rows();
-    return rows == 0 ? 30 : rows > OTHER_LINES + 4 ? rows - OTHER_LINES : 4;
+    return rows == 0 ? 30 : rows >= OTHER_LINES + 4 ? rows - OTHER_LINES : 0;
 }
 
 static void print_failure(struct inspect *in)
