@@ -400,7 +400,7 @@ SHMALLOC_API int shmalloc_root_each(const shmalloc_heap *heap,
 /**
  * Find the root `name`, or allocate `size` zeroed bytes, let `init` fill them and publish them under
  * the name. Of several that create at once one wins; the others free theirs and get the winner's.
- * A process killed in here leaks nothing.
+ * A process killed in here leaks nothing. A root that is bound to 0 is found: *out is 0 then.
  *
  * @param init  May be NULL. Called with the block before anybody else can see it; a value other than
  *              0 frees the block and is returned (use negative values).
