@@ -315,7 +315,8 @@ EXPORT void malloc_stats(void)
              "%llu KiB resident",
              (unsigned long long)stats.allocated, (unsigned long long)stats.allocated_blocks,
              (unsigned long long)stats.cached, (unsigned long long)(stats.central_free + stats.free_pages),
-             (unsigned long long)stats.file_size, (unsigned long long)stats.chunks, stats.chunks == 1 ? "" : "s", (unsigned long long)smi_os_peak() >> 10);
+             (unsigned long long)stats.file_size, (unsigned long long)stats.chunks, stats.chunks == 1 ? "" : "s",
+             (unsigned long long)smi_os_peak() >> 10);
     say(text, NULL);
 }
 

@@ -186,8 +186,8 @@ static void warn_about(const char *path, int is_interpreter)
 
 /* ---- options ---- */
 
-/* Whatever state it is in, an earlier run made it. */
-static int is_of_earlier_run(const char *path)
+/* Did an earlier run make the file? 0 yes, whatever state it is in; SHMALLOC_ELAYOUT: an application; or another code. */
+static int probe_earlier_run(const char *path)
 {
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
     shmalloc_heap *heap;
@@ -203,7 +203,7 @@ static int is_of_earlier_run(const char *path)
 static int prepare_heap(const char *path)
 {
     char *absolute = NULL, *folder = NULL;
-    int rc = is_of_earlier_run(path);
+    int rc = probe_earlier_run(path);
     if (rc == SHMALLOC_ELAYOUT)
         return fail(OWN_FAILURE, path, "holds the heap of a program that has it for its data, not of an earlier run; "
                                        "give another name");
