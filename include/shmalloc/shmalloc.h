@@ -211,8 +211,9 @@ SHMALLOC_API int shmalloc_open_fd(int fd, const shmalloc_options *options, shmal
  * but shmalloc_sync() (-EINVAL). It is gone when it is closed or the process ends.
  *
  * Of the options, `initial_size`, `max_size` and `arenas` count, and the flags SHMALLOC_HARDENED and
- * SHMALLOC_HUGE_PAGES; flags and a `base` that only a file can have are -EINVAL, the rest is ignored. Where address space is limited, the maximum size is half of the limit.
- * Blocks may be aligned to 1 GiB where it is not (1 MiB else).
+ * SHMALLOC_HUGE_PAGES; flags and a `base` that only a file can have are -EINVAL, the rest is ignored. Where address
+ * space is limited, the maximum size is half of the limit. Blocks may be aligned to 1 GiB where it is not (1 MiB
+ * else).
  *
  * After fork() or _Fork() the child has a copy of its own and goes on with it. What other threads of the parent
  * had cached returns to the child's heap at its first call; a block that one of them was just being given
