@@ -67,7 +67,7 @@ static void fill_in(shmalloc_crashtest *t, shmalloc_options *options)
     t->modes = t->modes ? t->modes : MODES_STEPPED;
     t->dir = t->dir ? t->dir : writable_folder();
     t->keep = t->keep ? t->keep : ".";
-    t->max_steps = t->max_steps ? t->max_steps : 2000000;
+    t->max_steps = t->max_steps ? t->max_steps : SMI_USUAL_STEPS;
     t->timeout = t->timeout ? t->timeout : 10;
     t->seconds = t->seconds ? t->seconds : 10;
     t->kills = t->kills ? t->kills : 200;

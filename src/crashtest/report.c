@@ -67,7 +67,7 @@ static void keep(struct smi_run *run)
     if (smi_image_write(run->image, path) < 0)
         fprintf(run->out, "  what was left could not be kept: %s\n", run->image->failure);
     else
-        fprintf(run->out, "  what was left: %s; look at it with: shmalloc-inspect check %s\n", path, path);
+        fprintf(run->out, "  what was left: %s\n  look at it:    shmalloc-inspect check %s\n", path, path);
 }
 
 void smi_fault(struct smi_run *run, const char *why, const char *was)
@@ -90,8 +90,12 @@ void smi_fault(struct smi_run *run, const char *why, const char *was)
         smi_place_print(run->out, "called from", run->programs_at);
     if (run->image->fd >= 0)
         keep(run);
-    if (!random && step > 0)
-        fprintf(run->out, "  once more: %s --%s --step %llu\n", run->again, run->mode, step);
+    if (!random && step > 0) {
+        fprintf(run->out, "  once more:     %s --%s --step %llu", run->again, run->mode, step);
+        if (run->test.max_steps != SMI_USUAL_STEPS) /* the fault may be that there are more */
+            fprintf(run->out, " --max-steps %llu", (unsigned long long)run->test.max_steps);
+        fprintf(run->out, "\n");
+    }
     fflush(run->out);
 }
 

@@ -12,6 +12,8 @@
 
 enum { SMI_CHANGES_MAX = 1 << 16 };
 
+#define SMI_USUAL_STEPS 2000000u /* shmalloc_crashtest.max_steps, if the test says nothing */
+
 struct smi_run {
     shmalloc_crashtest test; /* with the defaults in place */
     const char *again;       /* how to run it once more, but for mode and step */
