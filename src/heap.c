@@ -623,8 +623,7 @@ static int create_in(int fd, const char *path, const shmalloc_options *o)
         return smi_refused(rc, "%s: cannot lock", path);
     if (is_unfinished(fd)) {
         rc = smi_os_truncate(fd, 0);
-        if (rc == 0)
-            rc = format_file(fd, path, o);
+        rc = rc < 0 ? smi_refused(rc, "%s: cannot empty the file", path) : format_file(fd, path, o);
     } else if (o->flags & SHMALLOC_EXCLUSIVE) {
         rc = smi_error(-EEXIST, "%s: is not empty; without SHMALLOC_EXCLUSIVE it is opened", path);
     }

@@ -52,6 +52,13 @@ static int sync_is_lost(const struct life *life)
     return number == SYS_fdatasync || number == SYS_msync;
 }
 
+/* From here on calls fail, and no message of an earlier failure is left that could pass for theirs. */
+static void arm(struct life *life)
+{
+    must_code(shmalloc_open_fd(-1, NULL, NULL), -EINVAL);
+    inject_arm(life->injected);
+}
+
 static void must_be_explained(struct life *life, int64_t rc, const char *what)
 {
     life->injected->refused++;
@@ -66,7 +73,7 @@ static void must_be_explained(struct life *life, int64_t rc, const char *what)
 /* `call` works, if not the first time then the second, when nothing fails any more. */
 #define step(call)                                                                                             \
     do {                                                                                                       \
-        inject_arm(life->injected);                                                                            \
+        arm(life);                                                                                             \
         int64_t rc_ = (call);                                                                                  \
         inject_disarm(life->injected);                                                                         \
         if (rc_ < 0) {                                                                                         \
@@ -79,7 +86,7 @@ static void must_be_explained(struct life *life, int64_t rc, const char *what)
 /* The same for calls that answer with a sync that was lost, always. */
 #define sync_step(call)                                                                                        \
     do {                                                                                                       \
-        inject_arm(life->injected);                                                                            \
+        arm(life);                                                                                             \
         int64_t rc_ = (call);                                                                                  \
         inject_disarm(life->injected);                                                                         \
         if (rc_ < 0)                                                                                           \
@@ -94,7 +101,7 @@ static void close_heap(struct life *life)
 {
     shmalloc_heap *heap = life->heap;
     life->heap = NULL;
-    inject_arm(life->injected);
+    arm(life);
     int rc = shmalloc_close(heap);
     inject_disarm(life->injected);
     if (rc == 0)
@@ -254,7 +261,7 @@ static void by_descriptor(struct life *life)
     step(shmalloc_open_fd(fd, &options, &heap));
     life->heap = heap;
     use_a_little(life);
-    inject_arm(life->injected);
+    arm(life);
     life->heap = NULL;
     int rc = shmalloc_close(heap);
     inject_disarm(life->injected);
