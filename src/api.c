@@ -351,19 +351,24 @@ int shmalloc_root_set(shmalloc_heap *heap, const char *name, uint64_t type, shma
     return rc;
 }
 
-/* Find a root and compare types. Readers without an entry of their own are let in too. */
-/* SHMALLOC_ENOROOT comes without a message: who asks may be about to make it. */
-static int find_root(const shmalloc_heap *heap, const struct smi_name *name, uint64_t type, shmalloc_ref *out)
+/* A root was found: has it the type? */
+static int root_of_type(const shmalloc_heap *heap, const struct smi_name *name, uint64_t type, uint64_t found_type,
+                        uint64_t ref, shmalloc_ref *out)
 {
-    uint64_t found_type = 0, ref = 0;
-    int rc = smi_roots_find(heap, name, &found_type, &ref);
-    if (rc < 0)
-        return rc;
     if (type != 0 && type != found_type)
         return smi_error(SHMALLOC_ETYPE, "%s: root \"%s\" has type %#llx, %#llx was expected", heap->path,
                          name->text, (unsigned long long)found_type, (unsigned long long)type);
     *out = ref;
     return 0;
+}
+
+/* Find a root and compare types. Readers without an entry of their own are let in too. SHMALLOC_ENOROOT comes without
+ * a message: who asks may be about to make it. */
+static int find_root(const shmalloc_heap *heap, const struct smi_name *name, uint64_t type, shmalloc_ref *out)
+{
+    uint64_t found_type = 0, ref = 0;
+    int rc = smi_roots_find(heap, name, &found_type, &ref);
+    return rc < 0 ? rc : root_of_type(heap, name, type, found_type, ref, out);
 }
 
 int shmalloc_root_get(const shmalloc_heap *heap, const char *name, uint64_t type, shmalloc_ref *out)
@@ -428,7 +433,7 @@ static int publish(struct smi_thread *t, const struct smi_name *name, uint64_t t
     int given = smi_block_give(heap, *building, building);
     if (rc < 0 || given < 0)
         return rc < 0 ? rc : given;
-    return find_root(heap, name, type, out);
+    return root_of_type(heap, name, type, found_type, ref, out);
 }
 
 static int create_root(struct smi_thread *t, const struct smi_name *name, uint64_t type, size_t size,

@@ -140,10 +140,9 @@ int smi_os_open(const char *path, int read_only)
 int smi_os_reopen(int fd, int read_only)
 {
     char name[32];
-    if (fcntl(fd, F_GETFD) < 0)
-        return -errno;
     snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
-    return smi_os_open(name, read_only);
+    int rc = smi_os_open(name, read_only);
+    return rc == -ENOENT && fcntl(fd, F_GETFD) < 0 ? -EBADF : rc; /* ENOENT is also what a missing /proc gives */
 }
 
 void smi_os_close(int fd)

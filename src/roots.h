@@ -17,6 +17,7 @@ int smi_name_of(shmalloc_heap *heap, const char *text, struct smi_name *out);
  * already. `scratch`: a word that is set to 0 in the same step as the ref is published; may be NULL. */
 int smi_roots_bind(shmalloc_heap *heap, const struct smi_name *name, uint64_t *type, uint64_t *ref,
                    int absent_only, uint64_t *scratch);
+/* 0; SHMALLOC_ENOROOT, without a message; or SHMALLOC_ECORRUPT. */
 int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type, uint64_t *ref);
 int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name);
 

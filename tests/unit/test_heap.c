@@ -285,7 +285,7 @@ Test(heap, lives_in_a_memfd_passed_on_by_descriptor)
     must_work(shmalloc_root_get(heap, "x", 0, &ref));
     close_sound(heap);
     close(again);
-    must(shmalloc_open_fd(-1, NULL, &heap) < 0, "no descriptor");
+    must_code(shmalloc_open_fd(-1, NULL, &heap), -EBADF);
 }
 
 Test(heap, open_by_descriptor_and_by_path_is_one_mapping)
