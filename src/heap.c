@@ -479,13 +479,15 @@ static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
     if (rc < 0)
         return rc;
     rc = read_identity(heap->fd, heap->path, o, &header, &state);
+    int accept = (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0;
+    if (rc == 0 && !heap->read_only)
+        rc = smi_recover_storage(heap, &header, &state, accept);
     /* Room for a maximum that is raised later; around a fixed base there may be none. */
     uint64_t wanted = header.fixed_base || state.max_size > DEFAULT_MAX_SIZE ? state.max_size : DEFAULT_MAX_SIZE;
     if (rc == 0)
         rc = map_heap(heap, wanted, state.size, (void *)(uintptr_t)header.fixed_base);
     if (rc == 0) {
         set_areas(heap, &header);
-        int accept = (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0;
         if (!heap->read_only)
             rc = smi_recover_attach(heap, accept, (o->flags & RECOVER_ONLY) != 0);
         else if (!accept) /* a reader takes no entry; it only must not read what a crash may have torn */
@@ -732,8 +734,10 @@ int shmalloc_open_private(const shmalloc_options *options, shmalloc_heap **out)
 static int mark_clean(shmalloc_heap *heap)
 {
     uint64_t before = heap->state->mark;
+    struct smi_file_info info;
     int rc = heap->state->sync_failed ? -EIO : smi_os_sync_file(heap->fd);
     if (rc == 0) {
+        heap->runtime->stored = smi_os_stat(heap->fd, &info) == 0 ? info.blocks : 0;
         SMI_STORE(&heap->state->mark, SMF_CLEAN);
         rc = smi_os_sync_file(heap->fd);
     }

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "cache.h"
+#include "holes.h"
 #include "lock.h"
 #include "os.h"
 #include "pages.h"
@@ -50,7 +51,7 @@ static int cannot_look(const shmalloc_heap *heap, int rc)
     return smi_refused(rc, "%s: cannot look for locks on the file", heap->path);
 }
 
-int smi_others_alive(shmalloc_heap *heap)
+int smi_others_alive(const shmalloc_heap *heap)
 {
     int locked = smi_os_is_locked(heap->fd, SMF_LOCK_BYTES, SMF_PROCESSES);
     return locked < 0 ? cannot_look(heap, locked) : locked;
@@ -58,11 +59,15 @@ int smi_others_alive(shmalloc_heap *heap)
 
 /* ---- first attach ---- */
 
-/* Has this machine been running, and is this the file, since the identity was written? */
+/* Has this machine been running, and is this the file, since that identity was written? */
+static int is_of_file(const struct smf_runtime *was, const shmalloc_heap *heap, const uint8_t *boot_id)
+{
+    return memcmp(was->boot_id, boot_id, 16) == 0 && was->device == heap->device && was->inode == heap->inode;
+}
+
 static int is_same_file(const shmalloc_heap *heap, const uint8_t *boot_id)
 {
-    const struct smf_runtime *was = heap->runtime;
-    return memcmp(was->boot_id, boot_id, 16) == 0 && was->device == heap->device && was->inode == heap->inode;
+    return is_of_file(heap->runtime, heap, boot_id);
 }
 
 /* Was the heap in use when the machine stopped, or the file copied while in use? */
@@ -99,6 +104,33 @@ int smi_recover_unclean(shmalloc_heap *heap)
                      "%s: %s; have it checked by shmalloc_recover() or `shmalloc-inspect check --repair --yes`, or open it "
                      "with SHMALLOC_ACCEPT_UNCLEAN",
                      heap->path, why);
+}
+
+/* Does the file still have the storage that its last user left? Not when another heap's bytes, or its own older ones,
+ * were written over it, or when zeros were turned into holes. */
+static int has_lost_storage(const struct smf_runtime *was, const struct smf_state *state, const struct smi_file_info *info)
+{
+    return state->mark == SMF_CLEAN && info->blocks < was->stored;
+}
+
+int smi_recover_storage(const shmalloc_heap *heap, const struct smf_header *header, const struct smf_state *state,
+                        int accept_unclean)
+{
+    struct smf_runtime was;
+    struct smi_file_info info;
+    uint8_t boot_id[16];
+    int rc = read_boot_id(heap, boot_id);
+    if (rc < 0)
+        return rc;
+    int64_t got = smi_os_read(heap->fd, &was, sizeof(was), header->areas.runtime);
+    if (got < 0 || (rc = smi_os_stat(heap->fd, &info)) < 0)
+        return smi_refused(got < 0 ? (int)got : rc, "%s: cannot read", heap->path);
+    int is_same = is_of_file(&was, heap, boot_id);
+    if ((is_same && !has_lost_storage(&was, state, &info)) ||
+        (!is_same && state->mark != SMF_CLEAN && !accept_unclean))
+        return 0;
+    int others = smi_others_alive(heap); /* whoever came first has seen to it */
+    return others != 0 ? others < 0 ? others : 0 : smi_holes_fill(heap->fd, heap->path);
 }
 
 static int set_mark(shmalloc_heap *heap, uint64_t mark)

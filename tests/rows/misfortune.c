@@ -152,6 +152,145 @@ Test(rows, luck_tmpfs_of_64_MiB)
     in_mount(on_small_file_system, &small, "no mount namespace");
 }
 
+/* ---- files with holes ---- */
+
+/* Of 24 blocks of 1 MiB that were never written, the program keeps six: what of them? */
+enum { BLOCKS = 24, KEPT = 6, BLOCK = 1 << 20 };
+
+static void make_unwritten(const char *path)
+{
+    shmalloc_heap *heap = heap_create(path, 0);
+    shmalloc_ref refs[BLOCKS] = {0};
+    char name[16];
+    must_work(shmalloc_set_give_back(heap, SHMALLOC_NEVER, 0));
+    for (int i = 0; i < BLOCKS; i++)
+        must_work(shmalloc_alloc(heap, BLOCK, &refs[i]));
+    for (int i = 0; i < BLOCKS; i++) {
+        snprintf(name, sizeof(name), "kept %d", i);
+        if (i < KEPT)
+            must_work(shmalloc_root_set(heap, name, 0, refs[i]));
+        else
+            must_work(shmalloc_free(heap, &refs[i]));
+    }
+    must_work(shmalloc_close(heap));
+}
+
+/* As tools do that leave out zeros: what is zero gets no storage. The name may be another's, whose inode stays. */
+static void copy_with_holes(const char *from, const char *to)
+{
+    static const char zeros[4096];
+    char block[4096];
+    int in = open(from, O_RDONLY | O_CLOEXEC), out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    struct stat st;
+    must(in >= 0 && out >= 0 && fstat(in, &st) == 0 && ftruncate(out, st.st_size) == 0, "%s", strerror(errno));
+    for (off_t at = 0; at < st.st_size; at += sizeof(block)) {
+        must(pread(in, block, sizeof(block), at) == sizeof(block), "pread");
+        if (memcmp(block, zeros, sizeof(block)) != 0)
+            must(pwrite(out, block, sizeof(block), at) == sizeof(block), "pwrite: %s", strerror(errno));
+    }
+    close(in);
+    close(out);
+}
+
+static uint64_t hash_of_file(const char *path)
+{
+    uint64_t hash = 0;
+    char block[4096];
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    must(fd >= 0, "%s", strerror(errno));
+    while (read(fd, block, sizeof(block)) == sizeof(block))
+        hash = hash * 31 + smi_hash(block, sizeof(block));
+    close(fd);
+    return hash;
+}
+
+/* All that the program has, and all that it can get, takes a store to every page. */
+static int use_to_the_last_byte(const char *path)
+{
+    shmalloc_heap *heap = heap_open(path);
+    shmalloc_ref ref;
+    char name[16];
+    int rc = 0, more = 0;
+    for (int i = 0; i < KEPT; i++) {
+        snprintf(name, sizeof(name), "kept %d", i);
+        must_work(shmalloc_root_get(heap, name, 0, &ref));
+        must(all_zero(shmalloc_ptr(heap, ref), BLOCK), "contents");
+        pattern_fill(shmalloc_ptr(heap, ref), 0, BLOCK, (uint64_t)i);
+    }
+    for (; rc == 0 && more < 1000; more++) {
+        ref = 0;
+        if ((rc = shmalloc_alloc(heap, BLOCK / 8, &ref)) == 0)
+            pattern_fill(shmalloc_ptr(heap, ref), 0, BLOCK / 8, 1);
+    }
+    must_code(rc, -ENOSPC);
+    must_be_sound(heap);
+    must_work(shmalloc_close(heap));
+    must_be_sound_on_disk(path);
+    return more - 1;
+}
+
+/* Leave `bytes` free. */
+static void leave_free(const char *filler, uint64_t bytes)
+{
+    struct stat st;
+    unlink(filler);
+    rows_fill(filler);
+    must(stat(filler, &st) == 0 && (uint64_t)st.st_size > bytes, "stat");
+    must(truncate(filler, st.st_size - (off_t)bytes) == 0, "truncate");
+}
+
+/* A heap with holes where its words say storage: too little room for what is in use, then just enough. */
+static void use_with_holes(const char *path, const char *filler)
+{
+    shmalloc_heap *heap;
+    leave_free(filler, KEPT * BLOCK / 2);
+    uint64_t hash = hash_of_file(path), stored = rows_storage(path);
+    must_code(open_with(path, 0, &heap), -ENOSPC);
+    must_name(path, "a larger file system");
+    must(strstr(shmalloc_errmsg(), "holes"), "\"%s\"", shmalloc_errmsg());
+    must(hash_of_file(path) == hash, "the heap was changed");
+    must(rows_storage(path) <= stored + 65536, "took %llu bytes, had %llu", (unsigned long long)rows_storage(path), (unsigned long long)stored); /* ext4's list of extents may be longer */
+    leave_free(filler, (KEPT + 2) * BLOCK);
+    int more = use_to_the_last_byte(path);
+    must(more >= 4 && more < (BLOCKS - KEPT) * 8, "%d blocks more", more);
+}
+
+static int copies_with_holes(void *arg)
+{
+    const struct small *small = arg;
+    char path[256], filler[256];
+    const char *where = fixture_path(&f, "mount");
+    int rc = rows_mount(small->type, small->bytes, fixture_path(&f, "image"), where);
+    if (rc != 0)
+        return rc;
+    snprintf(path, sizeof(path), "%s/heap", where);
+    snprintf(filler, sizeof(filler), "%s/filler", where);
+    make_unwritten(f.path);
+    copy_with_holes(f.path, path);
+    use_with_holes(path, filler);
+    unlink(filler);
+    unlink(path);
+    /* The same under the heap's own inode: restored from a copy in place. */
+    make_unwritten(path);
+    unlink(f.path);
+    copy_with_holes(path, f.path);
+    copy_with_holes(f.path, path);
+    use_with_holes(path, filler);
+    return 0;
+}
+
+Test(rows, luck_a_copy_with_holes_on_a_full_tmpfs)
+{
+    struct small small = {"tmpfs", 40 << 20};
+    in_mount(copies_with_holes, &small, "no mount namespace");
+}
+
+Test(rows, luck_a_copy_with_holes_on_a_full_ext4)
+{
+    struct small small = {"ext4", 48 << 20};
+    in_mount(copies_with_holes, &small, "no loop device, mkfs.ext4 or mount namespace");
+}
+
 /* ---- little memory ---- */
 
 enum { MEMORY = 24 << 20, BELOW_MEMORY = 12 << 20 };

@@ -71,7 +71,8 @@ static const struct field state_fields[] = {
 
 static const struct field runtime_fields[] = {
     ARRAY(smf_runtime, boot_id, uint8_t), WHOLE(smf_runtime, device),     WHOLE(smf_runtime, inode),
-    WHOLE(smf_runtime, pid_namespace),    WHOLE(smf_runtime, generation), ARRAY(smf_runtime, reserved, uint64_t),
+    WHOLE(smf_runtime, pid_namespace),    WHOLE(smf_runtime, generation), WHOLE(smf_runtime, stored),
+    WHOLE(smf_runtime, reserved),
 };
 
 static const struct field process_fields[] = {
