@@ -153,7 +153,8 @@ static int retire(shmalloc_heap *heap, struct smf_central *central, uint32_t k, 
 static int retire_if_spare(shmalloc_heap *heap, struct smf_central *central, uint32_t k, uint32_t page)
 {
     uint32_t slots = smi_classes[k].slots;
-    if (smi_known_page(heap, page)->free_slots < slots || central->free_slots < 2ull * slots)
+    if (smi_known_page(heap, page)->free_slots < slots || central->free_slots < 2ull * slots ||
+        smi_heap_is_outgrown(heap)) /* the page heap would not take it from us */
         return 0;
     return retire(heap, central, k, page);
 }

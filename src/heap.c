@@ -30,14 +30,36 @@
 #define DEFAULT_ARENAS 4
 #define DEFAULT_DECAY_NS 10000000000ull
 #define MAP_UNIT (2ull << 20)
+#define ADDRESSES (64ull << 40)   /* that heaps may take: half of what a process has on the usual machine */
+#define STEP_OF_ADDRESSES (16ull << 40) /* after each of these a heap without a smaller maximum gets less */
+#define ROOM_TO_RAISE 16 /* times its maximum is reserved for a heap, so that it can be raised */
 #define PRIVATE_SIZE (8ull << 20) /* of a private heap, at first: addresses, not memory */
 #define RECOVER_ONLY 0x80000000u /* open flag of shmalloc_recover: nobody else may have it open */
 
 /* ---- state ---- */
 
+int smi_heap_is_outgrown(const shmalloc_heap *heap)
+{
+    struct smi_file_info info;
+    uint64_t size = SMI_LOAD(&heap->state->size);
+    /* A damaged size is not the file's. */
+    return SMI_UNLIKELY(size > heap->reserved) && !heap->is_private && smi_os_stat(heap->fd, &info) == 0 &&
+           info.size >= size;
+}
+
+int smi_heap_outgrown(const shmalloc_heap *heap)
+{
+    return smi_error(SHMALLOC_EADDRESS,
+                     "%s: another process has made the heap %llu bytes long, this one has addresses for %llu of them; "
+                     "close and open it again, with fewer heaps open or a higher limit on address space (ulimit -v)",
+                     heap->path, (unsigned long long)SMI_LOAD(&heap->state->size), (unsigned long long)heap->reserved);
+}
+
 int smi_heap_poison(shmalloc_heap *heap, const char *format, ...)
 {
     char text[400];
+    if (smi_heap_is_outgrown(heap))
+        return smi_heap_outgrown(heap);
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof(text), format, args);
@@ -155,9 +177,50 @@ static size_t table_bytes(const shmalloc_heap *heap)
     return (heap->reserved >> SMF_GRANULE_SHIFT) * sizeof(uintptr_t);
 }
 
+/* ---- addresses ---- */
+
+/* Bytes that are reserved for the heaps of this process. */
+static uint64_t addresses_taken;
+
+/* How many there may be in all: the program needs some, too. */
+static uint64_t addresses_for_heaps(void)
+{
+    uint64_t limit = smi_os_address_limit();
+    limit -= limit / 4;
+    return limit < ADDRESSES ? limit : ADDRESSES;
+}
+
+/* How many of `wanted` bytes of addresses the next heap gets. The first 16 heaps may have 1 TiB each, the next 256 have
+ * 64 GiB, the next 4,096 have 4 GiB, and so on; under a limit a heap gets two thirds of what is left. A greater maximum
+ * was asked for: it is granted while much is left. */
+static uint64_t affordable(uint64_t wanted)
+{
+    uint64_t taken = SMI_LOAD(&addresses_taken), all = addresses_for_heaps(), step = DEFAULT_MAX_SIZE;
+    uint64_t left = all > taken ? all - taken : 0;
+    if (wanted > step && wanted <= left - left / 4 && all == ADDRESSES)
+        step = wanted;
+    for (uint64_t t = taken; t >= STEP_OF_ADDRESSES && step > MAP_UNIT; t -= STEP_OF_ADDRESSES)
+        step /= 16;
+    if (step > left / 3 * 2)
+        step = left / 3 * 2;
+    return wanted < step ? wanted : step;
+}
+
+static int no_addresses(const shmalloc_heap *heap, uint64_t size)
+{
+    return smi_error(SHMALLOC_EADDRESS,
+                     "%s: no free address range of %llu bytes, expected that many at least; the heaps of this process "
+                     "have %llu bytes and may have %llu, the rest is the program's; close some, or raise the limit on "
+                     "address space (ulimit -v)",
+                     heap->path, (unsigned long long)size, (unsigned long long)SMI_LOAD(&addresses_taken),
+                     (unsigned long long)addresses_for_heaps());
+}
+
 /* Give back what the handle owns: mapping, tables, descriptor. */
 static void empty_handle(shmalloc_heap *heap)
 {
+    if (heap->base)
+        __atomic_fetch_sub(&addresses_taken, heap->reserved, __ATOMIC_RELAXED);
     smi_os_unmap(heap->base, heap->base ? heap->reserved : 0);
     smi_os_unmap(heap->words, table_bytes(heap));
     smi_os_unmap(heap->descriptors, table_bytes(heap));
@@ -216,11 +279,15 @@ static int map_reserved(shmalloc_heap *heap, void *fixed)
     return -ENOMEM;
 }
 
-/* Map the heap with addresses to spare: `wanted` bytes, or as many as there are, at least `size`, which a file was seen
- * to have. */
+/* Map the heap with addresses to spare: `wanted` bytes, or as many as can be spared, at least `size`, which a file was
+ * seen to have. Who chose a base chose what lies around it. */
 static int map_heap(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *fixed)
 {
     int rc = -ENOMEM;
+    uint64_t spared = fixed ? wanted : affordable(wanted), all = addresses_for_heaps();
+    wanted = spared < size ? size : spared;
+    if (!fixed && (size > all || SMI_LOAD(&addresses_taken) > all - size))
+        return no_addresses(heap, size);
     heap->reserved = (wanted + MAP_UNIT - 1) & ~(MAP_UNIT - 1);
     while ((rc = map_reserved(heap, fixed)) < 0) {
         uint64_t half = (heap->reserved / 2 + MAP_UNIT - 1) & ~(MAP_UNIT - 1);
@@ -230,6 +297,7 @@ static int map_heap(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *f
     }
     if (rc == 0) {
         heap->backed = heap->is_private ? 0 : size;
+        __atomic_fetch_add(&addresses_taken, heap->reserved, __ATOMIC_RELAXED);
         return 0;
     }
     if (rc == -EADDRINUSE)
@@ -238,10 +306,7 @@ static int map_heap(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *f
                          "without that, or make a heap without a fixed base",
                          heap->path, fixed);
     if (rc == -ENOMEM)
-        return smi_error(SHMALLOC_EADDRESS,
-                         "%s: no free address range of %llu bytes, expected that many at least; raise the limit on "
-                         "address space (ulimit -v)",
-                         heap->path, (unsigned long long)size);
+        return no_addresses(heap, size);
     return smi_refused(rc, "%s: cannot map the file", heap->path);
 }
 
@@ -388,7 +453,7 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
     }
     if (rc == 0)
         SMI_STORE(&heap->header->magic, SMF_MAGIC);
-    else
+    else if (rc != SHMALLOC_EADDRESS) /* which has its message */
         smi_refused(rc, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
     drop_handle(heap);
     return rc;
@@ -471,6 +536,15 @@ static int read_identity(int fd, const char *path, const shmalloc_options *o, st
     return rc;
 }
 
+/* Addresses for a heap: room for a maximum that is raised later, too, but around a fixed base there may be none. */
+static uint64_t reservation(const struct smf_header *header, const struct smf_state *state)
+{
+    uint64_t most = state->max_size;
+    if (header->fixed_base || most >= DEFAULT_MAX_SIZE)
+        return most;
+    return most < DEFAULT_MAX_SIZE / ROOM_TO_RAISE ? most * ROOM_TO_RAISE : DEFAULT_MAX_SIZE;
+}
+
 static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
 {
     struct smf_header header;
@@ -482,10 +556,8 @@ static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
     int accept = (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0;
     if (rc == 0 && !heap->read_only)
         rc = smi_recover_storage(heap, &header, &state, accept);
-    /* Room for a maximum that is raised later; around a fixed base there may be none. */
-    uint64_t wanted = header.fixed_base || state.max_size > DEFAULT_MAX_SIZE ? state.max_size : DEFAULT_MAX_SIZE;
     if (rc == 0)
-        rc = map_heap(heap, wanted, state.size, (void *)(uintptr_t)header.fixed_base);
+        rc = map_heap(heap, reservation(&header, &state), state.size, (void *)(uintptr_t)header.fixed_base);
     if (rc == 0) {
         set_areas(heap, &header);
         if (!heap->read_only)
@@ -691,8 +763,7 @@ static int build_private(shmalloc_heap *heap, const shmalloc_options *o)
     if (most < least)
         return smi_error(-EINVAL, "%s: maximum size %llu is below the %llu bytes that an empty heap has",
                          private_name, (unsigned long long)most, (unsigned long long)least);
-    uint64_t half = smi_os_address_limit() / 2; /* the other half for what else the process maps */
-    rc = map_heap(heap, most < half ? most : half < least ? least : half, least, NULL);
+    rc = map_heap(heap, most, least, NULL);
     if (rc < 0)
         return rc;
     most = most < heap->reserved ? most : heap->reserved;

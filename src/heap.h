@@ -242,6 +242,12 @@ static inline struct smf_page *smi_known_page(const shmalloc_heap *heap, uint64_
 int smi_heap_poison(shmalloc_heap *heap, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* Has another process made the heap longer than this one has addresses for? What lies there cannot be looked at, so
+ * spans cannot be changed here and a contradiction is no damage. */
+int smi_heap_is_outgrown(const shmalloc_heap *heap);
+/* SHMALLOC_EADDRESS, with a message. */
+int smi_heap_outgrown(const shmalloc_heap *heap);
+
 /* 0, or why the heap may not be changed: read-only, closed, poisoned. */
 int smi_heap_writable(shmalloc_heap *heap);
 

@@ -62,6 +62,17 @@ static int damaged(shmalloc_heap *heap, uint64_t page)
                            (unsigned long long)page);
 }
 
+/* The page lock, to change spans: which may need any descriptor of the heap. */
+static int lock_all(shmalloc_heap *heap)
+{
+    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
+    if (rc == 0 && smi_heap_is_outgrown(heap)) {
+        smi_lock_release(heap, smi_lock_of_pages(heap));
+        rc = smi_heap_outgrown(heap);
+    }
+    return rc;
+}
+
 /* ---- words and descriptors ---- */
 
 static uint16_t word_of(shmalloc_heap *heap, uint64_t page)
@@ -568,7 +579,7 @@ static int cut(shmalloc_heap *heap, const struct smi_take *request, const struct
 int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t *page, int *zero)
 {
     struct place place = {0, 0, 0};
-    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
+    int rc = lock_all(heap);
     if (rc < 0)
         return rc;
     if (request->count + request->alignment > heap->state->max_size >> SMF_PAGE_SHIFT)
@@ -622,7 +633,7 @@ static void reshape(shmalloc_heap *heap)
 
 int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *name, uint64_t *other)
 {
-    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
+    int rc = lock_all(heap);
     if (rc < 0)
         return rc;
     struct smf_page_heap *ph = heap->page_heap;
@@ -691,7 +702,7 @@ static int extend_block(shmalloc_heap *heap, uint32_t page, uint64_t old, uint64
 
 int smi_pages_resize(shmalloc_heap *heap, uint32_t page, uint64_t count)
 {
-    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
+    int rc = lock_all(heap);
     if (rc < 0)
         return rc;
     uint64_t old = span_at(heap, page, SMF_PAGE_LARGE);
@@ -708,7 +719,7 @@ int smi_pages_resize(shmalloc_heap *heap, uint32_t page, uint64_t count)
 
 int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag)
 {
-    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
+    int rc = lock_all(heap);
     if (rc < 0)
         return rc;
     uint64_t count = span_at(heap, page, SMF_PAGE_SLAB);
@@ -869,7 +880,7 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
 int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
 {
     struct trim trim = {.min_pages = min_pages, .before = UINT64_MAX, .budget = UINT64_MAX};
-    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
+    int rc = lock_all(heap);
     if (rc < 0)
         return rc;
     rc = smi_heap_descriptor(heap);
@@ -919,7 +930,7 @@ int smi_pages_decay(shmalloc_heap *heap)
     int rc = smi_lock_try(heap, smi_lock_of_pages(heap));
     if (rc < 0)
         return rc == -EBUSY ? 0 : rc;
-    rc = decay(heap);
+    rc = smi_heap_is_outgrown(heap) ? 0 : decay(heap);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     return rc;
 }

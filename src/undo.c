@@ -9,7 +9,7 @@
 static int can_store(shmalloc_heap *heap, uint64_t ref)
 {
     struct smi_file_info info;
-    if (ref % 8 != 0 || ref < SMF_STATE_OFFSET || ref > heap->reserved - 8 ||
+    if (ref % 8 != 0 || ref < SMF_STATE_OFFSET || ref > SMF_MAX_SIZE - 8 ||
         (ref >= heap->areas.runtime && ref < heap->areas.directory)) /* no operation changes processes or locks */
         return 0;
     if (ref <= smi_size(heap) - 8)
@@ -17,6 +17,14 @@ static int can_store(shmalloc_heap *heap, uint64_t ref)
     if (heap->is_private)
         return ref + 8 <= heap->allowed;
     return smi_heap_descriptor(heap) == 0 && smi_os_stat(heap->fd, &info) == 0 && ref + 8 <= info.size;
+}
+
+/* A word that the dead process had an address for and this one has not: the file has it. */
+static int store_beyond(shmalloc_heap *heap, uint64_t ref, uint64_t value)
+{
+    int rc = smi_os_write(heap->fd, &value, sizeof(value), ref);
+    SMI_BARRIER();
+    return rc < 0 ? smi_refused(rc, "%s: cannot write a word at %#llx", heap->path, (unsigned long long)ref) : 0;
 }
 
 int smi_undo_apply(shmalloc_heap *heap, uint64_t *count, struct smf_undo *log, uint32_t capacity)
@@ -27,12 +35,16 @@ int smi_undo_apply(shmalloc_heap *heap, uint64_t *count, struct smf_undo *log, u
                                (unsigned long long)((uint8_t *)count - heap->base),
                                (unsigned long long)n, capacity);
     for (uint64_t i = n; i-- > 0;) {
+        int rc;
         uint64_t ref = log[i].ref;
         if (!can_store(heap, ref))
             return smi_heap_poison(heap, "undo log at %#llx names the word %#llx, which cannot be",
                                    (unsigned long long)((uint8_t *)count - heap->base),
                                    (unsigned long long)ref);
-        SMI_STORE((uint64_t *)smi_at(heap, ref), log[i].old);
+        if (ref <= heap->reserved - 8)
+            SMI_STORE((uint64_t *)smi_at(heap, ref), log[i].old);
+        else if ((rc = store_beyond(heap, ref, log[i].old)) < 0)
+            return rc;
     }
     SMI_STORE(count, 0);
     return 0;

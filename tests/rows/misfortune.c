@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -564,6 +565,124 @@ Test(rows, luck_a_file_replaced_while_open)
     use_a_lot(other);
     must_work(shmalloc_root_get(f.heap, "old", 0, &got));
     must_work(shmalloc_close(other));
+}
+
+/* ---- many heaps ---- */
+
+enum { MOST_HEAPS = 2000, LEAST_HEAPS = 200 };
+
+static void *do_nothing(void *arg)
+{
+    return arg;
+}
+
+/* The program has addresses left: for a mapping and for a thread. */
+static void must_have_addresses(void)
+{
+    pthread_t thread;
+    void *area = mmap(NULL, 1u << 30, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    must(area != MAP_FAILED, "mmap: %s", strerror(errno));
+    munmap(area, 1u << 30);
+    must(pthread_create(&thread, NULL, do_nothing, NULL) == 0 && pthread_join(thread, NULL) == 0, "no thread");
+}
+
+static int many_heaps(void *arg)
+{
+    (void)arg;
+    static shmalloc_heap *heaps[MOST_HEAPS];
+    struct rlimit files;
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    char path[256];
+    must(getrlimit(RLIMIT_NOFILE, &files) == 0, "getrlimit");
+    files.rlim_cur = files.rlim_max;
+    must(setrlimit(RLIMIT_NOFILE, &files) == 0, "setrlimit");
+    int count = files.rlim_cur < MOST_HEAPS + 100 ? (int)files.rlim_cur - 100 : MOST_HEAPS;
+    if (count < LEAST_HEAPS)
+        return NOT_POSSIBLE;
+    options.flags = SHMALLOC_CREATE;
+    for (int i = 0; i < count; i++) {
+        shmalloc_ref ref = 0;
+        snprintf(path, sizeof(path), "%s.%d", f.path, i);
+        must_work(shmalloc_open(path, &options, &heaps[i]));
+        must(heaps[i]->reserved >= 64u << 20, "heap %d has %llu bytes of addresses", i,
+             (unsigned long long)heaps[i]->reserved);
+        if (i % 100 == 0)
+            must_work(shmalloc_alloc(heaps[i], 40u << 20, &ref));
+        unlink(path);
+    }
+    must_have_addresses();
+    for (int i = 0; i < count; i++)
+        must_work(shmalloc_close(heaps[i]));
+    return 0;
+}
+
+Test(rows, luck_thousands_of_heaps)
+{
+    int status = run_child(many_heaps, NULL);
+    if (status == NOT_POSSIBLE)
+        ROWS_SKIP("too few descriptors");
+    cr_assert_eq(status, 0);
+}
+
+static int private_heaps(void *arg)
+{
+    (void)arg;
+    static shmalloc_heap *heaps[300];
+    for (int i = 0; i < 300; i++) {
+        must_work(shmalloc_open_private(NULL, &heaps[i]));
+        must(shmalloc_malloc(heaps[i], 64u << 20), "heap %d: %s", i, shmalloc_errmsg());
+    }
+    must_have_addresses();
+    for (int i = 0; i < 300; i++)
+        must_work(shmalloc_close(heaps[i]));
+    return 0;
+}
+
+Test(rows, luck_hundreds_of_private_heaps)
+{
+    cr_assert_eq(run_child(private_heaps, NULL), 0);
+}
+
+/* Heaps under a limit leave a share of it to the program; then there is an error, and closing one helps. */
+static int heaps_under_a_limit(void *arg)
+{
+    (void)arg;
+    static shmalloc_heap *heaps[500];
+    struct rlimit limit = {2u << 30, 2u << 30};
+    char path[256];
+    int count = 0, rc = 0;
+    must(setrlimit(RLIMIT_AS, &limit) == 0, "setrlimit");
+    while (rc == 0 && count < 500) {
+        snprintf(path, sizeof(path), "%s.%d", f.path, count);
+        rc = open_with(path, SHMALLOC_CREATE, &heaps[count]);
+        count += rc == 0;
+    }
+    must(count >= 5, "%d heaps", count);
+    must_code(rc, SHMALLOC_EADDRESS);
+    must_name(path, "close some");
+    void *area = mmap(NULL, 64 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    must(area != MAP_FAILED, "mmap: %s", strerror(errno));
+    while (count-- > 0)
+        must_work(shmalloc_close(heaps[count]));
+    return 0;
+}
+
+Test(rows, luck_many_heaps_under_a_limit_on_addresses)
+{
+    if (TEST_ASAN)
+        ROWS_SKIP("the sanitizer's own shadow does not fit under the limit");
+    cr_assert_eq(run_child(heaps_under_a_limit, NULL), 0);
+}
+
+/* A maximum bounds what is reserved; it can be raised to a multiple at once. */
+Test(rows, luck_a_small_maximum_takes_few_addresses)
+{
+    shmalloc_ref ref = 0;
+    f.heap = rows_heap(f.path, 0, 8 << 20, 0);
+    cr_assert_leq(f.heap->reserved, 16ull * (8 << 20));
+    must_work(shmalloc_set_max_size(f.heap, 100 << 20));
+    must_work(shmalloc_alloc(f.heap, 50 << 20, &ref));
+    must_work(shmalloc_free(f.heap, &ref));
 }
 
 /* ---- fixed base ---- */

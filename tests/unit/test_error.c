@@ -292,6 +292,62 @@ static int address_space_limit(void *arg)
     return shmalloc_close(heap) < 0;
 }
 
+/* Others make the heap longer than this process has addresses for: an error, no fault, and no verdict on the heap. */
+static int outgrown(void *arg)
+{
+    uint32_t *step = arg;
+    struct rlimit limit = {400u << 20, 400u << 20};
+    must_work(shmalloc_close(f.heap));
+    must(setrlimit(RLIMIT_AS, &limit) == 0, "setrlimit");
+    shmalloc_heap *heap = heap_open(f.path);
+    static shmalloc_ref mine[100], more[10000], large, far;
+    for (int i = 0; i < 100; i++)
+        must_work(shmalloc_alloc(heap, 5000, &mine[i]));
+    must_work(shmalloc_alloc(heap, 1 << 20, &large));
+    signal_word(&step[0]);
+    await_word(&step[1], 1);
+    must_work(shmalloc_root_get(heap, "far", 0, &far));
+    must_code(shmalloc_free(heap, &far), SHMALLOC_EBADREF);
+    int rc = 0, count = 0;
+    while (rc == 0 && count < 10000)
+        rc = shmalloc_alloc(heap, 60000, &more[count++]);
+    must_code(rc, SHMALLOC_EADDRESS);
+    must(strstr(shmalloc_errmsg(), "close and open it again"), "\"%s\"", shmalloc_errmsg());
+    must_code(shmalloc_free(heap, &large), SHMALLOC_EADDRESS);
+    must_work(shmalloc_root_set(heap, "large", 0, large)); /* for the others to free */
+    while (count-- > 0)
+        must_work(shmalloc_free(heap, &more[count]));
+    for (int i = 0; i < 100; i++)
+        must_work(shmalloc_free(heap, &mine[i]));
+    return shmalloc_close(heap) < 0;
+}
+
+Test(error, a_heap_that_others_make_longer_than_our_addresses)
+{
+    if (TEST_ASAN)
+        cr_skip_test("the sanitizer's own shadow does not fit under the limit");
+    uint32_t *step = shared_memory(2 * sizeof(*step));
+    shmalloc_ref far = 0, small[200] = {0};
+    pid_t pid = start_child(outgrown, step);
+    await_word(&step[0], 1);
+    must_work(shmalloc_alloc(f.heap, 300u << 20, &far));
+    must_work(shmalloc_root_set(f.heap, "far", 0, far));
+    for (int i = 0; i < 200; i++)
+        must_work(shmalloc_alloc(f.heap, 60000, &small[i]));
+    for (int i = 0; i < 200; i += 2)
+        must_work(shmalloc_free(f.heap, &small[i]));
+    signal_word(&step[1]);
+    cr_assert_eq(wait_child(pid), 0);
+    must_be_sound(f.heap);
+    must_work(shmalloc_free(f.heap, &far));
+    must_work(shmalloc_root_get(f.heap, "large", 0, &far));
+    must_work(shmalloc_free(f.heap, &far));
+    for (int i = 1; i < 200; i += 2)
+        must_work(shmalloc_free(f.heap, &small[i]));
+    must_work(shmalloc_root_remove(f.heap, "far"));
+    must_work(shmalloc_root_remove(f.heap, "large"));
+}
+
 Test(error, an_address_space_limit_is_answered)
 {
     if (TEST_ASAN)
