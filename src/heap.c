@@ -84,27 +84,96 @@ int smi_heap_writable(shmalloc_heap *heap)
     return 0;
 }
 
-int smi_heap_descriptor(shmalloc_heap *heap)
+static int is_file_of(const shmalloc_heap *heap, const struct smi_file_info *info)
+{
+    return info->device == heap->device && info->inode == heap->inode;
+}
+
+/* Is the descriptor still the library's own? The mark is asked first: it tells also the program's own descriptor of the
+ * same file from ours. 1, 0, or why it cannot be told. */
+static int is_own(const shmalloc_heap *heap)
 {
     struct smi_file_info info;
-    if (heap->is_private)
+    if (!smi_os_has_mark(heap->fd, heap->mark))
         return 0;
     int rc = smi_os_stat(heap->fd, &info);
-    if (rc == 0 && info.device == heap->device && info.inode == heap->inode)
-        return 0;
-    if (rc < 0 && rc != -EBADF) /* it is ours still, and may hold locks */
-        return smi_refused(rc, "%s: cannot look at the file", heap->path);
-    /* Somebody closed our descriptor, and its number may be another file's by now: leave that alone. */
-    heap->fd = -1;
+    return rc < 0 ? rc : is_file_of(heap, &info);
+}
+
+/* Open the heap's file by its name; other files are not even opened. */
+static int open_by_path(const shmalloc_heap *heap)
+{
+    struct smi_file_info info;
+    int rc = smi_os_stat_path(heap->path, 1, &info);
+    if (rc < 0 || !is_file_of(heap, &info))
+        return -EBADF;
     int fd = smi_os_open(heap->path, heap->read_only);
-    if (fd >= 0 && smi_os_stat(fd, &info) == 0 && info.device == heap->device &&
-        info.inode == heap->inode) {
-        heap->fd = fd;
+    if (fd < 0)
+        return fd == -ENOENT ? -EBADF : fd;
+    rc = smi_os_stat(fd, &info);
+    if (rc == 0 && is_file_of(heap, &info))
+        rc = smi_os_mark(fd, heap->mark);
+    else if (rc == 0)
+        rc = -EBADF;
+    if (rc < 0)
+        smi_os_close(fd);
+    return rc < 0 ? rc : fd;
+}
+
+int smi_heap_descriptor(shmalloc_heap *heap)
+{
+    if (heap->is_private)
         return 0;
+    int own = is_own(heap);
+    if (own > 0)
+        return 0;
+    while (__atomic_exchange_n(&heap->reopening, 1, __ATOMIC_ACQUIRE) != 0)
+        smi_os_sleep(100000);
+    own = is_own(heap);
+    if (own == 0) { /* somebody closed it, and its number may be another file's by now: leave that alone */
+        int fd = open_by_path(heap);
+        SMI_STORE(&heap->fd, fd < 0 ? -1 : fd);
+        own = fd < 0 ? fd : 1;
     }
+    __atomic_store_n(&heap->reopening, 0, __ATOMIC_RELEASE);
+    if (own == -EBADF)
+        return smi_refused(own, "%s: the library's descriptor was closed and the file is not there any more", heap->path);
+    return own < 0 ? smi_refused(own, "%s: cannot look at the file", heap->path) : 0;
+}
+
+int smi_heap_reopen(shmalloc_heap *heap)
+{
+    struct smi_file_info info;
+    int rc = smi_heap_descriptor(heap), fd = -1;
+    if (rc < 0)
+        return rc;
+    rc = fd = smi_os_reopen(heap->fd, heap->read_only);
+    if (fd >= 0 && (rc = smi_os_stat(fd, &info)) == 0 && !is_file_of(heap, &info))
+        rc = -EBADF;
+    if (rc >= 0)
+        return fd;
     smi_os_close(fd);
-    return smi_refused(-EBADF, "%s: the library's descriptor was closed and the file is not there any more",
-                       heap->path);
+    return smi_refused(rc, "%s: cannot open the file once more by /proc/self/fd", heap->path);
+}
+
+/* Close the descriptor unless the program did. */
+static void close_own(shmalloc_heap *heap)
+{
+    if (smi_os_has_mark(heap->fd, heap->mark))
+        smi_os_close(heap->fd);
+    heap->fd = -1;
+}
+
+int smi_heap_replace_descriptor(shmalloc_heap *heap, int fd)
+{
+    int rc = smi_os_mark(fd, heap->mark);
+    if (rc < 0) {
+        smi_os_close(fd);
+        return smi_refused(rc, "%s: cannot look at the file", heap->path);
+    }
+    close_own(heap);
+    heap->fd = fd;
+    return 0;
 }
 
 uint64_t smi_heap_backed(const shmalloc_heap *heap, uint64_t size)
@@ -224,7 +293,7 @@ static void empty_handle(shmalloc_heap *heap)
     smi_os_unmap(heap->base, heap->base ? heap->reserved : 0);
     smi_os_unmap(heap->words, table_bytes(heap));
     smi_os_unmap(heap->descriptors, table_bytes(heap));
-    smi_os_close(heap->fd);
+    close_own(heap);
 }
 
 static void drop_handle(shmalloc_heap *heap)
@@ -336,6 +405,13 @@ static int make_handle(int fd, const char *path, int read_only, shmalloc_heap **
     char *absolute = smi_os_absolute(path);
     snprintf(heap->path_text, sizeof(heap->path_text), "%s", absolute ? absolute : path);
     free(absolute);
+    smi_os_random(&heap->mark, sizeof(heap->mark));
+    heap->mark = heap->mark >> 1 | 1; /* no file system ends its files before that */
+    rc = smi_os_mark(fd, heap->mark);
+    if (rc < 0) {
+        smi_os_unmap(heap, sizeof(*heap));
+        return smi_refused(rc, "%s: cannot look at the file", path);
+    }
     heap->fd = fd;
     heap->read_only = read_only;
     heap->device = info.device;
@@ -806,7 +882,10 @@ static int mark_clean(shmalloc_heap *heap)
 {
     uint64_t before = heap->state->mark;
     struct smi_file_info info;
-    int rc = heap->state->sync_failed ? -EIO : smi_os_sync_file(heap->fd);
+    int rc = smi_heap_descriptor(heap);
+    if (rc < 0)
+        return rc;
+    rc = heap->state->sync_failed ? -EIO : smi_os_sync_file(heap->fd);
     if (rc == 0) {
         heap->runtime->stored = smi_os_stat(heap->fd, &info) == 0 ? info.blocks : 0;
         SMI_STORE(&heap->state->mark, SMF_CLEAN);

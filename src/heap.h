@@ -41,13 +41,15 @@ struct shmalloc_heap {
     uint64_t epoch;
     uint32_t gate;            /* 1: a thread of the child is in attach_child() */
     uint32_t parent_forgotten; /* by this child, as far as its memory goes: forget_parent() */
-    uint8_t wiped[4096 - 2 * sizeof(uint64_t)];
+    uint32_t reopening;       /* 1: a thread is in smi_heap_descriptor(), making the descriptor anew */
+    uint8_t wiped[4096 - 2 * sizeof(uint64_t) - sizeof(uint32_t)];
 
     uint8_t *base;     /* of the mapping */
     uint64_t reserved; /* its length, bytes; the file may be shorter, the heap not longer */
     uint64_t backed;   /* bytes of it that the file was seen to have */
     struct smf_areas areas; /* a copy, as it was validated */
-    int fd;                 /* -1: none, as in a private heap */
+    int fd;                 /* -1: none, as in a private heap; ask smi_heap_descriptor() before each use */
+    uint32_t mark;          /* of the description, smi_os_mark() */
     int is_private;         /* memory of this process alone, in a child a copy of it; no file */
     uint64_t allowed;       /* private: bytes that can be touched */
     int stays;              /* is not left when the process ends: there will be calls until the last instruction */
@@ -251,7 +253,13 @@ int smi_heap_outgrown(const shmalloc_heap *heap);
 /* 0, or why the heap may not be changed: read-only, closed, poisoned. */
 int smi_heap_writable(shmalloc_heap *heap);
 
-/* The descriptor still is the heap's file, or is made so again (a daemon may have closed it). */
+/* The descriptor still is the one that the library opened, or is made so again (a daemon may have closed it). */
 int smi_heap_descriptor(shmalloc_heap *heap);
+
+/* Another description of the heap's file, to be closed; or a negative code with a message. */
+int smi_heap_reopen(shmalloc_heap *heap);
+
+/* `fd`, such a description, is the heap's from now on; what was its own before is closed. */
+int smi_heap_replace_descriptor(shmalloc_heap *heap, int fd);
 
 #endif

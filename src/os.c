@@ -90,19 +90,33 @@ int smi_os_platform(struct smi_platform *out)
 
 /* ---- files ---- */
 
+static struct smi_file_info info_of(const struct stat *st)
+{
+    return (struct smi_file_info){
+        .size = (uint64_t)st->st_size,
+        .device = st->st_dev,
+        .inode = st->st_ino,
+        .blocks = (uint64_t)st->st_blocks * 512,
+        .mode = st->st_mode,
+        .links = st->st_nlink,
+    };
+}
+
 int smi_os_stat(int fd, struct smi_file_info *out)
 {
     struct stat st;
     if (fstat(fd, &st) < 0)
         return -errno;
-    *out = (struct smi_file_info){
-        .size = (uint64_t)st.st_size,
-        .device = st.st_dev,
-        .inode = st.st_ino,
-        .blocks = (uint64_t)st.st_blocks * 512,
-        .mode = st.st_mode,
-        .links = st.st_nlink,
-    };
+    *out = info_of(&st);
+    return 0;
+}
+
+int smi_os_stat_path(const char *path, int follow, struct smi_file_info *out)
+{
+    struct stat st;
+    if (fstatat(AT_FDCWD, path, &st, follow ? 0 : AT_SYMLINK_NOFOLLOW) < 0)
+        return -errno;
+    *out = info_of(&st);
     return 0;
 }
 
@@ -131,10 +145,21 @@ const char *smi_os_unfit_file_system(int fd)
     return NULL;
 }
 
+/* What open(2) answered, away from the numbers of standard input, output and errors: a program that runs without them
+ * still writes there, and so do its libraries. A lock would move with the description. */
+static int settle(int fd)
+{
+    if (fd < 0 || fd > STDERR_FILENO)
+        return fd < 0 ? -errno : fd;
+    int moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    int rc = moved >= 0 ? moved : errno == EINVAL ? -EMFILE : -errno; /* EINVAL: the limit is below such numbers */
+    close(fd);
+    return rc;
+}
+
 int smi_os_open(const char *path, int read_only)
 {
-    int fd = open(path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    return fd < 0 ? -errno : fd;
+    return settle(open(path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
 }
 
 int smi_os_reopen(int fd, int read_only)
@@ -149,6 +174,16 @@ void smi_os_close(int fd)
 {
     if (fd >= 0)
         close(fd);
+}
+
+int smi_os_mark(int fd, uint32_t mark)
+{
+    return lseek(fd, (off_t)mark, SEEK_SET) < 0 ? -errno : 0;
+}
+
+int smi_os_has_mark(int fd, uint32_t mark)
+{
+    return fd >= 0 && lseek(fd, 0, SEEK_CUR) == (off_t)mark;
 }
 
 static void directory_of(const char *path, char *out)
@@ -169,11 +204,11 @@ static int create_named(const char *path, uint32_t mode, char *temp_name)
         int len = snprintf(temp_name, PATH_MAX, "%s.%08x.new", path, salt);
         if (len >= PATH_MAX)
             return -ENAMETOOLONG;
-        int fd = open(temp_name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, mode);
-        if (fd >= 0)
+        int made = open(temp_name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, mode), fd = settle(made);
+        if (made >= 0 && fd < 0)
+            unlink(temp_name);
+        if (made >= 0 || fd != -EEXIST)
             return fd;
-        if (errno != EEXIST)
-            return -errno;
     }
     return -EEXIST;
 }
@@ -185,11 +220,9 @@ int smi_os_create_unnamed(const char *path, uint32_t mode, char *temp_name)
         return -ENAMETOOLONG;
     directory_of(path, directory);
     temp_name[0] = 0;
-    int fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, mode);
-    if (fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL))
+    int fd = settle(open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, mode));
+    if (fd == -EOPNOTSUPP || fd == -EISDIR || fd == -EINVAL)
         fd = create_named(path, mode, temp_name);
-    else if (fd < 0)
-        return -errno;
     if (fd >= 0 && fchmod(fd, mode) < 0) { /* whatever the umask */
         int rc = -errno;
         smi_os_close(fd);
@@ -304,8 +337,8 @@ int smi_os_sync_directory(const char *path)
 {
     char directory[PATH_MAX];
     directory_of(path, directory);
-    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int rc = fd < 0 || fsync(fd) < 0 ? -errno : 0;
+    int fd = settle(open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    int rc = fd < 0 ? fd : fsync(fd) < 0 ? -errno : 0;
     smi_os_close(fd);
     return rc == -EINVAL ? 0 : rc; /* a file system whose directories cannot be synced */
 }
@@ -488,25 +521,21 @@ int smi_os_is_locked(int fd, uint64_t byte, uint64_t count)
     return lock.l_type != F_UNLCK;
 }
 
-int smi_os_hold_byte(int fd, uint64_t byte, void **out)
+int smi_os_hold_byte(int own, uint64_t byte, void **out)
 {
-    int own = smi_os_reopen(fd, 0);
-    if (own < 0)
-        return own;
     int rc = smi_os_lock_byte(own, byte);
-    if (rc == 0) {
-        void *page = mmap(NULL, 4096, PROT_READ, MAP_SHARED, own, 0);
-        if (page == MAP_FAILED)
-            rc = -errno;
-        else if (madvise(page, 4096, MADV_DONTFORK) < 0) {
-            rc = -errno;
-            munmap(page, 4096);
-        } else {
-            *out = page;
-        }
+    if (rc < 0)
+        return rc;
+    void *page = mmap(NULL, 4096, PROT_READ, MAP_SHARED, own, 0);
+    if (page == MAP_FAILED)
+        return -errno;
+    if (madvise(page, 4096, MADV_DONTFORK) < 0) {
+        rc = -errno;
+        munmap(page, 4096);
+        return rc;
     }
-    smi_os_close(own);
-    return rc;
+    *out = page;
+    return 0;
 }
 
 /* ---- who and when ---- */

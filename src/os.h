@@ -36,6 +36,8 @@ struct smi_file_info {
     uint64_t links;  /* 0: unlinked */
 };
 int smi_os_stat(int fd, struct smi_file_info *out);
+/* The same by name: of what a symbolic link leads to, or of the link. */
+int smi_os_stat_path(const char *path, int follow, struct smi_file_info *out);
 
 /* Is `path` a symbolic link? 0 also when it cannot be told. */
 int smi_os_is_link(const char *path);
@@ -44,11 +46,16 @@ int smi_os_is_link(const char *path);
  * coherent (network, FUSE); NULL otherwise. */
 const char *smi_os_unfit_file_system(int fd);
 
-/* Open an existing file; returns the descriptor (close-on-exec). */
+/* Open an existing file; returns the descriptor (close-on-exec). This one and all others that the library opens are
+ * above 2, whatever the program has closed. */
 int smi_os_open(const char *path, int read_only);
 /* A new open file description of what `fd` is; returns the descriptor. */
 int smi_os_reopen(int fd, int read_only);
 void smi_os_close(int fd);
+/* A program may close a descriptor that the library keeps, and open something on its number, which may be the same file.
+ * So a kept description of a regular file has a mark by which it is known: the offset, which nothing here uses. */
+int smi_os_mark(int fd, uint32_t mark);
+int smi_os_has_mark(int fd, uint32_t mark);
 /* An unnamed file in the directory of `path`; returns the descriptor. `temp_name` (PATH_MAX bytes) is
  * "" if it really has no name, else the name that smi_os_publish or smi_os_discard takes away. */
 int smi_os_create_unnamed(const char *path, uint32_t mode, char *temp_name);
@@ -101,10 +108,10 @@ int smi_os_lock_byte(int fd, uint64_t byte);
 int smi_os_unlock_byte(int fd, uint64_t byte);
 /* Does another description hold a lock in [byte, byte + count)? 0 or 1. */
 int smi_os_is_locked(int fd, uint64_t byte, uint64_t count);
-/* Hold an OFD lock on `byte` of the file for as long as this process (not a forked child) lives:
- * an own description, pinned by a mapping of one page that children do not inherit. *out is that
- * mapping; smi_os_unmap(*out, 4096) ends it. -EAGAIN: held by another. */
-int smi_os_hold_byte(int fd, uint64_t byte, void **out);
+/* Hold an OFD lock on `byte` of the file for as long as this process (not a forked child) lives: on `own`, a
+ * description that nothing else has, pinned by a mapping of one page that children do not inherit; so it can be closed
+ * then. *out is that mapping; smi_os_unmap(*out, 4096) ends it. -EAGAIN: held by another. */
+int smi_os_hold_byte(int own, uint64_t byte, void **out);
 
 int smi_os_boot_id(uint8_t out[16]);
 int smi_os_pid_namespace(uint64_t *out); /* inode */

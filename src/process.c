@@ -124,27 +124,32 @@ static void new_epoch(shmalloc_heap *heap)
     __atomic_store_n(&heap->epoch, __atomic_add_fetch(&last_epoch, 1, __ATOMIC_RELAXED), __ATOMIC_RELEASE);
 }
 
+/* Claim a free entry with `own`, a description of our own. -EAGAIN: there is none. */
+static int claim_free(shmalloc_heap *heap, int own)
+{
+    int rc = -EAGAIN;
+    for (uint32_t i = 0; rc == -EAGAIN && i < SMF_PROCESSES; i++) {
+        if (SMI_LOAD(&heap->processes[i].state) != 0)
+            continue;
+        rc = smi_os_hold_byte(own, SMF_LOCK_BYTES + i, &heap->liveness);
+        if (rc < 0)
+            continue;
+        fill_entry(&heap->processes[i]);
+        heap->process_index = (int)i;
+        heap->generation = heap->state->generation;
+        new_epoch(heap);
+    }
+    return rc < 0 && rc != -EAGAIN ? smi_refused(rc, "%s: cannot hold a lock on the file", heap->path) : rc;
+}
+
 int smi_process_claim(shmalloc_heap *heap)
 {
-    for (int pass = 0; pass < 2; pass++) {
-        for (uint32_t i = 0; i < SMF_PROCESSES; i++) {
-            if (SMI_LOAD(&heap->processes[i].state) != 0)
-                continue;
-            int rc = smi_os_hold_byte(heap->fd, SMF_LOCK_BYTES + i, &heap->liveness);
-            if (rc == -EAGAIN)
-                continue;
-            if (rc < 0)
-                return smi_refused(rc, "%s: cannot hold a lock on the file", heap->path);
-            fill_entry(&heap->processes[i]);
-            heap->process_index = (int)i;
-            heap->generation = heap->state->generation;
-            new_epoch(heap);
-            return 0;
-        }
-        int rc = pass == 0 ? smi_recover_adopt(heap, SMI_ADOPT_ALL) : 0; /* the entries of the dead */
-        if (rc < 0)
-            return rc;
-    }
+    int own = smi_heap_reopen(heap), rc = own < 0 ? own : claim_free(heap, own);
+    if (rc == -EAGAIN && (rc = smi_recover_adopt(heap, SMI_ADOPT_ALL)) == 0) /* the entries of the dead */
+        rc = claim_free(heap, own);
+    smi_os_close(own);
+    if (rc != -EAGAIN)
+        return rc;
     return smi_error(SHMALLOC_EPROCESSES, "%s: %d processes have the heap open, which is the limit; close it in one",
                      heap->path, SMF_PROCESSES);
 }
@@ -361,12 +366,9 @@ static int claim_as_child(shmalloc_heap *heap)
     heap->context_count = 0;
     heap->liveness = NULL;
     heap->process_index = -1;
-    int fd = smi_os_reopen(heap->fd, 0); /* the parent's description shares the parent's locks */
-    if (fd < 0)
-        return smi_refused(fd, "%s: cannot open the file once more by /proc/self/fd", heap->path);
-    smi_os_close(heap->fd);
-    heap->fd = fd;
-    return claim_locked(heap);
+    int fd = smi_heap_reopen(heap); /* the parent's description shares the parent's locks */
+    int rc = fd < 0 ? fd : smi_heap_replace_descriptor(heap, fd);
+    return rc < 0 ? rc : claim_locked(heap);
 }
 
 /* A forked child's heap: attach as a process of its own, or settle the copy. The first of its threads to come does

@@ -28,22 +28,26 @@
 int smi_attach_lock(shmalloc_heap *heap)
 {
     uint64_t start = smi_os_tick();
-    int rc = smi_heap_descriptor(heap);
-    while (rc == 0 && (rc = smi_os_lock_byte(heap->fd, SMF_ATTACH_BYTE)) == -EAGAIN) {
+    for (;;) {
+        int rc = smi_heap_descriptor(heap);
+        if (rc < 0)
+            return rc;
+        rc = smi_os_lock_byte(heap->fd, SMF_ATTACH_BYTE);
+        if (rc != -EAGAIN)
+            return rc < 0 ? smi_refused(rc, "%s: cannot lock the file", heap->path) : 0;
         if (smi_os_tick() - start > ATTACH_PATIENCE_NS)
             return smi_error(SHMALLOC_EBUSY,
                              "%s: another process has been attaching or leaving for 10 seconds; is it "
                              "stopped?",
                              heap->path);
         smi_os_sleep(200000);
-        rc = 0;
     }
-    return rc < 0 ? smi_refused(rc, "%s: cannot lock the file", heap->path) : 0;
 }
 
 void smi_attach_unlock(shmalloc_heap *heap)
 {
-    smi_os_unlock_byte(heap->fd, SMF_ATTACH_BYTE);
+    if (smi_heap_descriptor(heap) == 0)
+        smi_os_unlock_byte(heap->fd, SMF_ATTACH_BYTE);
 }
 
 static int cannot_look(const shmalloc_heap *heap, int rc)
@@ -51,8 +55,11 @@ static int cannot_look(const shmalloc_heap *heap, int rc)
     return smi_refused(rc, "%s: cannot look for locks on the file", heap->path);
 }
 
-int smi_others_alive(const shmalloc_heap *heap)
+int smi_others_alive(shmalloc_heap *heap)
 {
+    int rc = smi_heap_descriptor(heap);
+    if (rc < 0)
+        return rc;
     int locked = smi_os_is_locked(heap->fd, SMF_LOCK_BYTES, SMF_PROCESSES);
     return locked < 0 ? cannot_look(heap, locked) : locked;
 }
@@ -113,7 +120,7 @@ static int has_lost_storage(const struct smf_runtime *was, const struct smf_stat
     return state->mark == SMF_CLEAN && info->blocks < was->stored;
 }
 
-int smi_recover_storage(const shmalloc_heap *heap, const struct smf_header *header, const struct smf_state *state,
+int smi_recover_storage(shmalloc_heap *heap, const struct smf_header *header, const struct smf_state *state,
                         int accept_unclean)
 {
     struct smf_runtime was;
@@ -137,8 +144,11 @@ static int set_mark(shmalloc_heap *heap, uint64_t mark)
 {
     if (heap->state->mark == mark)
         return 0;
+    int rc = smi_heap_descriptor(heap);
+    if (rc < 0)
+        return rc;
     SMI_STORE(&heap->state->mark, mark);
-    int rc = smi_os_sync_file(heap->fd);
+    rc = smi_os_sync_file(heap->fd);
     return rc < 0 ? smi_refused(rc, "%s: cannot mark the heap in use", heap->path) : 0;
 }
 
@@ -249,7 +259,8 @@ int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
         rc = smi_process_claim(heap);
     if (rc < 0 && was_clean && !others && heap->state->poison == 0) {
         SMI_STORE(&heap->state->mark, SMF_CLEAN); /* nothing that outlives a reboot was changed */
-        smi_os_sync_file(heap->fd);
+        if (smi_os_has_mark(heap->fd, heap->mark)) /* the message stays that of the failure */
+            smi_os_sync_file(heap->fd);
     }
     if (rc == 0 && heap->state->poison == 0) /* a poisoned heap stays as it is */
         smi_recover_adopt(heap, SMI_ADOPT_SOME);
@@ -310,12 +321,12 @@ static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i, uint64_t *most)
     return rc;
 }
 
-/* 1, 0, or why it cannot be told. */
-static int looks_dead(shmalloc_heap *heap, uint32_t i)
+/* Asked on `fd`. 1, 0, or why it cannot be told. */
+static int looks_dead(shmalloc_heap *heap, int fd, uint32_t i)
 {
     if ((int)i == heap->process_index || SMI_LOAD(&heap->processes[i].state) == 0)
         return 0;
-    int locked = smi_os_is_locked(heap->fd, SMF_LOCK_BYTES + i, 1);
+    int locked = smi_os_is_locked(fd, SMF_LOCK_BYTES + i, 1);
     return locked >= 0 ? !locked : cannot_look(heap, locked);
 }
 
@@ -330,11 +341,10 @@ static int adopt_all(shmalloc_heap *heap, uint64_t most)
     rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
-    int fd = smi_os_reopen(heap->fd, 0);
-    rc = fd < 0 ? smi_refused(fd, "%s: cannot open the file once more by /proc/self/fd", heap->path)
-                : 0;
+    int fd = smi_heap_reopen(heap);
+    rc = fd < 0 ? fd : 0;
     for (uint32_t i = 0; rc >= 0 && i < SMF_PROCESSES; i++) {
-        int adopted = looks_dead(heap, i);
+        int adopted = looks_dead(heap, fd, i);
         if (adopted > 0)
             adopted = adopt_one(heap, fd, i, &most);
         rc = adopted != 0 ? adopted : rc; /* 1 stays: all the dead are settled all the same */
@@ -351,7 +361,7 @@ int smi_recover_adopt(shmalloc_heap *heap, uint64_t most)
     SMI_STORE(&heap->adopt_wanted, 0);
     int rc = smi_heap_descriptor(heap);
     for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++) {
-        rc = looks_dead(heap, i);
+        rc = looks_dead(heap, heap->fd, i);
         if (rc > 0)
             return adopt_all(heap, most);
     }

@@ -10,7 +10,7 @@ int smi_attach_lock(shmalloc_heap *heap);
 void smi_attach_unlock(shmalloc_heap *heap);
 
 /* Is another process attached? 0, 1 or a negated errno. */
-int smi_others_alive(const shmalloc_heap *heap);
+int smi_others_alive(shmalloc_heap *heap);
 
 /* SHMALLOC_EUNCLEAN if the machine stopped, or the file was copied, while the heap was in use, and nobody has
  * checked it since; else 0. */
@@ -18,7 +18,7 @@ int smi_recover_unclean(shmalloc_heap *heap);
 
 /* Before anything of the mapping is touched, under the attach lock: when this is not the file that the heap was closed
  * in, or has fewer bytes behind it, its storage is not believed (holes.h), unless the heap will be found unclean. */
-int smi_recover_storage(const shmalloc_heap *heap, const struct smf_header *header, const struct smf_state *state,
+int smi_recover_storage(shmalloc_heap *heap, const struct smf_header *header, const struct smf_state *state,
                         int accept_unclean);
 
 /* Become a process of the heap; the attach lock is held. When nobody else is attached, the heap is taken into use

@@ -31,19 +31,19 @@ struct cursor {
 };
 
 /* Words of the granule that `page`, of the present chunk, lies in; what is not in the file any more is 0. */
-static void read_words(const shmalloc_heap *heap, struct cursor *at, uint64_t page)
+static void read_words(shmalloc_heap *heap, struct cursor *at, uint64_t page)
 {
     uint64_t granule = page / GRANULE_PAGES;
     if (at->read == granule + 1)
         return;
     uint64_t from = at->words + (granule * GRANULE_PAGES - at->first) * sizeof(at->word[0]);
-    if (smi_os_read(heap->fd, at->word, sizeof(at->word), from) < 0)
+    if (smi_heap_descriptor(heap) < 0 || smi_os_read(heap->fd, at->word, sizeof(at->word), from) < 0)
         memset(at->word, 0, sizeof(at->word));
     at->read = granule + 1;
 }
 
 /* Does the page have storage: the library's areas always (but for half a page behind each), others by their word. */
-static int is_stored(const shmalloc_heap *heap, struct cursor *at, uint64_t page)
+static int is_stored(shmalloc_heap *heap, struct cursor *at, uint64_t page)
 {
     while (page >= at->end) {
         if (at->next >= SMI_LOAD(&heap->state->chunk_count) || at->next >= SMF_CHUNKS)

@@ -35,15 +35,22 @@ static int set_private_length(shmalloc_heap *heap, uint64_t length)
 
 int smi_storage_set_length(shmalloc_heap *heap, uint64_t length)
 {
-    return heap->is_private ? set_private_length(heap, length) : smi_os_truncate(heap->fd, length);
+    if (heap->is_private)
+        return set_private_length(heap, length);
+    int rc = smi_heap_descriptor(heap);
+    return rc < 0 ? rc : smi_os_truncate(heap->fd, length);
 }
 
 int smi_storage_reserve(shmalloc_heap *heap, uint64_t offset, uint64_t len)
 {
-    return heap->is_private ? 0 : smi_os_reserve(heap->fd, offset, len);
+    int rc = smi_heap_descriptor(heap);
+    return rc < 0 || heap->is_private ? rc : smi_os_reserve(heap->fd, offset, len);
 }
 
 int smi_storage_punch(shmalloc_heap *heap, uint64_t offset, uint64_t len)
 {
-    return heap->is_private ? smi_os_empty(smi_at(heap, offset), len) : smi_os_punch(heap->fd, offset, len);
+    if (heap->is_private)
+        return smi_os_empty(smi_at(heap, offset), len);
+    int rc = smi_heap_descriptor(heap);
+    return rc < 0 ? rc : smi_os_punch(heap->fd, offset, len);
 }

@@ -73,6 +73,9 @@
  *    (SIGBUS) although blocks were reserved.
  *  - Processes on one heap must be in one PID namespace and use the same C library: robust mutexes
  *    rely on both. Other combinations are refused at open.
+ *  - An open heap keeps one descriptor, above 2. A program that closes it (a daemon that closes all) and uses the number
+ *    for itself keeps what it opened there; the heap is opened again by its name, or calls that need the file
+ *    answer -EBADF if that no longer leads to it.
  *  - After fork() the child has the heap too and attaches by itself at its first call; a child that
  *    only calls exec costs nothing.
  *  - The heap file is not a backup of itself. Copy it while no process has it open.

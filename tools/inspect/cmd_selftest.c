@@ -102,8 +102,10 @@ _Noreturn static void live(const struct place *place, int ready, const int end[2
     void *pinned;
     char byte = 0;
     close(end[1]);
-    if (smi_os_hold_byte(place->fd, SMF_LOCK_BYTES, &pinned) < 0)
+    int own = smi_os_reopen(place->fd, 0);
+    if (own < 0 || smi_os_hold_byte(own, SMF_LOCK_BYTES, &pinned) < 0)
         _exit(1);
+    smi_os_close(own);
     if (fork() == 0) {
         if (write(ready, &byte, 1) == 1)
             while (read(end[0], &byte, 1) > 0)
