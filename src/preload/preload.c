@@ -40,10 +40,21 @@ static int strict;           /* SHMALLOC_STRICT: a wrong free ends the program *
 /* ---- saying something ---- */
 
 static int speak_to = STDERR_FILENO;
+static struct smi_file_info spoken_to; /* what it was when it was kept */
+
+/* A program that closed the kept descriptor may have opened a file of its own on the number. */
+static int is_spoken_to(void)
+{
+    struct smi_file_info now;
+    return speak_to == STDERR_FILENO || (smi_os_stat(speak_to, &now) == 0 && now.device == spoken_to.device &&
+                                         now.inode == spoken_to.inode && now.mode == spoken_to.mode);
+}
 
 static void say(const char *what, const char *why)
 {
     char text[700];
+    if (!is_spoken_to())
+        return;
     int len = snprintf(text, sizeof(text), "shmalloc: %s[%d]: %s%s%s\n", program_invocation_short_name, (int)getpid(),
                        what, why ? ": " : "", why ? why : "");
     smi_os_say(speak_to, text, len < (int)sizeof(text) ? (size_t)len : sizeof(text) - 1);
@@ -360,7 +371,7 @@ __attribute__((constructor)) static void begin(void)
         smi_os_want_huge(early->base, early->reserved);
     if (path && *path && ready()) /* if not, every call will fail, and say so to who called */
         move_to_file(path);
-    if (kept >= 0)
+    if (kept >= 0 && smi_os_stat(kept, &spoken_to) == 0)
         speak_to = kept;
 }
 

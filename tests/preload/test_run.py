@@ -129,6 +129,12 @@ class Run(unittest.TestCase):
         # GNU programs close their stderr before they end
         self.assertRegex(self.run_it("--stats", "ls", "/").stderr, r"^shmalloc: ls\[")
         self.assertEqual(self.run_it(BATTERY, "sizes").stderr, "")
+        # others open a file on the number of the descriptor that was kept for that
+        log = os.path.join(self.folder, "log")
+        take = ("import os, sys; fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)\n"
+                "for number in range(200, 210): os.dup2(fd, number)")
+        self.assertEqual(self.run_it("--stats", sys.executable, "-c", take, log).stderr, "")
+        self.assertEqual(os.path.getsize(log), 0)
 
     def test_strict(self):
         self.assertEqual(self.run_it(BATTERY, "foreign").returncode, 0)
