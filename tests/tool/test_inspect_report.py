@@ -86,6 +86,13 @@ class ReportTest(support.InspectTest):
 
 
 class Report(ReportTest):
+    def test_without_standard_streams(self):
+        self.make("create", "fill=30", "close")
+        subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", support.INSPECT, "report", "-o", self.out, self.heap],
+                       check=True, timeout=60)
+        self.assertTrue(self.page().endswith("</html>\n"))
+        Page(self.page())
+
     def test_page_is_whole_by_itself(self):
         self.make("create", "fill=3000", "roots=7", "close")
         status, out, err = run("report", "-o", self.out, self.heap)

@@ -2,9 +2,11 @@
 /* main.c - shmalloc-inspect: arguments, help, and the table of subcommands. */
 #include "inspect.h"
 
+#include <fcntl.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <shmalloc/shmalloc.h>
 
@@ -158,9 +160,19 @@ static const char *read_options(struct inspect *in, int argc, char **argv, int *
     return NULL;
 }
 
+/* Without them, what is opened first would get what is printed. */
+static void have_standard_streams(void)
+{
+    int fd = 0;
+    while (fd >= 0 && fd <= STDERR_FILENO)
+        fd = open("/dev/null", O_RDWR);
+    close(fd);
+}
+
 int main(int argc, char **argv)
 {
     static struct inspect in;
+    have_standard_streams();
     int help = 0, version = 0;
     opterr = 0;
     const char *unknown = read_options(&in, argc, argv, &help, &version);
