@@ -192,6 +192,28 @@ uint64_t smi_heap_backed(const shmalloc_heap *heap, uint64_t size)
     return size < backed ? size : backed;
 }
 
+static size_t table_bytes(const shmalloc_heap *heap)
+{
+    return (heap->reserved >> SMF_GRANULE_SHIFT) * sizeof(uintptr_t);
+}
+
+#define TABLE_PIECE (1ull << 16) /* bytes of a table, for 8 GiB of heap, and a multiple of any kernel's page */
+
+int smi_heap_open_tables(shmalloc_heap *heap, uint64_t size)
+{
+    uint64_t needed = (size >> SMF_GRANULE_SHIFT) * sizeof(uintptr_t);
+    needed = (needed + TABLE_PIECE - 1) & ~(TABLE_PIECE - 1);
+    needed = needed < table_bytes(heap) ? needed : table_bytes(heap);
+    if (!heap->is_private || needed <= heap->tables_open)
+        return 0;
+    int rc = smi_os_allow(heap->words, needed);
+    if (rc == 0)
+        rc = smi_os_allow(heap->descriptors, needed);
+    if (rc == 0)
+        heap->tables_open = needed;
+    return rc;
+}
+
 int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)
 {
     uint64_t page = granule << (SMF_GRANULE_SHIFT - SMF_PAGE_SHIFT);
@@ -241,11 +263,6 @@ static void set_areas(shmalloc_heap *heap, const struct smf_header *header)
     heap->hardened = (header->mode & SMF_HEAP_HARDENED) != 0;
 }
 
-static size_t table_bytes(const shmalloc_heap *heap)
-{
-    return (heap->reserved >> SMF_GRANULE_SHIFT) * sizeof(uintptr_t);
-}
-
 /* ---- addresses ---- */
 
 /* Bytes that are reserved for the heaps of this process. */
@@ -279,8 +296,8 @@ static int no_addresses(const shmalloc_heap *heap, uint64_t size)
 {
     return smi_error(SHMALLOC_EADDRESS,
                      "%s: no free address range of %llu bytes, expected that many at least; the heaps of this process "
-                     "have %llu bytes and may have %llu, the rest is the program's; close some, or raise the limit on "
-                     "address space (ulimit -v)",
+                     "have %llu bytes and may have %llu, the rest is the program's; close some, or raise the limits on "
+                     "address space (ulimit -v) and, with mlockall, on locked memory (ulimit -l)",
                      heap->path, (unsigned long long)size, (unsigned long long)SMI_LOAD(&addresses_taken),
                      (unsigned long long)addresses_for_heaps());
 }
@@ -324,6 +341,12 @@ static void bury_handle(shmalloc_heap *heap)
     next = (next + 1) % TOMBSTONES;
 }
 
+/* What memory of this process alone may hold (RLIMIT_DATA) is for blocks. */
+static uintptr_t *new_table(const shmalloc_heap *heap)
+{
+    return heap->is_private ? smi_os_reserve_zeros(table_bytes(heap)) : smi_os_private(table_bytes(heap), 0);
+}
+
 /* Map what `heap->reserved` says, and the two tables. */
 static int map_reserved(shmalloc_heap *heap, void *fixed)
 {
@@ -336,8 +359,8 @@ static int map_reserved(shmalloc_heap *heap, void *fixed)
         rc = -ENOMEM;
     if (rc < 0)
         return rc;
-    heap->words = smi_os_private(table_bytes(heap), 0);
-    heap->descriptors = smi_os_private(table_bytes(heap), 0);
+    heap->words = new_table(heap);
+    heap->descriptors = new_table(heap);
     if (heap->words && heap->descriptors)
         return 0;
     smi_os_unmap(heap->words, table_bytes(heap));

@@ -52,6 +52,7 @@ struct shmalloc_heap {
     uint32_t mark;          /* of the description, smi_os_mark() */
     int is_private;         /* memory of this process alone, in a child a copy of it; no file */
     uint64_t allowed;       /* private: bytes that can be touched */
+    uint64_t tables_open;   /* private: bytes of each table that can be stored to */
     int stays;              /* is not left when the process ends: there will be calls until the last instruction */
     int read_only;
     int closed;
@@ -193,6 +194,9 @@ static inline int smi_ref_of(const shmalloc_heap *heap, const void *address, uin
     *ref = (uint64_t)((uintptr_t)address - (uintptr_t)heap->base);
     return *ref < smi_size(heap);
 }
+
+/* See that the tables of a private heap of `size` bytes can be filled; others' always can. 0 or a negated errno. */
+int smi_heap_open_tables(shmalloc_heap *heap, uint64_t size);
 
 /* Fill the tables' entries of a granule from the directory; 0 when no chunk has it. */
 int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule);

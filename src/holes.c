@@ -35,6 +35,7 @@ struct holes {
         uint64_t from, to;
     } *filled;
     size_t filled_count;
+    uint64_t needed; /* bytes of all holes where there has to be storage */
     struct smi_view view;
 };
 
@@ -91,11 +92,13 @@ static int fill(struct holes *h, uint64_t from, uint64_t to)
     int rc = remember(h, from, to);
     if (rc == 0)
         rc = smi_os_reserve(h->fd, from, to - from);
-    return rc == 0 ? 0
-                   : smi_refused(rc,
-                                 "%s: is a copy that has holes where pages are in use, and %llu bytes of them cannot "
-                                 "get storage",
-                                 h->path, (unsigned long long)(to - from));
+    return rc;
+}
+
+static int add_up(struct holes *h, uint64_t from, uint64_t to)
+{
+    h->needed += to - from;
+    return 0;
 }
 
 /* Give back what a failed attempt took, of the last hole ext4 leaves a part: who has no room for the heap needs what
@@ -175,7 +178,7 @@ static int forget(struct holes *h, uint64_t from, uint64_t to)
 
 /* ---- walks ---- */
 
-static int fill_areas(struct holes *h)
+static int each_in_areas(struct holes *h, action *act)
 {
     const struct smf_areas *areas = &h->view.header.areas;
     int rc = 0;
@@ -183,17 +186,17 @@ static int fill_areas(struct holes *h)
     for (uint32_t i = 0; rc == 0 && i < h->view.chunk_count; i++) {
         const struct smf_chunk *chunk = &h->view.chunks[i];
         uint64_t words = smi_chunk_words_offset(chunk, areas);
-        rc = each_hole(h, i == 0 ? 0 : words, round_up(words + smi_chunk_metadata_bytes(chunk->page_count), 4096), fill);
+        rc = each_hole(h, i == 0 ? 0 : words, round_up(words + smi_chunk_metadata_bytes(chunk->page_count), 4096), act);
     }
     return rc;
 }
 
 /* The words of a chunk that a growth was about to add may be named by a log. */
-static int fill_growth(struct holes *h)
+static int each_in_growth(struct holes *h, action *act)
 {
     uint64_t heap_end = h->view.state.size;
     h->to = 0;
-    return h->view.in_flight > 0 && heap_end < h->size ? each_hole(h, heap_end, h->size, fill) : 0;
+    return h->view.in_flight > 0 && heap_end < h->size ? each_hole(h, heap_end, h->size, act) : 0;
 }
 
 static int has_unstored(struct holes *h, const struct smf_chunk *chunk)
@@ -224,12 +227,23 @@ static int each_in_spans(struct holes *h, int are_free, action *act)
     return rc;
 }
 
+static int each_needed(struct holes *h, action *act)
+{
+    int rc = each_in_areas(h, act);
+    if (rc == 0)
+        rc = each_in_growth(h, act);
+    return rc == 0 ? each_in_spans(h, 0, act) : rc;
+}
+
 static int fill_needed(struct holes *h)
 {
-    int rc = fill_areas(h);
+    int rc = each_needed(h, fill);
     if (rc == 0)
-        rc = fill_growth(h);
-    return rc == 0 ? each_in_spans(h, 0, fill) : rc;
+        return 0;
+    give_up(h);
+    each_needed(h, add_up);
+    return smi_refused(rc, "%s: is a copy that has holes where pages are in use, and needs %llu bytes of storage for them",
+                       h->path, (unsigned long long)h->needed);
 }
 
 int smi_holes_fill(int fd, const char *path)
@@ -241,12 +255,13 @@ int smi_holes_fill(int fd, const char *path)
     if (rc == 0) {
         h.size = h.view.file_size;
         rc = fill_needed(&h);
-        if (rc == 0 && h.view.read_error)
+        if (rc == 0 && h.view.read_error) /* what was not read was not looked at */
             rc = smi_refused(-h.view.read_error, "%s: cannot read", path);
-        if (rc < 0)
-            give_up(&h);
-        else
+        if (rc == 0)
             rc = each_in_spans(&h, 1, forget);
+        /* Who read the copy left its holes in the cache in pieces of many pages, and a store to one of them makes ext4
+         * (Linux 6.18) find room for all of the piece. */
+        smi_os_forget(fd);
     }
     smi_view_finish(&h.view);
     free(h.filled);

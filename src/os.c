@@ -362,6 +362,11 @@ int smi_os_next_data(int fd, uint64_t size, uint64_t *at, uint64_t *end)
     return 0;
 }
 
+void smi_os_forget(int fd)
+{
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
 int smi_os_sync_range(void *address, uint64_t len)
 {
     return msync(address, len, MS_SYNC) < 0 ? -errno : 0;
@@ -378,7 +383,17 @@ void *smi_os_reserve_private(uint64_t len, uint64_t alignment)
     if (aligned > area)
         munmap(area, (size_t)(aligned - area));
     munmap(aligned + len, (size_t)(area + alignment - aligned));
+    madvise(aligned, len, MADV_DONTDUMP); /* gcore would write all of it */
     return aligned;
+}
+
+void *smi_os_reserve_zeros(uint64_t len)
+{
+    void *area = mmap(NULL, len, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (area == MAP_FAILED)
+        return NULL;
+    madvise(area, len, MADV_DONTDUMP);
+    return area;
 }
 
 uint64_t smi_os_address_limit(void)
@@ -389,7 +404,10 @@ uint64_t smi_os_address_limit(void)
 
 int smi_os_allow(void *address, uint64_t len)
 {
-    return mprotect(address, len, PROT_READ | PROT_WRITE) < 0 ? -errno : 0;
+    if (mprotect(address, len, PROT_READ | PROT_WRITE) < 0)
+        return -errno;
+    madvise(address, len, MADV_DODUMP);
+    return 0;
 }
 
 int smi_os_empty(void *address, uint64_t len)

@@ -78,16 +78,20 @@ int smi_os_sync_directory(const char *path);
 /* The next bytes of a file that are no hole: [*at, *end) with *at moved on to them; *at == size when there are
  * none below `size`. */
 int smi_os_next_data(int fd, uint64_t size, uint64_t *at, uint64_t *end);
+/* Forget what the kernel has in memory of a file, as far as it is on the disk and nobody maps it. */
+void smi_os_forget(int fd);
 int smi_os_sync_range(void *address, uint64_t len);
 
 /* Reserve `len` bytes of addresses, 2 MiB-aligned (at `fixed` if not NULL), and map the file over all
  * of them, also beyond its end. -EADDRINUSE, -ENOMEM. */
 int smi_os_map(int fd, uint64_t len, int read_only, void *fixed, void **out);
 /* Reserve `len` bytes of addresses for memory of this process alone, at a multiple of `alignment` (a power of two);
- * none of it can be touched before smi_os_allow. Nothing is charged. */
+ * none of it can be touched, and no core dump has it, before smi_os_allow. Nothing is charged. */
 void *smi_os_reserve_private(uint64_t len, uint64_t alignment);
 uint64_t smi_os_address_limit(void); /* bytes of addresses a process may have; UINT64_MAX: no limit */
 int smi_os_allow(void *address, uint64_t len);
+/* The same for zeros that can be read at once, but not counted as data (RLIMIT_DATA) before smi_os_allow. */
+void *smi_os_reserve_zeros(uint64_t len);
 /* Take the memory behind a range of it away; it reads as zeros. */
 int smi_os_empty(void *address, uint64_t len);
 void smi_os_unmap(void *address, uint64_t len);

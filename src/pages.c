@@ -343,13 +343,13 @@ static uint64_t round_up(uint64_t n, uint64_t unit)
     return (n + unit - 1) / unit * unit;
 }
 
-/* Length of a chunk, in pages, that has `count` data pages or is a usual step; 0 if it must be longer
- * than `limit` pages. */
-static uint64_t chunk_length(shmalloc_heap *heap, uint64_t count, uint64_t limit)
+/* Length of a chunk, in pages, that has `count` data pages or is a usual step, halved `halved` times; 0 if it must be
+ * longer than `limit` pages. */
+static uint64_t chunk_length(shmalloc_heap *heap, uint64_t count, uint64_t limit, unsigned halved)
 {
     const uint64_t granule = SMF_GRANULE >> SMF_PAGE_SHIFT;
     uint64_t step = heap->state->size / (heap->is_private ? 1 : 8); /* where length costs nothing, fewer chunks */
-    step = round_up((step > GROWTH_CAP ? GROWTH_CAP : step) + 1, SMF_GRANULE) >> SMF_PAGE_SHIFT;
+    step = round_up(((step > GROWTH_CAP ? GROWTH_CAP : step) >> halved) + 1, SMF_GRANULE) >> SMF_PAGE_SHIFT;
     if (step > limit)
         step = limit;
     /* n pages carry n * 66 bytes of metadata; one more page for rounding */
@@ -395,6 +395,31 @@ static void format_chunk(shmalloc_heap *heap, const struct smf_chunk *chunk)
     }
 }
 
+static uint64_t end_of(const struct smf_chunk *chunk)
+{
+    return ((uint64_t)chunk->first_page + chunk->page_count) << SMF_PAGE_SHIFT;
+}
+
+/* Might less be granted? A full disk, a quota, a limit on file size or on data. */
+static int is_short(int rc)
+{
+    return rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG || rc == -ENOMEM;
+}
+
+/* `rc` says why a new chunk cannot be had: as much of it as can be, down to what `count` pages need. */
+static int lengthen_less(shmalloc_heap *heap, uint64_t count, int rc, struct smf_chunk *chunk)
+{
+    uint64_t old = (uint64_t)chunk->first_page << SMF_PAGE_SHIFT;
+    for (unsigned halved = 1; is_short(rc) && halved < 32; halved++) {
+        uint32_t length = (uint32_t)chunk_length(heap, count, chunk->page_count, halved);
+        if (length == chunk->page_count)
+            continue;
+        chunk->page_count = length;
+        rc = lengthen(heap, old, end_of(chunk), chunk);
+    }
+    return rc;
+}
+
 /* Add the next chunk: the one that was here before the file was cut, or a new one for `count` pages. */
 static int grow_once(shmalloc_heap *heap, uint64_t count)
 {
@@ -411,9 +436,9 @@ static int grow_once(shmalloc_heap *heap, uint64_t count)
     struct smf_chunk chunk = *entry;
     if (chunk.page_count == 0) {
         chunk.first_page = (uint32_t)(old >> SMF_PAGE_SHIFT);
-        chunk.page_count = (uint32_t)chunk_length(heap, count, (limit - old) >> SMF_PAGE_SHIFT);
+        chunk.page_count = (uint32_t)chunk_length(heap, count, (limit - old) >> SMF_PAGE_SHIFT, 0);
     }
-    uint64_t size = ((uint64_t)chunk.first_page + chunk.page_count) << SMF_PAGE_SHIFT;
+    uint64_t size = end_of(&chunk);
     if (chunk.page_count == 0 || size > limit)
         return no_room(heap, count);
     if ((uint64_t)chunk.first_page << SMF_PAGE_SHIFT != old || size % SMF_GRANULE != 0)
@@ -421,6 +446,9 @@ static int grow_once(shmalloc_heap *heap, uint64_t count)
                                (unsigned long long)index, chunk.first_page,
                                (unsigned long long)(old >> SMF_PAGE_SHIFT));
     rc = lengthen(heap, old, size, &chunk);
+    if (is_short(rc) && entry->page_count == 0)
+        rc = lengthen_less(heap, count, rc, &chunk);
+    size = end_of(&chunk);
     if (rc < 0)
         return smi_refused(rc, "%s: cannot grow from %llu to %llu bytes, with a largest free run of %llu", heap->path,
                            (unsigned long long)old, (unsigned long long)size,

@@ -27,7 +27,9 @@ static int set_private_length(shmalloc_heap *heap, uint64_t length)
     uint64_t now = heap->allowed;
     if (length <= now)
         return smi_os_empty(smi_at(heap, length), now - length);
-    int rc = smi_os_allow(smi_at(heap, now), length - now);
+    int rc = smi_heap_open_tables(heap, length);
+    if (rc == 0)
+        rc = smi_os_allow(smi_at(heap, now), length - now);
     if (rc == 0)
         SMI_STORE(&heap->allowed, length);
     return rc;

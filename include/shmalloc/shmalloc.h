@@ -164,7 +164,7 @@ typedef struct shmalloc_options {
     unsigned mode;           /**< [create] permission bits, whatever the umask; 0 means 0600 */
     uint64_t initial_size;   /**< [create] bytes to begin with; 0 means 1 MiB; rounded up to 1 MiB */
     uint64_t max_size;       /**< [create] bytes the heap never exceeds; 0 means 1 TiB; up to 16 TiB; rounded up to
-                                  1 MiB */
+                                  1 MiB. A process reserves addresses for it: the less, the more heaps */
     const char *layout;      /**< the application's name for its data, up to 63 bytes; NULL: do not check */
     uint64_t layout_version; /**< and its version; compared when `layout` is given */
     void *base;              /**< [create] address that every process maps the heap at, so that raw
@@ -262,7 +262,8 @@ SHMALLOC_API int shmalloc_recover(const char *path);
 
 /** Raise the size the heap may grow to (bytes, rounded up to 1 MiB, at most 16 TiB).
  *  @return 0; -EINVAL when below the current maximum; SHMALLOC_EREADONLY. Visible; crash-atomic.
- *  Processes whose mapping is smaller get SHMALLOC_EADDRESS for blocks beyond it until they reopen. */
+ *  Processes whose mapping is smaller get SHMALLOC_EADDRESS for blocks beyond it until they reopen. A mapping has
+ *  room for sixteen times the maximum at open, up to 1 TiB, unless addresses are scarce or the base is fixed. */
 SHMALLOC_API int shmalloc_set_max_size(shmalloc_heap *heap, uint64_t bytes);
 
 /* ---- references --------------------------------------------------------------------------------- */

@@ -248,7 +248,7 @@ static void use_with_holes(const char *path, const char *filler)
     uint64_t hash = hash_of_file(path), stored = rows_storage(path);
     must_code(open_with(path, 0, &heap), -ENOSPC);
     must_name(path, "a larger file system");
-    must(strstr(shmalloc_errmsg(), "holes"), "\"%s\"", shmalloc_errmsg());
+    must(strstr(shmalloc_errmsg(), "holes") && strstr(shmalloc_errmsg(), "bytes of storage"), "\"%s\"", shmalloc_errmsg());
     must(hash_of_file(path) == hash, "the heap was changed");
     must(rows_storage(path) <= stored + 65536, "took %llu bytes, had %llu", (unsigned long long)rows_storage(path), (unsigned long long)stored); /* ext4's list of extents may be longer */
     leave_free(filler, (KEPT + 2) * BLOCK);
@@ -565,6 +565,107 @@ Test(rows, luck_a_file_replaced_while_open)
     use_a_lot(other);
     must_work(shmalloc_root_get(f.heap, "old", 0, &got));
     must_work(shmalloc_close(other));
+}
+
+/* ---- limits ---- */
+
+enum { LIMIT = 150 << 20, PIECE = 13 * SMF_PAGE };
+
+/* Blocks of 13 pages until the answer is no; bytes. */
+static uint64_t take_all(shmalloc_heap *heap, int code)
+{
+    uint64_t got = 0;
+    int rc = 0;
+    while (rc == 0) {
+        shmalloc_ref ref = 0;
+        rc = shmalloc_alloc(heap, PIECE, &ref);
+        if (rc == 0)
+            memset(shmalloc_ptr(heap, ref), 1, PIECE);
+        got += rc == 0 ? PIECE : 0;
+    }
+    must_code(rc, code);
+    return got;
+}
+
+static uint64_t data_now(void)
+{
+    unsigned long kib = 0;
+    char line[256];
+    FILE *status = fopen("/proc/self/status", "r");
+    must(status, "/proc/self/status: %s", strerror(errno));
+    while (fgets(line, sizeof(line), status))
+        sscanf(line, "VmData: %lu", &kib);
+    fclose(status);
+    return kib * 1024ull;
+}
+
+static int limit_on_data(void *arg)
+{
+    (void)arg;
+    shmalloc_heap *heap;
+    struct rlimit limit = {data_now() + LIMIT, data_now() + LIMIT};
+    must(setrlimit(RLIMIT_DATA, &limit) == 0, "setrlimit");
+    must_work(shmalloc_open_private(NULL, &heap));
+    uint64_t got = take_all(heap, -ENOMEM);
+    must(got > LIMIT / 100 * 95, "%llu of %d bytes", (unsigned long long)got, LIMIT);
+    return shmalloc_close(heap) < 0;
+}
+
+Test(rows, luck_a_limit_on_data_can_be_used_up)
+{
+    if (TEST_ASAN)
+        ROWS_SKIP("the sanitizer's own memory does not fit under the limit");
+    cr_assert_eq(run_child(limit_on_data, NULL), 0);
+}
+
+static int limit_on_file_size(void *arg)
+{
+    (void)arg;
+    struct rlimit limit = {LIMIT, LIMIT};
+    must(setrlimit(RLIMIT_FSIZE, &limit) == 0, "setrlimit");
+    shmalloc_heap *heap = heap_create(f.path, 0);
+    uint64_t got = take_all(heap, -EFBIG);
+    must(got > LIMIT / 100 * 95, "%llu of %d bytes", (unsigned long long)got, LIMIT);
+    must_be_sound(heap);
+    return shmalloc_close(heap) < 0;
+}
+
+/* The kernel would send SIGXFSZ, which ends the process. */
+Test(rows, luck_a_limit_on_file_size_can_be_used_up)
+{
+    cr_assert_eq(run_child(limit_on_file_size, NULL), 0);
+}
+
+/* ---- core dumps ---- */
+
+/* Bytes of a heap's addresses that a core dump would have. */
+static uint64_t dumped_bytes(const shmalloc_heap *heap)
+{
+    FILE *smaps = fopen("/proc/self/smaps", "r");
+    must(smaps, "/proc/self/smaps: %s", strerror(errno));
+    char line[512];
+    uint64_t sum = 0;
+    unsigned long from, to, size = 0;
+    while (fgets(line, sizeof(line), smaps)) {
+        if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+            size = from >= (uintptr_t)heap->base && from < (uintptr_t)heap->base + heap->reserved ? to - from : 0;
+        else if (strncmp(line, "VmFlags:", 8) == 0 && !strstr(line, " dd"))
+            sum += size;
+    }
+    fclose(smaps);
+    return sum;
+}
+
+Test(rows, luck_a_core_dump_has_what_is_used)
+{
+    shmalloc_heap *heap;
+    must_work(shmalloc_open_private(NULL, &heap));
+    cr_assert_not_null(shmalloc_malloc(heap, 50 << 20));
+    cr_assert_geq(dumped_bytes(heap), 50 << 20);
+    cr_assert_leq(dumped_bytes(heap), 128 << 20);
+    must_work(shmalloc_close(heap));
+    f.heap = heap_create(f.path, 0); /* the file has it */
+    cr_assert_eq(dumped_bytes(f.heap), 0);
 }
 
 /* ---- many heaps ---- */
