@@ -106,6 +106,8 @@ static const char *remedy(int code)
         return "; the system has no lock left: close other files, or use a local file system";
     case EOPNOTSUPP:
         return "; use a file system that can do it, such as ext4, XFS or tmpfs";
+    case -SHMALLOC_EPROC:
+        return "; mount it where this process sees it, whole (mount -t proc proc /proc, without subset=pid)";
     case EIO:
         return "; see the kernel's log for the device, and restore the file from a copy";
     default:
@@ -157,6 +159,7 @@ static const char *const own_texts[] = {
     [-20000 - SHMALLOC_ENOTOWNER] = "mutex is not held by the calling thread",
     [-20000 - SHMALLOC_ECLOSED] = "heap handle is closed",
     [-20000 - SHMALLOC_EFILESYSTEM] = "file system does not suit a shared heap",
+    [-20000 - SHMALLOC_EPROC] = "/proc is not mounted, or a part of it is missing or masked",
 };
 
 const char *shmalloc_strerror(int code)

@@ -137,7 +137,8 @@ int smi_heap_descriptor(shmalloc_heap *heap)
     }
     __atomic_store_n(&heap->reopening, 0, __ATOMIC_RELEASE);
     if (own == -EBADF)
-        return smi_refused(own, "%s: the library's descriptor was closed and the file is not there any more", heap->path);
+        return smi_refused(own, "%s: the library's descriptor was closed and the file is not there any more",
+                           heap->path);
     return own < 0 ? smi_refused(own, "%s: cannot look at the file", heap->path) : 0;
 }
 
@@ -572,10 +573,26 @@ static int check_file_system(int fd, const char *path, const shmalloc_options *o
                      path, unfit);
 }
 
+/* What the first attacher will need of /proc: asked before there is a file. */
+static int check_proc(const char *path)
+{
+    uint8_t boot_id[16];
+    uint64_t pid_namespace;
+    int rc = smi_os_boot_id(boot_id);
+    if (rc < 0)
+        return smi_refused(rc, "%s: cannot read the machine's boot id, expected 32 digits in "
+                               "/proc/sys/kernel/random/boot_id", path);
+    rc = smi_os_pid_namespace(&pid_namespace);
+    return rc < 0 ? smi_refused(rc, "%s: cannot read this process's PID namespace, /proc/self/ns/pid", path) : 0;
+}
+
 /* Make the heap under no name and link it into place. -EEXIST: somebody else was faster. */
 static int create_file(const char *path, const shmalloc_options *o)
 {
     char temp_name[PATH_MAX];
+    int proc = check_proc(path);
+    if (proc < 0)
+        return proc;
     int fd = smi_os_create_unnamed(path, o->mode ? o->mode : 0600, temp_name);
     if (fd < 0)
         return smi_refused(fd, "%s: cannot create", path);
@@ -794,10 +811,10 @@ static int create_in(int fd, const char *path, const shmalloc_options *o)
     }
     if (rc < 0)
         return smi_refused(rc, "%s: cannot lock", path);
-    if (is_unfinished(fd)) {
+    if (is_unfinished(fd) && (rc = check_proc(path)) == 0) {
         rc = smi_os_truncate(fd, 0);
         rc = rc < 0 ? smi_refused(rc, "%s: cannot empty the file", path) : format_file(fd, path, o);
-    } else if (o->flags & SHMALLOC_EXCLUSIVE) {
+    } else if (rc == 0 && (o->flags & SHMALLOC_EXCLUSIVE)) {
         rc = smi_error(-EEXIST, "%s: is not empty; without SHMALLOC_EXCLUSIVE it is opened", path);
     }
     smi_os_unlock_byte(fd, SMF_ATTACH_BYTE);
@@ -993,6 +1010,22 @@ __attribute__((destructor)) static void leave_all(void)
 
 /* ---- the heap as a file ---- */
 
+/* A link's name is not the heap's: to remove it would leave the heap. */
+static int check_name(const char *path)
+{
+    struct smi_file_info name;
+    int rc = smi_os_stat_path(path, 0, &name);
+    if (rc < 0)
+        return smi_refused(rc, "%s: cannot look at the file", path);
+    if (!S_ISLNK(name.mode))
+        return 0;
+    char *heap = smi_os_absolute(path);
+    rc = smi_error(-ELOOP, "%s: is a symbolic link; nothing was removed: give the name of the heap itself, %s", path,
+                   heap ? heap : "to which it leads");
+    free(heap);
+    return rc;
+}
+
 int shmalloc_destroy(const char *path)
 {
     struct smf_header header = {0};
@@ -1009,6 +1042,8 @@ int shmalloc_destroy(const char *path)
         rc = smi_error(SHMALLOC_ENOTHEAP,
                        "%s: not a shmalloc heap; nothing was removed: remove it with rm if you mean it",
                        path);
+    else if ((rc = check_name(path)) < 0)
+        ;
     else if (smi_os_lock_byte(fd, SMF_ATTACH_BYTE) < 0 ||
              smi_os_is_locked(fd, SMF_LOCK_BYTES, SMF_PROCESSES) != 0)
         rc = smi_error(SHMALLOC_EBUSY,

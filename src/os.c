@@ -20,6 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <shmalloc/shmalloc.h>
+
 #include "layout.h"
 
 #define MAP_ALIGNMENT (2ull << 20)
@@ -167,7 +169,9 @@ int smi_os_reopen(int fd, int read_only)
     char name[32];
     snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
     int rc = smi_os_open(name, read_only);
-    return rc == -ENOENT && fcntl(fd, F_GETFD) < 0 ? -EBADF : rc; /* ENOENT is also what a missing /proc gives */
+    if (rc != -ENOENT && rc != -ENOTDIR)
+        return rc;
+    return fcntl(fd, F_GETFD) < 0 ? -EBADF : SHMALLOC_EPROC;
 }
 
 void smi_os_close(int fd)
@@ -571,21 +575,35 @@ static int read_text(const char *path, char *buf, size_t size)
     return 0;
 }
 
+/* Of a file that Linux has in /proc: is it not mounted, not whole, or kept from us? */
+static int of_proc(int rc)
+{
+    return rc == -ENOENT || rc == -ENOTDIR || rc == -EACCES || rc == -EPERM ? SHMALLOC_EPROC : rc;
+}
+
 int smi_os_boot_id(uint8_t out[16])
 {
     char text[64];
     memset(out, 0, 16);
     int rc = read_text("/proc/sys/kernel/random/boot_id", text, sizeof(text));
     if (rc < 0)
-        return rc;
+        return of_proc(rc);
+    uint8_t id[16] = {0}, any = 0;
     int digits = 0;
-    for (const char *p = text; *p && digits < 32; p++) {
-        int value = *p >= '0' && *p <= '9' ? *p - '0' : *p >= 'a' && *p <= 'f' ? *p - 'a' + 10 : -1;
-        if (value < 0)
+    text[strcspn(text, "\n")] = 0;
+    for (int i = 0; i < 36; i++) {
+        int hyphen = i == 8 || i == 13 || i == 18 || i == 23, c = text[i];
+        int value = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+        if (hyphen ? c != '-' : value < 0) /* the end of a shorter text too */
+            return SHMALLOC_EPROC;
+        if (hyphen)
             continue;
-        out[digits / 2] = (uint8_t)(out[digits / 2] << 4 | value);
-        digits++;
+        id[digits / 2] = (uint8_t)(id[digits / 2] << 4 | value);
+        any |= id[digits++ / 2];
     }
+    if (text[36] || !any)
+        return SHMALLOC_EPROC;
+    memcpy(out, id, 16);
     return 0;
 }
 
@@ -593,7 +611,7 @@ int smi_os_pid_namespace(uint64_t *out)
 {
     struct stat st;
     if (stat("/proc/self/ns/pid", &st) < 0)
-        return -errno;
+        return of_proc(-errno);
     *out = st.st_ino;
     return 0;
 }
@@ -607,9 +625,20 @@ static uint64_t stat_field(const char *text, int number)
     return field ? strtoull(field + 1, NULL, 10) : 0;
 }
 
+/* Does /proc know processes by the ids that they have here? It may be mounted from another PID namespace. */
+static int proc_has_our_ids(void)
+{
+    char text[16];
+    ssize_t len = readlink("/proc/self", text, sizeof(text) - 1);
+    text[len > 0 ? len : 0] = 0;
+    return strtol(text, NULL, 10) == getpid();
+}
+
 uint64_t smi_os_start_time(pid_t pid, pid_t tid)
 {
     char path[64], text[1024];
+    if (!proc_has_our_ids())
+        return 0;
     snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", (int)pid, (int)tid);
     return read_text(path, text, sizeof(text)) < 0 ? 0 : stat_field(text, 22);
 }
@@ -635,7 +664,8 @@ int smi_os_thread_exists(pid_t tid, uint64_t start_time)
 {
     if (syscall(SYS_tgkill, getpid(), tid, 0) < 0 && errno == ESRCH)
         return 0;
-    return start_time == 0 || smi_os_start_time(getpid(), tid) == start_time;
+    uint64_t now = start_time ? smi_os_start_time(getpid(), tid) : 0;
+    return now == 0 || now == start_time; /* what cannot be told is no death */
 }
 
 int smi_os_thread_known(void)

@@ -49,7 +49,7 @@ const char *smi_os_unfit_file_system(int fd);
 /* Open an existing file; returns the descriptor (close-on-exec). This one and all others that the library opens are
  * above 2, whatever the program has closed. */
 int smi_os_open(const char *path, int read_only);
-/* A new open file description of what `fd` is; returns the descriptor. */
+/* A new open file description of what `fd` is; returns the descriptor. SHMALLOC_EPROC: by /proc, which is missing. */
 int smi_os_reopen(int fd, int read_only);
 void smi_os_close(int fd);
 /* A program may close a descriptor that the library keeps, and open something on its number, which may be the same file.
@@ -117,6 +117,7 @@ int smi_os_is_locked(int fd, uint64_t byte, uint64_t count);
  * then. *out is that mapping; smi_os_unmap(*out, 4096) ends it. -EAGAIN: held by another. */
 int smi_os_hold_byte(int own, uint64_t byte, void **out);
 
+/* Both SHMALLOC_EPROC where /proc does not tell, or tells something else than Linux does. */
 int smi_os_boot_id(uint8_t out[16]);
 int smi_os_pid_namespace(uint64_t *out); /* inode */
 uint64_t smi_os_start_time(pid_t pid, pid_t tid); /* clock ticks since boot, 0 unknown */

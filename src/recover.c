@@ -87,13 +87,14 @@ static int is_unclean(const shmalloc_heap *heap, const uint8_t *boot_id)
 static int read_boot_id(const shmalloc_heap *heap, uint8_t out[16])
 {
     int rc = smi_os_boot_id(out);
-    return rc < 0 ? smi_refused(rc, "%s: cannot read the machine's boot id in /proc", heap->path) : 0;
+    return rc < 0 ? smi_refused(rc, "%s: cannot read the machine's boot id, expected 32 digits in "
+                                      "/proc/sys/kernel/random/boot_id", heap->path) : 0;
 }
 
 static int read_pid_namespace(const shmalloc_heap *heap, uint64_t *out)
 {
     int rc = smi_os_pid_namespace(out);
-    return rc < 0 ? smi_refused(rc, "%s: cannot read this process's PID namespace in /proc", heap->path) : 0;
+    return rc < 0 ? smi_refused(rc, "%s: cannot read this process's PID namespace, /proc/self/ns/pid", heap->path) : 0;
 }
 
 int smi_recover_unclean(shmalloc_heap *heap)

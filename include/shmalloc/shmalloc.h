@@ -128,6 +128,7 @@ enum shmalloc_error {
     SHMALLOC_ENOTOWNER = -20018,  /**< the mutex is not held by the calling thread */
     SHMALLOC_ECLOSED = -20019,    /**< the handle is closed */
     SHMALLOC_EFILESYSTEM = -20020, /**< the file lies on a network or FUSE file system */
+    SHMALLOC_EPROC = -20021,      /**< /proc is missing or masked; a heap in a file needs /proc/self and the boot id */
 };
 
 /** What a code means, in a few words. Static storage; never NULL. Any thread. */
@@ -180,6 +181,9 @@ typedef struct shmalloc_options {
  * A new heap is built under an unnamed file and linked into place when complete, so no process ever
  * sees half of one. The same file opened twice in one process shares one mapping; close each handle.
  *
+ * Symbolic links are followed, as open(2) does; only one that leads nowhere is -ENOENT also with SHMALLOC_CREATE,
+ * and nothing is made at its end. Hard links are names of one heap.
+ *
  * @param options  NULL opens an existing heap for reading and writing.
  * @return 0, or a negative code and no handle:
  *   -ENOENT, -EACCES, -EEXIST, -EISDIR, -ENOSPC, ...  from the system
@@ -189,6 +193,8 @@ typedef struct shmalloc_options {
  *                         run shmalloc_recover(), or accept with SHMALLOC_ACCEPT_UNCLEAN
  *   SHMALLOC_EPROCESSES   128 processes are attached
  *   SHMALLOC_EFILESYSTEM  the file lies on a network or FUSE file system
+ *   SHMALLOC_EPROC        /proc is not mounted or lacks a part (a chroot, subset=pid): without the machine's boot id, the
+ *                         process's PID namespace and /proc/self/fd nothing is created or opened
  *   SHMALLOC_EADDRESS     the fixed base is taken or the address space limit is too small
  *   SHMALLOC_EBUSY        an attaching process did not finish within 10 seconds
  *
@@ -243,8 +249,9 @@ SHMALLOC_API int shmalloc_open_private(const shmalloc_options *options, shmalloc
 SHMALLOC_API int shmalloc_close(shmalloc_heap *heap);
 
 /**
- * Remove the heap file `path`.
- * @return 0; -ENOENT; SHMALLOC_ENOTHEAP for a file that is not a heap (it is left alone);
+ * Remove the heap file `path`. With other names of the file (hard links) the heap stays.
+ * @return 0; -ENOENT; -ELOOP for a symbolic link: neither link nor heap is removed, shmalloc_errmsg() has the heap's
+ *         own name; SHMALLOC_ENOTHEAP for a file that is not a heap (it is left alone);
  *         SHMALLOC_EBUSY while any process has it open.
  */
 SHMALLOC_API int shmalloc_destroy(const char *path);

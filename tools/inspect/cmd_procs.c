@@ -8,6 +8,8 @@
  */
 #include "inspect.h"
 
+#include <errno.h>
+#include <signal.h>
 #include <string.h>
 
 #include <shmalloc/shmalloc.h>
@@ -127,7 +129,10 @@ static const char *activity(const struct census *census, const struct smf_proces
     char path[64], text[512] = "";
     if (!census->same_namespace)
         return "unknown";
-    if (smi_os_start_time((pid_t)process->pid, (pid_t)process->pid) != process->start_time)
+    uint64_t started = smi_os_start_time((pid_t)process->pid, (pid_t)process->pid);
+    if (started == 0 && kill((pid_t)process->pid, 0) < 0 && errno == EPERM)
+        return "unknown"; /* /proc hides it */
+    if (started != process->start_time)
         return "gone";
     snprintf(path, sizeof(path), "/proc/%u/stat", process->pid);
     FILE *file = fopen(path, "re");
