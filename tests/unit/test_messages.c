@@ -80,6 +80,30 @@ Test(messages, files_that_are_no_heap)
                  "without SHMALLOC_EXCLUSIVE", NULL);
 }
 
+Test(messages, names_that_are_links)
+{
+    char heap[256], link[256], other[256];
+    snprintf(heap, sizeof(heap), "%s", fixture_path(&f, "linked"));
+    snprintf(link, sizeof(link), "%s", fixture_path(&f, "link"));
+    snprintf(other, sizeof(other), "%s", fixture_path(&f, "second name"));
+    must_work(shmalloc_close(heap_create(heap, 0)));
+    cr_assert_eq(symlink("linked", link), 0);
+    must_explain(open_with(link, 0), 0, "", NULL);
+    must_explain(open_with(link, SHMALLOC_CREATE), 0, "", NULL);
+    must_explain(open_with(link, SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE), -EEXIST, link, "exists", NULL);
+    must_explain(shmalloc_destroy(link), -ELOOP, link, "symbolic link", "nothing was removed", heap, NULL);
+    must_explain(open_with(link, 0), 0, "", NULL);
+    cr_assert_eq(linkat(AT_FDCWD, heap, AT_FDCWD, other, 0), 0);
+    shmalloc_heap *first = heap_open(heap), *second = heap_open(other);
+    cr_assert_eq(first, second, "two names are two heaps");
+    must_work(shmalloc_close(first));
+    must_work(shmalloc_close(second));
+    must_work(shmalloc_destroy(heap));
+    must_explain(open_with(other, 0), 0, "", NULL);
+    must_explain(shmalloc_destroy(link), -ENOENT, link, NULL);
+    must_work(shmalloc_destroy(other));
+}
+
 static int without_permission(void *arg)
 {
     const char *path = arg;
