@@ -138,7 +138,14 @@ int smi_recover_storage(shmalloc_heap *heap, const struct smf_header *header, co
         (!is_same && state->mark != SMF_CLEAN && !accept_unclean))
         return 0;
     int others = smi_others_alive(heap); /* whoever came first has seen to it */
-    return others != 0 ? others < 0 ? others : 0 : smi_holes_fill(heap->fd, heap->path);
+    if (others != 0)
+        return others < 0 ? others : 0;
+    int fd = smi_heap_reopen(heap); /* looking for holes moves the offset, by which the kept description is known */
+    if (fd < 0)
+        return fd;
+    rc = smi_holes_fill(fd, heap->path);
+    smi_os_close(fd);
+    return rc;
 }
 
 static int set_mark(shmalloc_heap *heap, uint64_t mark)
