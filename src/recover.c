@@ -44,9 +44,10 @@ int smi_attach_lock(shmalloc_heap *heap)
     }
 }
 
+/* The mark alone is asked, which cannot fail: a lock that cannot be given back would stop everybody. */
 void smi_attach_unlock(shmalloc_heap *heap)
 {
-    if (smi_heap_descriptor(heap) == 0)
+    if (smi_os_has_mark(heap->fd, heap->mark))
         smi_os_unlock_byte(heap->fd, SMF_ATTACH_BYTE);
 }
 
