@@ -13,6 +13,7 @@
 #include "central.h"
 #include "check.h"
 #include "fast.h"
+#include "kept.h"
 #include "link.h"
 #include "os.h"
 #include "pages.h"
@@ -102,6 +103,14 @@ shmalloc_ref shmalloc_ref_of(const shmalloc_heap *heap, const void *address)
     return address && smi_ref_of(heap, address, &ref) ? ref : 0;
 }
 
+/* The fast path may have failed only because this process has not seen the page of `ref` as it is now. If so, the stack
+ * that the block goes to. */
+static struct smi_top *second_look(shmalloc_heap *heap, uint64_t ref)
+{
+    struct smi_thread *t = smi_current;
+    return smi_serves(t, heap) && smi_pagetable_learn(heap, ref) ? smi_top_of(t, ref, t->base + ref) : NULL;
+}
+
 static int alloc(shmalloc_heap *heap, const struct smi_request *request, shmalloc_ref *out)
 {
     uint64_t ref;
@@ -122,14 +131,14 @@ static LONG_WAY int alloc_long(shmalloc_heap *heap, size_t size, shmalloc_ref *o
 int shmalloc_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
 {
     struct smi_thread *t = smi_current;
-    struct smi_bin *bin = smi_bin_for(heap, t, size);
+    struct smi_top *top = smi_top_for(heap, t, size);
     uint64_t at = (uint64_t)((uintptr_t)out - (uintptr_t)t->base);
-    if (SMI_UNLIKELY(!bin || !out || (at < t->reserved && !smi_can_link(t, at))))
+    if (SMI_UNLIKELY(!top || !out || (at < t->reserved && !smi_can_link(t, at))))
         return alloc_long(heap, size, out);
     if (at < t->reserved)
-        smi_pop_linked(t, bin, out);
+        smi_pop_linked(t, top, out);
     else
-        *out = smi_pop(t, bin);
+        *out = smi_pop(t, top);
     return 0;
 }
 
@@ -173,8 +182,26 @@ static inline int can_follow(const shmalloc_heap *heap, const struct smi_thread 
     return ref && smi_serves(t, heap) && (at >= t->reserved || smi_can_link(t, at));
 }
 
+/* *ref goes to the stack `top`. */
+static inline void give(struct smi_thread *t, shmalloc_ref *ref, uint64_t at, struct smi_top *top)
+{
+    if (at < t->reserved) {
+        smi_link_push(t, ref, *ref, top);
+    } else {
+        smi_push_word(top, *ref);
+        *ref = 0;
+    }
+}
+
 static LONG_WAY int free_ref_long(shmalloc_heap *heap, shmalloc_ref *ref)
 {
+    struct smi_thread *t = smi_current;
+    uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
+    struct smi_top *top = can_follow(heap, t, ref, at) ? second_look(heap, *ref) : NULL;
+    if (top) {
+        give(t, ref, at, top);
+        return 0;
+    }
     int in_heap = destination(heap, ref);
     if (in_heap < 0)
         return in_heap;
@@ -192,20 +219,28 @@ int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
     if (SMI_UNLIKELY(!can_follow(heap, t, ref, at)))
         return free_ref_long(heap, ref);
-    struct smi_bin *bin = smi_bin_of(t, *ref);
-    if (SMI_UNLIKELY(!bin))
+    struct smi_top *top = smi_top_of(t, *ref, t->base + *ref);
+    if (SMI_UNLIKELY(!top))
         return free_ref_long(heap, ref);
-    if (at < t->reserved) {
-        smi_link_give(t, ref, (struct smi_side){*ref, bin->array});
-    } else {
-        smi_push(bin, *ref);
-        *ref = 0;
-    }
+    give(t, ref, at, top);
     return 0;
+}
+
+/* Like shmalloc_realloc(), of a word that can be followed; 0: not on the fast path. */
+static inline int resize_fast(shmalloc_heap *heap, struct smi_thread *t, shmalloc_ref *ref, uint64_t at, size_t size)
+{
+    uint64_t moved = smi_resize(heap, t, *ref, size, at < t->reserved ? ref : NULL);
+    if (moved != 0 && at >= t->reserved)
+        *ref = moved;
+    return SMI_LIKELY(moved != 0);
 }
 
 static LONG_WAY int realloc_long(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
 {
+    struct smi_thread *t = smi_current;
+    uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
+    if (can_follow(heap, t, ref, at) && second_look(heap, *ref) && resize_fast(heap, t, ref, at, size))
+        return 0;
     struct entry entry;
     int in_heap = destination(heap, ref);
     if (in_heap < 0)
@@ -229,12 +264,7 @@ int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
     if (SMI_UNLIKELY(!can_follow(heap, t, ref, at)))
         return realloc_long(heap, ref, size);
-    uint64_t moved = smi_resize(heap, t, *ref, size, at < t->reserved ? ref : NULL);
-    if (SMI_UNLIKELY(moved == 0))
-        return realloc_long(heap, ref, size);
-    if (at >= t->reserved)
-        *ref = moved;
-    return 0;
+    return SMI_LIKELY(resize_fast(heap, t, ref, at, size)) ? 0 : realloc_long(heap, ref, size);
 }
 
 /* ---- pointers ---- */
@@ -252,8 +282,16 @@ static void *take_pointer(shmalloc_heap *heap, const struct smi_request *request
     return rc < 0 ? no_memory(rc) : smi_at(heap, ref);
 }
 
+#define LOOK_EVERY_CALL 256 /* that is served by a kept block: one goes the long way and looks around */
+
 static LONG_WAY void *malloc_long(shmalloc_heap *heap, size_t size)
 {
+    struct smi_thread *t = smi_current;
+    if (smi_serves(t, heap) && size > SMI_MAX_SMALL && size <= SMI_KEPT_MOST && ++t->span_calls % LOOK_EVERY_CALL != 0) {
+        uint64_t ref = smi_kept_take(t, (size + SMF_PAGE - 1) / SMF_PAGE, 0);
+        if (ref != 0)
+            return t->base + ref;
+    }
     return take_pointer(heap, &(struct smi_request){.size = size});
 }
 
@@ -264,14 +302,22 @@ static LONG_WAY int free_long(shmalloc_heap *heap, void *block)
         return 0;
     if (!smi_ref_of(heap, block, &ref))
         return smi_error(SHMALLOC_EBADREF, "%s: %p is not in this heap", heap->path, block);
+    struct smi_top *top = second_look(heap, ref);
+    if (top) {
+        smi_push_word(top, ref);
+        return 0;
+    }
+    int rc = smi_serves(smi_current, heap) ? smi_kept_give(smi_current, ref, NULL) : 0;
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
     return give_long(heap, ref, NULL);
 }
 
 void *shmalloc_malloc(shmalloc_heap *heap, size_t size)
 {
     struct smi_thread *t = smi_current;
-    struct smi_bin *bin = smi_bin_for(heap, t, size);
-    return SMI_LIKELY(bin) ? t->base + smi_pop(t, bin) : malloc_long(heap, size);
+    struct smi_top *top = smi_top_for(heap, t, size);
+    return SMI_LIKELY(top) ? t->base + smi_pop(t, top) : malloc_long(heap, size);
 }
 
 void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
@@ -281,9 +327,9 @@ void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
         return no_memory(smi_error(-ENOMEM, "%s: %zu times %zu bytes do not fit in memory", heap->path, count,
                                    size));
     struct smi_thread *t = smi_current;
-    struct smi_bin *bin = smi_bin_to_fill(heap, t, bytes);
-    if (SMI_LIKELY(bin))
-        return memset(t->base + smi_pop(t, bin), 0, bytes);
+    struct smi_top *top = smi_top_to_fill(heap, t, bytes);
+    if (SMI_LIKELY(top))
+        return memset(t->base + smi_pop(t, top), 0, bytes);
     return take_pointer(heap, &(struct smi_request){.size = bytes, .zero = 1});
 }
 
@@ -299,10 +345,10 @@ int shmalloc_mfree(shmalloc_heap *heap, void *block)
     /* NULL and foreign addresses give a ref beyond the heap's end; another heap's context is found out */
     struct smi_thread *t = smi_current;
     uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base);
-    struct smi_bin *bin = smi_serves(t, heap) ? smi_bin_of(t, ref) : NULL;
-    if (SMI_UNLIKELY(!bin))
+    struct smi_top *top = smi_serves(t, heap) ? smi_top_of(t, ref, block) : NULL;
+    if (SMI_UNLIKELY(!top))
         return free_long(heap, block);
-    smi_push(bin, ref);
+    smi_push_word(top, ref);
     return 0;
 }
 
@@ -314,6 +360,10 @@ static LONG_WAY void *mrealloc_long(shmalloc_heap *heap, void *block, size_t siz
         return shmalloc_malloc(heap, size);
     if (!smi_ref_of(heap, block, &ref))
         return no_memory(smi_error(SHMALLOC_EBADREF, "%s: %p is not in this heap", heap->path, block));
+    struct smi_thread *t = smi_current;
+    uint64_t moved = second_look(heap, ref) ? smi_resize(heap, t, ref, size, NULL) : 0;
+    if (moved)
+        return t->base + moved;
     int rc = enter(heap, &entry);
     if (rc < 0)
         return no_memory(rc);

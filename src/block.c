@@ -3,10 +3,11 @@
  * block.c - single blocks, with every option. The common case never comes here: api.c serves it from the
  * thread's cache in line.
  *
- * Small blocks: the slot on top of the cache is prepared while it still is the cache's (zeroed, tagged,
- * marked), then counted out; with a destination the link record makes the store and the count one step.
- * Large blocks: the page heap's operation stores the destination itself. A large block that must be filled
- * before anybody sees it (zeroed, or a realloc's copy) is named by the thread's `scratch` meanwhile.
+ * Small blocks: the slot on top of the stack, which is closed meanwhile, is prepared while it still is the stack's
+ * (zeroed, tagged, marked), then counted out; with a destination the link record makes the store and the count one step.
+ * Large blocks: one that the thread keeps, else the page heap's operation stores the destination itself. A large block
+ * that must be filled before anybody sees it (zeroed, or a realloc's copy) or that was kept is named by the thread's
+ * `scratch` meanwhile.
  */
 #include "block.h"
 
@@ -15,6 +16,7 @@
 
 #include "cache.h"
 #include "central.h"
+#include "kept.h"
 #include "link.h"
 #include "pages.h"
 #include "slab.h"
@@ -71,7 +73,8 @@ static uint64_t pages_for(size_t size)
     return size / SMF_PAGE + (size % SMF_PAGE != 0);
 }
 
-static int take_large(struct smi_thread *t, const struct smi_request *request, uint64_t *name, uint64_t *ref)
+/* A large block; the word `name`, if not NULL, names it from the instant it is taken. */
+static int take_pages(struct smi_thread *t, const struct smi_request *request, uint64_t *name, uint64_t *ref)
 {
     uint64_t alignment = request->alignment > SMF_PAGE ? request->alignment / SMF_PAGE : 1;
     struct smi_take take = {.count = pages_for(request->size ? request->size : 1),
@@ -90,6 +93,19 @@ static int take_large(struct smi_thread *t, const struct smi_request *request, u
     return 0;
 }
 
+/* A large block that `scratch` names, or, if there is no `dest`, nothing: the thread's own if it keeps a fitting one. */
+static int take_large(struct smi_thread *t, const struct smi_request *request, int scratch, uint64_t *ref)
+{
+    *ref = request->tag == 0 && request->alignment <= SMF_PAGE && request->size <= SMI_KEPT_MOST
+               ? smi_kept_take(t, pages_for(request->size), scratch)
+               : 0;
+    if (*ref == 0)
+        return take_pages(t, request, scratch ? &t->slot->scratch : NULL, ref);
+    if (request->zero)
+        memset(smi_at(t->heap, *ref), 0, request->size);
+    return 0;
+}
+
 static uint32_t class_for(const struct smi_request *request)
 {
     if (request->size > SMI_MAX_SMALL)
@@ -100,31 +116,31 @@ static uint32_t class_for(const struct smi_request *request)
 
 static const struct smi_side none = {0, NULL};
 
+static int take_small(struct smi_thread *t, const struct smi_request *request, uint32_t k, uint64_t *dest, uint64_t *ref)
+{
+    struct smi_side fresh = none;
+    smi_cache_close(t, k);
+    int rc = top_slot(t, request, k, &fresh);
+    if (rc == 0 && dest)
+        smi_link_take(t, dest, fresh, none);
+    else if (rc == 0)
+        SMI_STORE(&fresh.array[0], fresh.array[0] - 1);
+    smi_cache_open(t, k);
+    *ref = fresh.ref;
+    return rc;
+}
+
 int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint64_t *dest, uint64_t *ref)
 {
     uint32_t k = class_for(request);
-    struct smi_side fresh = none;
-    int rc;
-    if (k < SMF_CLASSES) {
-        rc = top_slot(t, request, k, &fresh);
-        if (rc < 0)
-            return rc;
-        if (dest)
-            smi_link_take(t, dest, fresh, none);
-        else
-            SMI_STORE(&fresh.array[0], fresh.array[0] - 1);
-    } else if (dest && request->zero) {
-        rc = take_large(t, request, &t->slot->scratch, &fresh.ref);
-        if (rc < 0)
-            return rc;
-        smi_link_take(t, dest, fresh, none);
-    } else {
-        rc = take_large(t, request, dest, &fresh.ref);
-        if (rc < 0)
-            return rc;
-    }
-    *ref = fresh.ref;
-    return 0;
+    if (k < SMF_CLASSES)
+        return take_small(t, request, k, dest, ref);
+    if (dest && !request->zero && t->span_pages == 0) /* the page heap's operation stores it */
+        return take_pages(t, request, dest, ref);
+    int rc = take_large(t, request, dest != NULL, ref);
+    if (rc == 0 && dest)
+        smi_link_take(t, dest, (struct smi_side){*ref, NULL}, none);
+    return rc;
 }
 
 /* ---- giving ---- */
@@ -186,49 +202,60 @@ static int finish_give(struct smi_thread *t, uint64_t ref, const struct smi_slot
     return late ? SHMALLOC_EDOUBLEFREE : 0;
 }
 
-int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest)
+static int free_large(struct smi_thread *t, uint64_t ref, uint64_t *dest)
 {
-    struct smi_slot slot;
-    int late = 0;
-    if (is_large(t->heap, ref))
-        return smi_pages_give(t->heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, dest, NULL);
-    int rc = find_user_slot(t->heap, ref, &slot);
-    if (rc == 0)
-        rc = prepare_give(t, ref, &slot, &late);
+    int rc = smi_kept_give(t, ref, dest);
+    return rc != 0 ? (rc < 0 ? rc : 0)
+                   : smi_pages_give(t->heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, dest, NULL);
+}
+
+/* The stack of the slot's class is closed. */
+static int free_slot(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, uint64_t *dest)
+{
+    int late = 0, rc = prepare_give(t, ref, slot, &late);
     if (rc < 0)
         return rc;
-    const struct smi_bin *bin = smi_bin(t, slot.k);
+    const struct smi_bin *bin = smi_bin(t, slot->k);
     uint64_t *array = bin->array;
     if (dest) {
         smi_link_give(t, dest, (struct smi_side){ref, array});
     } else {
         uint64_t count = SMI_LOAD(&array[0]);
         if (count >= bin->limit)
-            return smi_heap_poison(t->heap, "cache of class %u grew by itself", slot.k);
+            return smi_heap_poison(t->heap, "cache of class %u grew by itself", slot->k);
         SMI_STORE(&array[count + 1], ref);
         SMI_STORE(&array[0], count + 1);
     }
-    return finish_give(t, ref, &slot, late);
+    return finish_give(t, ref, slot, late);
+}
+
+int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest)
+{
+    struct smi_slot slot;
+    if (is_large(t->heap, ref))
+        return free_large(t, ref, dest);
+    int rc = find_user_slot(t->heap, ref, &slot);
+    if (rc < 0)
+        return rc;
+    smi_cache_close(t, slot.k);
+    rc = free_slot(t, ref, &slot, dest);
+    smi_cache_open(t, slot.k);
+    return rc;
 }
 
 /* ---- resizing ---- */
 
-/* Move to a new block with a destination that follows: one crash-atomic step. */
-static int move_linked(struct smi_thread *t, uint64_t *ref, size_t old_size, size_t size, uint64_t *dest)
+/* Move to a new block with a destination that follows: one crash-atomic step. The stacks concerned are closed. The old
+ * block's slot, NULL when it is a large one; the new one's class, or SMF_CLASSES. */
+static int move_closed(struct smi_thread *t, uint64_t *ref, const struct smi_slot *slot, uint32_t k, size_t old_size,
+                       size_t size, uint64_t *dest)
 {
     struct smi_request request = {.size = size};
-    struct smi_slot slot;
     struct smi_side fresh = none, old = {*ref, NULL};
-    int late = 0, rc = 0;
-    int small = !is_large(t->heap, *ref);
-    if (small && (rc = find_user_slot(t->heap, *ref, &slot)) < 0)
-        return rc;
-    uint32_t k = class_for(&request);
-    rc = k < SMF_CLASSES ? top_slot(t, &request, k, &fresh)
-                         : take_large(t, &request, &t->slot->scratch, &fresh.ref);
-    if (rc == 0 && small) {
-        rc = prepare_give(t, *ref, &slot, &late);
-        old.array = smi_bin(t, slot.k)->array;
+    int late = 0, rc = k < SMF_CLASSES ? top_slot(t, &request, k, &fresh) : take_large(t, &request, 1, &fresh.ref);
+    if (rc == 0 && slot) {
+        rc = prepare_give(t, *ref, slot, &late);
+        old.array = smi_bin(t, slot->k)->array;
     }
     if (rc < 0) {
         if (t->slot->scratch)
@@ -238,9 +265,31 @@ static int move_linked(struct smi_thread *t, uint64_t *ref, size_t old_size, siz
     memcpy(smi_at(t->heap, fresh.ref), smi_at(t->heap, *ref), old_size < size ? old_size : size);
     smi_link_take(t, dest, fresh, old);
     *ref = fresh.ref;
-    return small ? finish_give(t, old.ref, &slot, late)
-                 : smi_pages_give(t->heap, (uint32_t)(old.ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE,
-                                  &t->slot->link.op, NULL);
+    if (slot)
+        return finish_give(t, old.ref, slot, late);
+    rc = smi_pages_give(t->heap, (uint32_t)(old.ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &t->slot->link.op, NULL);
+    if (rc < 0)
+        SMI_STORE(&t->slot->link.op, SMF_LINK_NONE); /* another thread freed it meanwhile */
+    return rc;
+}
+
+static int move_linked(struct smi_thread *t, uint64_t *ref, size_t old_size, size_t size, uint64_t *dest)
+{
+    struct smi_slot slot;
+    int large = is_large(t->heap, *ref), rc = large ? 0 : find_user_slot(t->heap, *ref, &slot);
+    if (rc < 0)
+        return rc;
+    uint32_t k = class_for(&(struct smi_request){.size = size}), old_k = large ? SMF_CLASSES : slot.k;
+    if (k < SMF_CLASSES)
+        smi_cache_close(t, k);
+    if (old_k < SMF_CLASSES)
+        smi_cache_close(t, old_k);
+    rc = move_closed(t, ref, large ? NULL : &slot, k, old_size, size, dest);
+    if (k < SMF_CLASSES)
+        smi_cache_open(t, k);
+    if (old_k < SMF_CLASSES)
+        smi_cache_open(t, old_k);
+    return rc;
 }
 
 static int move_free(struct smi_thread *t, uint64_t *ref, size_t old_size, size_t size)
@@ -289,7 +338,7 @@ size_t smi_block_size(const shmalloc_heap *heap, uint64_t ref)
     struct smi_slot slot;
     if (is_large(heap, ref)) {
         const struct smf_page *page = smi_page(heap, ref >> SMF_PAGE_SHIFT);
-        uint64_t count = page ? SMI_LOAD(&page->page_count) : 0;
+        uint64_t count = page && SMI_LOAD(&page->side) == 0 ? SMI_LOAD(&page->page_count) : 0; /* else it is free */
         return smi_in_heap(heap, ref, count << SMF_PAGE_SHIFT) ? count << SMF_PAGE_SHIFT : 0;
     }
     return find_user_slot(heap, ref, &slot) < 0 ? 0 : smi_classes[slot.k].size;

@@ -2,23 +2,26 @@
 /*
  * cache.c - thread slots: stacks of free slots in the file, owned by one thread each.
  *
- * A stack is an array whose word 0 is the count. It starts inside the thread slot and moves to a span of its
- * own when it proves too short; bins[k] names it, so storing bins[k] switches array and count at once.
+ * A stack is an array of words. It starts inside the thread slot and moves to a span of its own when it proves too
+ * short; bins[k] names it, so storing bins[k] switches array and count at once. The fast paths want it open, all others
+ * closed (layout.h): these close the stacks they are about, and open them again at their end.
  *
  * Invariants (check.c):
- *   T1  a count is at most its array's capacity
+ *   T1  a count is at most its array's capacity; behind the first 0 of an open stack all words are 0
  *   T2  every cached ref is a slot of the class, free nowhere else
  *   T3  a span of kind META is a thread slot, an array some bin names, or in `spare`
  *
- * Crash: a push or pop commits with the count. Refill and flush commit inside the central heap's operation.
- * An exchange of arrays names each span in `spare` before it can be orphaned; who releases the slot gives
- * back those that no bin names.
+ * Crash: a push or pop on an open stack commits with its word, on a closed one with the count. Closing is one store.
+ * Opening clears what lies above the count, from above, so that it is without a gap meanwhile, and then is one store.
+ * Refill and flush commit inside the central heap's operation. An exchange of arrays names each span in `spare` before
+ * it can be orphaned; who releases the slot gives back those that no bin names.
  */
 #include "cache.h"
 
 #include <string.h>
 
 #include "central.h"
+#include "kept.h"
 #include "pages.h"
 #include "slab.h"
 
@@ -50,10 +53,55 @@ static uint64_t *find_array(const shmalloc_heap *heap, const struct smf_thread *
                                                                                                 : NULL;
 }
 
+/* ---- open and closed ---- */
+
+void smi_cache_close(struct smi_thread *t, uint32_t k)
+{
+    struct smi_bin *bin = smi_bin(t, k);
+    struct smi_top *top = smi_top(t, k);
+    if (!bin->array) /* the slot was found damaged */
+        return;
+    /* The owner's own count, not that of the words, which somebody may have scribbled on: who pops a 0 finds out. */
+    if (SMI_LOAD(&bin->array[0]) == SMF_OPEN && top->word)
+        SMI_STORE(&bin->array[0], (uint64_t)(top->word - bin->array));
+    top->word = bin->array;
+    top->ref = 0;
+    top->end = (uint32_t)(uintptr_t)bin->array;
+}
+
+/* Words above the count become 0. They have no gap, since they were a stack's, but for those of a stack that this
+ * thread did not use before: there all are looked at. */
+static void clear_above(struct smi_bin *bin, uint64_t count)
+{
+    uint64_t end = bin->is_clear ? count : bin->capacity;
+    while (end < bin->capacity && SMI_LOAD(&bin->array[end + 1]) != 0)
+        end++;
+    for (; end > count; end--)
+        if (SMI_LOAD(&bin->array[end]) != 0)
+            SMI_STORE(&bin->array[end], 0);
+    bin->is_clear = 1;
+}
+
+void smi_cache_open(struct smi_thread *t, uint32_t k)
+{
+    struct smi_bin *bin = smi_bin(t, k);
+    struct smi_top *top = smi_top(t, k);
+    uint64_t count = bin->array ? SMI_LOAD(&bin->array[0]) : SMF_OPEN;
+    if (count > bin->limit || t->heap->hardened)
+        return; /* damaged: the long way finds out; or one that never takes the fast path */
+    clear_above(bin, count);
+    SMI_STORE(&bin->array[0], SMF_OPEN);
+    top->word = bin->array + count;
+    top->ref = SMI_LOAD(top->word);
+    top->end = (uint32_t)(uintptr_t)(bin->array + bin->limit);
+}
+
 int smi_cache_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, uint64_t **array,
                     uint32_t *capacity)
 {
     *array = find_array(heap, slot, k, capacity);
+    if (*array && SMI_LOAD(&(*array)[0]) == SMF_OPEN)
+        SMI_STORE(&(*array)[0], smi_stack_count(*array, *capacity + 1));
     return *array && (*array)[0] <= *capacity ? 0 : damaged_cache(heap, slot, k);
 }
 
@@ -61,6 +109,7 @@ void smi_cache_format(struct smf_thread *slot, uint64_t own_ref, int zero)
 {
     memset(&slot->link, 0, sizeof(slot->link));
     slot->section = slot->tx_log = 0;
+    memset(slot->spans, 0, sizeof(slot->spans)); /* what lay in there was nobody's any more */
     slot->scratch = slot->building = slot->spare[0] = slot->spare[1] = 0;
     slot->refilled = slot->flushed = slot->large = 0;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
@@ -81,13 +130,38 @@ static uint32_t deepest(uint32_t k)
 /* Stacks that hold nothing and take nothing: every call takes the long way, where the heap is found poisoned. */
 static void load_nothing(struct smi_thread *t)
 {
-    for (uint32_t k = 0; k < SMF_CLASSES; k++)
-        *smi_bin(t, k) = smi_no_bin;
+    memset(t->bins, 0, sizeof(t->bins));
+    memset(t->top_of_kind, 0, sizeof(t->top_of_kind));
+}
+
+/* The fast paths' part of a closed stack. */
+static void load_top(struct smi_thread *t, uint32_t k)
+{
+    *smi_top(t, k) = (struct smi_top){.word = smi_bin(t, k)->array,
+                                      .inverse = UINT64_MAX / smi_classes[k].size + 1,
+                                      .length = (uint32_t)smi_classes[k].slots * smi_classes[k].size,
+                                      .end = (uint32_t)(uintptr_t)smi_bin(t, k)->array};
+}
+
+void smi_cache_warm(struct smi_thread *t)
+{
+    for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        struct smi_bin *bin = smi_bin(t, k);
+        if (bin->array && SMI_LOAD(&bin->array[0]) == SMF_OPEN)
+            SMI_STORE(&bin->array[0], smi_stack_count(bin->array, (uint32_t)bin->capacity + 1));
+        load_top(t, k);
+    }
+}
+
+static uint64_t share_of(const shmalloc_heap *heap)
+{
+    uint64_t most = SMI_LOAD(&heap->state->max_size) / 32;
+    return SHARE < most ? SHARE : most;
 }
 
 int smi_cache_load(struct smi_thread *t)
 {
-    t->room = SHARE < t->heap->state->max_size / 32 ? SHARE : t->heap->state->max_size / 32;
+    t->room = share_of(t->heap);
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         struct smi_bin *bin = smi_bin(t, k);
         uint32_t capacity, first = FIRST_BYTES / smi_classes[k].size;
@@ -99,7 +173,8 @@ int smi_cache_load(struct smi_thread *t)
         bin->capacity = capacity;
         bin->limit = first < 4 ? 4 : first < capacity ? first : capacity;
         bin->batch = FIRST_BATCH;
-        bin->shape = smi_shape(&smi_classes[k]);
+        bin->is_clear = 0;
+        load_top(t, k);
     }
     return 0;
 }
@@ -127,7 +202,7 @@ int smi_cache_refill(struct smi_thread *t, uint32_t k)
         return impossible_count(t, k);
     if (count > 0)
         return 0;
-    uint32_t most = most_batch(bin), want = bin->batch < most ? (uint32_t)bin->batch : most;
+    uint32_t most = most_batch(bin), want = bin->batch < most ? bin->batch : most;
     bin->batch = bin->batch < MAX_BATCH ? bin->batch * 2 : MAX_BATCH; /* who comes often gets more */
     int rc = smi_central_refill(t->heap, t->arena, k, (struct smi_stack){bin->array, bin->limit}, want ? want : 1);
     t->slot->refilled += bin->array[0];
@@ -145,7 +220,7 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
     if (count > bin->limit || count > capacity)
         return impossible_count(t, k);
     struct smi_take request = {
-        .count = pages, .alignment = 1, .kind = SMF_PAGE_META, .name = &slot->spare[0]};
+        .count = pages, .alignment = 1, .kind = SMF_PAGE_META, .tag = SMF_PURPOSE_ARRAY, .name = &slot->spare[0]};
     uint32_t page;
     int zero, rc = smi_pages_take(heap, &request, &page, &zero);
     if (rc < 0)
@@ -153,6 +228,8 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
     uint64_t ref = ((uint64_t)page << SMF_PAGE_SHIFT) + smi_span_offset(k);
     uint64_t *array = smi_at(heap, ref);
     memcpy(array + 1, bin->array + 1, count * sizeof(uint64_t));
+    if (!zero)
+        memset(array + 1 + count, 0, (capacity - count) * sizeof(uint64_t));
     array[0] = count;
     if (old & SMF_BIN_PAGES)
         SMI_STORE(&slot->spare[1], span_of(old));
@@ -160,6 +237,7 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
                                                no bin names are given back */
     bin->array = array;
     bin->capacity = capacity;
+    bin->is_clear = 1;
     SMI_STORE(&slot->spare[0], 0);
     if (old & SMF_BIN_PAGES)
         rc = smi_pages_give(heap, (uint32_t)(old >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[1], NULL);
@@ -251,9 +329,12 @@ static uint64_t *link_array(shmalloc_heap *heap, struct smf_thread *slot, uint64
 }
 
 /* Count the old block in, however far the dead thread came. Disarms. */
-static int finish_old(shmalloc_heap *heap, struct smf_thread *slot, const struct smf_link *link)
+static int finish_old(shmalloc_heap *heap, uint32_t index, const struct smf_link *link)
 {
-    if (link->old != 0 && link->old_array == 0) { /* large: given back and disarmed in one operation */
+    struct smf_thread *slot = smi_thread_slot(heap, index);
+    if (link->old != 0 && link->old_array == 0 && smi_kept_has(heap, index, link->old)) {
+        ; /* it keeps the block already */
+    } else if (link->old != 0 && link->old_array == 0) { /* large: given back and disarmed in one operation */
         int rc = smi_pages_give(heap, (uint32_t)(link->old >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &slot->link.op,
                                 NULL);
         if (rc != SHMALLOC_EDOUBLEFREE) /* by the program: there is nothing left to give */
@@ -270,8 +351,49 @@ static int finish_old(shmalloc_heap *heap, struct smf_thread *slot, const struct
     return 0;
 }
 
-static int resolve_take(shmalloc_heap *heap, struct smf_thread *slot, const struct smf_link *link, uint64_t *dest)
+/* The word of an open stack that a short link record names, when it is the one on top or the next one; else NULL. */
+static uint64_t *link_word(shmalloc_heap *heap, const struct smf_thread *slot, uint64_t ref)
 {
+    for (uint32_t k = 0; ref % 8 == 0 && k < SMF_CLASSES; k++) {
+        uint32_t capacity;
+        uint64_t begin = slot->bins[k] & ~(uint64_t)SMF_BIN_PAGES, at = (ref - begin) / 8;
+        if (ref <= begin || at >= smi_bin_words(slot->bins[k], k))
+            continue;
+        uint64_t *array = find_array(heap, slot, k, &capacity);
+        uint64_t count = array && SMI_LOAD(&array[0]) == SMF_OPEN ? smi_stack_count(array, capacity + 1) : UINT64_MAX;
+        return array && at - count <= 1 ? array + at : NULL;
+    }
+    return NULL;
+}
+
+static int no_word(shmalloc_heap *heap, uint64_t ref)
+{
+    return smi_heap_poison(heap, "link record names a word of a stack at %#llx that is none", (unsigned long long)ref);
+}
+
+/* Of a step on open stacks: see layout.h. */
+static int resolve_short(shmalloc_heap *heap, struct smf_thread *slot, const struct smf_link *link, uint64_t *user)
+{
+    uint64_t op = link->op & SMF_LINK_OP, *word = link_word(heap, slot, link->dest), *second = NULL;
+    if (!word)
+        return no_word(heap, link->dest);
+    if (op == SMF_LINK_SHORT_EXCHANGE && !(second = link_word(heap, slot, link->fresh)))
+        return no_word(heap, link->fresh);
+    uint64_t ref = SMI_LOAD(word);
+    int same = ref != 0 && SMI_LOAD(user) == ref;
+    if (op == SMF_LINK_SHORT_GIVE && same)
+        SMI_STORE(user, 0);
+    else if (op != SMF_LINK_SHORT_GIVE && same)
+        SMI_STORE(word, 0);
+    else if (second && ref != 0)
+        SMI_STORE(second, 0);
+    SMI_STORE(&slot->link.op, SMF_LINK_NONE);
+    return 0;
+}
+
+static int resolve_take(shmalloc_heap *heap, uint32_t index, const struct smf_link *link, uint64_t *dest)
+{
+    struct smf_thread *slot = smi_thread_slot(heap, index);
     int done = SMI_LOAD(dest) == link->fresh;
     if (link->fresh_array != 0) {
         uint64_t *array = link_array(heap, slot, link->fresh_array, link->fresh_count);
@@ -283,28 +405,35 @@ static int resolve_take(shmalloc_heap *heap, struct smf_thread *slot, const stru
         SMI_STORE(&slot->scratch, 0);
     }
     if (done)
-        return finish_old(heap, slot, link);
+        return finish_old(heap, index, link);
     SMI_STORE(&slot->link.op, SMF_LINK_NONE);
     return 0;
 }
 
-int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot)
+int smi_cache_resolve_link(shmalloc_heap *heap, uint32_t index)
 {
+    struct smf_thread *slot = smi_thread_slot(heap, index);
     struct smf_link copy, *link = &copy; /* what is compared is what is used */
     memcpy(link, &slot->link, sizeof(copy));
-    uint64_t op = link->op;
-    if (op == SMF_LINK_NONE)
+    uint64_t op = link->op & SMF_LINK_OP, target = link->op - op;
+    if (link->op == SMF_LINK_NONE)
         return 0;
-    if (op > SMF_LINK_GIVE || link->dest % 8 != 0 || !smi_in_heap(heap, link->dest, 8))
+    int is_short = op >= SMF_LINK_SHORT_TAKE && op <= SMF_LINK_SHORT_EXCHANGE;
+    int is_full = (op == SMF_LINK_TAKE || op == SMF_LINK_GIVE) && target == 0;
+    if (is_full)
+        target = link->dest;
+    if ((!is_short && !is_full) || target % 8 != 0 || !smi_in_heap(heap, target, 8))
         return smi_heap_poison(heap, "link record at %#llx says operation %llu on the word %#llx",
                                (unsigned long long)((uint8_t *)&slot->link - heap->base), (unsigned long long)op,
-                               (unsigned long long)link->dest);
-    uint64_t *dest = smi_at(heap, link->dest);
+                               (unsigned long long)target);
+    uint64_t *dest = smi_at(heap, target);
+    if (is_short)
+        return resolve_short(heap, slot, link, dest);
     if (op == SMF_LINK_TAKE)
-        return resolve_take(heap, slot, link, dest);
+        return resolve_take(heap, index, link, dest);
     if (SMI_LOAD(dest) == link->old)
         SMI_STORE(dest, 0);
-    return finish_old(heap, slot, link);
+    return finish_old(heap, index, link);
 }
 
 static int named_by_a_bin(const struct smf_thread *slot, uint64_t ref)
@@ -349,6 +478,12 @@ static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
 int smi_cache_trim(struct smi_thread *t)
 {
     uint64_t all = UINT64_MAX;
+    int released = smi_kept_release(t->heap, t->slot_index);
+    t->span_pages = 0;
+    if (released < 0)
+        return released;
+    for (uint32_t k = 0; k < SMF_CLASSES; k++)
+        smi_cache_close(t, k);
     int result = drain(t->heap, t->slot, &all);
     if (result < 0 && result != SHMALLOC_EDOUBLEFREE)
         return result;
@@ -357,9 +492,12 @@ int smi_cache_trim(struct smi_thread *t)
     return rc < 0 ? rc : loaded < 0 ? loaded : result;
 }
 
-int smi_cache_settle(shmalloc_heap *heap, struct smf_thread *slot)
+int smi_cache_settle(shmalloc_heap *heap, uint32_t index)
 {
-    int rc = smi_cache_resolve_link(heap, slot);
+    struct smf_thread *slot = smi_thread_slot(heap, index);
+    int rc = smi_cache_resolve_link(heap, index);
+    if (rc == 0 && slot->scratch != 0 && smi_kept_has(heap, index, slot->scratch))
+        SMI_STORE(&slot->scratch, 0); /* killed on the way from one to the other */
     if (rc == 0 && slot->scratch != 0)
         rc = smi_block_give(heap, slot->scratch, &slot->scratch);
     if (rc == 0 && slot->building != 0)
@@ -367,9 +505,12 @@ int smi_cache_settle(shmalloc_heap *heap, struct smf_thread *slot)
     return rc;
 }
 
-int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *most)
+int smi_cache_release(shmalloc_heap *heap, uint32_t index, uint64_t *most)
 {
-    int rc = smi_cache_settle(heap, slot);
+    struct smf_thread *slot = smi_thread_slot(heap, index);
+    int rc = smi_cache_settle(heap, index);
+    if (rc == 0)
+        rc = smi_kept_release(heap, index);
     if (rc == 0)
         rc = resolve_spares(heap, slot);
     if (rc == 0)

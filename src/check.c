@@ -520,7 +520,7 @@ static void check_span(struct walk *w, const struct smi_span *span, const struct
     else if (d->kind == SMF_PAGE_SLAB)
         check_slab(w, span);
     else if (d->kind == SMF_PAGE_LARGE)
-        w->result->blocks++;
+        w->result->blocks += !(d->side & SMF_MARK_KEPT);
     else
         w->flags[span->first_page] |= IS_META;
 }

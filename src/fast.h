@@ -2,16 +2,16 @@
 /*
  * fast.h - the fast paths: a pop from, or a push to, the calling thread's stack of the class.
  *
- * They take no lock and make no atomic read-modify-write; the store of the count commits. Whatever is unusual
- * (another heap than last time, a forked child, an empty or full stack, a tagged slab, a hardened heap, a
+ * They take no lock and make no atomic read-modify-write; one store to a word of an open stack commits. Whatever is
+ * unusual (another heap than last time, a forked child, an empty or full stack, a tagged slab, a hardened heap, a
  * pointer that is no block) fails one of their comparisons and goes the long way, which finds out. In line, because
  * every call on blocks begins with them.
  *
- * A ref leads through two loads to its page's word, from there to the stack, and only then to the count, which the
- * next allocation waits for. A program that frees what it just got would wait for that chain each time: so a thread
- * remembers its last block and the stack it came from. The block is a slot of that stack's class as long as its slab
- * is what it was; smf_state.reshaped tells that no slab of the heap ended, or got a side array, since the thread took
- * the long way last, when it forgets its last block.
+ * What bounds them is not the number of instructions but chains of loads that end in the address of a store, since later
+ * loads wait for that. So nothing here is looked up that can be remembered: the ref on top of each stack, in the thread's
+ * context, and what a page is, in a table of this process (pagetable.h) that is indexed by address. A program that frees
+ * what it just got would wait even for that table: so a thread remembers its last block and the stack it came from, too.
+ * Both hold as long as smf_state.reshaped says so, which grows whenever a slab of the heap ended or got a side array.
  */
 #ifndef SMI_FAST_H
 #define SMI_FAST_H
@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "link.h"
+#include "pagetable.h"
 #include "slab.h"
 
 /* The heap's size; the context knows the heap. */
@@ -30,67 +31,62 @@ static inline uint64_t smi_size_now(const struct smi_thread *t)
 /* Is the context one of this heap, as it is open now? Otherwise nothing that the context leads to may be there. */
 static inline int smi_serves(const struct smi_thread *t, const shmalloc_heap *heap)
 {
-    return SMI_LIKELY(t->epoch == SMI_LOAD(&heap->epoch));
+    return SMI_LIKELY(SMI_LOAD(&t->serves) == heap);
+}
+
+static inline struct smi_top *smi_top_at(struct smi_thread *t, uint64_t at)
+{
+    return (struct smi_top *)(void *)((uint8_t *)t->top_of_kind + at);
 }
 
 /* The stack with a slot for `size` bytes on top; NULL when that takes the long way. The tables are smi_class_of()'s, which
  * does not ask whether there is a class. */
-static inline struct smi_bin *smi_bin_for(const shmalloc_heap *heap, struct smi_thread *t, size_t size)
+static inline struct smi_top *smi_top_for(const shmalloc_heap *heap, struct smi_thread *t, size_t size)
 {
     if (!smi_serves(t, heap))
         return NULL;
-    unsigned k;
+    uint64_t at;
     if (SMI_LIKELY(size <= SMI_MOST_BY_8))
-        k = smi_class_by_8[(size + 7) / 8];
+        at = smi_top_by_8[(size + 7) / 8];
     else if (SMI_LIKELY(size <= SMI_MAX_SMALL))
-        k = smi_class_by_128[(size + 127) / 128];
+        at = smi_top_by_128[(size + 127) / 128];
     else
         return NULL;
-    struct smi_bin *bin = smi_bin(t, k);
-    uint64_t *array = bin->array, count = array[0];
-    if (SMI_UNLIKELY(count - 1 >= bin->limit)) /* 0, or a count that cannot be */
-        return NULL;
-    return SMI_LIKELY(array[count] < t->reserved) ? bin : NULL;
-}
-
-static inline uint64_t smi_top(const struct smi_bin *bin)
-{
-    return bin->array[bin->array[0]];
+    struct smi_top *top = smi_top_at(t, at);
+    return SMI_LIKELY(top->ref - 1 < t->reserved - 1) ? top : NULL; /* neither 0 nor SMF_OPEN, of an empty stack */
 }
 
 /* The same when the library itself writes to the slot: a damaged stack must not lead it beyond the file's end. */
-static inline struct smi_bin *smi_bin_to_fill(const shmalloc_heap *heap, struct smi_thread *t, size_t size)
+static inline struct smi_top *smi_top_to_fill(const shmalloc_heap *heap, struct smi_thread *t, size_t size)
 {
-    struct smi_bin *bin = smi_bin_for(heap, t, size);
-    return SMI_LIKELY(bin && smi_in_heap(heap, smi_top(bin), size)) ? bin : NULL;
+    struct smi_top *top = smi_top_for(heap, t, size);
+    return SMI_LIKELY(top && smi_in_heap(heap, top->ref, size)) ? top : NULL;
 }
 
 /* Has the stack room for `ref`, which is not the one on top? */
-static inline int smi_bin_takes(const struct smi_bin *bin, uint64_t ref)
+static inline int smi_top_takes(const struct smi_top *top, uint64_t ref)
 {
-    uint64_t count = bin->array[0];
-    return SMI_LIKELY(count < bin->limit && bin->array[count] != ref); /* array[0] is no ref */
+    return SMI_LIKELY((uint32_t)(uintptr_t)top->word != top->end && top->ref != ref);
 }
 
-/* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. The context serves
- * the heap. */
-static inline struct smi_bin *smi_bin_of(struct smi_thread *t, uint64_t ref)
+/* The stack that the block at `ref`, whose address is `block`, goes to, with room; NULL when that takes the long way.
+ * The context serves the heap. */
+static inline struct smi_top *smi_top_of(struct smi_thread *t, uint64_t ref, const void *block)
 {
     if (ref == t->last_ref) {
         if (SMI_LIKELY(SMI_LOAD(&smi_state_of(t)->reshaped) == t->reshaped))
-            return smi_bin_takes(t->last_bin, ref) ? t->last_bin : NULL;
+            return smi_top_takes(t->last_top, ref) ? t->last_top : NULL;
         smi_forget_last(t);
     }
-    if (SMI_UNLIKELY(ref >= t->reserved || ref >= smi_size_now(t)))
+    if (SMI_UNLIKELY(ref >= t->covered))
         return NULL;
-    uintptr_t words = SMI_LOAD(&t->words[ref >> SMF_GRANULE_SHIFT]);
-    if (SMI_UNLIKELY(words == 0))
+    uint64_t known = SMI_LOAD(&t->known[(uintptr_t)block >> SMF_PAGE_SHIFT]);
+    if (SMI_UNLIKELY(!smi_is_current(known, SMI_LOAD(&smi_state_of(t)->reshaped))))
         return NULL;
-    uint64_t word = SMI_LOAD((uint16_t *)words + (ref >> SMF_PAGE_SHIFT));
-    struct smi_bin *bin = &t->bin_of_kind[word & SMF_WORD_KIND];
-    if (SMI_UNLIKELY(!smi_begins_slot(&bin->shape, smi_offset_in_plain_slab(ref, word))))
+    struct smi_top *top = smi_top_at(t, smi_known_top(known));
+    if (SMI_UNLIKELY(!smi_begins_slot(top, smi_known_offset(known, (uintptr_t)block))))
         return NULL;
-    return smi_bin_takes(bin, ref) ? bin : NULL;
+    return smi_top_takes(top, ref) ? top : NULL;
 }
 
 /* Can a link record name the word at this offset in the mapping of a context that serves the heap? */
@@ -99,69 +95,48 @@ static inline int smi_can_link(const struct smi_thread *t, uint64_t at)
     return at % 8 == 0 && at < smi_size_now(t);
 }
 
-/* The store of the count commits either. */
-static inline uint64_t smi_pop(struct smi_thread *t, struct smi_bin *bin)
+static inline uint64_t smi_pop(struct smi_thread *t, struct smi_top *top)
 {
-    uint64_t *array = bin->array, count = array[0], ref = array[count];
-    SMI_STORE(&array[0], count - 1);
+    uint64_t ref = smi_pop_word(top);
     t->last_ref = ref;
-    t->last_bin = bin;
+    t->last_top = top;
     return ref;
 }
 
-static inline void smi_push(struct smi_bin *bin, uint64_t ref)
+/* The same with a ref word in the heap. */
+static inline void smi_pop_linked(struct smi_thread *t, struct smi_top *top, uint64_t *dest)
 {
-    uint64_t *array = bin->array, count = array[0];
-    SMI_STORE(&array[count + 1], ref);
-    SMI_STORE(&array[0], count + 1);
-}
-
-/* ---- with a ref word in the heap ---- */
-
-/* The same as a pop. */
-static inline void smi_pop_linked(struct smi_thread *t, struct smi_bin *bin, uint64_t *dest)
-{
-    uint64_t ref = smi_top(bin);
-    smi_link_take(t, dest, (struct smi_side){ref, bin->array}, (struct smi_side){0, NULL});
-    t->last_ref = ref;
-    t->last_bin = bin;
-}
-
-/* The block at *dest goes to the stack `old`, the slot on top of `fresh` takes its place. */
-static inline void smi_exchange_linked(struct smi_thread *t, struct smi_bin *fresh, struct smi_bin *old, uint64_t *dest)
-{
-    uint64_t ref = smi_top(fresh);
-    smi_link_take(t, dest, (struct smi_side){ref, fresh->array}, (struct smi_side){*dest, old->array});
-    t->last_ref = ref;
-    t->last_bin = fresh;
+    t->last_ref = smi_link_pop(t, dest, top);
+    t->last_top = top;
 }
 
 /* ---- resizing ---- */
 
-static inline uint32_t smi_slot_bytes(const struct smi_thread *t, const struct smi_bin *bin)
+static inline uint32_t smi_slot_bytes(const struct smi_thread *t, const struct smi_top *top)
 {
-    return smi_classes[bin - t->bin_of_kind - 1].size;
+    return smi_classes[top - t->top_of_kind - 1].size;
 }
 
 /* Where the block at `ref` lies when it has `size` bytes; 0 when that takes the long way. `dest`: the word in the heap
  * that names it and follows it; NULL: there is none. The context serves the heap. */
 static inline uint64_t smi_resize(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref, size_t size, uint64_t *dest)
 {
-    struct smi_bin *old = smi_bin_of(t, ref);
+    struct smi_top *old = smi_top_of(t, ref, t->base + ref);
     if (SMI_UNLIKELY(!old))
         return 0;
     uint32_t old_size = smi_slot_bytes(t, old);
     if (smi_stays(old_size, size))
         return ref;
-    struct smi_bin *fresh = smi_bin_to_fill(heap, t, size);
+    struct smi_top *fresh = smi_top_to_fill(heap, t, size);
     if (SMI_UNLIKELY(!fresh))
         return 0;
-    memcpy(t->base + smi_top(fresh), t->base + ref, old_size < size ? old_size : size);
+    memcpy(t->base + fresh->ref, t->base + ref, old_size < size ? old_size : size);
     if (dest) {
-        smi_exchange_linked(t, fresh, old, dest);
+        t->last_ref = smi_link_exchange(t, dest, ref, fresh, old);
+        t->last_top = fresh;
     } else {
         smi_pop(t, fresh);
-        smi_push(old, ref);
+        smi_push_word(old, ref);
     }
     return t->last_ref;
 }

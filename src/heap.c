@@ -21,6 +21,7 @@
 #include "check.h"
 #include "os.h"
 #include "pages.h"
+#include "pagetable.h"
 #include "process.h"
 #include "recover.h"
 #include "resident.h"
@@ -242,6 +243,14 @@ int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)
     return 0;
 }
 
+struct smf_thread *smi_thread_slot(const shmalloc_heap *heap, uint32_t index)
+{
+    uint64_t ref = index < SMF_THREADS ? SMI_LOAD(&heap->threads[index]) : 0;
+    if (ref == 0 || ref % SMF_PAGE != 0 || !smi_in_heap(heap, ref, SMF_THREAD_PAGES * SMF_PAGE))
+        return NULL;
+    return smi_at(heap, ref);
+}
+
 /* ---- handle ---- */
 
 static void set_areas(shmalloc_heap *heap, const struct smf_header *header)
@@ -311,6 +320,7 @@ static void empty_handle(shmalloc_heap *heap)
     smi_os_unmap(heap->base, heap->base ? heap->reserved : 0);
     smi_os_unmap(heap->words, table_bytes(heap));
     smi_os_unmap(heap->descriptors, table_bytes(heap));
+    smi_pagetable_drop(heap);
     close_own(heap);
 }
 
@@ -362,8 +372,10 @@ static int map_reserved(shmalloc_heap *heap, void *fixed)
         return rc;
     heap->words = new_table(heap);
     heap->descriptors = new_table(heap);
-    if (heap->words && heap->descriptors)
+    if (heap->words && heap->descriptors) {
+        smi_pagetable_make(heap);
         return 0;
+    }
     smi_os_unmap(heap->words, table_bytes(heap));
     smi_os_unmap(heap->descriptors, table_bytes(heap));
     heap->words = heap->descriptors = NULL;
@@ -547,6 +559,7 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
     if (rc == 0) {
         set_areas(heap, &header);
         heap->state->max_size = max_size;
+        heap->state->epoch = 1;
         heap->state->decay_ns = DEFAULT_DECAY_NS;
         heap->state->mark = SMF_CLEAN;
         rc = smi_pages_format(heap, size);
@@ -859,6 +872,7 @@ static int format_private(shmalloc_heap *heap, const struct smf_header *header, 
     memcpy(heap->base, header, sizeof(*header));
     set_areas(heap, header);
     heap->state->max_size = heap->reserved;
+    heap->state->epoch = 1;
     heap->state->decay_ns = DEFAULT_DECAY_NS;
     heap->state->mark = SMF_IN_USE;
     heap->state->generation = heap->runtime->generation = 1;

@@ -75,6 +75,9 @@ struct shmalloc_heap {
 
     uintptr_t *words; /* by granule: address that page 0's word would have; 0 = not looked up yet */
     uintptr_t *descriptors; /* by granule: the same for descriptors */
+    uint64_t *known;        /* by page: what the fast paths know of it (pagetable.h); NULL: nothing, ever */
+    uint64_t known_length;  /* bytes of that table which may be written */
+    uint64_t reshaped_seen; /* the highest smf_state.reshaped that this process saw */
 
     int process_index;   /* -1: not attached */
     void *liveness;      /* the mapping that pins this process's lock byte */
@@ -101,50 +104,78 @@ struct shmalloc_heap {
 
 _Static_assert(offsetof(struct shmalloc_heap, base) == 4096, "what is wiped is one OS page");
 
-/* Where slots begin in a slab of a class; see slab.h. */
-struct smi_shape {
-    uint64_t inverse; /* 2^64 divided by a slot's size, rounded up */
-    uint32_t first;   /* offset of the first slot, bytes */
-    uint32_t length;  /* of all slots, bytes */
-};
-
-/* A slot stack of one class in the thread's cache; the truth is `array`, in the file. One cache line. */
+/* A slot stack of one class of a thread: what the long way needs. The truth is `array`, in the file. */
 struct smi_bin {
-    _Alignas(64) uint64_t *array; /* word 0 is the count, then refs */
-    uint64_t limit; /* slots it may hold; what a corrupt count is compared with */
-    struct smi_shape shape;
-    uint64_t batch; /* slots that the next refill asks for */
+    uint64_t *array;   /* word 0 is the count or SMF_OPEN, then refs */
+    uint64_t limit;    /* slots it may hold; what a corrupt count is compared with */
     uint64_t capacity; /* of the array */
+    uint32_t batch;    /* slots that the next refill asks for */
+    uint32_t is_clear; /* all words above the count are 0, or were a stack's since */
 };
-_Static_assert(sizeof(struct smi_bin) == 64, "one cache line, and a shift to find it");
 
-/* What a thread needs to use a heap. */
+/* What the fast paths need of it, half a cache line. While the stack is open, `word` is the address of the ref on top,
+ * or of word 0 when there is none; the words above it are 0. While it is closed, or where there is none, `ref` is 0 and
+ * `end` says that there is no room. */
+struct smi_top {
+    _Alignas(32) uint64_t *word;
+    uint64_t ref;     /* what is in it */
+    uint64_t inverse; /* 2^64 divided by a slot's size, rounded up */
+    uint32_t length;  /* of all slots of a slab, bytes */
+    uint32_t end;     /* address of the last word that may be used, low half */
+};
+_Static_assert(sizeof(struct smi_top) == 1 << SMI_TOP_SHIFT, "sizeclass.h");
+
+/* What a thread needs to use a heap. Contexts are made SMI_CONTEXTS_AT_ONCE at a time, in one mapping: first a page of
+ * each, which the kernel wipes in a forked child, however it was forked, then, as far behind it for all, the rest. So
+ * the fast paths compare `serves` and know that the heap is open and the process not forked. */
+#define SMI_CONTEXT_PAGE 4096u
+#define SMI_CONTEXTS_AT_ONCE 16u
 struct smi_thread {
-    uint64_t epoch; /* heap->epoch, or ~0 in hardened heaps, whose calls all take the long way */
+    /* Wiped. By the kind in a page's word; the first stays all zeros, and no slot begins in it. */
+    _Alignas(64) struct smi_top top_of_kind[SMF_CLASSES + 1];
+    const shmalloc_heap *serves; /* the heap while the fast paths may be used; in hardened heaps &smi_serves_none */
     uint8_t *base;
-    uint64_t reserved; /* of the heap's, as is `base` */
-    const uintptr_t *words;
-    uint64_t last_ref;        /* that it allocated on the fast path, and */
-    struct smi_bin *last_bin; /* the stack it came from, */
+    uint64_t reserved;        /* of the heap's, as is `base` */
+    uint64_t covered;         /* refs below it have an entry in `known` */
+    const uint64_t *known;    /* heap->known, to be indexed by address */
+    uint64_t last_ref;        /* that it allocated on the fast path, 0 none; and */
+    struct smi_top *last_top; /* the stack it came from, */
     uint64_t reshaped;        /* both true while smf_state.reshaped is this: fast.h */
-    shmalloc_heap *heap;
+    uint8_t unused[SMI_CONTEXT_PAGE - (SMF_CLASSES + 1) * sizeof(struct smi_top) - 8 * 8];
+    uint8_t others[(SMI_CONTEXTS_AT_ONCE - 1) * SMI_CONTEXT_PAGE];
+
+    /* Not wiped. */
     struct smf_thread *slot;
+    shmalloc_heap *heap;
+    uint64_t true_epoch; /* heap->epoch at attach */
     uint32_t slot_index;
     uint32_t arena;
-
-    uint64_t true_epoch; /* heap->epoch at attach */
+    uint64_t span_pages; /* that it keeps at most: the sum of its entries in slot->spans */
+    uint32_t next_span;  /* entry whose block goes next when there is no room */
+    uint32_t span_calls; /* large blocks that never took the long way; now and then one does */
+    uint64_t spans_at;   /* smi_os_tick when kept blocks that nobody wanted went back last, and */
+    uint64_t spans_seen[SMF_SPANS]; /* what was kept then */
     uint64_t room;       /* bytes of slots its arrays may still grow by */
     struct smi_thread *next_in_thread; /* this thread's contexts of other heaps; or the next in the pool */
     struct smi_thread *next_in_heap;
-
-    /* By the kind in a page's word. Those of kinds that are no class stay all zeros, and no slot begins in them. */
-    struct smi_bin bin_of_kind[SMF_WORD_KIND + 1];
+    struct smi_bin bins[SMF_CLASSES];
 };
+_Static_assert(offsetof(struct smi_thread, slot) == SMI_CONTEXTS_AT_ONCE * SMI_CONTEXT_PAGE,
+               "behind all pages that are wiped");
+_Static_assert(sizeof(struct smi_thread) - offsetof(struct smi_thread, slot) <= SMI_CONTEXT_PAGE, "one page each");
+
+/* Neither a heap nor NULL. */
+extern const char smi_serves_none;
 
 /* The stack of class k. */
 static inline struct smi_bin *smi_bin(struct smi_thread *t, uint32_t k)
 {
-    return &t->bin_of_kind[1 + k];
+    return &t->bins[k];
+}
+
+static inline struct smi_top *smi_top(struct smi_thread *t, uint32_t k)
+{
+    return &t->top_of_kind[1 + k];
 }
 
 static inline const struct smf_state *smi_state_of(const struct smi_thread *t)
@@ -152,12 +183,10 @@ static inline const struct smf_state *smi_state_of(const struct smi_thread *t)
     return (const struct smf_state *)(const void *)(t->base + SMF_STATE_OFFSET);
 }
 
-/* A stack that takes nothing. */
-extern struct smi_bin smi_no_bin;
-
 static inline void smi_forget_last(struct smi_thread *t)
 {
-    t->last_bin = &smi_no_bin; /* whatever ref is taken for the last one */
+    t->last_ref = 0;
+    t->last_top = &t->top_of_kind[0]; /* which takes nothing, not even that ref */
     t->reshaped = SMI_LOAD(&smi_state_of(t)->reshaped);
 }
 
@@ -197,6 +226,9 @@ static inline int smi_ref_of(const shmalloc_heap *heap, const void *address, uin
 
 /* See that the tables of a private heap of `size` bytes can be filled; others' always can. 0 or a negated errno. */
 int smi_heap_open_tables(shmalloc_heap *heap, uint64_t size);
+
+/* A thread slot by its number in the table; NULL when there is none. */
+struct smf_thread *smi_thread_slot(const shmalloc_heap *heap, uint32_t index);
 
 /* Fill the tables' entries of a granule from the directory; 0 when no chunk has it. */
 int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule);

@@ -110,7 +110,7 @@ static int validate_identity(const struct smf_header *h, const char *path)
                          "%s: header's areas, classes or page size are not those of format version %u; " REMEDY, path,
                          SMF_FORMAT_VERSION);
     if (!memchr(h->layout_name, 0, sizeof(h->layout_name)) ||
-        !memchr(h->durable_path, 0, sizeof(h->durable_path)))
+        !memchr(h->commit_dir, 0, sizeof(h->commit_dir)))
         return smi_error(SHMALLOC_ECORRUPT, "%s: a name in the header has no end; " REMEDY, path);
     return 0;
 }

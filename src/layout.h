@@ -34,7 +34,8 @@
 #include <stdint.h>
 
 #define SMF_MAGIC 0x434f4c4c414d4853ull /* "SHMALLOC" */
-#define SMF_FORMAT_VERSION 2u
+#define SMF_FORMAT_VERSION 3u
+#define SMF_FORMAT_OLDEST 2u /* a heap of this format or later is converted at its first attach: convert.c */
 #define SMF_ENDIAN 0x01020304u
 
 #define SMF_PAGE_SHIFT 13
@@ -99,8 +100,9 @@ struct smf_header {
     char layout_name[64];        /* of the application, NUL-terminated; "" = none               [I] */
     struct smf_areas areas;      /*                                                             [I] */
     uint64_t created_at;         /* seconds since 1970                                          [I] */
-    uint8_t durable_uuid[16];    /* of the base image that commits go to; 0 = no commits        [I] */
-    char durable_path[256];      /* its path, NUL-terminated; "" = no commits                   [I] */
+    uint64_t commit_space;       /* segments may take, percent of the heap; 0 = no commits yet   [I] */
+    uint64_t commit_segment;     /* bytes of a segment file; 0 = no commits yet                  [I] */
+    char commit_dir[256];        /* where segments are, NUL-terminated; "" = no commits yet      [I] */
     uint64_t checksum;           /* FNV-1a 64 of all bytes before it                            [I] */
 };
 _Static_assert(offsetof(struct smf_header, uuid) == 40, "src/README.md");
@@ -114,7 +116,7 @@ _Static_assert(sizeof(struct smf_header) == 544, "src/README.md");
 #define SMF_UNCHECKED 3ull /* was in use when the machine stopped or the file was copied, and somebody uses it all
                               the same, or died checking it */
 
-/* The heap as a whole, at byte SMF_STATE_OFFSET. */
+/* The heap as a whole, at byte SMF_STATE_OFFSET. What is said to be kept is for parts to come: 0, and ignored. */
 struct smf_state {
     uint64_t size;        /* bytes that belong to the heap; the file may be longer for a moment  [P] */
     uint64_t chunk_count; /* entries of the directory that lie inside `size`                     [P] */
@@ -123,16 +125,34 @@ struct smf_state {
     uint64_t generation;  /* counts first attaches; stamps user mutexes; never 0 when attached   [A] */
     uint64_t poison;      /* 0, or the negated code of the damage that stopped all mutation          */
     uint64_t sync_failed; /* 0, or the errno of a failed sync: nothing later is durable              */
-    uint64_t commit_sequence; /* of the last commit; 0 = commits are off                             */
-    uint64_t gate;            /* 0 = open for sections; else the committing thread slot + 1          */
-    uint64_t decay_ns;        /* free storage goes back to the file system this long after it was
-                                 freed; 0 at once, SMF_NEVER never                               [P] */
-    uint64_t retain;          /* bytes of free storage that are kept all the same                [P] */
-    uint64_t reshaped; /* counts slabs that are about to end or to get a side array: fast.h     [P] */
-    uint64_t reserved[4];     /* written 0, ignored                                                  */
+    uint64_t commit_sequence; /* kept for the last commit's number                                   */
+    uint64_t reserved0;
+    uint64_t decay_ns;    /* free storage goes back to the file system this long after it was
+                             freed; 0 at once, SMF_NEVER never                                   [P] */
+    uint64_t retain;      /* bytes of free storage that are kept all the same                    [P] */
+    uint64_t reshaped;    /* a multiple of SMF_RESHAPED that grows after each change of a slab's
+                             page words: what a process remembers of them is older (fast.h)      [P] */
+    uint64_t claimed;     /* page of the large block that the owner of the page lock is about to
+                             give back or resize, 0 none: repair, when its mark is
+                             SMF_MARK_CLAIMED, makes that `claimed_mark` again                   [P] */
+    uint64_t claimed_mark;
+    uint64_t reserved1[2];
+    _Alignas(64) uint64_t epoch; /* kept for reclamation: starts at 1                                */
+    uint64_t adoptions;          /* kept for reclamation                                             */
+    uint64_t reserved2[6];
+    _Alignas(64) uint64_t gate;  /* kept for commits: 0 = open for sections                          */
+    uint64_t gate_ticket, gate_refused, durable_gate, hints_valid; /* kept for commits               */
+    uint64_t reserved3[3];
+    uint64_t features;           /* kept: what a running heap uses beyond its header                 */
+    uint64_t torn;               /* kept for commits: a process died in an explicit section          */
+    uint64_t applying;           /* kept for followers                                               */
+    uint64_t structure_headers;  /* kept for structures                                              */
+    uint64_t orphans;            /* kept for reclamation                                             */
+    uint64_t spare[27];
 };
 #define SMF_NEVER UINT64_MAX
-_Static_assert(sizeof(struct smf_state) == 128, "src/README.md");
+#define SMF_RESHAPED (1ull << 20)
+_Static_assert(sizeof(struct smf_state) == 512, "src/README.md");
 
 /* ---- runtime area ---------------------------------------------------------------------------- */
 
@@ -160,7 +180,8 @@ struct smf_process {
     uint32_t uid;        /* for display                                                      [R] */
     uint32_t serial;     /* counts the claims of this entry                                  [R] */
     char name[16];       /* for display: the process's short name, NUL-terminated            [R] */
-    uint64_t reserved[2];
+    uint64_t flags;      /* kept for reclamation: 0                                          [R] */
+    uint64_t reserved;
 };
 _Static_assert(sizeof(struct smf_process) == 64, "src/README.md");
 
@@ -181,7 +202,7 @@ _Static_assert(sizeof(struct smf_lock) == 64, "src/README.md");
 /* Indices into the lock array, in rank order (lower is acquired first). */
 enum smf_lock_index {
     SMF_LOCK_COMMIT = 0,
-    SMF_LOCK_TX = 1,
+    SMF_LOCK_GATE = 1,
     SMF_LOCK_ROOTS = 2,
     SMF_LOCK_RECOVER = 3,
     SMF_LOCK_CLASS_FIRST = 16, /* + arena * SMF_CLASSES + class, the library's own arena last */
@@ -244,13 +265,38 @@ struct smf_page {
     uint8_t reserved0;
     uint16_t free_slots; /* slab: bits that are 1                                                  [C] */
     uint16_t hint;       /* slab: no word of the bitmap before this one has a bit                  [C] */
-    uint16_t tag;        /* large: type tag                                                        [P] */
+    uint16_t tag;        /* large: type tag;  span of the library: enum smf_purpose                [P] */
     uint16_t in_set;     /* slab: 1 while in its central heap's set of slabs with free slots       [C] */
     uint64_t side;       /* slab: ref of the side array, 0 none;  free: when it became free or was
-                            merged, CLOCK_MONOTONIC ns; a later time than now is of another boot       */
+                            merged, CLOCK_MONOTONIC ns; a later time than now is of another boot;
+                            large: the mark below                                                      */
     uint64_t bits[4];    /* slab: 256 slots a page                                                 [C] */
 };
 _Static_assert(sizeof(struct smf_page) == 64, "src/README.md");
+
+enum smf_purpose { /* of a span of kind SMF_PAGE_META, in `tag` */
+    SMF_PURPOSE_SLOT = 1,  /* a thread slot */
+    SMF_PURPOSE_ARRAY = 2, /* a stack's array */
+    SMF_PURPOSE_LIMBO = 3, /* kept for reclamation */
+    SMF_PURPOSE_LOG = 4,   /* kept for transactions */
+};
+
+/* The mark of a large block, in `side`: who has the block. It is the truth, and changes by compare-and-swap alone, so
+ * that of two who want the block one gets it. A thread slot's `spans` are only where its owner looks.
+ *
+ *   0                        the program
+ *   smi_mark_kept(slot, i)   the thread slot of that number keeps it, freed, named by entry i of `spans`
+ *   the same | HELD          likewise, and its owner is about to use a link record or `scratch` on it: nobody else may
+ *                            take it, since what such a record of a dead thread names must not be another's by then
+ *   SMF_MARK_CLAIMED         the owner of the page lock changes it: smf_state.claimed */
+#define SMF_MARK_KEPT (1ull << 63)
+#define SMF_MARK_CLAIMED (1ull << 62)
+#define SMF_MARK_HELD (1ull << 61)
+
+static inline uint64_t smi_mark_kept(uint32_t slot_index, uint32_t entry)
+{
+    return SMF_MARK_KEPT | (uint64_t)slot_index << 8 | entry;
+}
 
 /* Classes of 8 and 16 bytes have more slots than fit in descriptors: their slabs begin with a page
  * that is only bitmap, so that no allocator byte lies beside user blocks. */
@@ -298,27 +344,49 @@ enum smf_link_op {
     SMF_LINK_NONE = 0,
     SMF_LINK_TAKE = 1, /* *dest := fresh, then count the fresh slot out, then the old one in */
     SMF_LINK_GIVE = 2, /* *dest := 0, then count the old slot in */
+    SMF_LINK_MOVE = 3, /* kept for queues */
+    SMF_LINK_SHORT_TAKE = 4,
+    SMF_LINK_SHORT_GIVE = 5,
+    SMF_LINK_SHORT_EXCHANGE = 6,
 };
+#define SMF_LINK_OP 7ull /* the bits of `op` that are the operation */
 
-/* A step that stores to a user's word and to a cache: armed by storing `op` last. Repair of TAKE:
- * if *dest == fresh the step is finished, else undone. GIVE is always finished. A side that does
- * not come from a cache has array 0: fresh is then the slot's scratch, old a large block. */
+/* A step that stores to a user's word and to a stack: armed by storing `op` last.
+ *
+ * The full record is for stacks that are closed, whose count commits. Repair of TAKE: if *dest == fresh the step is
+ * finished, else undone. GIVE is always finished. A side that does not come from a stack has array 0: fresh is then
+ * the slot's scratch, old a large block.
+ *
+ * The short one is for stacks that are open, each word of which is a truth by itself. `op` holds the ref of the user's
+ * word, a multiple of 8, and the operation; `dest` and `fresh` are refs of words of stacks:
+ *
+ *   SHORT_TAKE      *op := *dest, then *dest := 0. Repair: if both are the same or *dest is 0, finished, else undone.
+ *   SHORT_GIVE      *dest := *op, then *op := 0. Repair: if both are the same, finished; if *dest is 0, undone.
+ *   SHORT_EXCHANGE  *fresh := *op, then as SHORT_TAKE. Repair: if undone, *fresh := 0. */
 struct smf_link {
     uint64_t op;          /* enum smf_link_op; one store arms, one disarms     [T] */
     uint64_t dest;        /* ref of the user's word, multiple of 8             [T] */
     uint64_t fresh;       /* ref that *dest gets                               [T] */
-    uint64_t fresh_array; /* ref of the cache array it comes from, 0 = scratch [T] */
+    uint64_t fresh_array; /* ref of the stack's array it comes from, 0 = scratch [T] */
     uint64_t fresh_count; /* that array's count before                         [T] */
     uint64_t old;         /* ref that *dest had and that is freed; 0 none      [T] */
-    uint64_t old_array;   /* ref of the cache array it goes to, 0 = large      [T] */
+    uint64_t old_array;   /* ref of the stack's array it goes to, 0 = large    [T] */
     uint64_t old_count;   /* that array's count before                         [T] */
 };
 _Static_assert(sizeof(struct smf_link) == 64, "src/README.md");
 
-/* Cached slots of a class: word 0 is the count, words 1..count are refs, the last is the next to go. bins[k]
- * holds ref | pages: the ref of the array (a multiple of 64) with, in the low 6 bits, 0 for the array inside the
- * thread slot or the pages of the span it lies in (1..SMF_BIN_MOST_PAGES). Arrays begin at another cache line for
- * each class: if all began where a page does, they would share one set of the first-level cache. */
+/*
+ * Cached slots of a class: a stack, in an array of words. Word 0 says how to read the others.
+ *
+ *   a count n   the stack is closed: words 1..n are refs, n is the next to go; what lies above means nothing
+ *   SMF_OPEN    its owner pops and pushes: the refs are the words from 1 to the first 0, which the capacity bounds
+ *               too; all words from there on are 0. A pop stores 0 to the last, a push a ref behind it.
+ *
+ * bins[k] holds ref | pages: the ref of the array (a multiple of 64) with, in the low 6 bits, 0 for the array inside
+ * the thread slot or the pages of the span it lies in (1..SMF_BIN_MOST_PAGES). Arrays begin at another cache line for
+ * each class: if all began where a page does, they would share one set of the first-level cache.
+ */
+#define SMF_OPEN UINT64_MAX
 #define SMF_BIN_PAGES 63u
 #define SMF_BIN_MOST_PAGES 16u
 #define SMF_THREAD_PAGES 4u
@@ -326,14 +394,18 @@ _Static_assert(sizeof(struct smf_link) == 64, "src/README.md");
 #define SMF_INLINE_LARGE 24u /* and above: 3 cache lines */
 #define SMF_SMALL_CLASSES 33u
 
-/* A thread slot, at the first byte of a SMF_PAGE_META span of SMF_THREAD_PAGES. */
+/* Large blocks that a thread freed and keeps: see the mark of a large block. An entry is ref | pages. */
+#define SMF_SPANS 12u
+#define SMF_SPAN_MOST_PAGES 128u /* of a block that is kept: 1 MiB */
+
+/* A thread slot, at the first byte of a SMF_PAGE_META span of SMF_THREAD_PAGES. What is said to be kept is for parts to
+ * come: 0, and ignored. */
 struct smf_thread {
     uint64_t owner;      /* process index + 1; 0 = free slot                                 [R] */
     uint64_t serial;     /* counts the claims of this slot                                   [R] */
     uint64_t tid;        /* kernel thread id                                                 [R] */
     uint64_t start_time; /* field 22 of /proc/PID/task/TID/stat                              [R] */
-    uint64_t section;    /* depth of commit sections                                         [T] */
-    uint64_t tx_log;     /* ref of the transaction log, 0 none                               [T] */
+    uint64_t reserved0[2];
     uint64_t scratch;    /* ref of a block that a realloc is filling; whoever adopts frees it [T] */
     uint64_t building;   /* ref of a block that is to be a root; whoever adopts frees it     [T] */
     struct smf_link link;        /* [T] */
@@ -344,15 +416,30 @@ struct smf_thread {
     uint64_t large;    /* large blocks taken since the claim; statistics only                   [T] */
     uint64_t reserved1[3];
     uint64_t bins[SMF_CLASSES];  /* [T] */
-    uint64_t reserved2[15];
+    uint64_t reserved2[7];
+    uint64_t spans[SMF_SPANS];   /* ref | pages of large blocks that it keeps; 0 none. An entry counts
+                                    only while the block's mark names it                     [T] */
+    uint64_t reserved3[4];
+    uint64_t section_epoch, ousted, limbo, limbo_current, limbo_bytes, reserved4[3]; /* kept for reclamation  */
+    uint64_t tx_state, tx_log, reserved5[6];                                         /* kept for transactions */
+    uint64_t section, gate_wait, reserved6[6];                                       /* kept for commits      */
+    uint64_t queue_claims;                                                           /* kept for queues       */
+    uint64_t reserved7[95];
     /* the inside arrays follow at SMF_THREAD_ARRAYS */
 };
-#define SMF_THREAD_ARRAYS 1024u
+#define SMF_THREAD_ARRAYS 2048u
 _Static_assert(sizeof(struct smf_thread) == SMF_THREAD_ARRAYS, "src/README.md");
+_Static_assert(offsetof(struct smf_thread, section_epoch) % 64 == 0, "a line of its own");
 _Static_assert(SMF_THREAD_ARRAYS + 8 * (SMF_SMALL_CLASSES * SMF_INLINE_SMALL +
                                         (SMF_CLASSES - SMF_SMALL_CLASSES) * SMF_INLINE_LARGE)
                    <= SMF_THREAD_PAGES * SMF_PAGE,
                "the inside arrays fit");
+
+/* Words of the inside array of class k. */
+static inline uint32_t smi_inline_words(uint32_t k)
+{
+    return k < SMF_SMALL_CLASSES ? SMF_INLINE_SMALL : SMF_INLINE_LARGE;
+}
 
 /* Where the array of class k begins in a thread slot, or in a span of its own. */
 static inline uint64_t smi_inline_offset(uint32_t k)
@@ -370,9 +457,18 @@ static inline uint64_t smi_span_offset(uint32_t k)
 static inline uint32_t smi_bin_words(uint64_t bin, uint32_t k)
 {
     uint64_t pages = bin & SMF_BIN_PAGES;
-    if (pages == 0)
-        return k < SMF_SMALL_CLASSES ? SMF_INLINE_SMALL : SMF_INLINE_LARGE;
-    return (uint32_t)((pages * SMF_PAGE - smi_span_offset(k)) / 8);
+    return pages == 0 ? smi_inline_words(k) : (uint32_t)((pages * SMF_PAGE - smi_span_offset(k)) / 8);
+}
+
+/* The slots in a stack whose array, word 0 included, has `words` words: its count, or those up to the first 0. May be
+ * more than fit when the file is damaged. */
+static inline uint64_t smi_stack_count(const uint64_t *array, uint32_t words)
+{
+    uint64_t count = __atomic_load_n(&array[0], __ATOMIC_RELAXED);
+    if (count == SMF_OPEN)
+        for (count = 0; count + 1 < words && __atomic_load_n(&array[count + 1], __ATOMIC_RELAXED) != 0;)
+            count++;
+    return count;
 }
 
 /* Can a bin of class k in the thread slot at `slot_ref` hold that? The span's bounds are not looked at. */

@@ -513,6 +513,19 @@ void *smi_os_private(size_t len, size_t wiped)
     return area;
 }
 
+void *smi_os_sparse(size_t len)
+{
+    void *area = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (area == MAP_FAILED)
+        return NULL;
+    madvise(area, len, MADV_NOHUGEPAGE); /* pages that are touched lie far from each other */
+    madvise(area, len, MADV_DONTDUMP);
+    if (mprotect(area, len, PROT_READ) == 0) /* under mlockall(2) a mapping that begins so would be filled */
+        return area;
+    munmap(area, len);
+    return NULL;
+}
+
 /* ---- OFD locks ---- */
 
 static struct flock byte_range(short type, uint64_t byte, uint64_t count)

@@ -107,6 +107,10 @@ uint64_t smi_os_huge_bytes(const void *address, uint64_t len);
  * however it is forked. */
 void *smi_os_private(size_t len, size_t wiped);
 
+/* The same for a table that is read as zeros; what is to be written must be allowed by smi_os_allow before. Memory that
+ * is locked as it is mapped takes none of it. */
+void *smi_os_sparse(size_t len);
+
 /* OFD locks. try: 0 got it, -EAGAIN held by another description. */
 int smi_os_lock_byte(int fd, uint64_t byte);
 int smi_os_unlock_byte(int fd, uint64_t byte);

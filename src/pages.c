@@ -29,6 +29,7 @@
 #include "lock.h"
 #include "os.h"
 #include "pageset.h"
+#include "pagetable.h"
 #include "storage.h"
 #include "undo.h"
 
@@ -43,10 +44,42 @@ static struct smi_op begin(shmalloc_heap *heap)
     return smi_op_begin(heap, &ph->log_count, ph->log, SMF_PAGE_LOG);
 }
 
+/* ---- claims ---- */
+
+/* Nobody but us may change the large block at `page` until unclaim(): 1; 0 when its mark is not `mark`. */
+static int claim(shmalloc_heap *heap, uint64_t page, uint64_t mark)
+{
+    struct smf_state *state = heap->state;
+    SMI_STORE(&state->claimed_mark, mark);
+    SMI_STORE(&state->claimed, page);
+    uint64_t was = mark; /* the mark is no word of a log: others change it without the lock until it is claimed */
+    if (__atomic_compare_exchange_n(&smi_known_page(heap, page)->side, &was, SMF_MARK_CLAIMED, 0, __ATOMIC_ACQ_REL,
+                                    __ATOMIC_RELAXED))
+        return 1;
+    SMI_STORE(&state->claimed, 0);
+    return 0;
+}
+
+/* What was claimed and still is a large block has its mark again. */
+static void unclaim(shmalloc_heap *heap)
+{
+    struct smf_state *state = heap->state;
+    uint64_t page = SMI_LOAD(&state->claimed);
+    if (page == 0)
+        return;
+    struct smf_page *d = smi_page(heap, page);
+    if (d && d->kind == SMF_PAGE_LARGE && SMI_LOAD(&d->side) == SMF_MARK_CLAIMED)
+        __atomic_store_n(&d->side, SMI_LOAD(&state->claimed_mark), __ATOMIC_RELEASE);
+    SMI_STORE(&state->claimed, 0);
+}
+
 int smi_pages_repair(shmalloc_heap *heap)
 {
     struct smf_page_heap *ph = heap->page_heap;
-    return smi_undo_apply(heap, &ph->log_count, ph->log, SMF_PAGE_LOG);
+    int rc = smi_undo_apply(heap, &ph->log_count, ph->log, SMF_PAGE_LOG);
+    unclaim(heap);
+    smi_pagetable_reshape(heap); /* who died may have changed words and not come to that */
+    return rc;
 }
 
 /* Give up half way: what was stored is undone. */
@@ -567,6 +600,12 @@ static int store_place(shmalloc_heap *heap, const struct smi_take *request, stru
     return in_one_chunk(heap, place->page, request->count) ? 0 : damaged(heap, place->page);
 }
 
+static int find_stored_place(shmalloc_heap *heap, const struct smi_take *request, struct place *place)
+{
+    int rc = find_place(heap, request, place);
+    return rc == 0 ? store_place(heap, request, place) : rc;
+}
+
 static uint16_t first_word(const struct smi_take *request)
 {
     if (request->kind == SMF_PAGE_SLAB)
@@ -604,6 +643,8 @@ static int cut(shmalloc_heap *heap, const struct smi_take *request, const struct
     return 0;
 }
 
+static uint64_t reclaim_kept(shmalloc_heap *heap);
+
 int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t *page, int *zero)
 {
     struct place place = {0, 0, 0};
@@ -612,16 +653,14 @@ int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t
         return rc;
     if (request->count + request->alignment > heap->state->max_size >> SMF_PAGE_SHIFT)
         rc = full(heap, request->count);
-    if (rc == 0)
-        rc = find_place(heap, request, &place);
-    if (rc == 0)
-        rc = store_place(heap, request, &place);
+    else if ((rc = find_stored_place(heap, request, &place)) == SHMALLOC_EFULL || rc == -ENOSPC)
+        rc = reclaim_kept(heap) > 0 ? find_stored_place(heap, request, &place) : rc;
     if (rc == 0) {
         *zero = all_have(heap, place.page, request->count, SMF_WORD_ZERO);
         set_facts(heap, place.page, request->count, SMF_WORD_ZERO, 0);
         /* The library's own records are found by their name from the instant it is stored. */
         if (request->kind == SMF_PAGE_META)
-            memset(smi_at(heap, place.page << SMF_PAGE_SHIFT), 0, SMF_THREAD_ARRAYS);
+            memset(smi_at(heap, place.page << SMF_PAGE_SHIFT), 0, sizeof(struct smf_thread));
         rc = cut(heap, request, &place);
         *page = (uint32_t)place.page;
     }
@@ -652,11 +691,38 @@ static int merge_free(struct smi_op *op, uint64_t page, uint64_t count)
     return rc == 0 ? insert_free(op, page, count) : rc;
 }
 
-/* From here on no thread relies on what its last block's page was (fast.h). Before the change, so that who gets a block
- * of what comes after has seen this. */
-static void reshape(shmalloc_heap *heap)
+static int no_block(const shmalloc_heap *heap, uint64_t page)
 {
-    __atomic_store_n(&heap->state->reshaped, heap->state->reshaped + 1, __ATOMIC_RELEASE);
+    return smi_error(SHMALLOC_EDOUBLEFREE, "%s: no block at %#llx: freed already, or never allocated", heap->path,
+                     (unsigned long long)page << SMF_PAGE_SHIFT);
+}
+
+/* Give a span back, a large block only if its mark is `mark`; the page lock is held. */
+static int give(shmalloc_heap *heap, uint64_t page, uint8_t kind, uint64_t mark, uint64_t *name, uint64_t *other)
+{
+    struct smf_page_heap *ph = heap->page_heap;
+    uint64_t count = span_at(heap, page, kind);
+    if (count == 0 || (kind == SMF_PAGE_LARGE && !claim(heap, page, mark)))
+        return no_block(heap, page);
+    struct smi_op op = begin(heap);
+    set_kinds(&op, page, kind == SMF_PAGE_SLAB ? count : 1, 0, 0);
+    set_span(&op, page, 0, SMF_PAGE_NONE, 0, 0);
+    if (name)
+        smi_set(&op, name, 0);
+    if (other)
+        smi_set(&op, other, 0);
+    smi_set(&op, &ph->free_pages, ph->free_pages + count);
+    int rc = merge_free(&op, page, count);
+    if (rc < 0)
+        return abandon(&op, rc);
+    smi_op_commit(&op);
+    unclaim(heap);
+    if (kind == SMF_PAGE_SLAB)
+        smi_pagetable_reshape(heap);
+    ph->gives++;
+    if (heap->state->decay_ns == 0)
+        decay(heap); /* a failure to give storage back is no failure to free */
+    return 0;
 }
 
 int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *name, uint64_t *other)
@@ -664,33 +730,75 @@ int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *n
     int rc = lock_all(heap);
     if (rc < 0)
         return rc;
-    struct smf_page_heap *ph = heap->page_heap;
-    uint64_t count = span_at(heap, page, kind);
-    if (count == 0) {
-        rc = smi_error(SHMALLOC_EDOUBLEFREE, "%s: no block at %#llx: freed already, or never allocated",
-                       heap->path, (unsigned long long)page << SMF_PAGE_SHIFT);
-    } else {
-        if (kind == SMF_PAGE_SLAB)
-            reshape(heap);
-        struct smi_op op = begin(heap);
-        set_kinds(&op, page, kind == SMF_PAGE_SLAB ? count : 1, 0, 0);
-        set_span(&op, page, 0, SMF_PAGE_NONE, 0, 0);
-        if (name)
-            smi_set(&op, name, 0);
-        if (other)
-            smi_set(&op, other, 0);
-        smi_set(&op, &ph->free_pages, ph->free_pages + count);
-        rc = merge_free(&op, page, count);
-        if (rc < 0)
-            abandon(&op, rc);
-        else
-            smi_op_commit(&op);
-        ph->gives++;
-        if (rc == 0 && heap->state->decay_ns == 0)
-            decay(heap); /* a failure to give storage back is no failure to free */
+    rc = give(heap, page, kind, 0, name, other);
+    smi_lock_release(heap, smi_lock_of_pages(heap));
+    return rc;
+}
+
+/* ---- blocks that threads keep ---- */
+
+/* The mark of the large block of an entry of `spans`, when it says that this entry keeps it; else 0. */
+static uint64_t mark_of_kept(shmalloc_heap *heap, uint32_t slot_index, uint32_t i, uint64_t entry)
+{
+    uint64_t count = entry & (SMF_PAGE - 1), page = entry >> SMF_PAGE_SHIFT;
+    const struct smf_page *d = smi_page(heap, page);
+    uint64_t mark = d ? __atomic_load_n(&d->side, __ATOMIC_ACQUIRE) : 0;
+    return count > 0 && span_at(heap, page, SMF_PAGE_LARGE) == count &&
+                   (mark & ~SMF_MARK_HELD) == smi_mark_kept(slot_index, i)
+               ? mark
+               : 0;
+}
+
+int smi_pages_give_kept(shmalloc_heap *heap, uint32_t slot_index, uint32_t i)
+{
+    struct smf_thread *slot = smi_thread_slot(heap, slot_index);
+    int rc = slot && SMI_LOAD(&slot->spans[i]) != 0 ? smi_lock_acquire(heap, smi_lock_of_pages(heap)) : 1;
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
+    uint64_t entry = SMI_LOAD(&slot->spans[i]), mark = mark_of_kept(heap, slot_index, i, entry);
+    if (mark == 0 || (rc = give(heap, entry >> SMF_PAGE_SHIFT, SMF_PAGE_LARGE, mark, &slot->spans[i], NULL)) ==
+                         SHMALLOC_EDOUBLEFREE) {
+        SMI_STORE(&slot->spans[i], 0);
+        rc = 0;
     }
     smi_lock_release(heap, smi_lock_of_pages(heap));
     return rc;
+}
+
+/* The blocks that all threads keep go back, but for those that are held; the page lock is held. Entries are their owners'
+ * to clear. Returns how many went. */
+static uint64_t reclaim_kept(shmalloc_heap *heap)
+{
+    uint64_t sum = 0;
+    for (uint32_t index = 0; index < SMF_THREADS && SMI_LOAD(&heap->threads[index]) != 0; index++) {
+        struct smf_thread *slot = smi_thread_slot(heap, index);
+        for (uint32_t i = 0; slot && i < SMF_SPANS; i++) {
+            uint64_t entry = SMI_LOAD(&slot->spans[i]), mark = entry ? mark_of_kept(heap, index, i, entry) : 0;
+            if (mark != 0 && !(mark & SMF_MARK_HELD) &&
+                give(heap, entry >> SMF_PAGE_SHIFT, SMF_PAGE_LARGE, mark, NULL, NULL) == 0)
+                sum++;
+        }
+    }
+    return sum;
+}
+
+int smi_pages_reclaim(shmalloc_heap *heap)
+{
+    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
+    if (rc < 0)
+        return rc;
+    reclaim_kept(heap);
+    smi_lock_release(heap, smi_lock_of_pages(heap));
+    return 0;
+}
+
+/* The block behind a run that is to grow, if a thread keeps it. */
+static int reclaim_neighbour(shmalloc_heap *heap, uint64_t page)
+{
+    const struct smf_page *d = smi_page(heap, page);
+    uint64_t mark = d && SMI_LOAD(&d->kind) == SMF_PAGE_LARGE ? SMI_LOAD(&d->side) : 0;
+    return (mark & SMF_MARK_KEPT) && !(mark & SMF_MARK_HELD) &&
+           give(heap, page, SMF_PAGE_LARGE, mark, NULL, NULL) == 0;
 }
 
 static int shrink_block(shmalloc_heap *heap, uint32_t page, uint64_t old, uint64_t count)
@@ -706,18 +814,22 @@ static int shrink_block(shmalloc_heap *heap, uint32_t page, uint64_t old, uint64
     return 0;
 }
 
+/* See that `more` free pages with storage follow at `end`. */
+static int make_room_behind(shmalloc_heap *heap, uint64_t end, uint64_t more)
+{
+    uint64_t behind = free_span_at(heap, end);
+    while (behind < more && reclaim_neighbour(heap, end + behind))
+        behind = free_span_at(heap, end);
+    return behind < more ? SHMALLOC_EFULL : reserve(heap, end, more, behind - more);
+}
+
 static int extend_block(shmalloc_heap *heap, uint32_t page, uint64_t old, uint64_t count)
 {
     struct smf_page_heap *ph = heap->page_heap;
     uint64_t end = page + old, more = count - old, behind = free_span_at(heap, end);
-    if (behind < more)
-        return SHMALLOC_EFULL;
-    int rc = reserve(heap, end, more, behind - more);
-    if (rc < 0)
-        return rc;
     set_facts(heap, end, more, SMF_WORD_ZERO, 0);
     struct smi_op op = begin(heap);
-    rc = remove_free(&op, end, behind);
+    int rc = remove_free(&op, end, behind);
     if (rc == 0 && behind > more)
         rc = insert_free(&op, end + more, behind - more);
     if (rc < 0)
@@ -737,10 +849,13 @@ int smi_pages_resize(shmalloc_heap *heap, uint32_t page, uint64_t count)
     if (old == 0)
         rc = smi_error(SHMALLOC_EBADREF, "%s: no large block at %#llx", heap->path,
                        (unsigned long long)page << SMF_PAGE_SHIFT);
-    else if (count < old)
-        rc = shrink_block(heap, page, old, count);
-    else if (count > old)
-        rc = extend_block(heap, page, old, count);
+    else if (count > old && (rc = make_room_behind(heap, page + old, count - old)) < 0)
+        ;
+    else if (count != old && !claim(heap, page, 0))
+        rc = no_block(heap, page);
+    else if (count != old)
+        rc = count < old ? shrink_block(heap, page, old, count) : extend_block(heap, page, old, count);
+    unclaim(heap);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     return rc;
 }
@@ -752,11 +867,11 @@ int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag)
         return rc;
     uint64_t count = span_at(heap, page, SMF_PAGE_SLAB);
     if (count > 0) {
-        reshape(heap);
         struct smi_op op = begin(heap);
         uint16_t kind = word_of(heap, page) & (uint16_t)~(SMF_WORD_ZERO | SMF_WORD_RESERVED);
         set_kinds(&op, page, count, kind | flag, 1u << SMF_WORD_INDEX_SHIFT);
         smi_op_commit(&op);
+        smi_pagetable_reshape(heap);
     }
     smi_lock_release(heap, smi_lock_of_pages(heap));
     return 0;

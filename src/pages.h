@@ -18,7 +18,7 @@ struct smi_take {
     uint8_t size_class;   /* of a slab */
     uint8_t arena;        /* of a slab */
     uint16_t word_flags;  /* SMF_WORD_INTERNAL for slabs of the library */
-    uint16_t tag;         /* of a large block */
+    uint16_t tag;         /* of a large block; enum smf_purpose of a span of the library */
     uint64_t *name;       /* word that receives the span's ref (slabs: its page number); may be NULL */
 };
 
@@ -27,11 +27,21 @@ struct smi_take {
 int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t *page, int *zero);
 
 /* Give a span of `kind` back and store 0 to each of the two words that is not NULL. Returns 0,
- * SHMALLOC_EDOUBLEFREE when no such span begins at `page`, SHMALLOC_ECORRUPT. */
+ * SHMALLOC_EDOUBLEFREE when no such span begins at `page`, or the large block there is not the program's,
+ * SHMALLOC_ECORRUPT. */
 int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *name, uint64_t *other);
 
+/* Give back the large block that entry `i` of a thread slot's `spans` keeps, and clear the entry; one that keeps none is
+ * cleared only. */
+int smi_pages_give_kept(shmalloc_heap *heap, uint32_t slot_index, uint32_t i);
+
+/* Give back what all threads keep, but for blocks that their owners are just about to use. smi_pages_take does so before
+ * it says that there is no room. */
+int smi_pages_reclaim(shmalloc_heap *heap);
+
 /* Make a large block `count` pages long where it is: the tail is given back, or taken from the free span
- * behind. Returns 0, SHMALLOC_EFULL when it cannot grow there, or as smi_pages_take. */
+ * behind. A block behind it that a thread keeps gives way. Returns 0, SHMALLOC_EFULL when it cannot grow there,
+ * SHMALLOC_EDOUBLEFREE when it is no block any more, or as smi_pages_take. */
 int smi_pages_resize(shmalloc_heap *heap, uint32_t page, uint64_t count);
 
 /* Set a flag in the words of a slab. */

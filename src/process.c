@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "cache.h"
+#include "kept.h"
 #include "lock.h"
 #include "os.h"
 #include "pages.h"
@@ -31,11 +32,10 @@
 #define LOOK_EVERY_NS 1000000000ull
 #define MOST_CONTEXTS (SMF_THREADS - 1) /* of a private heap: one slot is for all others together */
 
-static struct smi_thread nobody = {.epoch = UINT64_MAX, .true_epoch = UINT64_MAX};
+const char smi_serves_none;
+#define SERVES_NONE ((const shmalloc_heap *)(const void *)&smi_serves_none)
+static struct smi_thread nobody = {.serves = SERVES_NONE, .true_epoch = UINT64_MAX};
 _Thread_local struct smi_thread *smi_current = &nobody;
-
-static uint64_t no_slots[1];
-struct smi_bin smi_no_bin = {.array = no_slots};
 
 /* All contexts of this thread. */
 static _Thread_local struct smi_thread *contexts;
@@ -51,7 +51,6 @@ static uint64_t last_epoch;
 
 /* Memory for contexts that nobody has: those that somebody had, and the rest of a mapping, never touched. The registry
  * lock is held. It is not malloc's, because malloc may be what the heap is for. */
-#define CONTEXTS_AT_ONCE 16
 static struct smi_thread *pool, *untouched;
 static unsigned untouched_count;
 
@@ -69,10 +68,13 @@ static struct smi_thread *from_pool(void)
         return t;
     }
     if (untouched_count == 0) { /* in this order, for a child that a handler forks in between */
-        SMI_STORE(&untouched, smi_os_private(CONTEXTS_AT_ONCE * sizeof(struct smi_thread), 0));
-        SMI_STORE(&untouched_count, untouched ? CONTEXTS_AT_ONCE : 0);
+        const size_t pages = SMI_CONTEXTS_AT_ONCE * SMI_CONTEXT_PAGE; /* those that are wiped, and as many more */
+        SMI_STORE(&untouched, smi_os_private(2 * pages, pages));
+        SMI_STORE(&untouched_count, untouched ? SMI_CONTEXTS_AT_ONCE : 0);
     }
-    return untouched_count > 0 ? &untouched[--untouched_count] : NULL;
+    return untouched_count > 0
+               ? (struct smi_thread *)(void *)((uint8_t *)untouched + --untouched_count * SMI_CONTEXT_PAGE)
+               : NULL;
 }
 
 void smi_registry_lock(void)
@@ -96,14 +98,6 @@ int smi_registry_trylock(void)
         return 0;
     }
     return 1;
-}
-
-struct smf_thread *smi_thread_slot(const shmalloc_heap *heap, uint32_t index)
-{
-    uint64_t ref = index < SMF_THREADS ? SMI_LOAD(&heap->threads[index]) : 0;
-    if (ref == 0 || ref % SMF_PAGE != 0 || !smi_in_heap(heap, ref, SMF_THREAD_PAGES * SMF_PAGE))
-        return NULL;
-    return smi_at(heap, ref);
 }
 
 /* ---- the process's entry ---- */
@@ -173,7 +167,8 @@ void smi_process_start_private(shmalloc_heap *heap)
 static void disown(shmalloc_heap *heap, struct smi_thread *t)
 {
     struct smi_thread **at = &heap->contexts;
-    t->epoch = t->true_epoch = UINT64_MAX;
+    t->true_epoch = UINT64_MAX;
+    SMI_STORE(&t->serves, NULL);
     SMI_STORE(&t->heap, NULL);
     while (*at && *at != t)
         at = &(*at)->next_in_heap;
@@ -183,13 +178,16 @@ static void disown(shmalloc_heap *heap, struct smi_thread *t)
     }
 }
 
-static int release_slot(shmalloc_heap *heap, struct smf_thread *slot)
+/* The thread slot of a context comes to rest: of a thread that ends, or of one that is gone. */
+static int release_slot(shmalloc_heap *heap, struct smi_thread *t)
 {
     int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
     uint64_t all = UINT64_MAX;
-    rc = smi_cache_release(heap, slot, &all);
+    for (uint32_t k = 0; k < SMF_CLASSES; k++)
+        smi_cache_close(t, k);
+    rc = smi_cache_release(heap, t->slot_index, &all);
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     return rc;
 }
@@ -211,13 +209,34 @@ int smi_process_leave(shmalloc_heap *heap)
 {
     int rc = 0;
     __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
+    for (struct smi_thread *t = heap->contexts; t; t = t->next_in_heap)
+        SMI_STORE(&t->serves, NULL);
     for (struct smi_thread *t = heap->contexts; t && heap->process_index >= 0 && rc == 0; t = t->next_in_heap)
         if (heap->state->poison == 0)
-            rc = release_slot(heap, t->slot);
+            rc = release_slot(heap, t);
     if (heap->process_index >= 0 && rc == 0) /* else the next one adopts what is left */
         SMI_STORE(&heap->processes[heap->process_index].state, 0);
     smi_process_drop(heap);
     return rc;
+}
+
+/* What is in the page of a context that a fork wipes, but for the stacks. */
+static void fill_hot_page(struct smi_thread *t)
+{
+    const shmalloc_heap *heap = t->heap;
+    t->base = heap->base;
+    t->reserved = heap->reserved;
+    t->covered = heap->known ? heap->reserved : 0;
+    t->known = (const uint64_t *)((uintptr_t)heap->known - ((uintptr_t)heap->base >> SMF_PAGE_SHIFT) * sizeof(uint64_t));
+    smi_forget_last(t);
+}
+
+/* From here on the fast paths may use the context, unless the heap was closed meanwhile. The registry lock is held, under
+ * which a heap that is closed looks for contexts that serve it. */
+static void serve(struct smi_thread *t)
+{
+    int is_open = __atomic_load_n(&t->heap->epoch, __ATOMIC_ACQUIRE) == t->true_epoch;
+    SMI_STORE(&t->serves, is_open && !t->heap->hardened ? t->heap : SERVES_NONE);
 }
 
 /* ---- forked children ---- */
@@ -284,7 +303,7 @@ static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
     for (uint32_t i = 0; rc == 0 && i < SMF_THREADS; i++) {
         struct smf_thread *slot = smi_thread_slot(heap, i);
         if (slot && slot->owner != 0 && (!mine || slot != mine->slot))
-            rc = smi_cache_release(heap, slot, &all);
+            rc = smi_cache_release(heap, i, &all);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     for (struct smi_thread *t = heap->contexts, *next; t; t = next) {
@@ -336,7 +355,9 @@ static int settle_copy(shmalloc_heap *heap)
     heap->runtime->generation = heap->generation;
     if (mine) {
         mine->true_epoch = heap->epoch;
-        mine->epoch = heap->hardened ? UINT64_MAX : heap->epoch;
+        smi_cache_warm(mine);
+        fill_hot_page(mine);
+        serve(mine);
     }
     SMI_STORE(&heap->settling, 0);
     return 0;
@@ -457,7 +478,7 @@ static void at_thread_exit(void *arg)
         }
         if (heap) {
             if (heap->state->poison == 0)
-                release_slot(heap, t->slot);
+                release_slot(heap, t);
             disown(heap, t);
         }
         free_context(t);
@@ -496,6 +517,7 @@ static int claim_slot(shmalloc_heap *heap, uint32_t count, uint32_t *index, int 
     struct smi_take request = {.count = SMF_THREAD_PAGES,
                                .alignment = 1,
                                .kind = SMF_PAGE_META,
+                               .tag = SMF_PURPOSE_SLOT,
                                .name = &heap->threads[*index]};
     uint32_t page;
     int zero, rc = smi_pages_take(heap, &request, &page, &zero);
@@ -533,7 +555,7 @@ static void reap_own(shmalloc_heap *heap, int thorough)
         next = t->next_in_heap;
         if (smi_os_thread_exists((pid_t)t->slot->tid, thorough ? t->slot->start_time : 0))
             continue;
-        if (release_slot(heap, t->slot) == 0) {
+        if (release_slot(heap, t) == 0) {
             disown(heap, t);
             to_pool(t); /* the thread that would have done so is gone, and its list of contexts with it */
         }
@@ -552,8 +574,10 @@ static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, uint6
         *rc = smi_refused(-ENOMEM, "%s: no private memory for a thread", heap->path);
         return NULL;
     }
-    memset(t, 0, sizeof(*t));
+    memset(t, 0, SMI_CONTEXT_PAGE);
+    memset(&t->slot, 0, sizeof(*t) - offsetof(struct smi_thread, slot));
     t->heap = heap;
+    t->true_epoch = epoch;
     *rc = own_slot(heap, count, t);
     if (*rc == SHMALLOC_ETHREADS && !heap->is_private) {
         reap_own(heap, 1);
@@ -568,12 +592,8 @@ static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, uint6
         smi_registry_unlock();
         return NULL;
     }
-    t->base = heap->base;
-    t->reserved = heap->reserved;
-    t->words = heap->words;
+    fill_hot_page(t);
     t->arena = t->slot_index % heap->arena_count;
-    t->true_epoch = epoch;
-    t->epoch = heap->hardened ? UINT64_MAX : epoch;
     return t;
 }
 
@@ -588,6 +608,7 @@ static struct smi_thread *make_context(shmalloc_heap *heap, uint64_t epoch, int 
         t->next_in_heap = heap->contexts;
         heap->contexts = t;
         heap->context_count++;
+        serve(t);
         smi_registry_unlock();
         if (has_exit_key)
             pthread_setspecific(exit_key, t);
@@ -613,11 +634,15 @@ static struct smi_thread *find_context(shmalloc_heap *heap, uint64_t epoch)
     return NULL;
 }
 
-/* Now and then: has a process or a thread died, has free memory been free for long? */
-static void look_around(shmalloc_heap *heap)
+/* Now and then: has a process or a thread died, has free memory been free for long? Each thread looks at what it keeps
+ * itself. */
+static void look_around(struct smi_thread *t)
 {
+    shmalloc_heap *heap = t->heap;
     uint64_t now = smi_os_tick(), last = SMI_LOAD(&heap->looked_at);
     int due = now - last > LOOK_EVERY_NS;
+    if (t->span_pages > 0)
+        smi_kept_decay(t, now);
     if (due && !__atomic_compare_exchange_n(&heap->looked_at, &last, now, 0, __ATOMIC_RELAXED,
                                             __ATOMIC_RELAXED))
         return; /* another thread does it */
@@ -670,7 +695,7 @@ static struct smi_thread *enter(shmalloc_heap *heap, int may_share, int *rc)
         return NULL;
     smi_current = t;
     smi_forget_last(t);
-    look_around(heap);
+    look_around(t);
     return t;
 }
 

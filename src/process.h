@@ -45,6 +45,5 @@ void smi_process_start_private(shmalloc_heap *heap);
 int smi_only_mine(const shmalloc_heap *heap);
 
 /* The thread slot at an index of the table, NULL when there is none (yet). */
-struct smf_thread *smi_thread_slot(const shmalloc_heap *heap, uint32_t index);
 
 #endif

@@ -25,14 +25,18 @@ struct smi_class {
 
 extern const struct smi_class smi_classes[SMF_CLASSES];
 
+/* From a size to the class, by two tables. They hold what the fast paths want: where in a thread's context the stack of
+ * class k is, (1 + k) << SMI_TOP_SHIFT. */
 #define SMI_MOST_BY_8 1024u
-extern const uint8_t smi_class_by_8[SMI_MOST_BY_8 / 8 + 1];     /* (size + 7) / 8 -> class, up to that size */
-extern const uint8_t smi_class_by_128[SMI_MAX_SMALL / 128 + 1]; /* (size + 127) / 128 -> class, above it */
+#define SMI_TOP_SHIFT 5
+extern const uint16_t smi_top_by_8[SMI_MOST_BY_8 / 8 + 1];     /* by (size + 7) / 8, up to that size */
+extern const uint16_t smi_top_by_128[SMI_MAX_SMALL / 128 + 1]; /* by (size + 127) / 128, above it */
 
 /* Class of a request of 1..SMI_MAX_SMALL bytes (0 counts as 1). */
 static inline unsigned smi_class_of(size_t size)
 {
-    return size <= SMI_MOST_BY_8 ? smi_class_by_8[(size + 7) / 8] : smi_class_by_128[(size + 127) / 128];
+    unsigned at = size <= SMI_MOST_BY_8 ? smi_top_by_8[(size + 7) / 8] : smi_top_by_128[(size + 127) / 128];
+    return (at >> SMI_TOP_SHIFT) - 1;
 }
 
 /* Does a block of `old_size` bytes stay where it is when `size` bytes are wanted? A move within a class would take and

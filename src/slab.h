@@ -29,15 +29,6 @@ static inline uint32_t smi_offset_in_slab(uint64_t ref, uint16_t word)
            (uint32_t)(ref & (SMF_PAGE - 1));
 }
 
-/* The same in slabs that the fast paths serve; in others, beyond the end of any. */
-static inline uint32_t smi_offset_in_plain_slab(uint64_t ref, uint64_t word)
-{
-    uint64_t pages = word & (SMF_WORD_INDEX | SMF_WORD_SIDE | SMF_WORD_INTERNAL);
-    return (uint32_t)(pages << (SMF_PAGE_SHIFT - SMF_WORD_INDEX_SHIFT) | (ref & (SMF_PAGE - 1)));
-}
-_Static_assert(SMF_WORD_SIDE > SMF_WORD_INDEX && SMF_WORD_INTERNAL > SMF_WORD_INDEX,
-               "and so are more pages than a slab has");
-
 /* Slot number for a ref whose page has word `word` of class k. Returns the slot
  * number, or a number not below the class's slots when no slot begins there. */
 static inline uint32_t smi_slot_index(uint64_t ref, uint16_t word, const struct smi_class *class)
@@ -49,21 +40,12 @@ static inline uint32_t smi_slot_index(uint64_t ref, uint16_t word, const struct 
     return index * class->size == offset ? index : UINT32_MAX;
 }
 
-/* Where slots begin in a slab, for smi_begins_slot. */
-static inline struct smi_shape smi_shape(const struct smi_class *class)
+/* Does a slot begin `offset` bytes behind where the first one of a slab of this class does? One multiplication tells the
+ * multiples n of a d, for n below 2^32: D. Lemire, O. Kaser, N. Kurz, "Faster remainder by direct computation",
+ * Software: Practice and Experience 49(6), 2019, section 3.2. */
+static inline int smi_begins_slot(const struct smi_top *top, uint32_t offset)
 {
-    return (struct smi_shape){.inverse = UINT64_MAX / class->size + 1,
-                              .first = (uint32_t)class->bitmap_pages << SMF_PAGE_SHIFT,
-                              .length = (uint32_t)class->slots * class->size};
-}
-
-/* Does a slot begin `offset` bytes into a slab? One multiplication tells the multiples n of a d, for n below 2^32:
- * D. Lemire, O. Kaser, N. Kurz, "Faster remainder by direct computation", Software: Practice and Experience 49(6),
- * 2019, section 3.2. */
-static inline int smi_begins_slot(const struct smi_shape *shape, uint32_t offset)
-{
-    uint32_t n = offset - shape->first; /* wraps in the bitmap's page */
-    return n < shape->length && n * shape->inverse < shape->inverse;
+    return offset < top->length && offset * top->inverse < top->inverse;
 }
 
 /* The slot at `ref`: 0, or SHMALLOC_EBADREF when no slot of a slab begins there. */

@@ -529,9 +529,10 @@ const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
     const uint64_t *array = smi_view_at(view, out->array, 8ull * words);
     if (!array)
         return "bin's array lies outside the file";
-    if (array[0] >= words)
+    uint64_t count = smi_stack_count(array, words);
+    if (count >= words)
         return "bin's count is more than its array holds";
-    out->count = (uint32_t)array[0];
+    out->count = (uint32_t)count;
     out->slots = array + 1;
     return NULL;
 }
@@ -632,7 +633,7 @@ static int visit_spans(struct block_walk *walk)
         if (smi_view_is_slab(walk->view, span.page)) {
             if (span.page->arena < walk->view->header.arena_count)
                 rc = visit_slab(walk, &span);
-        } else if (span.page->kind == SMF_PAGE_LARGE) {
+        } else if (span.page->kind == SMF_PAGE_LARGE && !(span.page->side & SMF_MARK_KEPT)) {
             shmalloc_block block = {(uint64_t)span.first_page << SMF_PAGE_SHIFT,
                                     (uint64_t)span.page_count << SMF_PAGE_SHIFT, span.page->tag};
             rc = walk->visit(&block, walk->arg);
@@ -696,6 +697,8 @@ static void count_spans(struct smi_view *view, shmalloc_stats *out)
             count_slab(view, &span, out);
         } else if (span.page->kind == SMF_PAGE_FREE) {
             count_free(view, &span, out);
+        } else if (span.page->kind == SMF_PAGE_LARGE && (span.page->side & SMF_MARK_KEPT)) {
+            out->cached += (uint64_t)span.page_count << SMF_PAGE_SHIFT;
         } else if (span.page->kind == SMF_PAGE_LARGE) {
             out->allocated += (uint64_t)span.page_count << SMF_PAGE_SHIFT;
             out->allocated_blocks++;

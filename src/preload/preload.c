@@ -158,17 +158,17 @@ static LONG_WAY void *resize_long(void *block, size_t size)
 EXPORT void *malloc(size_t size)
 {
     struct smi_thread *t = smi_current;
-    struct smi_bin *bin = smi_bin_for(heap, t, size);
-    return SMI_LIKELY(bin) ? t->base + smi_pop(t, bin) : take_long(0, size, 0);
+    struct smi_top *top = smi_top_for(heap, t, size);
+    return SMI_LIKELY(top) ? t->base + smi_pop(t, top) : take_long(0, size, 0);
 }
 
 EXPORT void free(void *block)
 {
     struct smi_thread *t = smi_current;
     uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base);
-    struct smi_bin *bin = smi_serves(t, heap) ? smi_bin_of(t, ref) : NULL;
-    if (SMI_LIKELY(bin))
-        smi_push(bin, ref);
+    struct smi_top *top = smi_serves(t, heap) ? smi_top_of(t, ref, block) : NULL;
+    if (SMI_LIKELY(top))
+        smi_push_word(top, ref);
     else
         free_long(block);
 }
@@ -179,8 +179,8 @@ EXPORT void *calloc(size_t count, size_t size)
     if (__builtin_mul_overflow(count, size, &bytes))
         return no_memory();
     struct smi_thread *t = smi_current;
-    struct smi_bin *bin = smi_bin_to_fill(heap, t, bytes);
-    return SMI_LIKELY(bin) ? memset(t->base + smi_pop(t, bin), 0, bytes) : take_long(0, bytes, 1);
+    struct smi_top *top = smi_top_to_fill(heap, t, bytes);
+    return SMI_LIKELY(top) ? memset(t->base + smi_pop(t, top), 0, bytes) : take_long(0, bytes, 1);
 }
 
 EXPORT void *realloc(void *block, size_t size)

@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "cache.h"
 #include "crashtest/stepper.h"
 #include "process.h"
 #include "recover.h"
@@ -182,16 +183,20 @@ static void one_kept(struct stage *s)
 {
     keep_block(s, SMALL);
 }
+static uint64_t slots_in(const struct smi_bin *bin)
+{
+    return smi_stack_count(bin->array, (uint32_t)bin->capacity + 1);
+}
 static void stack_at_limit(struct stage *s, unsigned limit)
 {
     struct smi_bin *bin = smi_bin(smi_current, smi_class_of(SMALL));
     for (unsigned i = 0; i < limit + 20; i++)
         keep_block(s, SMALL);
     link_block(s, 0, SMALL);
-    while (s->kept_count > 0 && (bin->limit < limit || bin->array[0] < bin->limit))
+    while (s->kept_count > 0 && (bin->limit < limit || slots_in(bin) < bin->limit))
         drop_block(s);
-    must(bin->limit == limit && bin->array[0] == limit, "the stack holds %llu of %llu slots",
-         (unsigned long long)bin->array[0], (unsigned long long)bin->limit);
+    must(bin->limit == limit && slots_in(bin) == limit, "the stack holds %llu of %llu slots",
+         (unsigned long long)slots_in(bin), (unsigned long long)bin->limit);
 }
 static void stack_full(struct stage *s)
 {
@@ -207,7 +212,7 @@ static void stack_at_share(struct stage *s) /* no room left for a longer one: a 
     keep_many(s, 30, 4096);
     link_block(s, 0, 4096);
     smi_current->room = 0;
-    while (bin->array[0] < bin->limit)
+    while (slots_in(bin) < bin->limit)
         drop_block(s);
 }
 static void three_large(struct stage *s)
@@ -497,6 +502,7 @@ static int die_linking(void *arg)
     struct smi_thread *t = smi_current;
     struct smf_link *link = &t->slot->link;
     uint64_t *array = smi_bin(t, smi_class_of(SMALL))->array;
+    smi_cache_close(t, smi_class_of(SMALL));
     link->dest = shmalloc_ref_of(heap, &s->world->word[21]);
     link->fresh = array[array[0]];
     link->fresh_array = shmalloc_ref_of(heap, array);

@@ -56,17 +56,23 @@ static const struct field header_fields[] = {
     ARRAY(smf_header, layout_name, char),
     ARRAY(smf_header, areas, uint64_t),
     WHOLE(smf_header, created_at),
-    ARRAY(smf_header, durable_uuid, uint8_t),
-    ARRAY(smf_header, durable_path, char),
+    WHOLE(smf_header, commit_space),
+    WHOLE(smf_header, commit_segment),
+    ARRAY(smf_header, commit_dir, char),
     WHOLE(smf_header, checksum),
 };
 
 static const struct field state_fields[] = {
     WHOLE(smf_state, size),       WHOLE(smf_state, chunk_count), WHOLE(smf_state, max_size),
     WHOLE(smf_state, mark),       WHOLE(smf_state, generation),  WHOLE(smf_state, poison),
-    WHOLE(smf_state, sync_failed), WHOLE(smf_state, commit_sequence), WHOLE(smf_state, gate),
+    WHOLE(smf_state, sync_failed), WHOLE(smf_state, commit_sequence), WHOLE(smf_state, reserved0),
     WHOLE(smf_state, decay_ns),   WHOLE(smf_state, retain),      WHOLE(smf_state, reshaped),
-    ARRAY(smf_state, reserved, uint64_t),
+    WHOLE(smf_state, claimed),    WHOLE(smf_state, claimed_mark), ARRAY(smf_state, reserved1, uint64_t),
+    WHOLE(smf_state, epoch),      WHOLE(smf_state, adoptions),   ARRAY(smf_state, reserved2, uint64_t),
+    WHOLE(smf_state, gate),       WHOLE(smf_state, gate_ticket), WHOLE(smf_state, gate_refused),
+    WHOLE(smf_state, durable_gate), WHOLE(smf_state, hints_valid), ARRAY(smf_state, reserved3, uint64_t),
+    WHOLE(smf_state, features),   WHOLE(smf_state, torn),        WHOLE(smf_state, applying),
+    WHOLE(smf_state, structure_headers), WHOLE(smf_state, orphans), ARRAY(smf_state, spare, uint64_t),
 };
 
 static const struct field runtime_fields[] = {
@@ -78,7 +84,7 @@ static const struct field runtime_fields[] = {
 static const struct field process_fields[] = {
     WHOLE(smf_process, state),       WHOLE(smf_process, pid), WHOLE(smf_process, start_time),
     WHOLE(smf_process, attached_at), WHOLE(smf_process, uid), WHOLE(smf_process, serial),
-    ARRAY(smf_process, name, char),  ARRAY(smf_process, reserved, uint64_t),
+    ARRAY(smf_process, name, char),  WHOLE(smf_process, flags), WHOLE(smf_process, reserved),
 };
 
 static const struct field lock_fields[] = {
@@ -127,11 +133,17 @@ static const struct field link_fields[] = {
 
 static const struct field thread_fields[] = {
     WHOLE(smf_thread, owner),   WHOLE(smf_thread, serial),   WHOLE(smf_thread, tid),
-    WHOLE(smf_thread, start_time), WHOLE(smf_thread, section), WHOLE(smf_thread, tx_log),
+    WHOLE(smf_thread, start_time), ARRAY(smf_thread, reserved0, uint64_t),
     WHOLE(smf_thread, scratch), WHOLE(smf_thread, building), ARRAY(smf_thread, link, uint64_t),
     ARRAY(smf_thread, spare, uint64_t), WHOLE(smf_thread, refilled), WHOLE(smf_thread, flushed),
     WHOLE(smf_thread, large), ARRAY(smf_thread, reserved1, uint64_t),
     ARRAY(smf_thread, bins, uint64_t), ARRAY(smf_thread, reserved2, uint64_t),
+    ARRAY(smf_thread, spans, uint64_t), ARRAY(smf_thread, reserved3, uint64_t),
+    WHOLE(smf_thread, section_epoch), WHOLE(smf_thread, ousted), WHOLE(smf_thread, limbo),
+    WHOLE(smf_thread, limbo_current), WHOLE(smf_thread, limbo_bytes), ARRAY(smf_thread, reserved4, uint64_t),
+    WHOLE(smf_thread, tx_state), WHOLE(smf_thread, tx_log), ARRAY(smf_thread, reserved5, uint64_t),
+    WHOLE(smf_thread, section), WHOLE(smf_thread, gate_wait), ARRAY(smf_thread, reserved6, uint64_t),
+    WHOLE(smf_thread, queue_claims), ARRAY(smf_thread, reserved7, uint64_t),
 };
 
 /* A cache's array, a bitmap in a page of its own, a side array: words of one meaning. */

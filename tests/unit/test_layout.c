@@ -156,7 +156,7 @@ Test(layout, each_damaged_field_gives_its_code)
     damaged(header.areas.central += 64, SHMALLOC_ECORRUPT);
     damaged(header.areas.end += SMF_PAGE, SHMALLOC_ECORRUPT);
     damaged(memset(header.layout_name, 'a', sizeof(header.layout_name)), SHMALLOC_ECORRUPT);
-    damaged(memset(header.durable_path, 'a', sizeof(header.durable_path)), SHMALLOC_ECORRUPT);
+    damaged(memset(header.commit_dir, 'a', sizeof(header.commit_dir)), SHMALLOC_ECORRUPT);
     damaged(file_size = SMF_STATE_OFFSET, SHMALLOC_ENOTHEAP);
 }
 

@@ -105,16 +105,16 @@ Test(sizeclass, reciprocals_divide_exactly)
     }
 }
 
-/* So does the shape, which tells on every free whether a slot begins there. */
-Test(sizeclass, shapes_tell_where_slots_begin)
+/* So does what tells on every free whether a slot begins there. */
+Test(sizeclass, tops_tell_where_slots_begin)
 {
     for (unsigned k = 0; k < SMF_CLASSES; k++) {
         const struct smi_class *c = &smi_classes[k];
-        struct smi_shape shape = smi_shape(c);
+        struct smi_top top = {.inverse = UINT64_MAX / c->size + 1, .length = (uint32_t)c->slots * c->size};
         uint64_t begin = c->bitmap_pages * SMF_PAGE;
         for (uint64_t n = 0; n < smi_class_span_pages(k) * SMF_PAGE; n++) {
             int begins = n >= begin && (n - begin) % c->size == 0 && (n - begin) / c->size < c->slots;
-            cr_assert_eq(smi_begins_slot(&shape, (uint32_t)n), begins, "class %u, offset %llu", k,
+            cr_assert_eq(smi_begins_slot(&top, (uint32_t)(n - begin)), begins, "class %u, offset %llu", k,
                          (unsigned long long)n);
         }
     }
