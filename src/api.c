@@ -587,6 +587,8 @@ static int see(const shmalloc_heap *heap, struct smi_view *view)
     if (rc < 0)
         return rc;
     if (heap->is_private) {
+        if ((rc = smi_process_settle((shmalloc_heap *)heap)) < 0)
+            return rc;
         smi_view_of_mapping(view, heap->base, smi_size(heap), heap->path);
         return 0;
     }

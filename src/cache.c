@@ -143,16 +143,6 @@ static void load_top(struct smi_thread *t, uint32_t k)
                                       .end = (uint32_t)(uintptr_t)smi_bin(t, k)->array};
 }
 
-void smi_cache_warm(struct smi_thread *t)
-{
-    for (uint32_t k = 0; k < SMF_CLASSES; k++) {
-        struct smi_bin *bin = smi_bin(t, k);
-        if (bin->array && SMI_LOAD(&bin->array[0]) == SMF_OPEN)
-            SMI_STORE(&bin->array[0], smi_stack_count(bin->array, (uint32_t)bin->capacity + 1));
-        load_top(t, k);
-    }
-}
-
 static uint64_t share_of(const shmalloc_heap *heap)
 {
     uint64_t most = SMI_LOAD(&heap->state->max_size) / 32;
@@ -418,7 +408,7 @@ int smi_cache_resolve_link(shmalloc_heap *heap, uint32_t index)
     uint64_t op = link->op & SMF_LINK_OP, target = link->op - op;
     if (link->op == SMF_LINK_NONE)
         return 0;
-    int is_short = op >= SMF_LINK_SHORT_TAKE && op <= SMF_LINK_SHORT_EXCHANGE;
+    int is_short = smi_link_is_short(link);
     int is_full = (op == SMF_LINK_TAKE || op == SMF_LINK_GIVE) && target == 0;
     if (is_full)
         target = link->dest;

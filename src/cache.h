@@ -25,9 +25,6 @@ void smi_cache_format(struct smf_thread *slot, uint64_t own_ref, int zero);
 void smi_cache_close(struct smi_thread *t, uint32_t k);
 void smi_cache_open(struct smi_thread *t, uint32_t k);
 
-/* The stacks of a context that a fork wiped: they are closed. */
-void smi_cache_warm(struct smi_thread *t);
-
 /* The bins of a context, from its slot. They are closed. Counts are not looked at: every use compares them with the bin's limit. */
 int smi_cache_load(struct smi_thread *t);
 

@@ -54,12 +54,14 @@ const struct smi_invariant smi_invariants[] = {
     {"S2", "in hardened heaps the user's bit of a slot is set exactly while the user has the "
            "slot, but for the top of each stack and one more slot for each thread, which may be "
            "on their way"},
-    {"T1", "a cache's array is where it can be; its count is at most its capacity"},
+    {"T1", "a cache's array is where it can be; its count is at most its capacity; behind the first 0 of an open "
+           "one all words are 0"},
     {"T2", "every cached ref is a slot of the class"},
-    {"T3", "a META span is a thread slot, an array that one bin names, or in `spare`"},
+    {"T3", "a META span is a thread slot or an array that one bin names, as its tag says, or in `spare`"},
     {"T4", "the thread table names thread slots, each once; owners are processes in the table"},
     {"T5", "a thread slot without owner is at rest"},
     {"T6", "`scratch` and `building` name blocks that are allocated"},
+    {"K1", "a large block's mark is 0 or names an entry of a thread slot that names the block"},
     {"R1", "each chain ends and is made of root records in used blocks of the library's own, "
            "long enough, each in the chain of its hash"},
     {"R2", "`count` is the number of roots"},
@@ -498,6 +500,17 @@ static void check_free(struct walk *w, const struct smi_span *span, const struct
                   "free spans at pages %u and %u touch", previous->first_page, span->first_page);
 }
 
+static void check_mark(struct walk *w, const struct smi_span *span)
+{
+    uint64_t mark = span->page->side, slot_index = mark >> 8 & (SMF_THREADS - 1), ref = ref_of_page(span->first_page);
+    if (mark != 0 && !smi_view_is_kept(w->view, ref, span->page_count, mark))
+        violation(w, "K1", in_parts(ref, PAGES, THREAD + (uint32_t)slot_index),
+                  "large block at page %u has mark %#llx, which is that of no thread slot that keeps it", span->first_page,
+                  (unsigned long long)mark);
+    if (mark == 0)
+        w->result->blocks++;
+}
+
 static void check_span(struct walk *w, const struct smi_span *span, const struct smi_span *previous)
 {
     const struct smf_page *d = span->page;
@@ -520,7 +533,7 @@ static void check_span(struct walk *w, const struct smi_span *span, const struct
     else if (d->kind == SMF_PAGE_SLAB)
         check_slab(w, span);
     else if (d->kind == SMF_PAGE_LARGE)
-        w->result->blocks += !(d->side & SMF_MARK_KEPT);
+        check_mark(w, span);
     else
         w->flags[span->first_page] |= IS_META;
 }
@@ -707,10 +720,11 @@ static void check_central(struct walk *w, uint32_t i)
 
 /* ---- thread slots --------------------------------------------------------------------------- */
 
-/* A word that names a META span of `pages` as its own. */
-static void name_span(struct walk *w, const char *invariant, struct place place, uint64_t ref,
-                      uint32_t pages, const char *what)
+/* A word that names a META span of `pages` as its own, for a purpose. */
+static void name_span(struct walk *w, const char *invariant, struct place place, uint64_t ref, uint32_t pages,
+                      enum smf_purpose purpose)
 {
+    const char *what = purpose == SMF_PURPOSE_SLOT ? "the thread table" : "a bin";
     uint64_t page = ref >> SMF_PAGE_SHIFT;
     const struct smf_page *d = smi_view_page(w->view, page);
     place.parts[1] = PAGES;
@@ -722,6 +736,9 @@ static void name_span(struct walk *w, const char *invariant, struct place place,
         violation(w, invariant, place,
                   "%s names the span at page %llu, which something else has, too", what,
                   (unsigned long long)page);
+    else if (d->tag != purpose)
+        violation(w, "T3", place, "%s names the span at page %llu, which says that it is for %u, expected %u", what,
+                  (unsigned long long)page, d->tag, purpose);
     else
         w->flags[page] |= NAMED;
 }
@@ -735,10 +752,12 @@ static void check_bins(struct walk *w, uint32_t i, uint64_t ref, const struct sm
         const char *wrong = smi_view_read_bin(w->view, ref, thread, k, &bin);
         if (thread->owner && thread->bins[k] == 0)
             wrong = "a bin of a slot in use names no array";
+        if (!wrong && bin.has_gap)
+            wrong = "an open stack has words behind its first 0";
         if (wrong)
             violation(w, "T1", place, "thread slot %u, class %u: %s", i, k, wrong);
         else if (bin.pages)
-            name_span(w, "T3", place, bin.array - smi_span_offset(k), bin.pages, "a bin");
+            name_span(w, "T3", place, bin.array - smi_span_offset(k), bin.pages, SMF_PURPOSE_ARRAY);
         if (!thread->owner && (bin.count || bin.pages))
             violation(w, "T5", place, "thread slot %u has no owner and a cache of class %u", i, k);
     }
@@ -802,7 +821,7 @@ static void check_thread(struct walk *w, uint32_t i, uint64_t ref, const struct 
         violation(w, "H3", in_parts(ref, THREAD + i, EVERYTHING),
                   "heap is marked clean and thread slot %u has an owner", i);
     if (!thread->owner && (thread->link.op || thread->scratch || thread->building ||
-                           thread->spare[0] || thread->spare[1]))
+                           thread->spare[0] || thread->spare[1] || smi_keeps_any(thread)))
         violation(w, "T5", place, "thread slot %u has no owner and something in flight", i);
     w->owned_threads += thread->owner != 0;
     check_bins(w, i, ref, thread);
@@ -818,7 +837,7 @@ static void check_threads(struct walk *w)
         const struct smf_thread *thread = smi_view_thread(w->view, i, &ref);
         if (!ref)
             continue;
-        name_span(w, "T4", in_part(at, PAGES), ref, SMF_THREAD_PAGES, "the thread table");
+        name_span(w, "T4", in_part(at, PAGES), ref, SMF_THREAD_PAGES, SMF_PURPOSE_SLOT);
         if (thread)
             check_thread(w, i, ref, thread);
     }
@@ -1103,9 +1122,10 @@ static uint64_t hash_thread(struct walk *w, uint64_t ref)
         return hash;
     for (unsigned k = 0; k < SMF_CLASSES; k++) {
         uint64_t array = bins[k] & ~(uint64_t)SMF_BIN_PAGES, count;
-        if ((bins[k] & SMF_BIN_PAGES) &&
-            smi_view_read_now(w->view, array, sizeof(count), &count) == 0 && count < SMF_PAGE / 8 * 16)
-            hash = hash * 31 + hash_now(w, array, (count + 1) * 8);
+        if (!(bins[k] & SMF_BIN_PAGES) || smi_view_read_now(w->view, array, sizeof(count), &count) < 0)
+            continue;
+        uint64_t words = smi_bin_words(bins[k], k); /* of an open one all, which is seldom many */
+        hash = hash * 31 + hash_now(w, array, 8 * (count < words ? count + 1 : words));
     }
     return hash;
 }

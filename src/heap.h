@@ -127,11 +127,12 @@ _Static_assert(sizeof(struct smi_top) == 1 << SMI_TOP_SHIFT, "sizeclass.h");
 
 /* What a thread needs to use a heap. Contexts are made SMI_CONTEXTS_AT_ONCE at a time, in one mapping: first a page of
  * each, which the kernel wipes in a forked child, however it was forked, then, as far behind it for all, the rest. So
- * the fast paths compare `serves` and know that the heap is open and the process not forked. */
+ * the fast paths compare `serves` and know that the heap is open and the process not forked. Contexts of private heaps are
+ * not wiped: the child has its own copy of what its own thread may touch on the fast paths. */
 #define SMI_CONTEXT_PAGE 4096u
 #define SMI_CONTEXTS_AT_ONCE 16u
 struct smi_thread {
-    /* Wiped. By the kind in a page's word; the first stays all zeros, and no slot begins in it. */
+    /* Wiped, but for private heaps. By the kind in a page's word; the first stays all zeros, and no slot begins in it. */
     _Alignas(64) struct smi_top top_of_kind[SMF_CLASSES + 1];
     const shmalloc_heap *serves; /* the heap while the fast paths may be used; in hardened heaps &smi_serves_none */
     uint8_t *base;
@@ -148,6 +149,7 @@ struct smi_thread {
     struct smf_thread *slot;
     shmalloc_heap *heap;
     uint64_t true_epoch; /* heap->epoch at attach */
+    int is_private;      /* of a private heap, also when that was closed */
     uint32_t slot_index;
     uint32_t arena;
     uint64_t span_pages; /* that it keeps at most: the sum of its entries in slot->spans */

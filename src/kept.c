@@ -59,6 +59,7 @@ static int take(struct smi_thread *t, uint32_t i, uint64_t ref, uint64_t pages, 
         __atomic_store_n(&d->side, 0, __ATOMIC_RELEASE); /* kill from here: `scratch` has it */
     }
     clear_entry(t, i, pages); /* of a block that went to others, too */
+    t->slot->large += (uint64_t)done;
     return done;
 }
 

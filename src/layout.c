@@ -118,6 +118,10 @@ static int validate_identity(const struct smf_header *h, const char *path)
 static int validate_state(const struct smf_header *h, const struct smf_state *s, uint64_t file_size,
                           const char *path)
 {
+    if (s->features & ~SMF_KNOWN_STATE)
+        return smi_error(SHMALLOC_EVERSION,
+                         "%s: is used with features %#llx that this library lacks; use a newer library", path,
+                         (unsigned long long)(s->features & ~SMF_KNOWN_STATE));
     if (s->size < h->areas.end || s->size % SMF_GRANULE != 0 || s->size > SMF_MAX_SIZE ||
         s->chunk_count < 1 || s->chunk_count > SMF_CHUNKS || s->max_size > SMF_MAX_SIZE ||
         s->max_size < s->size || s->max_size % SMF_GRANULE != 0)

@@ -59,6 +59,7 @@
  * `features_read_only` it allows read-only opens; in `features_must` it forbids the open. */
 #define SMF_KNOWN_MUST 0ull
 #define SMF_KNOWN_READ_ONLY 0ull
+#define SMF_KNOWN_STATE 0ull /* of smf_state.features: an unknown bit forbids the open */
 
 #define SMF_HEAP_HARDENED 1ull /* smf_header.mode: every slab keeps an allocated bit per slot */
 
@@ -143,7 +144,7 @@ struct smf_state {
     _Alignas(64) uint64_t gate;  /* kept for commits: 0 = open for sections                          */
     uint64_t gate_ticket, gate_refused, durable_gate, hints_valid; /* kept for commits               */
     uint64_t reserved3[3];
-    uint64_t features;           /* kept: what a running heap uses beyond its header                 */
+    uint64_t features;           /* what a heap came to use since it was made; unknown bits are refused  */
     uint64_t torn;               /* kept for commits: a process died in an explicit section          */
     uint64_t applying;           /* kept for followers                                               */
     uint64_t structure_headers;  /* kept for structures                                              */
@@ -375,6 +376,18 @@ struct smf_link {
 };
 _Static_assert(sizeof(struct smf_link) == 64, "src/README.md");
 
+static inline int smi_link_is_short(const struct smf_link *link)
+{
+    uint64_t op = link->op & SMF_LINK_OP;
+    return op >= SMF_LINK_SHORT_TAKE && op <= SMF_LINK_SHORT_EXCHANGE;
+}
+
+/* Ref of the user's word. */
+static inline uint64_t smi_link_dest(const struct smf_link *link)
+{
+    return smi_link_is_short(link) ? link->op & ~SMF_LINK_OP : link->dest;
+}
+
 /*
  * Cached slots of a class: a stack, in an array of words. Word 0 says how to read the others.
  *
@@ -434,6 +447,14 @@ _Static_assert(SMF_THREAD_ARRAYS + 8 * (SMF_SMALL_CLASSES * SMF_INLINE_SMALL +
                                         (SMF_CLASSES - SMF_SMALL_CLASSES) * SMF_INLINE_LARGE)
                    <= SMF_THREAD_PAGES * SMF_PAGE,
                "the inside arrays fit");
+
+static inline int smi_keeps_any(const struct smf_thread *thread)
+{
+    uint64_t any = 0;
+    for (unsigned i = 0; i < SMF_SPANS; i++)
+        any |= thread->spans[i];
+    return any != 0;
+}
 
 /* Words of the inside array of class k. */
 static inline uint32_t smi_inline_words(uint32_t k)

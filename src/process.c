@@ -49,31 +49,36 @@ static int has_exit_key; /* a program may have taken all keys: then slots come b
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static uint64_t last_epoch;
 
-/* Memory for contexts that nobody has: those that somebody had, and the rest of a mapping, never touched. The registry
- * lock is held. It is not malloc's, because malloc may be what the heap is for. */
-static struct smi_thread *pool, *untouched;
-static unsigned untouched_count;
+/* Memory for contexts that nobody has: those that somebody had, and the rest of a mapping, never touched. Those of private
+ * heaps are not wiped in forked children: there they are as good as here, and a call that a handler's fork interrupted goes
+ * on with them. The registry lock is held. It is not malloc's, because malloc may be what the heap is for. */
+static struct pool {
+    struct smi_thread *used, *untouched;
+    unsigned untouched_count;
+} pools[2]; /* of heaps in files, of private ones */
 
 static void to_pool(struct smi_thread *t)
 {
-    t->next_in_thread = pool;
-    pool = t;
+    struct pool *pool = &pools[t->is_private];
+    t->next_in_thread = pool->used;
+    pool->used = t;
 }
 
-static struct smi_thread *from_pool(void)
+static struct smi_thread *from_pool(const shmalloc_heap *heap)
 {
-    struct smi_thread *t = pool;
+    struct pool *pool = &pools[heap->is_private];
+    struct smi_thread *t = pool->used;
     if (t) {
-        pool = t->next_in_thread;
+        pool->used = t->next_in_thread;
         return t;
     }
-    if (untouched_count == 0) { /* in this order, for a child that a handler forks in between */
-        const size_t pages = SMI_CONTEXTS_AT_ONCE * SMI_CONTEXT_PAGE; /* those that are wiped, and as many more */
-        SMI_STORE(&untouched, smi_os_private(2 * pages, pages));
-        SMI_STORE(&untouched_count, untouched ? SMI_CONTEXTS_AT_ONCE : 0);
+    if (pool->untouched_count == 0) { /* in this order, for a child that a handler forks in between */
+        const size_t hot = SMI_CONTEXTS_AT_ONCE * SMI_CONTEXT_PAGE; /* and as much for what is not wiped */
+        SMI_STORE(&pool->untouched, smi_os_private(2 * hot, heap->is_private ? 0 : hot));
+        SMI_STORE(&pool->untouched_count, pool->untouched ? SMI_CONTEXTS_AT_ONCE : 0);
     }
-    return untouched_count > 0
-               ? (struct smi_thread *)(void *)((uint8_t *)untouched + --untouched_count * SMI_CONTEXT_PAGE)
+    return pool->untouched_count > 0
+               ? (struct smi_thread *)(void *)((uint8_t *)pool->untouched + --pool->untouched_count * SMI_CONTEXT_PAGE)
                : NULL;
 }
 
@@ -353,12 +358,8 @@ static int settle_copy(shmalloc_heap *heap)
     smi_process_start_private(heap);
     heap->generation = ++heap->state->generation;
     heap->runtime->generation = heap->generation;
-    if (mine) {
+    if (mine)
         mine->true_epoch = heap->epoch;
-        smi_cache_warm(mine);
-        fill_hot_page(mine);
-        serve(mine);
-    }
     SMI_STORE(&heap->settling, 0);
     return 0;
 }
@@ -412,6 +413,13 @@ static int attach_child(shmalloc_heap *heap)
     }
     __atomic_store_n(&heap->gate, 0, __ATOMIC_RELEASE);
     return rc;
+}
+
+int smi_process_settle(shmalloc_heap *heap)
+{
+    return __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) == 0 && SMI_LOAD(&heap->state->poison) == 0
+               ? attach_child(heap)
+               : 0;
 }
 
 /* ---- the thread's context ---- */
@@ -568,7 +576,7 @@ static void reap_own(shmalloc_heap *heap, int thorough)
 static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, uint64_t epoch, int *rc)
 {
     smi_registry_lock();
-    struct smi_thread *t = from_pool();
+    struct smi_thread *t = from_pool(heap);
     smi_registry_unlock();
     if (!t) {
         *rc = smi_refused(-ENOMEM, "%s: no private memory for a thread", heap->path);
@@ -577,6 +585,7 @@ static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, uint6
     memset(t, 0, SMI_CONTEXT_PAGE);
     memset(&t->slot, 0, sizeof(*t) - offsetof(struct smi_thread, slot));
     t->heap = heap;
+    t->is_private = heap->is_private;
     t->true_epoch = epoch;
     *rc = own_slot(heap, count, t);
     if (*rc == SHMALLOC_ETHREADS && !heap->is_private) {

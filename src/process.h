@@ -38,12 +38,13 @@ struct smi_thread *smi_thread_enter(shmalloc_heap *heap, int *rc);
 struct smi_thread *smi_thread_enter_any(shmalloc_heap *heap, int *rc);
 void smi_thread_leave_any(struct smi_thread *t);
 
+/* A forked child's copy of a private heap comes to rest, before somebody looks at it. */
+int smi_process_settle(shmalloc_heap *heap);
+
 /* What claiming an entry is to files: a private heap has this process only. The registry lock is held. */
 void smi_process_start_private(shmalloc_heap *heap);
 
 /* Has no other thread of this process a context of the heap? The registry lock is held. */
 int smi_only_mine(const shmalloc_heap *heap);
-
-/* The thread slot at an index of the table, NULL when there is none (yet). */
 
 #endif

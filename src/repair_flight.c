@@ -62,33 +62,10 @@ static void look_at_logs(struct smi_repair *r)
 
 /* ---- links ---- */
 
-/* Slots that the cache array at `array` of a thread slot can hold; 0 when it has no such array. */
-static uint64_t capacity_of(struct smi_repair *r, const struct smf_thread *thread, uint64_t thread_ref, uint64_t array)
-{
-    for (uint32_t k = 0; array != 0 && k < SMF_CLASSES; k++)
-        if ((thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES) == array &&
-            smi_bin_is_possible(thread_ref, thread->bins[k], k) &&
-            smi_view_at(&r->view, array, 8ull * smi_bin_words(thread->bins[k], k)))
-            return smi_bin_words(thread->bins[k], k) - 1;
-    return 0;
-}
-
 static const char *fault_of_link(struct smi_repair *r, uint64_t thread_ref, const struct smf_thread *thread)
 {
-    const struct smf_link *link = &thread->link;
-    if (thread->owner == 0 || r->was_clean)
-        return "nobody has the thread slot";
-    if (link->op > SMF_LINK_GIVE)
-        return "it is of no known kind";
-    if (!is_possible_word(r, link->dest) || link->dest < SMF_PAGE)
-        return "it names a word that cannot be";
-    if (link->op == SMF_LINK_TAKE && link->fresh_array != 0 &&
-        (link->fresh_count == 0 || link->fresh_count > capacity_of(r, thread, thread_ref, link->fresh_array)))
-        return "it names a cache that the thread slot does not have";
-    if (link->old != 0 && link->old_array != 0 &&
-        link->old_count >= capacity_of(r, thread, thread_ref, link->old_array))
-        return "it names a cache that the thread slot does not have";
-    return NULL;
+    return thread->owner == 0 || r->was_clean ? "nobody has the thread slot"
+                                              : smi_view_link_fault(&r->view, thread_ref, thread);
 }
 
 /* A change that note_changes finds, or one that comes later and is noted at once. */
@@ -123,7 +100,8 @@ static void discard_link(struct smi_repair *r, enum smi_repair_stage stage, uint
     uint64_t at = ref + offsetof(struct smf_thread, link);
     smi_repair_say(r, thread->owner ? "L3" : "T5", at,
                    "the link record of thread slot %u is discarded: %s; a block that it takes stays allocated", i, why);
-    take_out(r, stage, ref, thread, thread->link.fresh);
+    take_out(r, stage, ref, thread,
+             smi_link_is_short(&thread->link) ? smi_repair_word(r, smi_link_dest(&thread->link)) : thread->link.fresh);
     change(r, stage, at, SMF_LINK_NONE);
 }
 
@@ -142,13 +120,15 @@ static void look_at_link(struct smi_repair *r, uint32_t i, uint64_t ref, const s
         discard_link(r, SMI_SETTLED, i, ref, thread, fault);
 }
 
-/* The real repair gives a large block back that a step replaced. Here `scratch`, which is empty by then, takes
- * it: what that names is given back when the thread slot is adopted. */
+/* The real repair gives a large block back that a step replaced or freed and that is nobody's yet. Here `scratch`, which
+ * is empty by then, takes it: what that names is given back when the thread slot is adopted. */
 static void keep_large(struct smi_repair *r, uint64_t ref, const struct smf_link *link)
 {
     uint64_t at = ref + offsetof(struct smf_thread, scratch);
-    if (link->op == SMF_LINK_TAKE && link->old != 0 && link->old_array == 0 &&
-        smi_repair_word(r, link->dest) == link->fresh && smi_repair_word(r, at) == 0)
+    const struct smf_page *d = smi_view_page(&r->view, link->old >> SMF_PAGE_SHIFT);
+    int is_done = link->op == SMF_LINK_GIVE ||
+                  (link->op == SMF_LINK_TAKE && smi_repair_word(r, link->dest) == link->fresh);
+    if (is_done && link->old != 0 && link->old_array == 0 && d && d->side == 0 && smi_repair_word(r, at) == 0)
         smi_view_store(&r->view, at, link->old);
 }
 

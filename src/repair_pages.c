@@ -500,12 +500,6 @@ static uint64_t word_ref(struct smi_repair *r, const struct smf_chunk *chunk, ui
     return smi_chunk_words_offset(chunk, &r->view.header.areas) + (page - chunk->first_page) * sizeof(uint16_t);
 }
 
-static uint64_t descriptor_ref(struct smi_repair *r, const struct smf_chunk *chunk, uint64_t page)
-{
-    return word_ref(r, chunk, chunk->first_page) + chunk->page_count * sizeof(uint16_t) +
-           (page - chunk->first_page) * sizeof(struct smf_page);
-}
-
 /* Kind bits of page `i` of a piece. SIDE is smi_mend_own's. */
 static uint16_t kind_word(const struct smi_repair *r, const struct smi_piece *piece, uint32_t i)
 {
@@ -566,11 +560,11 @@ static uint64_t span_word(uint64_t count, uint64_t kind, uint64_t size_class, ui
     return count | kind << 32 | size_class << 40 | arena << 48;
 }
 
-static void mend_descriptors(struct smi_repair *r, const struct smf_chunk *chunk, const struct smi_piece *piece)
+static void mend_descriptors(struct smi_repair *r, const struct smi_piece *piece)
 {
     const size_t second = offsetof(struct smf_page, page_count);
     uint32_t inside = 0;
-    uint64_t at = descriptor_ref(r, chunk, piece->page);
+    uint64_t at = smi_view_descriptor_ref(&r->view, piece->page);
     uint64_t right = span_word(piece->count, piece->kind, piece->size_class, piece->arena);
     if (smi_repair_word(r, at + second) != right) {
         smi_repair_say(r, "P1", smi_repair_ref(piece->page), "the descriptor of page %u says what its span is",
@@ -583,7 +577,7 @@ static void mend_descriptors(struct smi_repair *r, const struct smf_chunk *chunk
         if (!d || (tail ? d->kind == SMF_PAGE_FREE_TAIL && d->page_count == piece->count : d->kind == SMF_PAGE_NONE))
             continue;
         inside++;
-        smi_repair_put(r, SMI_DERIVED, descriptor_ref(r, chunk, (uint64_t)piece->page + i) + second,
+        smi_repair_put(r, SMI_DERIVED, smi_view_descriptor_ref(&r->view, (uint64_t)piece->page + i) + second,
                        tail ? span_word(piece->count, SMF_PAGE_FREE_TAIL, 0, 0) : 0);
     }
     if (inside)
@@ -600,7 +594,7 @@ static void mend_metadata_pages(struct smi_repair *r, const struct smf_chunk *ch
         if (has_word)
             smi_repair_put_part(r, SMI_DERIVED, word_ref(r, chunk, page), sizeof(uint16_t), 0);
         if (has_kind)
-            smi_repair_put(r, SMI_DERIVED, descriptor_ref(r, chunk, page) + offsetof(struct smf_page, page_count), 0);
+            smi_repair_put(r, SMI_DERIVED, smi_view_descriptor_ref(&r->view, page) + offsetof(struct smf_page, page_count), 0);
         if (has_word || has_kind)
             smi_repair_say(r, has_word ? "P4" : "P1", smi_repair_ref(page), "page %llu, which holds metadata, is no span",
                            (unsigned long long)page);
@@ -651,7 +645,7 @@ void smi_mend_pages(struct smi_repair *r)
         while (chunk + 1 < r->view.chunk_count && piece->page >= r->view.chunks[chunk + 1].first_page)
             chunk++;
         look_for_lost(r, piece);
-        mend_descriptors(r, &r->view.chunks[chunk], piece);
+        mend_descriptors(r, piece);
         mend_words(r, &r->view.chunks[chunk], piece);
     }
 }

@@ -98,7 +98,8 @@ static int is_at_rest(struct smi_repair *r, uint64_t ref, const struct smf_threa
         if (smi_view_read_bin(&r->view, ref, thread, k, &bin) || bin.count || bin.pages)
             return 0;
     }
-    return !thread->link.op && !thread->scratch && !thread->building && !thread->spare[0] && !thread->spare[1];
+    return !thread->link.op && !thread->scratch && !thread->building && !thread->spare[0] && !thread->spare[1] &&
+           !smi_keeps_any(thread);
 }
 
 /* Whoever gives a thread slot up clears `tid` before `owner`: without both it is at rest, and what it seems to hold is
@@ -118,6 +119,8 @@ static void mend_owner(struct smi_repair *r, uint32_t i, uint64_t ref, const str
                                        offsetof(struct smf_thread, spare), offsetof(struct smf_thread, spare) + 8};
         for (unsigned w = 0; w < sizeof(words) / sizeof(words[0]); w++)
             smi_repair_put(r, SMI_TRUTHS, ref + words[w], 0);
+        for (unsigned w = 0; w < SMF_SPANS; w++)
+            smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, spans) + 8ull * w, 0);
         return;
     }
     /* what a process leaves is looked for while its entry is in use */
@@ -134,6 +137,20 @@ static void reset_bin(struct smi_repair *r, uint32_t k, uint64_t ref, const stru
         smi_repair_put(r, SMI_TRUTHS, array, 0);
     if (thread->bins[k] != array)
         smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, bins) + 8ull * k, array);
+}
+
+/* All that follows is about closed stacks; the next owner opens it. */
+static void close_stack(struct smi_repair *r, uint32_t i, uint32_t k, uint64_t ref, const struct smf_thread *thread)
+{
+    struct smi_view_bin bin;
+    if (smi_view_read_bin(&r->view, ref, thread, k, &bin))
+        return;
+    if (bin.has_gap)
+        smi_repair_say(r, "T1", bin.array + 8ull * (bin.count + 1),
+                       "the cache of class %u of thread slot %u ends at its first 0, behind %u refs: what lies behind that "
+                       "stays allocated",
+                       k, i, bin.count);
+    smi_repair_put(r, SMI_TRUTHS, bin.array, bin.count);
 }
 
 static void mend_bin(struct naming *n, uint32_t i, uint32_t k, uint64_t ref, const struct smf_thread *thread)
@@ -167,6 +184,8 @@ static void mend_bin(struct naming *n, uint32_t i, uint32_t k, uint64_t ref, con
         }
     }
     array = thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES;
+    if (smi_repair_word(r, array) == SMF_OPEN)
+        close_stack(r, i, k, ref, thread);
     if (smi_repair_word(r, array) >= smi_bin_words(thread->bins[k], k)) {
         smi_repair_say(r, "T1", at, "the cache of class %u of thread slot %u, whose count of %llu is not possible, is empty: "
                                     "what it held stays allocated",
@@ -190,6 +209,26 @@ static void mend_spares(struct naming *n, uint32_t i, uint64_t ref, const struct
                            (unsigned long long)thread->spare[s]);
             smi_repair_put(n->r, SMI_TRUTHS, at, 0);
         }
+    }
+}
+
+/* What a span of the library is for follows from what names it. */
+static void mend_purposes(struct naming *n)
+{
+    struct smi_repair *r = n->r;
+    for (size_t p = 0; p < r->pieces.count; p++) {
+        const struct smi_piece *piece = &r->pieces.at[p];
+        const struct smf_page *d = smi_view_page(&r->view, piece->page);
+        if (piece->kind != SMF_PAGE_META || n->by[p] == 0 || n->by[p] == SPARE_ONLY || !d)
+            continue;
+        uint16_t purpose = smi_repair_word(r, table_ref(r, n->by[p] - 1)) == smi_repair_ref(piece->page) ? SMF_PURPOSE_SLOT
+                                                                                                          : SMF_PURPOSE_ARRAY;
+        if (d->tag == purpose)
+            continue;
+        smi_repair_say(r, "T3", smi_repair_ref(piece->page), "the span of the library at page %u says what it is for",
+                       piece->page);
+        smi_repair_put_part(r, SMI_TRUTHS, smi_view_descriptor_ref(&r->view, piece->page) + offsetof(struct smf_page, tag),
+                            sizeof(d->tag), purpose);
     }
 }
 
@@ -231,6 +270,7 @@ void smi_mend_thread_table(struct smi_repair *r)
         if (thread)
             mend_spares(&n, i, ref, thread);
     }
+    mend_purposes(&n);
     free_unnamed(&n);
     free(n.by);
 }
@@ -321,6 +361,21 @@ static void mend_built(struct smi_repair *r, uint32_t i, uint64_t at)
     smi_repair_put(r, SMI_TRUTHS, at, 0);
 }
 
+/* What a thread slot keeps is given back when it is adopted: so the mark must name it. */
+static void mend_marks(struct smi_repair *r)
+{
+    for (size_t p = 0; p < r->pieces.count; p++) {
+        const struct smi_piece *piece = &r->pieces.at[p];
+        uint64_t ref = smi_repair_ref(piece->page),
+                 side = smi_view_descriptor_ref(&r->view, piece->page) + offsetof(struct smf_page, side);
+        if (piece->kind != SMF_PAGE_LARGE || smi_repair_word(r, side) == 0 ||
+            smi_view_is_kept(&r->view, ref, piece->count, smi_repair_word(r, side)))
+            continue;
+        smi_repair_say(r, "K1", ref, "the large block at page %u, which no thread slot keeps, stays allocated", piece->page);
+        smi_repair_put(r, SMI_TRUTHS, side, 0);
+    }
+}
+
 void smi_mend_caches(struct smi_repair *r)
 {
     struct smi_cached *cached = NULL;
@@ -338,4 +393,5 @@ void smi_mend_caches(struct smi_repair *r)
     if (!r->failed)
         mend_cached(r, cached, count);
     free(cached);
+    mend_marks(r);
 }

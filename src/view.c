@@ -285,22 +285,51 @@ static int read_directory(struct smi_view *view)
     return 0;
 }
 
-static int possible_array(struct smi_view *view, uint64_t array, uint64_t count)
+/* ---- link records ---- */
+
+/* Slots that the array at `array` of a thread slot can hold; 0 when the slot has no such array. */
+static uint64_t capacity_of(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread, uint64_t array)
 {
-    return array % 64 == 0 && count <= SMF_PAGE / 8 * 16 &&
-           smi_view_at(view, array, (count + 2) * 8) != NULL;
+    for (uint32_t k = 0; array != 0 && k < SMF_CLASSES; k++)
+        if ((thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES) == array && smi_bin_is_possible(thread_ref, thread->bins[k], k) &&
+            smi_view_at(view, array, 8ull * smi_bin_words(thread->bins[k], k)))
+            return smi_bin_words(thread->bins[k], k) - 1;
+    return 0;
 }
 
-/* Is what a link says possible, so that following it stays inside arrays? */
-static int possible_link(struct smi_view *view, const struct smf_link *link)
+/* Is that the word on top of an open stack of a thread slot, or the next one? */
+static int word_of_stack(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread, uint64_t ref)
 {
-    if (link->op > SMF_LINK_GIVE || link->dest % 8 != 0 || link->dest < view->header.areas.end ||
-        !in_file(view, link->dest, 8))
-        return 0;
-    if (link->op == SMF_LINK_TAKE && link->fresh_array &&
-        (link->fresh_count == 0 || !possible_array(view, link->fresh_array, link->fresh_count)))
-        return 0;
-    return !link->old || !link->old_array || possible_array(view, link->old_array, link->old_count);
+    for (uint32_t k = 0; ref % 8 == 0 && k < SMF_CLASSES; k++) {
+        struct smi_view_bin bin;
+        if (smi_view_read_bin(view, thread_ref, thread, k, &bin) || bin.array == 0 || ref <= bin.array ||
+            ref - bin.array >= 8ull * smi_bin_words(thread->bins[k], k))
+            continue;
+        return word_at(view, bin.array) == SMF_OPEN && (ref - bin.array) / 8 - bin.count <= 1;
+    }
+    return 0;
+}
+
+const char *smi_view_link_fault(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread)
+{
+    const struct smf_link *link = &thread->link;
+    uint64_t op = link->op & SMF_LINK_OP, dest = smi_link_dest(link);
+    if (dest % 8 != 0 || dest < view->header.areas.end || !in_file(view, dest, 8))
+        return "it names a word that cannot be";
+    if (smi_link_is_short(link))
+        return !word_of_stack(view, thread_ref, thread, link->dest) ||
+                       (op == SMF_LINK_SHORT_EXCHANGE && !word_of_stack(view, thread_ref, thread, link->fresh))
+                   ? "it names a word of a stack that is not the next"
+                   : NULL;
+    if (link->op != SMF_LINK_TAKE && link->op != SMF_LINK_GIVE)
+        return "it is of no known kind";
+    if (op == SMF_LINK_TAKE && link->fresh_array != 0 &&
+        (link->fresh_count == 0 || link->fresh_count > capacity_of(view, thread_ref, thread, link->fresh_array)))
+        return "it names a cache that the thread slot does not have";
+    if (link->old != 0 && link->old_array != 0 &&
+        link->old_count >= capacity_of(view, thread_ref, thread, link->old_array))
+        return "it names a cache that the thread slot does not have";
+    return NULL;
 }
 
 /* Count the old slot in; an old large block is left for the real repair to give back. */
@@ -312,6 +341,33 @@ static void finish_old(struct smi_view *view, const struct smf_link *link)
     smi_view_store(view, link->old_array, link->old_count + 1);
 }
 
+static void settle_take(struct smi_view *view, uint64_t thread_ref, const struct smf_link *link)
+{
+    int done = word_at(view, link->dest) == link->fresh;
+    uint64_t scratch = thread_ref + offsetof(struct smf_thread, scratch);
+    if (link->fresh_array)
+        smi_view_store(view, link->fresh_array, link->fresh_count - (done ? 1 : 0));
+    else if (done && word_at(view, scratch) == link->fresh)
+        smi_view_store(view, scratch, 0);
+    if (done)
+        finish_old(view, link);
+    else if (link->old && link->old_array)
+        smi_view_store(view, link->old_array, link->old_count);
+}
+
+/* As resolve_short() in cache.c does; layout.h has the rules. */
+static void settle_short(struct smi_view *view, const struct smf_link *link)
+{
+    uint64_t op = link->op & SMF_LINK_OP, user = smi_link_dest(link), ref = word_at(view, link->dest);
+    int same = ref != 0 && word_at(view, user) == ref;
+    if (op == SMF_LINK_SHORT_GIVE && same)
+        smi_view_store(view, user, 0);
+    else if (op != SMF_LINK_SHORT_GIVE && same)
+        smi_view_store(view, link->dest, 0);
+    else if (op == SMF_LINK_SHORT_EXCHANGE && ref != 0)
+        smi_view_store(view, link->fresh, 0);
+}
+
 static void settle_link(struct settling *s, uint64_t thread_ref, const struct smf_thread *thread)
 {
     struct smi_view *view = s->view;
@@ -320,27 +376,35 @@ static void settle_link(struct settling *s, uint64_t thread_ref, const struct sm
     if (link.op == SMF_LINK_NONE)
         return;
     view->in_flight++;
-    if (!possible_link(view, &link)) {
+    if (smi_view_link_fault(view, thread_ref, thread)) {
         complain(s, "L3", at, "armed link names something that cannot be");
         return;
     }
-    if (link.op == SMF_LINK_GIVE) {
+    if (smi_link_is_short(&link)) {
+        settle_short(view, &link);
+    } else if (link.op == SMF_LINK_TAKE) {
+        settle_take(view, thread_ref, &link);
+    } else {
         if (word_at(view, link.dest) == link.old)
             smi_view_store(view, link.dest, 0);
         finish_old(view, &link);
-    } else if (word_at(view, link.dest) == link.fresh) {
-        if (link.fresh_array)
-            smi_view_store(view, link.fresh_array, link.fresh_count - 1);
-        else
-            smi_view_store(view, thread_ref + offsetof(struct smf_thread, scratch), 0);
-        finish_old(view, &link);
-    } else {
-        if (link.old && link.old_array)
-            smi_view_store(view, link.old_array, link.old_count);
-        if (link.fresh_array)
-            smi_view_store(view, link.fresh_array, link.fresh_count);
     }
     smi_view_store(view, at, SMF_LINK_NONE);
+}
+
+/* The large block that a dead owner of the page lock claimed has its mark again; see layout.h. */
+static void settle_claim(struct smi_view *view)
+{
+    const uint64_t at = SMF_STATE_OFFSET + offsetof(struct smf_state, claimed);
+    uint64_t page = word_at(view, at), d = page ? smi_view_descriptor_ref(view, page) : 0;
+    uint64_t side = d + offsetof(struct smf_page, side);
+    if (page == 0)
+        return;
+    view->in_flight++;
+    if (d && smi_view_page(view, page) && smi_view_page(view, page)->kind == SMF_PAGE_LARGE &&
+        word_at(view, side) == SMF_MARK_CLAIMED)
+        smi_view_store(view, side, word_at(view, SMF_STATE_OFFSET + offsetof(struct smf_state, claimed_mark)));
+    smi_view_store(view, at, 0);
 }
 
 int smi_view_settle(struct smi_view *view, smi_report_fn *report, void *arg)
@@ -353,6 +417,8 @@ int smi_view_settle(struct smi_view *view, smi_report_fn *report, void *arg)
     if (state)
         view->state = *state;
     int rc = read_directory(view);
+    if (rc == 0)
+        settle_claim(view);
     for (uint32_t i = 0; rc == 0 && i < SMF_THREADS; i++) {
         uint64_t ref;
         const struct smf_thread *thread = smi_view_thread(view, i, &ref);
@@ -401,16 +467,20 @@ uint16_t smi_view_word(struct smi_view *view, uint64_t page)
     return word ? *word : 0;
 }
 
-const struct smf_page *smi_view_descriptor(struct smi_view *view, uint64_t page)
+uint64_t smi_view_descriptor_ref(const struct smi_view *view, uint64_t page)
 {
     int i = chunk_of(view, page);
     if (i < 0)
-        return NULL;
+        return 0;
     const struct smf_chunk *chunk = &view->chunks[i];
-    uint64_t ref = smi_chunk_words_offset(chunk, &view->header.areas) +
-                   chunk->page_count * sizeof(uint16_t) +
-                   (page - chunk->first_page) * sizeof(struct smf_page);
-    return smi_view_at(view, ref, sizeof(struct smf_page));
+    return smi_chunk_words_offset(chunk, &view->header.areas) + chunk->page_count * sizeof(uint16_t) +
+           (page - chunk->first_page) * sizeof(struct smf_page);
+}
+
+const struct smf_page *smi_view_descriptor(struct smi_view *view, uint64_t page)
+{
+    uint64_t ref = smi_view_descriptor_ref(view, page);
+    return ref ? smi_view_at(view, ref, sizeof(struct smf_page)) : NULL;
 }
 
 const struct smf_page *smi_view_page(struct smi_view *view, uint64_t page)
@@ -534,7 +604,17 @@ const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
         return "bin's count is more than its array holds";
     out->count = (uint32_t)count;
     out->slots = array + 1;
+    for (uint64_t i = count + 1; array[0] == SMF_OPEN && i < words && !out->has_gap; i++)
+        out->has_gap = array[i] != 0;
     return NULL;
+}
+
+int smi_view_is_kept(struct smi_view *view, uint64_t ref, uint64_t pages, uint64_t mark)
+{
+    uint64_t slot, slot_index = (mark & ~(SMF_MARK_KEPT | SMF_MARK_HELD)) >> 8, i = mark & 0xff;
+    const struct smf_thread *thread =
+        (mark & SMF_MARK_KEPT) && slot_index < SMF_THREADS ? smi_view_thread(view, (uint32_t)slot_index, &slot) : NULL;
+    return thread && thread->owner && i < SMF_SPANS && thread->spans[i] == (ref | pages);
 }
 
 static int by_ref(const void *a, const void *b)
@@ -712,7 +792,7 @@ static void count_spans(struct smi_view *view, shmalloc_stats *out)
  * disagree; no figure becomes negative. */
 static void count_caches(struct smi_view *view, shmalloc_stats *out)
 {
-    uint64_t slots = 0;
+    uint64_t slots = 0, bytes = 0;
     for (uint32_t t = 0; t < SMF_THREADS; t++) {
         uint64_t ref;
         const struct smf_thread *thread = smi_view_thread(view, t, &ref);
@@ -723,10 +803,11 @@ static void count_caches(struct smi_view *view, shmalloc_stats *out)
             struct smi_view_bin bin;
             smi_view_read_bin(view, ref, thread, k, &bin);
             slots += bin.count;
-            out->cached += (uint64_t)bin.count * smi_classes[k].size;
+            bytes += (uint64_t)bin.count * smi_classes[k].size;
         }
     }
-    out->allocated -= out->cached < out->allocated ? out->cached : out->allocated;
+    out->cached += bytes;
+    out->allocated -= bytes < out->allocated ? bytes : out->allocated;
     out->allocated_blocks -= slots < out->allocated_blocks ? slots : out->allocated_blocks;
 }
 

@@ -84,7 +84,11 @@ int smi_view_settle(struct smi_view *view, smi_report_fn *report, void *arg);
 /* Settle a private copy that was changed once more, and read its directory anew. 0, or -ENOMEM. */
 int smi_view_settle_again(struct smi_view *view, smi_report_fn *report, void *arg);
 
-/* Descriptor of a page of a chunk, metadata pages too; NULL for pages outside. */
+/* Why the armed link record of a thread slot cannot be resolved; NULL when it can. Of a view that need not be settled. */
+const char *smi_view_link_fault(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread);
+
+/* Descriptor of a page of a chunk, metadata pages too; NULL for pages outside. Its ref; 0. */
+uint64_t smi_view_descriptor_ref(const struct smi_view *view, uint64_t page);
 const struct smf_page *smi_view_descriptor(struct smi_view *view, uint64_t page);
 
 /* Descriptor of a page that can be handed out; NULL for any other page. */
@@ -124,6 +128,7 @@ struct smi_view_bin {
     uint64_t array;        /* ref of the count word */
     uint32_t pages;        /* of its own span, 0 = inside the thread slot */
     uint32_t count;        /* slots cached */
+    int has_gap;           /* open, and a word behind the first 0 is none */
     const uint64_t *slots; /* `count` refs */
 };
 
@@ -132,6 +137,9 @@ struct smi_view_bin {
 const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
                               const struct smf_thread *thread, unsigned size_class,
                               struct smi_view_bin *out);
+
+/* Does the thread slot that the mark of a large block of `pages` pages at `ref` names keep it? */
+int smi_view_is_kept(struct smi_view *view, uint64_t ref, uint64_t pages, uint64_t mark);
 
 /* A cached slot and where it is cached. */
 struct smi_cached {

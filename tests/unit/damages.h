@@ -625,8 +625,77 @@ static uint64_t cached_of_other_class(struct image *m)
 {
     uint64_t *array = image_array(m, image_thread_slot(m, 0), shallow_class(m));
     uint64_t *other = image_array(m, image_thread_slot(m, 0), deep_class(m));
+    must(other[0] > 0, "the deep stack is empty");
     array[1] = other[other[0]--];
     return array[1];
+}
+
+/* A class with an open stack of two or more slots. */
+static uint32_t open_class(const struct image *m)
+{
+    const struct smf_thread *thread = image_thread_slot(m, 0);
+    for (uint32_t k = 0; k < SMF_CLASSES; k++)
+        if (image_open_array(m, thread, k)[0] == SMF_OPEN && image_open_array(m, thread, k)[2] != 0)
+            return k;
+    must(0, "no stack is open");
+    return 0;
+}
+
+static uint64_t gap_in_open_stack(struct image *m)
+{
+    uint32_t k = open_class(m);
+    image_open_array(m, image_thread_slot(m, 0), k)[1] = 0;
+    return bin_ref(m, k);
+}
+
+static uint64_t leftover_in_open_stack(struct image *m)
+{
+    uint32_t k = open_class(m);
+    uint64_t *array = image_open_array(m, image_thread_slot(m, 0), k);
+    uint32_t words = smi_bin_words(image_thread_slot(m, 0)->bins[k], k);
+    array[words - 1] = array[1];
+    return bin_ref(m, k);
+}
+
+static int is_kept(const struct image *m, uint32_t page, const struct smf_page *d)
+{
+    (void)m;
+    (void)page;
+    return d->kind == SMF_PAGE_LARGE && (d->side & SMF_MARK_KEPT);
+}
+
+static uint64_t mark_without_entry(struct image *m)
+{
+    uint32_t page = image_find(m, 1, is_kept);
+    memset(image_thread_slot(m, 0)->spans, 0, sizeof(image_thread_slot(m, 0)->spans));
+    return image_page_ref(page);
+}
+
+static uint64_t mark_of_another_entry(struct image *m)
+{
+    uint32_t page = image_find(m, 1, is_kept);
+    image_page(m, page)->side += SMF_SPANS;
+    return image_page_ref(page);
+}
+
+static uint64_t mark_that_is_none(struct image *m)
+{
+    uint32_t page = image_find(m, 1, is_large);
+    image_page(m, page)->side = SMF_MARK_CLAIMED;
+    return image_page_ref(page);
+}
+
+static uint64_t kept_without_owner(struct image *m)
+{
+    image_thread_slot(m, 0)->owner = 0;
+    return image_threads(m)[0];
+}
+
+static uint64_t slot_for_another_purpose(struct image *m)
+{
+    uint64_t ref = image_threads(m)[0];
+    image_page(m, (uint32_t)(ref >> SMF_PAGE_SHIFT))->tag = SMF_PURPOSE_LOG;
+    return image_ref(m, image_threads(m));
 }
 
 static uint64_t cached_root_record(struct image *m)
@@ -942,6 +1011,8 @@ static const struct damage {
     DAMAGE("T1", KILLED, array_elsewhere),
     DAMAGE("T1", KILLED, array_outside),
     DAMAGE("T1", KILLED, bin_without_array),
+    DAMAGE("T1", KILLED, gap_in_open_stack),
+    DAMAGE("T1", KILLED, leftover_in_open_stack),
     DAMAGE("T2", KILLED, cached_inside_slot),
     DAMAGE("T2", KILLED, cached_of_other_class),
     DAMAGE("T2", KILLED, cached_root_record),
@@ -949,6 +1020,7 @@ static const struct damage {
     DAMAGE("T3", KILLED, array_of_two_bins),
     DAMAGE("T3", KILLED, array_in_user_memory),
     DAMAGE("T3", KILLED, spare_in_user_memory),
+    DAMAGE("T3", KILLED, slot_for_another_purpose),
     DAMAGE("T4", KILLED, thread_slot_twice),
     DAMAGE("T4", KILLED, thread_slot_outside),
     DAMAGE("T4", KILLED, owner_impossible),
@@ -956,7 +1028,11 @@ static const struct damage {
     DAMAGE("T5", KILLED, cache_without_owner),
     DAMAGE("T5", KILLED, link_without_owner),
     DAMAGE("T6", KILLED, scratch_of_free_span),
+    DAMAGE("T5", KILLED, kept_without_owner),
     DAMAGE("T6", KILLED, building_inside_block),
+    DAMAGE("K1", KILLED, mark_without_entry),
+    DAMAGE("K1", KILLED, mark_of_another_entry),
+    DAMAGE("K1", KILLED, mark_that_is_none),
     DAMAGE("R1", KILLED, bucket_into_nowhere),
     DAMAGE("R1", KILLED, chain_in_ring),
     DAMAGE("R1", KILLED, root_in_wrong_bucket),

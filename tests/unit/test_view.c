@@ -269,7 +269,7 @@ Test(view, undoes_logs_from_the_last_entry)
     end_settling(&s);
 }
 
-/* The cache of class `k` of the killed thread, as it was. */
+/* The cache of class `k` of the killed thread, as it was, but closed. */
 static uint64_t *cache(struct settled *s, uint32_t k)
 {
     return image_array(&s->m, image_thread_slot(&s->m, 0), k);
