@@ -468,10 +468,6 @@ static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
 int smi_cache_trim(struct smi_thread *t)
 {
     uint64_t all = UINT64_MAX;
-    int released = smi_kept_release(t->heap, t->slot_index);
-    t->span_pages = 0;
-    if (released < 0)
-        return released;
     for (uint32_t k = 0; k < SMF_CLASSES; k++)
         smi_cache_close(t, k);
     int result = drain(t->heap, t->slot, &all);

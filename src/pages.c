@@ -782,16 +782,6 @@ static uint64_t reclaim_kept(shmalloc_heap *heap)
     return sum;
 }
 
-int smi_pages_reclaim(shmalloc_heap *heap)
-{
-    int rc = smi_lock_acquire(heap, smi_lock_of_pages(heap));
-    if (rc < 0)
-        return rc;
-    reclaim_kept(heap);
-    smi_lock_release(heap, smi_lock_of_pages(heap));
-    return 0;
-}
-
 /* The block behind a run that is to grow, if a thread keeps it. */
 static int reclaim_neighbour(shmalloc_heap *heap, uint64_t page)
 {
@@ -1026,6 +1016,7 @@ int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
     int rc = lock_all(heap);
     if (rc < 0)
         return rc;
+    reclaim_kept(heap);
     rc = smi_heap_descriptor(heap);
     while (rc == 0 && (rc = cut_tail(heap, &trim)) == 1)
         rc = 0;

@@ -22,7 +22,8 @@ struct smi_take {
     uint64_t *name;       /* word that receives the span's ref (slabs: its page number); may be NULL */
 };
 
-/* Take a span with storage behind it. *page is its first page; *zero tells whether it reads as zeros.
+/* Take a span with storage behind it; before it says that there is no room, blocks that threads keep give way, but for
+ * those that their owners are just about to use. *page is its first page; *zero tells whether it reads as zeros.
  * Returns 0, SHMALLOC_EFULL, -ENOSPC and other errnos of the file system, SHMALLOC_ECORRUPT. */
 int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t *page, int *zero);
 
@@ -35,10 +36,6 @@ int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *n
  * cleared only. */
 int smi_pages_give_kept(shmalloc_heap *heap, uint32_t slot_index, uint32_t i);
 
-/* Give back what all threads keep, but for blocks that their owners are just about to use. smi_pages_take does so before
- * it says that there is no room. */
-int smi_pages_reclaim(shmalloc_heap *heap);
-
 /* Make a large block `count` pages long where it is: the tail is given back, or taken from the free span
  * behind. A block behind it that a thread keeps gives way. Returns 0, SHMALLOC_EFULL when it cannot grow there,
  * SHMALLOC_EDOUBLEFREE when it is no block any more, or as smi_pages_take. */
@@ -47,8 +44,8 @@ int smi_pages_resize(shmalloc_heap *heap, uint32_t page, uint64_t count);
 /* Set a flag in the words of a slab. */
 int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag);
 
-/* Storage of free runs of at least `min_pages` goes back to the file system, free chunks at the tail are
- * cut off. Returns bytes, or a negative code. */
+/* Blocks that threads keep become free, storage of free runs of at least `min_pages` goes back to the file system, free
+ * chunks at the tail are cut off. Returns bytes, or a negative code. */
 int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages);
 
 /* Storage that has been free for longer than the heap's decay time goes back, down to what it retains; a

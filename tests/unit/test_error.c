@@ -303,7 +303,7 @@ static int outgrown(void *arg)
     static shmalloc_ref mine[100], more[10000], large, far;
     for (int i = 0; i < 100; i++)
         must_work(shmalloc_alloc(heap, 5000, &mine[i]));
-    must_work(shmalloc_alloc(heap, 1 << 20, &large));
+    must_work(shmalloc_alloc(heap, 2 << 20, &large)); /* too large to be kept */
     signal_word(&step[0]);
     await_word(&step[1], 1);
     must_work(shmalloc_root_get(heap, "far", 0, &far));

@@ -12,6 +12,7 @@
 
 #include <criterion/criterion.h>
 
+#include "kept.h"
 #include "support.h"
 
 #define PAGE 8192ull
@@ -48,9 +49,11 @@ static shmalloc_ref take(uint64_t page_count)
     return ref;
 }
 
+/* To the page heap: the thread would keep it. */
 static void give(shmalloc_ref ref)
 {
     must_work(shmalloc_free(f.heap, &ref));
+    must_work(smi_kept_release(f.heap, smi_current->slot_index));
 }
 
 /* ---- freeing in many orders ---- */

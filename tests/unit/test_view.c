@@ -338,6 +338,89 @@ Test(view, finishes_a_give_from_every_point)
     end_settling(&s);
 }
 
+/* The same, open: *count slots lie in it. */
+static uint64_t *open_cache(struct settled *s, uint32_t k, uint64_t *count)
+{
+    uint64_t *array = cache(s, k);
+    *count = array[0];
+    must(*count > 0, "a stack with slots");
+    memset(&array[*count + 1], 0, 8 * (smi_bin_words(image_thread_slot(&s->m, 0)->bins[k], k) - *count - 1));
+    array[0] = SMF_OPEN;
+    return array;
+}
+
+Test(view, settles_a_short_take_from_every_point)
+{
+    struct settled s = begin_settling();
+    uint64_t count, dest = a_user_word(&s), *array = open_cache(&s, smi_class_of(64), &count), ref = array[count];
+    for (int stored = 0; stored < 3; stored++) { /* armed; the user's word; the word of the stack */
+        *(uint64_t *)image_at(&s.m, dest) = stored > 0 ? ref : 0;
+        array[count] = stored > 1 ? 0 : ref;
+        image_thread_slot(&s.m, 0)->link =
+            (struct smf_link){.op = dest | SMF_LINK_SHORT_TAKE, .dest = image_ref(&s.m, &array[count])};
+        settle(&s);
+        cr_expect_eq(settled_word(&s, image_at(&s.m, dest)), stored > 0 ? ref : 0, "point %d", stored);
+        cr_expect_eq(settled_word(&s, &array[count]), stored > 0 ? 0 : ref, "point %d", stored);
+        cr_expect_eq(settled_word(&s, &image_thread_slot(&s.m, 0)->link.op), SMF_LINK_NONE);
+        smi_view_finish(&s.view);
+    }
+    end_settling(&s);
+}
+
+Test(view, settles_a_short_give_from_every_point)
+{
+    struct settled s = begin_settling();
+    uint64_t count, dest = a_user_word(&s), *array = open_cache(&s, smi_class_of(64), &count), ref = array[count];
+    for (int stored = 0; stored < 3; stored++) { /* armed; the word of the stack; the user's word */
+        array[count] = stored > 0 ? ref : 0;
+        *(uint64_t *)image_at(&s.m, dest) = stored > 1 ? 0 : ref;
+        image_thread_slot(&s.m, 0)->link =
+            (struct smf_link){.op = dest | SMF_LINK_SHORT_GIVE, .dest = image_ref(&s.m, &array[count])};
+        settle(&s);
+        cr_expect_eq(settled_word(&s, image_at(&s.m, dest)), stored > 0 ? 0 : ref, "point %d", stored);
+        cr_expect_eq(settled_word(&s, &array[count]), stored > 0 ? ref : 0, "point %d", stored);
+        smi_view_finish(&s.view);
+    }
+    end_settling(&s);
+}
+
+Test(view, settles_a_short_exchange_from_every_point)
+{
+    struct settled s = begin_settling();
+    uint64_t count, old_count, dest = a_user_word(&s);
+    uint64_t *array = open_cache(&s, smi_class_of(64), &count), *old = open_cache(&s, smi_class_of(8), &old_count);
+    uint64_t ref = array[count], given = old[old_count];
+    for (int stored = 0; stored < 4; stored++) { /* armed; pushed; the user's word; popped */
+        old[old_count] = stored > 0 ? given : 0;
+        *(uint64_t *)image_at(&s.m, dest) = stored > 1 ? ref : given;
+        array[count] = stored > 2 ? 0 : ref;
+        image_thread_slot(&s.m, 0)->link = (struct smf_link){.op = dest | SMF_LINK_SHORT_EXCHANGE,
+                                                             .dest = image_ref(&s.m, &array[count]),
+                                                             .fresh = image_ref(&s.m, &old[old_count])};
+        settle(&s);
+        cr_expect_eq(settled_word(&s, image_at(&s.m, dest)), stored > 1 ? ref : given, "point %d", stored);
+        cr_expect_eq(settled_word(&s, &array[count]), stored > 1 ? 0 : ref, "point %d", stored);
+        cr_expect_eq(settled_word(&s, &old[old_count]), stored > 1 ? given : 0, "point %d", stored);
+        smi_view_finish(&s.view);
+    }
+    end_settling(&s);
+}
+
+Test(view, gives_a_claimed_block_its_mark_back)
+{
+    struct settled s = begin_settling();
+    uint32_t page = 1;
+    while (image_page(&s.m, page)->kind != SMF_PAGE_LARGE)
+        page++;
+    image_page(&s.m, page)->side = SMF_MARK_CLAIMED;
+    image_state(&s.m)->claimed = page;
+    image_state(&s.m)->claimed_mark = smi_mark_kept(3, 2);
+    settle(&s);
+    cr_expect_eq(settled_word(&s, &image_page(&s.m, page)->side), smi_mark_kept(3, 2));
+    cr_expect_eq(settled_word(&s, &image_state(&s.m)->claimed), 0);
+    end_settling(&s);
+}
+
 /* ---- figures -------------------------------------------------------------------------------- */
 
 struct listing {
