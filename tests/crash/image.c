@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "sizeclass.h"
 #include "support.h"
 
 /* ---- the file of a stopped process ---- */
@@ -97,6 +98,9 @@ void image_swap_begin(void)
 /* ---- what is in flight ---- */
 
 struct parts {
+    uint8_t *bytes;
+    uint64_t size;
+    struct smf_state *state;
     struct smf_page_heap *page_heap;
     struct smf_roots *roots;
     struct smf_central *central;
@@ -114,6 +118,9 @@ static struct parts parts_of(uint8_t *bytes, uint64_t size)
     const struct smf_header *header = (void *)bytes;
     const struct smf_areas *areas = &header->areas;
     const uint64_t *threads = (void *)(bytes + areas->threads);
+    parts.bytes = bytes;
+    parts.size = size;
+    parts.state = (void *)(bytes + SMF_STATE_OFFSET);
     parts.page_heap = (void *)(bytes + areas->page_heap);
     parts.roots = (void *)(bytes + areas->roots);
     parts.central = (void *)(bytes + areas->central);
@@ -149,7 +156,7 @@ uint64_t image_in_flight(const struct smi_image *image)
     if (image->fd < 0)
         return 0;
     struct parts p = parts_of(image->copy, image->size);
-    uint64_t bits = (p.page_heap->log_count != 0) | (p.roots->log_count != 0) << 1 | (p.roots->scratch != 0) << 2;
+    uint64_t bits = (uint64_t)(p.state->claimed != 0) << 58 | (p.page_heap->log_count != 0) | (p.roots->log_count != 0) << 1 | (p.roots->scratch != 0) << 2;
     for (uint32_t i = 0; i < p.central_count; i++) {
         unsigned own = i / SMF_CLASSES == p.arenas;
         bits |= (uint64_t)(p.central[i].log_count != 0) << (3 + own);
@@ -157,8 +164,9 @@ uint64_t image_in_flight(const struct smi_image *image)
     }
     for (unsigned i = 0; i < p.threads; i++) {
         const struct smf_thread *t = p.thread[i];
-        bits |= (uint64_t)(t->link.op == SMF_LINK_TAKE) << 7 | (uint64_t)(t->link.op == SMF_LINK_GIVE) << 8 |
-                (uint64_t)(t->scratch != 0) << 9 | (uint64_t)(t->building != 0) << 10 |
+        unsigned op = t->link.op & SMF_LINK_OP;
+        bits |= (uint64_t)(op == SMF_LINK_TAKE) << 7 | (uint64_t)(op == SMF_LINK_GIVE) << 8 |
+                (uint64_t)(op >= SMF_LINK_SHORT_TAKE) << (55 + op) | (uint64_t)(t->scratch != 0) << 9 | (uint64_t)(t->building != 0) << 10 |
                 (uint64_t)(t->spare[0] != 0) << 11 | (uint64_t)(t->spare[1] != 0) << 12;
     }
     return image->watch_locks ? bits | kinds_of_locks(image) : bits;
@@ -167,6 +175,7 @@ uint64_t image_in_flight(const struct smi_image *image)
 const char *const planted_names[PLANTS] = {
     "nothing", "a log's last entry missing", "no link record", "no `pending`", "no `spare`", "no `scratch`",
     "no `building`", "adoption frees the thread slot first", "adoption frees the process entry first",
+    "a stack is opened with leftovers", "the mark of a kept block is cleared too late", "a claim is not noted",
     "two stores in the wrong order", "a lock that does not tell of its owner's death"};
 
 /* A stored log count goes down by one. */
@@ -183,6 +192,37 @@ static int forget_word(uint64_t *word)
     int was = *word != 0;
     *word = 0;
     return was;
+}
+
+/* A slot beside the lowest of an open stack, above the stack. */
+static int add_leftover(const struct parts *p, struct smf_thread *thread)
+{
+    for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        uint64_t ref = thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES;
+        uint32_t words = smi_bin_words(thread->bins[k], k);
+        uint64_t *array = ref % 8 == 0 && ref + 8ull * words <= p->size ? (void *)(p->bytes + ref) : NULL;
+        uint64_t count = ref != 0 && array && array[0] == SMF_OPEN ? smi_stack_count(array, words) : 0;
+        if (count == 0 || count + 1 >= words)
+            continue;
+        array[count + 1] = array[1] + smi_classes[k].size;
+        return 1;
+    }
+    return 0;
+}
+
+/* A large block that the program has looks as if the thread kept it. */
+static int mark_as_kept(const struct parts *p, struct smf_thread *thread)
+{
+    const struct smf_header *header = (void *)p->bytes;
+    const struct smf_chunk chunk = *(struct smf_chunk *)(void *)(p->bytes + header->areas.directory);
+    struct smf_page *page = (void *)(p->bytes + header->areas.end + chunk.page_count * sizeof(uint16_t));
+    for (uint32_t i = 1; i < chunk.page_count; i++)
+        if (page[i].kind == SMF_PAGE_LARGE && page[i].side == 0 && page[i].page_count < SMF_SPAN_MOST_PAGES) {
+            page[i].side = smi_mark_kept(0, 0);
+            thread->spans[0] = (uint64_t)i << SMF_PAGE_SHIFT | page[i].page_count;
+            return 1;
+        }
+    return 0;
 }
 
 int image_plant(const char *path, enum planted what)
@@ -211,6 +251,12 @@ int image_plant(const char *path, enum planted what)
         done |= forget_word(&p.thread[0]->building);
     if (what == PLANT_SLOT)
         done |= forget_word(&p.thread[0]->owner);
+    if (what == PLANT_LEFTOVER)
+        done |= add_leftover(&p, p.thread[0]);
+    if (what == PLANT_MARK && p.thread[0]->owner != 0)
+        done |= mark_as_kept(&p, p.thread[0]);
+    if (what == PLANT_CLAIM)
+        done |= forget_word(&p.state->claimed);
     if (what == PLANT_ENTRY)
         done |= forget_word((uint64_t *)(void *)p.entries);
     for (uint32_t i = 0; what == PLANT_UNMARKED && i < p.lock_count; i++)

@@ -34,6 +34,9 @@ enum planted {
     PLANT_BUILDING,
     PLANT_SLOT,
     PLANT_ENTRY,
+    PLANT_LEFTOVER,
+    PLANT_MARK,
+    PLANT_CLAIM,
     PLANT_SWAPPED, /* made by image_write_swapped() */
     PLANT_UNMARKED, /* the last: it takes survivors to notice */
     PLANTS

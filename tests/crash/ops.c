@@ -215,10 +215,15 @@ static void stack_at_share(struct stage *s) /* no room left for a longer one: a 
     while (slots_in(bin) < bin->limit)
         drop_block(s);
 }
+/* With a tag: the thread keeps others that it frees. */
+static void link_tagged(struct stage *s, unsigned i, size_t size)
+{
+    must_work(shmalloc_alloc_tagged(s->heap, size, 7, &s->world->word[i]));
+}
 static void three_large(struct stage *s)
 {
     for (unsigned i = 0; i < 5; i++)
-        link_block(s, i, LARGE);
+        link_tagged(s, i, LARGE);
 }
 static void free_left(struct stage *s)
 {
@@ -239,6 +244,28 @@ static void free_both(struct stage *s)
 static void free_middle(struct stage *s)
 {
     unlink_block(s, 2);
+}
+static void two_large(struct stage *s)
+{
+    link_block(s, 1, LARGE);
+    link_block(s, 2, LARGE);
+}
+static void large_kept(struct stage *s)
+{
+    two_large(s);
+    memset(shmalloc_ptr(s->heap, s->world->word[2]), 0xaa, LARGE);
+    unlink_block(s, 2);
+}
+static void all_kept(struct stage *s) /* as many as a thread slot has entries for: the next one drives one out */
+{
+    for (unsigned i = 1; i < SMF_SPANS + 2; i++)
+        link_block(s, i, SMI_MAX_SMALL + 1);
+    link_block(s, 0, LARGE);
+    for (unsigned i = 1; i < SMF_SPANS + 2; i++)
+        if (i != 2)
+            unlink_block(s, i);
+    link_block(s, 2, LARGE);
+    unlink_block(s, 0);
 }
 static void at_once(struct stage *s) /* what is freed goes back to the file system within the call */
 {
@@ -298,6 +325,16 @@ static void shrink_valid(struct stage *s)
     written_large(s);
     s->world->valid[0] = SMALL;
 }
+static void written_large_beside_kept(struct stage *s)
+{
+    written_large_blocked(s);
+    unlink_block(s, 1);
+}
+static void written_small_large_kept(struct stage *s)
+{
+    large_kept(s);
+    written_small(s);
+}
 static void to_less_large(struct stage *s)
 {
     resize(s, LARGE);
@@ -346,6 +383,7 @@ static void much_to_trim(struct stage *s)
     link_block(s, 2, HUGE);
     link_block(s, 3, LARGE);
     unlink_block(s, 2);
+    unlink_block(s, 3);
     drop_many(s, s->kept_count);
 }
 static void deep_to_trim(struct stage *s) /* with an array in a span of its own */
@@ -442,6 +480,8 @@ static void *last_call(void *arg)
 {
     keep_many(arg, 20, SMALL);
     drop_many(arg, 10);
+    keep_block(arg, LARGE);
+    drop_block(arg); /* which the thread keeps */
     smi_stepper_mark(&control->phase, SMI_BEGUN);
     return NULL;
 }
@@ -581,12 +621,18 @@ const struct op ops[] = {
     {"malloc from the cache", 0, one_small, malloc_small},
     {"malloc, refill", 0, four_small, malloc_small},
     {"malloc, large", 0, nothing, malloc_large},
+    {"malloc, large that was kept", 0, large_kept, malloc_large},
+    {"alloc, large that was kept", 0, large_kept, take_large},
+    {"alloc, zeroed large that was kept", 0, large_kept, zeroed_large},
     {"free to the cache", 0, one_small, free_first},
     {"free, not linked", 0, one_kept, drop_block},
     {"free, longer stack", 0, stack_full, free_first},
     {"free, longer stack again", 0, stack_full_again, free_first},
     {"free, flush and retire", 0, stack_at_share, free_first},
     {"free, tagged", 0, one_tagged, free_first},
+    {"free, large that is kept", 0, two_large, free_middle},
+    {"free, large that is kept, not linked", 0, malloc_large, drop_block},
+    {"free, large that drives one out", 0, all_kept, free_middle},
     {"free, large", 0, three_large, free_middle},
     {"free, merge left", 0, free_left, free_middle},
     {"free, merge right", 0, free_right, free_middle},
@@ -596,7 +642,9 @@ const struct op ops[] = {
     {"realloc, small to small", 0, written_small, to_medium},
     {"realloc, from stack to stack", 0, written_small_cached, to_medium},
     {"realloc, small to large", 0, written_small, to_large},
+    {"realloc, small to large that was kept", 0, written_small_large_kept, to_large},
     {"realloc, large to small", 0, shrink_valid, to_small},
+    {"realloc, large beside a kept one", 0, written_large_beside_kept, to_larger},
     {"realloc, large in place", 0, written_large, to_larger},
     {"realloc, large shrinks", 0, very_large, to_less_large},
     {"realloc, large moves", 0, written_large_blocked, to_larger},

@@ -428,7 +428,8 @@ static int is_noticed(const char *wanted)
 {
     static const char *const few[] = {"alloc, refill", "free to the cache", "free, longer stack", "free, merge both",
                                       "hardened: alloc, new slab", "root set, new", "realloc, small to large",
-                                      "root get_or_create, large"};
+                                      "root get_or_create, large", "free, large",
+                                      "realloc, small to large that was kept"};
     for (unsigned n = 0; n < sizeof(few) / sizeof(few[0]); n++)
         for (unsigned i = 0; i < op_count; i++)
             if (strcmp(ops[i].name, few[n]) == 0 && matches(&ops[i], wanted)) {
