@@ -11,7 +11,7 @@
 
 #include <criterion/criterion.h>
 
-#include "layout.h"
+#include "heap.h"
 #include "support.h"
 
 static struct fixture f;
@@ -151,5 +151,104 @@ Test(poison, nonsense_in_words_of_the_central_heap_never_crashes)
     for (unsigned i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
         *offset = k20 + fields[i];
         cr_assert_eq(wait_child_within(start_child(survive_nonsense, offset), 20000), 0, "field %u", i);
+    }
+}
+
+/* ---- what the fast paths rely on ---- */
+
+/* Use of every kind that must not crash, whatever it finds. */
+static void use_and_ignore(void)
+{
+    void *blocks[200];
+    for (int i = 0; i < 200; i++)
+        blocks[i] = shmalloc_malloc(f.heap, 40);
+    for (int i = 0; i < 200; i++)
+        if (blocks[i])
+            shmalloc_mfree(f.heap, blocks[i]);
+    shmalloc_trim(f.heap);
+}
+
+Test(poison, any_value_of_the_count_of_reshaped_slabs)
+{
+    static const uint64_t values[] = {0,          1,          SMF_RESHAPED,        SMF_RESHAPED - 1, SMF_RESHAPED + 77,
+                                      UINT64_MAX, 1ull << 63, UINT64_MAX << 20, 0x123456789abcdefull};
+    for (unsigned i = 0; i < sizeof(values) / sizeof(values[0]); i++) {
+        use_and_ignore();
+        f.heap->state->reshaped = values[i];
+        use_and_ignore();
+        cr_assert(f.heap->state->poison == 0 || f.heap->state->poison == (uint64_t)-SHMALLOC_ECORRUPT);
+        must_work(shmalloc_close(f.heap));
+        must_work(shmalloc_destroy(f.path));
+        f.heap = heap_create(f.path, 0);
+    }
+}
+
+Test(poison, a_fallen_count_of_reshaped_slabs_is_noticed)
+{
+    void *blocks[2000];
+    for (int i = 0; i < 2000; i++)
+        blocks[i] = shmalloc_malloc(f.heap, 100);
+    for (int i = 0; i < 2000; i++)
+        must_work(shmalloc_mfree(f.heap, blocks[i]));
+    shmalloc_trim(f.heap); /* slabs end */
+    cr_assert_gt(f.heap->state->reshaped, 0);
+    use_and_ignore();
+    f.heap->state->reshaped = 0;
+    use_and_ignore();
+    cr_assert_eq(f.heap->state->poison, (uint64_t)-SHMALLOC_ECORRUPT);
+}
+
+/* The open stack of 40 bytes, and its slots. */
+static uint64_t *stack(uint64_t *count)
+{
+    use_and_ignore();
+    void *blocks[20];
+    for (int i = 0; i < 20; i++)
+        blocks[i] = shmalloc_malloc(f.heap, 40);
+    for (int i = 0; i < 20; i++)
+        must_work(shmalloc_mfree(f.heap, blocks[i]));
+    struct smi_bin *bin = smi_bin(smi_current, smi_class_of(40));
+    must(bin->array[0] == SMF_OPEN, "the stack is open");
+    *count = smi_stack_count(bin->array, (uint32_t)bin->capacity + 1);
+    must(*count >= 10, "%llu slots", (unsigned long long)*count);
+    return bin->array;
+}
+
+Test(poison, a_word_of_a_stack_that_became_0_is_noticed)
+{
+    uint64_t count, *array = stack(&count);
+    array[count - 5] = 0;
+    must_code(shmalloc_check(f.heap), SHMALLOC_ECORRUPT);
+    int taken = 0;
+    while (taken < 100 && shmalloc_malloc(f.heap, 40) != NULL)
+        taken++;
+    cr_assert_lt(taken, 10);
+    cr_assert_eq(f.heap->state->poison, (uint64_t)-SHMALLOC_ECORRUPT);
+}
+
+Test(poison, a_word_above_a_stack_is_no_slot)
+{
+    uint64_t count, *array = stack(&count), lowest = array[1];
+    array[count + 3] = lowest;
+    must_code(shmalloc_check(f.heap), SHMALLOC_ECORRUPT); /* once more than once */
+    void *blocks[100];
+    for (int i = 0; i < 100; i++) {
+        blocks[i] = shmalloc_malloc(f.heap, 40);
+        for (int k = 0; blocks[i] && k < i; k++)
+            cr_assert_neq(blocks[i], blocks[k], "handed out twice");
+    }
+}
+
+Test(poison, any_word_of_a_stack)
+{
+    for (unsigned i = 0; i < 8; i++) {
+        static const uint64_t values[] = {1, 7, 8, 4096, 1ull << 40, UINT64_MAX, 1ull << 63, 0x7fffffffffffull};
+        uint64_t count, *array = stack(&count);
+        array[count - i % 3] = values[i];
+        use_and_ignore();
+        f.heap->state->poison = 0;
+        shmalloc_close(f.heap);
+        must_work(shmalloc_destroy(f.path));
+        f.heap = heap_create(f.path, 0);
     }
 }
