@@ -40,9 +40,8 @@ struct shmalloc_heap {
      * to another heap or to the parent. 0: not attached (yet, or any more). */
     uint64_t epoch;
     uint32_t gate;            /* 1: a thread of the child is in attach_child() */
-    uint32_t parent_forgotten; /* by this child, as far as its memory goes: forget_parent() */
     uint32_t reopening;       /* 1: a thread is in smi_heap_descriptor(), making the descriptor anew */
-    uint8_t wiped[4096 - 2 * sizeof(uint64_t) - sizeof(uint32_t)];
+    uint8_t wiped[4096 - sizeof(uint64_t) - 2 * sizeof(uint32_t)];
 
     uint8_t *base;     /* of the mapping */
     uint64_t reserved; /* its length, bytes; the file may be shorter, the heap not longer */

@@ -443,10 +443,6 @@ struct smf_thread {
 #define SMF_THREAD_ARRAYS 2048u
 _Static_assert(sizeof(struct smf_thread) == SMF_THREAD_ARRAYS, "src/README.md");
 _Static_assert(offsetof(struct smf_thread, section_epoch) % 64 == 0, "a line of its own");
-_Static_assert(SMF_THREAD_ARRAYS + 8 * (SMF_SMALL_CLASSES * SMF_INLINE_SMALL +
-                                        (SMF_CLASSES - SMF_SMALL_CLASSES) * SMF_INLINE_LARGE)
-                   <= SMF_THREAD_PAGES * SMF_PAGE,
-               "the inside arrays fit");
 
 static inline int smi_keeps_any(const struct smf_thread *thread)
 {
@@ -462,12 +458,24 @@ static inline uint32_t smi_inline_words(uint32_t k)
     return k < SMF_SMALL_CLASSES ? SMF_INLINE_SMALL : SMF_INLINE_LARGE;
 }
 
-/* Where the array of class k begins in a thread slot, or in a span of its own. */
+/* Where the array of class k begins in a thread slot, or in a span of its own. In the slot the arrays of the smallest classes,
+ * which most programs use most, begin where an OS page does: after a fork, the first store to each page costs a copy of
+ * it. As many of larger classes as fit lie in front of them. */
+#define SMF_INLINE_FRONT 10u
 static inline uint64_t smi_inline_offset(uint32_t k)
 {
-    uint64_t small = k < SMF_SMALL_CLASSES ? k : SMF_SMALL_CLASSES;
-    return SMF_THREAD_ARRAYS + 8 * (small * SMF_INLINE_SMALL + (k - small) * SMF_INLINE_LARGE);
+    const uint64_t front = SMF_THREAD_ARRAYS, small = 4096, rest = small + 8ull * SMF_SMALL_CLASSES * SMF_INLINE_SMALL;
+    uint32_t j = k - SMF_SMALL_CLASSES;
+    return k < SMF_SMALL_CLASSES  ? small + 8ull * k * SMF_INLINE_SMALL
+           : j < SMF_INLINE_FRONT ? front + 8ull * j * SMF_INLINE_LARGE
+                                  : rest + 8ull * (j - SMF_INLINE_FRONT) * SMF_INLINE_LARGE;
 }
+
+_Static_assert(SMF_THREAD_ARRAYS + 8 * SMF_INLINE_FRONT * SMF_INLINE_LARGE <= 4096 &&
+                   4096 + 8 * (SMF_SMALL_CLASSES * SMF_INLINE_SMALL +
+                               (SMF_CLASSES - SMF_SMALL_CLASSES - SMF_INLINE_FRONT) * SMF_INLINE_LARGE)
+                       <= SMF_THREAD_PAGES * SMF_PAGE,
+               "the inside arrays fit");
 
 static inline uint64_t smi_span_offset(uint32_t k)
 {

@@ -793,6 +793,14 @@ void smi_os_at_fork(void (*before)(void), void (*in_parent)(void), void (*in_chi
     pthread_sigmask(SIG_SETMASK, &was, NULL);
 }
 
+/* glibc's own, since 2.32; false in a process that made a thread. */
+extern char __libc_single_threaded __attribute__((weak));
+
+int smi_os_only_thread(void)
+{
+    return &__libc_single_threaded && __libc_single_threaded;
+}
+
 void smi_os_unlock_counted(pthread_mutex_t *mutex, unsigned *depth)
 {
     sigset_t was;

@@ -153,6 +153,9 @@ void smi_os_cancel_restore(int state);
  * list of such handlers, which the interrupted call keeps locked. */
 void smi_os_at_fork(void (*before)(void), void (*in_parent)(void), void (*in_child)(void));
 
+/* Does the C library know that the process has one thread only? 0: it may have several. */
+int smi_os_only_thread(void);
+
 /* Unlock a mutex and clear `depth`, which says that this thread has it, with no signal handler between the two. */
 void smi_os_unlock_counted(pthread_mutex_t *mutex, unsigned *depth);
 

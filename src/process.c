@@ -246,23 +246,39 @@ static void serve(struct smi_thread *t)
 
 /* ---- forked children ---- */
 
+/* 1 while the thread that forks has taken the registry lock for it, under which this changes. Where there are no other
+ * threads it is not taken: each store after a fork costs a copy of its page. */
+static int holds_for_fork;
+
 static void before_fork(void)
 {
+    if (smi_os_only_thread())
+        return;
     smi_registry_lock();
+    holds_for_fork = 1;
 }
 
 static void after_fork_in_parent(void)
 {
+    if (!holds_for_fork)
+        return;
+    holds_for_fork = 0;
     smi_registry_unlock();
 }
+
+/* The process that forget_parent() ran in. */
+static pid_t forgotten_by;
 
 /* What this process inherited and may not use. The registry lock may be held by a thread that is not here. */
 static void forget_parent(void)
 {
-    pthread_mutex_init(&registry, NULL);
-    smi_current = &nobody;
+    registry = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    forgotten_by = getpid();
     /* The memory of the parent's contexts is lost to the child: it may be in mid-change. Those of private heaps are
-     * the child's. */
+     * the child's, and may be used before the copy is settled, which is left to the first call that takes the long way:
+     * most children only call exec. */
+    if (smi_current != &nobody && !(smi_current->heap && smi_current->is_private))
+        smi_current = &nobody;
     struct smi_thread **at = &contexts;
     while (*at)
         if ((*at)->heap && (*at)->heap->is_private)
@@ -270,10 +286,8 @@ static void forget_parent(void)
         else
             *at = (*at)->next_in_thread;
     int any_private = 0;
-    for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next) {
-        heap->parent_forgotten = 1;
+    for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next)
         any_private |= heap->is_private;
-    }
     if (!any_private) /* else what this thread holds may be a lock of its copy */
         smi_lock_forget();
 }
@@ -281,7 +295,9 @@ static void forget_parent(void)
 static void after_fork_in_child(void)
 {
     forget_parent();
-    registry_depth--; /* which before_fork() took */
+    if (holds_for_fork)
+        registry_depth--;
+    holds_for_fork = 0;
 }
 
 /* What the parent's other threads were doing under locks is undone, and nobody has a lock. */
@@ -401,7 +417,7 @@ static int attach_child(shmalloc_heap *heap)
         smi_os_sleep(100000);
     int rc = 0;
     if (__atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) == 0) {
-        if (!heap->parent_forgotten) /* no atfork handler ran: _Fork(), or a raw clone */
+        if (forgotten_by != getpid()) /* no atfork handler ran: _Fork(), or a raw clone */
             forget_parent();
         if (heap->is_private) {
             smi_registry_lock();
