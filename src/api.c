@@ -167,6 +167,9 @@ int shmalloc_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t size, s
 
 int shmalloc_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag, shmalloc_ref *out)
 {
+    if (tag >= SMF_TAG_RESERVED)
+        return smi_error(-EINVAL, "%s: tag expected 0 to %#x, found %#x: those from %#x on are the library's own; use another",
+                         heap->path, SMF_TAG_RESERVED - 1, tag, SMF_TAG_RESERVED);
     return alloc(heap, &(struct smi_request){.size = size, .zero = 1, .tag = tag}, out);
 }
 

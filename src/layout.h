@@ -282,6 +282,9 @@ enum smf_purpose { /* of a span of kind SMF_PAGE_META, in `tag` */
     SMF_PURPOSE_LOG = 4,   /* kept for transactions */
 };
 
+/* Type tags of blocks from here to 0xffff are kept for structures of the library's own; users have 1 to the one before. */
+#define SMF_TAG_RESERVED 0xff00u
+
 /* The mark of a large block, in `side`: who has the block. It is the truth, and changes by compare-and-swap alone, so
  * that of two who want the block one gets it. A thread slot's `spans` are only where its owner looks.
  *

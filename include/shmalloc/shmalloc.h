@@ -63,8 +63,12 @@
  *
  * No function may be called from a signal handler that interrupted another function here, and a child that such
  * a handler forks must not return from it, but exec or _exit(): it would go on with its parent's call, in a file
- * in its parent's place, or wait for a thread that it does not have. A thread that is cancelled finishes its call
- * first; with PTHREAD_CANCEL_ASYNCHRONOUS none may be called, as POSIX says of all functions but three.
+ * in its parent's place, or wait for a thread that it does not have. Nor may such a handler leave by siglongjmp(), or
+ * by an exception: the call that it cuts off may lose a slot or leave a lock held, and what any later call of that
+ * thread does is undefined. It returns, or ends the process, which is a death like any other.
+ *
+ * A thread that is cancelled finishes its call first; with PTHREAD_CANCEL_ASYNCHRONOUS none may be called, as POSIX
+ * says of all functions but three.
  *
  * Caveats
  *  - Network and FUSE file systems do not keep what a shared mapping needs; heaps there are refused unless
@@ -76,6 +80,8 @@
  *  - An open heap keeps one descriptor, above 2. A program that closes it (a daemon that closes all) and uses the number
  *    for itself keeps what it opened there; the heap is opened again by its name, or calls that need the file
  *    answer -EBADF if that no longer leads to it.
+ *  - A process reserves addresses for a heap (its maximum size times sixteen, up to 1 TiB), and 1/1024 of that for a
+ *    table of its pages, of which some 4 KiB are in memory for 4 MiB of heap in which the process frees blocks.
  *  - After fork() the child has the heap too and attaches by itself at its first call; a child that
  *    only calls exec costs nothing.
  *  - The heap file is not a backup of itself. Copy it while no process has it open.
@@ -323,9 +329,9 @@ SHMALLOC_API int shmalloc_alloc_zeroed(shmalloc_heap *heap, size_t size, shmallo
 SHMALLOC_API int shmalloc_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t size,
                                         shmalloc_ref *out);
 
-/** shmalloc_alloc() of zeroed bytes with a type tag, 1..65535, that shmalloc_tag(),
+/** shmalloc_alloc() of zeroed bytes with a type tag, 1..0xfeff, that shmalloc_tag(),
  *  shmalloc_each_block() and shmalloc-inspect show. Costs 2 bytes for each slot of the slab and a
- *  slower free. 0 is no tag. */
+ *  slower free. 0 is no tag. 0xff00..0xffff are reserved for the library's own structures: -EINVAL. */
 SHMALLOC_API int shmalloc_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag,
                                        shmalloc_ref *out);
 
@@ -340,8 +346,10 @@ SHMALLOC_API uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref);
  *
  * @return 0, or a negative code, in which case nothing changed, but for one case of SHMALLOC_EDOUBLEFREE:
  *   SHMALLOC_EBADREF      not the first byte of a block of this heap; also of a block above 64 KiB that was
- *                         freed, whose pages are no block's, always found
- *   SHMALLOC_EDOUBLEFREE  the block is free. In hardened heaps always found; otherwise at once for
+ *                         freed and that no thread keeps, whose pages are no block's, always found
+ *   SHMALLOC_EDOUBLEFREE  the block is free. Of a block above 64 KiB that the thread which freed it keeps for
+ *                         its next requests (up to 1 MiB, see shmalloc_trim()) always found, whoever frees it
+ *                         again. Of others in hardened heaps always found; otherwise at once for
  *                         the last block freed, and for others when the cache is emptied: then it is
  *                         counted and reported here although `*ref` was freed: do not free it again
  *   -EINVAL, SHMALLOC_EREADONLY, _ECORRUPT, _EPOISONED   as for shmalloc_alloc()
@@ -358,7 +366,8 @@ SHMALLOC_API int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref);
  * class stays or, for large blocks, when the pages behind are free; otherwise a new block, and
  * `*ref` changes. If `ref` points into this heap, the change is one crash-atomic step. A `*ref` of 0
  * allocates. Tag and alignment above 16 are kept only in place. Codes of shmalloc_alloc() and
- * shmalloc_free(); on failure the old block is as it was.
+ * shmalloc_free(), but SHMALLOC_EBADREF also for a freed block that a thread keeps; on failure the old block is
+ * as it was.
  */
 SHMALLOC_API int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size);
 
@@ -462,8 +471,15 @@ SHMALLOC_API int shmalloc_mutex_unlock(shmalloc_heap *heap, shmalloc_mutex *mute
 SHMALLOC_API int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t len);
 
 /**
- * Give unused memory back: the calling thread's cache to the heap, empty slabs to the free runs, free
- * runs of 64 KiB and more to the file system, free chunks at the tail by shortening the file.
+ * Give unused memory back: the calling thread's cache to the heap, empty slabs and the large blocks that threads of
+ * any process keep to the free runs, free runs of 64 KiB and more to the file system, free chunks at the tail by
+ * shortening the file.
+ *
+ * A thread keeps blocks of more than 64 KiB and at most 1 MiB that it freed, for its next requests: at most 12 blocks
+ * and 8 MiB, or 1/32 of the heap's maximum if that is less. Besides here they go back one to two decay times after they
+ * were freed, if the thread makes calls; when it ends; and when anybody finds no room. Hardened heaps and those that
+ * give storage back at once (0 ms) keep none; nor is a block with a tag kept.
+ *
  * @return bytes given back to the file system; SHMALLOC_EREADONLY, SHMALLOC_EPOISONED, or what the system refused.
  */
 SHMALLOC_API int64_t shmalloc_trim(shmalloc_heap *heap);
@@ -474,7 +490,8 @@ SHMALLOC_API int64_t shmalloc_trim(shmalloc_heap *heap);
 /**
  * Set when free memory goes back to the file system by itself: free runs of 64 KiB and more that have been
  * free for `decay_ms` milliseconds (0: at once; SHMALLOC_NEVER: only shmalloc_trim() does it), as long as
- * more than `retain` bytes of free storage are left. A new heap has 10,000 ms and 0 bytes.
+ * more than `retain` bytes of free storage are left. A new heap has 10,000 ms and 0 bytes. A large block that a thread
+ * keeps (shmalloc_trim()) becomes a free run first, after as long again.
  *
  * Calls that take the long way do the work, at most once a second and 16 MiB at a time (with 0 ms: after every
  * free of a large block or empty slab), so a process that does nothing gives nothing back. Stored in
@@ -491,7 +508,7 @@ typedef struct shmalloc_stats {
     uint64_t metadata;          /**< fixed areas, page words and descriptors, the library's spans */
     uint64_t allocated;         /**< blocks that users have, rounded up to their slots or pages */
     uint64_t allocated_blocks;  /**< their number */
-    uint64_t cached;            /**< free slots in thread caches */
+    uint64_t cached;            /**< free slots in thread caches, and freed large blocks that threads keep */
     uint64_t central_free;      /**< free slots in slabs */
     uint64_t free_pages;        /**< free runs */
     uint64_t free_reserved;     /**< part of free_pages that has blocks of the file system */

@@ -6,6 +6,7 @@
  * resize lost contents, or a bad free were taken for a good one.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -269,14 +270,28 @@ Test(alloc, tags_stay_with_their_blocks)
 Test(alloc, tag_of_what_is_not_a_block_is_0)
 {
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc_tagged(f.heap, 100, 65535, &ref));
-    cr_assert_eq(shmalloc_tag(f.heap, ref), 65535);
+    must_work(shmalloc_alloc_tagged(f.heap, 100, 0xfeff, &ref));
+    cr_assert_eq(shmalloc_tag(f.heap, ref), 0xfeff);
     cr_assert_eq(shmalloc_tag(f.heap, 0), 0);
     cr_assert_eq(shmalloc_tag(f.heap, ref + 1), 0);
     cr_assert_eq(shmalloc_tag(f.heap, 8), 0);
     cr_assert_eq(shmalloc_tag(f.heap, UINT64_MAX), 0);
     cr_assert_eq(shmalloc_tag(f.heap, 1ull << 43), 0);
     release(ref);
+}
+
+Test(alloc, tags_of_the_library_are_refused)
+{
+    const uint16_t tags[] = {0xff00, 0xff01, 0xffff};
+    for (unsigned i = 0; i < sizeof(tags) / sizeof(tags[0]); i++) {
+        shmalloc_ref ref = 77;
+        must_code(shmalloc_alloc_tagged(f.heap, 100, tags[i], &ref), -EINVAL);
+        must(ref == 77, "tag %#x: written on failure", tags[i]);
+        char found[32];
+        snprintf(found, sizeof(found), "found %#x:", tags[i]);
+        must(strstr(shmalloc_errmsg(), "0 to 0xfeff") && strstr(shmalloc_errmsg(), found), "%s", shmalloc_errmsg());
+    }
+    cr_assert_eq(heap_stats(f.heap).allocated_blocks, 0, "nothing was allocated");
 }
 
 /* ---- realloc ---- */

@@ -173,6 +173,7 @@ Test(layout, each_damaged_state_word_is_found)
     damaged(state.chunk_count = SMF_CHUNKS + 1, SHMALLOC_ECORRUPT);
     damaged(state.mark = 0, SHMALLOC_ECORRUPT);
     damaged(state.mark = 4, SHMALLOC_ECORRUPT);
+    damaged(state.features = 1ull << 63, SHMALLOC_EVERSION);
     damaged(file_size--, SHMALLOC_ECORRUPT);
 }
 
@@ -183,6 +184,8 @@ Test(layout, newer_read_only_features_allow_reading)
     seal();
     cr_assert_eq(validate(0), SHMALLOC_EVERSION);
     cr_assert_eq(validate(1), 0, "%s", shmalloc_errmsg());
+    state.features = 1; /* these forbid both */
+    cr_assert_eq(validate(1), SHMALLOC_EVERSION);
 }
 
 Test(layout, every_byte_of_the_header_is_covered)
