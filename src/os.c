@@ -378,7 +378,7 @@ int smi_os_sync_range(void *address, uint64_t len)
 
 /* ---- memory ---- */
 
-void *smi_os_reserve_private(uint64_t len, uint64_t alignment)
+static void *reserve_aligned(uint64_t len, uint64_t alignment)
 {
     char *area = mmap(NULL, len + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED)
@@ -387,8 +387,15 @@ void *smi_os_reserve_private(uint64_t len, uint64_t alignment)
     if (aligned > area)
         munmap(area, (size_t)(aligned - area));
     munmap(aligned + len, (size_t)(area + alignment - aligned));
-    madvise(aligned, len, MADV_DONTDUMP); /* gcore would write all of it */
     return aligned;
+}
+
+void *smi_os_reserve_private(uint64_t len, uint64_t alignment)
+{
+    void *area = reserve_aligned(len, alignment);
+    if (area)
+        madvise(area, len, MADV_DONTDUMP); /* gcore would write all of it */
+    return area;
 }
 
 void *smi_os_reserve_zeros(uint64_t len)
@@ -427,7 +434,7 @@ int smi_os_empty(void *address, uint64_t len)
 int smi_os_map(int fd, uint64_t len, int read_only, void *fixed, void **out)
 {
     int protection = read_only ? PROT_READ : PROT_READ | PROT_WRITE;
-    void *where = fixed ? fixed : smi_os_reserve_private(len, MAP_ALIGNMENT);
+    void *where = fixed ? fixed : reserve_aligned(len, MAP_ALIGNMENT);
     if (!where)
         return -ENOMEM;
     void *area = mmap(where, len, protection,
@@ -567,12 +574,14 @@ static int read_text(const char *path, char *buf, size_t size)
     int fd = smi_os_open(path, 1);
     if (fd < 0)
         return fd;
-    int64_t n = smi_os_read(fd, buf, size - 1, 0);
+    ssize_t n;
+    do /* one read gives all of a text in /proc that is no longer than this */
+        n = pread(fd, buf, size - 1, 0);
+    while (n < 0 && errno == EINTR);
+    int rc = n < 0 ? -errno : 0;
     smi_os_close(fd);
-    if (n < 0)
-        return (int)n;
-    buf[n] = 0;
-    return 0;
+    buf[n < 0 ? 0 : n] = 0;
+    return rc;
 }
 
 /* Of a file that Linux has in /proc: is it not mounted, not whole, or kept from us? */
@@ -680,14 +689,17 @@ int smi_os_thread_known(void)
     return known;
 }
 
-void smi_os_process_name(char out[16])
+void smi_os_describe_self(char name[16], uint64_t *start_time)
 {
-    memset(out, 0, 16);
-    char text[32];
-    if (read_text("/proc/self/comm", text, sizeof(text)) == 0) {
-        text[strcspn(text, "\n")] = 0;
-        snprintf(out, 16, "%.15s", text);
-    }
+    char text[1024];
+    memset(name, 0, 16);
+    *start_time = 0;
+    if (read_text("/proc/self/stat", text, sizeof(text)) < 0)
+        return;
+    *start_time = stat_field(text, 22);
+    char *from = strchr(text, '('), *to = strrchr(text, ')'); /* the name may hold anything */
+    if (from && to && from < to)
+        snprintf(name, 16, "%.*s", (int)(to - from - 1), from + 1);
 }
 
 void smi_os_random(void *buf, size_t len)

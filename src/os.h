@@ -128,7 +128,8 @@ int smi_os_thread_exists(pid_t tid, uint64_t start_time); /* in this process; 0:
 /* Does the C library know the calling thread by its real id? Not in a child of a raw clone(2), where its
  * mutexes would take the child for its parent. */
 int smi_os_thread_known(void);
-void smi_os_process_name(char out[16]);
+/* This process's name and the time it started; "" and 0 unknown. */
+void smi_os_describe_self(char name[16], uint64_t *start_time);
 void smi_os_random(void *buf, size_t len);
 uint64_t smi_os_now(void);  /* nanoseconds since 1970 */
 uint64_t smi_os_clock(void); /* CLOCK_MONOTONIC, nanoseconds */

@@ -261,7 +261,7 @@ static int reserve_run(shmalloc_heap *heap, uint64_t page, uint64_t count)
  * and not written yet. */
 static int reserve_exactly(shmalloc_heap *heap, uint64_t page, uint64_t count)
 {
-    int rc = smi_heap_descriptor(heap);
+    int rc = 0;
     for (uint64_t i = 0, run; rc == 0 && i < count; i += run) {
         run = stored_run(heap, page + i, count - i);
         if (run > 0)

@@ -16,7 +16,7 @@ static int can_store(shmalloc_heap *heap, uint64_t ref)
         return 1;
     if (heap->is_private)
         return ref + 8 <= heap->allowed;
-    return smi_heap_descriptor(heap) == 0 && smi_os_stat(heap->fd, &info) == 0 && ref + 8 <= info.size;
+    return smi_heap_look(heap, &info) == 0 && ref + 8 <= info.size;
 }
 
 /* A word that the dead process had an address for and this one has not: the file has it. */

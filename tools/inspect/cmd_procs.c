@@ -130,8 +130,8 @@ static const char *activity(const struct census *census, const struct smf_proces
     if (!census->same_namespace)
         return "unknown";
     uint64_t started = smi_os_start_time((pid_t)process->pid, (pid_t)process->pid);
-    if (started == 0 && kill((pid_t)process->pid, 0) < 0 && errno == EPERM)
-        return "unknown"; /* /proc hides it */
+    if (started == 0 && (kill((pid_t)process->pid, 0) == 0 || errno == EPERM))
+        return "unknown"; /* /proc hides it, or is another namespace's */
     if (started != process->start_time)
         return "gone";
     snprintf(path, sizeof(path), "/proc/%u/stat", process->pid);
