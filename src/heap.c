@@ -535,8 +535,18 @@ static int fill_header(struct smf_header *h, const shmalloc_options *o)
     return 0;
 }
 
-/* The bytes of a new heap in an empty file. */
-static int format_file(int fd, const char *path, const shmalloc_options *o)
+/* Whose storage a new heap's is, so that its first attacher need not look for holes, and the first of a copy does. */
+static void give_identity(shmalloc_heap *heap, const struct smf_runtime *runtime)
+{
+    struct smi_file_info info;
+    *heap->runtime = *runtime;
+    heap->runtime->device = heap->device;
+    heap->runtime->inode = heap->inode;
+    heap->runtime->stored = smi_os_stat(heap->fd, &info) == 0 ? info.blocks : 0;
+}
+
+/* The bytes of a new heap in an empty file; `runtime` is what /proc tells. */
+static int format_file(int fd, const char *path, const shmalloc_options *o, const struct smf_runtime *runtime)
 {
     struct smf_header header = {0};
     int rc = fill_header(&header, o);
@@ -576,10 +586,12 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
         heap->state->mark = SMF_CLEAN;
         rc = smi_pages_format(heap, size);
     }
-    if (rc == 0)
+    if (rc == 0) {
+        give_identity(heap, runtime);
         SMI_STORE(&heap->header->magic, SMF_MAGIC);
-    else if (rc != SHMALLOC_EADDRESS) /* which has its message */
+    } else if (rc != SHMALLOC_EADDRESS) { /* which has its message */
         smi_refused(rc, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
+    }
     drop_handle(heap);
     return rc;
 }
@@ -598,15 +610,14 @@ static int check_file_system(int fd, const char *path, const shmalloc_options *o
                      path, unfit);
 }
 
-/* What the first attacher will need of /proc: asked before there is a file. */
-static int check_proc(const char *path)
+/* What creation and the first attacher need of /proc: asked before there is a file. */
+static int read_proc(const char *path, struct smf_runtime *out)
 {
-    uint8_t boot_id[16];
-    uint64_t pid_namespace;
-    int rc = read_boot_id(path, boot_id);
+    memset(out, 0, sizeof(*out));
+    int rc = read_boot_id(path, out->boot_id);
     if (rc < 0)
         return rc;
-    rc = smi_os_pid_namespace(&pid_namespace);
+    rc = smi_os_pid_namespace(&out->pid_namespace);
     return rc < 0 ? smi_refused(rc, "%s: cannot read this process's PID namespace, /proc/self/ns/pid", path) : 0;
 }
 
@@ -614,15 +625,16 @@ static int check_proc(const char *path)
 static int create_file(const char *path, const shmalloc_options *o)
 {
     char temp_name[PATH_MAX];
-    int proc = check_proc(path);
-    if (proc < 0)
-        return proc;
+    struct smf_runtime runtime;
+    int rc = read_proc(path, &runtime);
+    if (rc < 0)
+        return rc;
     int fd = smi_os_create_unnamed(path, o->mode ? o->mode : 0600, temp_name);
     if (fd < 0)
         return smi_refused(fd, "%s: cannot create", path);
-    int rc = check_file_system(fd, path, o);
+    rc = check_file_system(fd, path, o);
     if (rc == 0)
-        rc = format_file(fd, path, o);
+        rc = format_file(fd, path, o, &runtime);
     if (rc < 0)
         smi_os_discard(temp_name);
     else if ((rc = smi_os_publish(fd, path, temp_name)) < 0)
@@ -833,6 +845,7 @@ static int is_unfinished(int fd)
 static int create_in(int fd, const char *path, const shmalloc_options *o)
 {
     uint64_t start = smi_os_tick();
+    struct smf_runtime runtime;
     int rc;
     while ((rc = smi_os_lock_byte(fd, SMF_ATTACH_BYTE)) == -EAGAIN) {
         if (smi_os_tick() - start > 10000000000ull)
@@ -843,9 +856,9 @@ static int create_in(int fd, const char *path, const shmalloc_options *o)
     }
     if (rc < 0)
         return smi_refused(rc, "%s: cannot lock", path);
-    if (is_unfinished(fd) && (rc = check_proc(path)) == 0) {
+    if (is_unfinished(fd) && (rc = read_proc(path, &runtime)) == 0) {
         rc = smi_os_truncate(fd, 0);
-        rc = rc < 0 ? smi_refused(rc, "%s: cannot empty the file", path) : format_file(fd, path, o);
+        rc = rc < 0 ? smi_refused(rc, "%s: cannot empty the file", path) : format_file(fd, path, o, &runtime);
     } else if (rc == 0 && (o->flags & SHMALLOC_EXCLUSIVE)) {
         rc = smi_error(-EEXIST, "%s: is not empty; without SHMALLOC_EXCLUSIVE it is opened", path);
     }

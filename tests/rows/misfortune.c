@@ -292,6 +292,66 @@ Test(rows, luck_a_copy_with_holes_on_a_full_ext4)
     in_mount(copies_with_holes, &small, "no loop device, mkfs.ext4 or mount namespace");
 }
 
+/* A heap that nobody has attached: its creator finds the fixed base taken, and gives up. */
+static void make_unattached(const char *path)
+{
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    shmalloc_heap *heap;
+    void *base = (void *)(uintptr_t)0x310000000000;
+    options.flags = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE;
+    options.base = base;
+    options.max_size = 1 << 30;
+    must(mmap(base, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == base, "mmap");
+    must_code(shmalloc_open(path, &options, &heap), SHMALLOC_EADDRESS);
+    must(munmap(base, 4096) == 0, "munmap");
+}
+
+static int open_marked(void *arg)
+{
+    rows_mark_begin();
+    shmalloc_heap *heap = heap_open(arg);
+    rows_mark_end();
+    return shmalloc_close(heap) < 0;
+}
+
+/* It has all its storage since creation, so nothing is looked for; its copy has holes. */
+static int never_attached(void *arg)
+{
+    char path[256], copy[256], filler[256];
+    static struct rows_calls first, later;
+    const char *where = fixture_path(&f, "mount");
+    shmalloc_heap *heap;
+    (void)arg;
+    int rc = rows_mount("tmpfs", 16 << 20, NULL, where);
+    if (rc != 0)
+        return rc;
+    snprintf(path, sizeof(path), "%s/heap", where);
+    snprintf(copy, sizeof(copy), "%s/copy", where);
+    snprintf(filler, sizeof(filler), "%s/filler", where);
+    make_unattached(path);
+    copy_with_holes(path, copy);
+    rows_fill(filler);
+    must_code(open_with(copy, 0, &heap), -ENOSPC);
+    must(strstr(shmalloc_errmsg(), "holes"), "\"%s\"", shmalloc_errmsg());
+    rc = rows_count_calls(open_marked, path, &first);
+    if (rc != 0)
+        return rc;
+    must(rows_count_calls(open_marked, path, &later) == 0, "the second open");
+    must(first.total == later.total, "the first open took %llu calls, the second %llu", (unsigned long long)first.total,
+         (unsigned long long)later.total);
+    unlink(filler);
+    must_work(open_with(copy, 0, &heap));
+    rows_fill(filler);
+    memset(smi_at(heap, heap->areas.end - 4096), 0, 4096); /* where nothing is yet */
+    must_be_sound(heap);
+    return shmalloc_close(heap) < 0;
+}
+
+Test(rows, luck_heaps_that_were_never_attached)
+{
+    in_mount(never_attached, NULL, "no mount namespace, or no ptrace");
+}
+
 /* ---- little memory ---- */
 
 enum { MEMORY = 24 << 20, BELOW_MEMORY = 12 << 20 };
