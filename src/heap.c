@@ -94,8 +94,10 @@ static int open_by_path(const shmalloc_heap *heap)
 {
     struct smi_file_info info;
     int rc = smi_os_stat_path(heap->path, 1, &info);
-    if (rc < 0 || !is_file_of(heap, &info))
+    if (rc == -ENOENT || rc == -ENOTDIR || (rc == 0 && !is_file_of(heap, &info)))
         return -EBADF;
+    if (rc < 0)
+        return rc;
     int fd = smi_os_open(heap->path, heap->read_only);
     if (fd < 0)
         return fd == -ENOENT ? -EBADF : fd;
@@ -133,9 +135,10 @@ static int replace_lost(shmalloc_heap *heap)
     }
     __atomic_store_n(&heap->reopening, 0, __ATOMIC_RELEASE);
     if (own == -EBADF)
-        return smi_refused(own, "%s: the library's descriptor was closed and the file is not there any more",
+        return smi_refused(own, "%s: the library's descriptor was closed and the name does not lead to the file any more",
                            heap->path);
-    return own < 0 ? smi_refused(own, "%s: cannot look at the file", heap->path) : 0;
+    return own < 0 ? smi_refused_change(own, -1, heap->path, "%s: the library's descriptor was closed; cannot open the "
+                                                             "file again", heap->path) : 0;
 }
 
 int smi_heap_descriptor(shmalloc_heap *heap)
@@ -169,7 +172,8 @@ int smi_heap_reopen(shmalloc_heap *heap)
             return fd;
         smi_os_close(fd);
         if (rc < 0)
-            return smi_refused(rc, "%s: cannot open the file once more by /proc/self/fd", heap->path);
+            return smi_refused_change(rc, heap->fd, heap->path, "%s: cannot open the file once more by /proc/self/fd",
+                                      heap->path);
         rc = replace_lost(heap); /* another file's description happens to have the mark */
     }
     return rc < 0 ? rc : smi_refused(-EBADF, "%s: the library's descriptor is another file's again and again", heap->path);
@@ -418,7 +422,7 @@ static int map_heap(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *f
                          heap->path, fixed);
     if (rc == -ENOMEM)
         return no_addresses(heap, size);
-    return smi_refused(rc, "%s: cannot map the file", heap->path);
+    return smi_refused_change(rc, heap->fd, heap->path, "%s: cannot map the file", heap->path);
 }
 
 static shmalloc_heap *new_handle(const char *path)
@@ -569,7 +573,7 @@ static int format_file(int fd, const char *path, const shmalloc_options *o, cons
     if (rc == 0)
         rc = smi_os_write(fd, &header, sizeof(header), 0);
     if (rc < 0)
-        return smi_refused(rc, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
+        return smi_refused_change(rc, fd, NULL, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
     struct smi_file_info info;
     int own = smi_os_reopen(fd, 0);
     rc = own < 0 ? own : smi_os_stat(own, &info);
@@ -590,7 +594,7 @@ static int format_file(int fd, const char *path, const shmalloc_options *o, cons
         give_identity(heap, runtime);
         SMI_STORE(&heap->header->magic, SMF_MAGIC);
     } else if (rc != SHMALLOC_EADDRESS) { /* which has its message */
-        smi_refused(rc, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
+        smi_refused_change(rc, fd, NULL, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
     }
     drop_handle(heap);
     return rc;
@@ -631,14 +635,14 @@ static int create_file(const char *path, const shmalloc_options *o)
         return rc;
     int fd = smi_os_create_unnamed(path, o->mode ? o->mode : 0600, temp_name);
     if (fd < 0)
-        return smi_refused(fd, "%s: cannot create", path);
+        return smi_refused_change(fd, -1, path, "%s: cannot create", path);
     rc = check_file_system(fd, path, o);
     if (rc == 0)
         rc = format_file(fd, path, o, &runtime);
     if (rc < 0)
         smi_os_discard(temp_name);
     else if ((rc = smi_os_publish(fd, path, temp_name)) < 0)
-        smi_refused(rc, "%s: cannot create", path);
+        smi_refused_change(rc, -1, path, "%s: cannot create", path);
     smi_os_close(fd);
     return rc;
 }
@@ -807,7 +811,7 @@ static int open_path(const char *path, const shmalloc_options *o, shmalloc_heap 
         if (fd >= 0)
             return open_file(fd, path, o, out);
         if (fd != -ENOENT || !(o->flags & SHMALLOC_CREATE))
-            return smi_refused(fd, "%s: cannot open", path);
+            return smi_refused_change(fd, -1, path, "%s: cannot open", path);
         if (!(o->flags & SHMALLOC_EXCLUSIVE) && smi_os_is_link(path)) /* to nothing, or it would have been opened */
             return smi_error(-ENOENT, "%s: is a symbolic link to a file that does not exist; remove it, or make that file",
                              path);
@@ -816,7 +820,7 @@ static int open_path(const char *path, const shmalloc_options *o, shmalloc_heap 
             return rc;
         if (o->flags & SHMALLOC_EXCLUSIVE) {
             fd = smi_os_open(path, 0);
-            return fd < 0 ? smi_refused(fd, "%s: cannot open", path)
+            return fd < 0 ? smi_refused_change(fd, -1, path, "%s: cannot open", path)
                           : open_file(fd, path, o, out);
         }
     }
@@ -858,7 +862,8 @@ static int create_in(int fd, const char *path, const shmalloc_options *o)
         return smi_refused(rc, "%s: cannot lock", path);
     if (is_unfinished(fd) && (rc = read_proc(path, &runtime)) == 0) {
         rc = smi_os_truncate(fd, 0);
-        rc = rc < 0 ? smi_refused(rc, "%s: cannot empty the file", path) : format_file(fd, path, o, &runtime);
+        rc = rc < 0 ? smi_refused_change(rc, fd, NULL, "%s: cannot empty the file", path)
+                    : format_file(fd, path, o, &runtime);
     } else if (rc == 0 && (o->flags & SHMALLOC_EXCLUSIVE)) {
         rc = smi_error(-EEXIST, "%s: is not empty; without SHMALLOC_EXCLUSIVE it is opened", path);
     }
@@ -876,7 +881,7 @@ int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **ou
     int rc = check_options(o, path);
     int own = rc < 0 ? -1 : smi_os_reopen(fd, (o->flags & SHMALLOC_READ_ONLY) != 0);
     if (rc == 0 && own < 0)
-        rc = smi_refused(own, "%s: cannot open the descriptor's file", path);
+        rc = smi_refused_change(own, fd, NULL, "%s: cannot open the descriptor's file", path);
     if (rc == 0 && (o->flags & SHMALLOC_CREATE) && (rc = create_in(own, path, o)) < 0)
         smi_os_close(own);
     return rc < 0 ? rc : open_file(own, path, o, out);
@@ -1073,6 +1078,13 @@ static int check_name(const char *path)
     return rc;
 }
 
+/* Take the attach lock, for as long as `fd` is open, unless somebody has the heap open: 1. */
+static int is_in_use(int fd)
+{
+    int rc = smi_os_lock_byte(fd, SMF_ATTACH_BYTE);
+    return rc == -EAGAIN ? 1 : rc < 0 ? rc : smi_os_is_locked(fd, SMF_LOCK_BYTES, SMF_PROCESSES);
+}
+
 int shmalloc_destroy(const char *path)
 {
     struct smf_header header = {0};
@@ -1080,7 +1092,7 @@ int shmalloc_destroy(const char *path)
         return smi_error(-EINVAL, "shmalloc_destroy needs a path");
     int fd = smi_os_open(path, 0);
     if (fd < 0)
-        return smi_refused(fd, "%s: cannot open", path);
+        return smi_refused_change(fd, -1, path, "%s: cannot open", path);
     int64_t got = smi_os_read(fd, &header, sizeof(header), 0);
     int rc = 0;
     if (got < 0)
@@ -1091,13 +1103,14 @@ int shmalloc_destroy(const char *path)
                        path);
     else if ((rc = check_name(path)) < 0)
         ;
-    else if (smi_os_lock_byte(fd, SMF_ATTACH_BYTE) < 0 ||
-             smi_os_is_locked(fd, SMF_LOCK_BYTES, SMF_PROCESSES) != 0)
+    else if ((rc = is_in_use(fd)) > 0)
         rc = smi_error(SHMALLOC_EBUSY,
                        "%s: processes have the heap open; nothing was removed: close it in all of them first",
                        path);
+    else if (rc < 0)
+        smi_refused(rc, "%s: cannot look for locks on the file; nothing was removed", path);
     else if ((rc = smi_os_unlink(path)) < 0)
-        smi_refused(rc, "%s: cannot remove", path);
+        smi_refused_change(rc, -1, path, "%s: cannot remove", path);
     smi_os_close(fd);
     return rc;
 }

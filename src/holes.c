@@ -146,7 +146,7 @@ static int set_facts(struct holes *h, uint64_t page, uint64_t count, uint16_t cl
         rc = smi_os_write(h->fd, words, some * sizeof(words[0]),
                           words_at + (page + done - chunk->first_page) * sizeof(words[0]));
     }
-    return rc < 0 ? smi_refused(rc, "%s: cannot store which pages are holes", h->path) : 0;
+    return rc < 0 ? smi_refused_change(rc, h->fd, NULL, "%s: cannot store which pages are holes", h->path) : 0;
 }
 
 /* A run of free pages, all or a part of which is the hole [from, to). Only what is a hole already is punched: storage that
@@ -242,7 +242,7 @@ static int fill_needed(struct holes *h)
         return 0;
     give_up(h);
     each_needed(h, add_up);
-    return smi_refused(rc, "%s: is a copy that has holes where pages are in use, and needs %llu bytes of storage for them",
+    return smi_refused_change(rc, h->fd, NULL, "%s: is a copy that has holes where pages are in use, and needs %llu bytes of storage for them",
                        h->path, (unsigned long long)h->needed);
 }
 

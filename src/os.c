@@ -122,6 +122,40 @@ int smi_os_stat_path(const char *path, int follow, struct smi_file_info *out)
     return 0;
 }
 
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
+/* Attributes of a file, by statx(2), which is not in every C library. */
+static uint64_t attributes_of(int fd, const char *path)
+{
+    struct {
+        uint32_t mask, block_size;
+        uint64_t attributes, others[30];
+    } found = {0};
+    _Static_assert(sizeof(found) == 256, "struct statx");
+    const unsigned type_only = 1;
+    long rc = fd < 0 ? syscall(SYS_statx, AT_FDCWD, path, 0, type_only, &found)
+                     : syscall(SYS_statx, fd, "", AT_EMPTY_PATH, type_only, &found);
+    return rc < 0 ? 0 : found.attributes;
+}
+
+unsigned smi_os_guards(int fd, const char *path)
+{
+    unsigned guards = 0;
+    int seals = fd < 0 ? -1 : fcntl(fd, F_GET_SEALS); /* -1: not a memfd */
+    uint64_t attributes = attributes_of(fd, path);
+    guards |= attributes & 0x10 ? SMI_IMMUTABLE : 0;
+    guards |= attributes & 0x20 ? SMI_APPEND_ONLY : 0;
+    if (seals < 0)
+        return guards;
+    guards |= seals & F_SEAL_WRITE ? SMI_SEAL_WRITE : 0;
+    guards |= seals & F_SEAL_FUTURE_WRITE ? SMI_SEAL_FUTURE_WRITE : 0;
+    guards |= seals & F_SEAL_GROW ? SMI_SEAL_GROW : 0;
+    guards |= seals & F_SEAL_SHRINK ? SMI_SEAL_SHRINK : 0;
+    return guards;
+}
+
 int smi_os_is_link(const char *path)
 {
     struct stat st;
@@ -198,6 +232,13 @@ static void directory_of(const char *path, char *out)
         strcpy(out, ".");
     else
         snprintf(out, PATH_MAX, "%.*s", (int)len, path);
+}
+
+unsigned smi_os_guards_of_directory(const char *path)
+{
+    char directory[PATH_MAX];
+    directory_of(path, directory);
+    return smi_os_guards(-1, directory);
 }
 
 static int create_named(const char *path, uint32_t mode, char *temp_name)

@@ -39,6 +39,20 @@ int smi_os_stat(int fd, struct smi_file_info *out);
 /* The same by name: of what a symbolic link leads to, or of the link. */
 int smi_os_stat_path(const char *path, int follow, struct smi_file_info *out);
 
+/* What forbids changes of a file whatever the permissions: attributes (chattr(1)) and the seals of a memfd (fcntl(2)). */
+enum smi_guard {
+    SMI_IMMUTABLE = 1,
+    SMI_APPEND_ONLY = 2,
+    SMI_SEAL_WRITE = 4,
+    SMI_SEAL_FUTURE_WRITE = 8, /* what is mapped already may be written to */
+    SMI_SEAL_GROW = 16,
+    SMI_SEAL_SHRINK = 32,
+};
+/* Of what `fd` is; -1: of the file `path`. What cannot be told is left out. */
+unsigned smi_os_guards(int fd, const char *path);
+/* Of the directory of `path`. */
+unsigned smi_os_guards_of_directory(const char *path);
+
 /* Is `path` a symbolic link? 0 also when it cannot be told. */
 int smi_os_is_link(const char *path);
 

@@ -59,3 +59,8 @@ int smi_storage_punch(shmalloc_heap *heap, uint64_t offset, uint64_t len)
     int rc = smi_heap_look(heap, &info);
     return rc < 0 ? rc : smi_os_punch(heap->fd, offset, len);
 }
+
+unsigned smi_storage_guards(shmalloc_heap *heap)
+{
+    return heap->is_private || smi_heap_descriptor(heap) < 0 ? 0 : smi_os_guards(heap->fd, NULL);
+}

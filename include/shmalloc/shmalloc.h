@@ -71,6 +71,10 @@
  *    SHMALLOC_ANY_FILE_SYSTEM says that one process alone uses them.
  *  - A reflinked copy, or a copy-on-write file system, can make a store fail for lack of space
  *    (SIGBUS) although blocks were reserved.
+ *  - A memfd sealed against writing (F_SEAL_WRITE, F_SEAL_FUTURE_WRITE), or a file with the attribute immutable or
+ *    append-only, can be opened with SHMALLOC_READ_ONLY; else the answer is -EPERM. A heap sealed against growing is
+ *    SHMALLOC_EFULL where it had to grow. What is sealed or has an attribute keeps its length, and if it is sealed against
+ *    writing its storage, too.
  *  - Processes on one heap must be in one PID namespace and use the same C library: robust mutexes
  *    rely on both. Other combinations are refused at open.
  *  - An open heap keeps one descriptor, above 2. A program that closes it (a daemon that closes all) and uses the number
@@ -187,6 +191,8 @@ typedef struct shmalloc_options {
  * @param options  NULL opens an existing heap for reading and writing.
  * @return 0, or a negative code and no handle:
  *   -ENOENT, -EACCES, -EEXIST, -EISDIR, -ENOSPC, ...  from the system
+ *   -EPERM                a seal or an attribute of the file or its folder forbids it, which shmalloc_errmsg() names; or
+ *                         what the system does not tell, such as a security module
  *   -EINVAL               an option is out of range
  *   SHMALLOC_ENOTHEAP, _EVERSION, _EFOREIGN, _ECORRUPT, _ELAYOUT   what the file is
  *   SHMALLOC_EUNCLEAN     the machine stopped (or the file was copied) while the heap was in use:
@@ -300,8 +306,8 @@ SHMALLOC_API shmalloc_ref shmalloc_ref_of(const shmalloc_heap *heap, const void 
  *   -EINVAL              out is NULL, or in the heap and not 8-aligned
  *   -ENOSPC              the file system is full
  *   -EFBIG               RLIMIT_FSIZE or the file system's limit
- *   SHMALLOC_EFULL       no free run is long enough and the heap is at its maximum; the message names
- *                        the largest free run
+ *   SHMALLOC_EFULL       no free run is long enough and the heap is at its maximum, or sealed against growing; the
+ *                        message names the largest free run
  *   SHMALLOC_EREADONLY   the heap was opened read-only
  *   SHMALLOC_ETHREADS    1,024 threads use the heap
  *   SHMALLOC_EPROCESSES  a forked child could not attach: 128 processes have the heap open
@@ -463,7 +469,8 @@ SHMALLOC_API int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t l
 
 /**
  * Give unused memory back: the calling thread's cache to the heap, empty slabs to the free runs, free
- * runs of 64 KiB and more to the file system, free chunks at the tail by shortening the file.
+ * runs of 64 KiB and more to the file system, free chunks at the tail by shortening the file. What a seal or an
+ * attribute of the file forbids is left out.
  * @return bytes given back to the file system; SHMALLOC_EREADONLY, SHMALLOC_EPOISONED, or what the system refused.
  */
 SHMALLOC_API int64_t shmalloc_trim(shmalloc_heap *heap);
