@@ -609,8 +609,8 @@ static int check_file_system(int fd, const char *path, const shmalloc_options *o
         return 0;
     return smi_error(SHMALLOC_EFILESYSTEM,
                      "%s: lies on %s, which does not keep mappings and locks of several processes coherent; "
-                     "put it on a local file system, or, if one process alone uses it, open it with "
-                     "SHMALLOC_ANY_FILE_SYSTEM",
+                     "put it on a local file system (in a container: a volume, or /dev/shm), or, if one process alone uses "
+                     "it, open it with SHMALLOC_ANY_FILE_SYSTEM",
                      path, unfit);
 }
 

@@ -171,6 +171,9 @@ const char *smi_os_unfit_file_system(int fd)
         {0x6969, "NFS"},       {0x517b, "SMB"},         {0xfe534d42, "SMB2"}, {0xff534d42, "CIFS"},
         {0x65735546, "FUSE"},  {0x01021997, "9P"},      {0x00c36400, "Ceph"}, {0x5346414f, "AFS"},
         {0x73757245, "Coda"},  {0x0bd00bd0, "Lustre"},  {0x7461636f, "OCFS2"}, {0x01161970, "GFS2"},
+        /* What maps a file of another file system: a lock is not pinned by a mapping. Who has a file of a lower layer open
+         * does not see what the first writer and all after him store. */
+        {0x794c7630, "overlayfs"}, {0x61756673, "aufs"},
     };
     struct statfs fs;
     if (fstatfs(fd, &fs) < 0)

@@ -57,7 +57,7 @@ unsigned smi_os_guards_of_directory(const char *path);
 int smi_os_is_link(const char *path);
 
 /* The name of the file's file system if it is one that cannot keep several processes' mappings and locks
- * coherent (network, FUSE); NULL otherwise. */
+ * coherent (network, FUSE, overlay); NULL otherwise. */
 const char *smi_os_unfit_file_system(int fd);
 
 /* Open an existing file; returns the descriptor (close-on-exec). This one and all others that the library opens are

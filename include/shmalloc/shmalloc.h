@@ -67,8 +67,10 @@
  * first; with PTHREAD_CANCEL_ASYNCHRONOUS none may be called, as POSIX says of all functions but three.
  *
  * Caveats
- *  - Network and FUSE file systems do not keep what a shared mapping needs; heaps there are refused unless
- *    SHMALLOC_ANY_FILE_SYSTEM says that one process alone uses them.
+ *  - Network, FUSE and overlay file systems (a container's own files; its volumes and /dev/shm are others) do not keep
+ *    what a shared mapping needs; heaps there are refused unless SHMALLOC_ANY_FILE_SYSTEM says that one process alone uses
+ *    them. They can be opened with SHMALLOC_READ_ONLY; on overlayfs, who did so before the first writer came does not see
+ *    what is stored from then on.
  *  - A reflinked copy, or a copy-on-write file system, can make a store fail for lack of space
  *    (SIGBUS) although blocks were reserved.
  *  - A memfd sealed against writing (F_SEAL_WRITE, F_SEAL_FUTURE_WRITE), or a file with the attribute immutable or
@@ -131,7 +133,7 @@ enum shmalloc_error {
     SHMALLOC_ETYPE = -20017,      /**< the root's type id differs */
     SHMALLOC_ENOTOWNER = -20018,  /**< the mutex is not held by the calling thread */
     SHMALLOC_ECLOSED = -20019,    /**< the handle is closed */
-    SHMALLOC_EFILESYSTEM = -20020, /**< the file lies on a network or FUSE file system */
+    SHMALLOC_EFILESYSTEM = -20020, /**< the file lies on a network, FUSE or overlay file system */
     SHMALLOC_EPROC = -20021,      /**< /proc is missing or masked; a heap in a file needs /proc/self and the boot id */
 };
 
@@ -198,7 +200,7 @@ typedef struct shmalloc_options {
  *   SHMALLOC_EUNCLEAN     the machine stopped (or the file was copied) while the heap was in use:
  *                         run shmalloc_recover(), or accept with SHMALLOC_ACCEPT_UNCLEAN
  *   SHMALLOC_EPROCESSES   128 processes are attached
- *   SHMALLOC_EFILESYSTEM  the file lies on a network or FUSE file system
+ *   SHMALLOC_EFILESYSTEM  the file lies on a network, FUSE or overlay file system
  *   SHMALLOC_EPROC        /proc is not mounted or lacks a part (a chroot, subset=pid): without the machine's boot id, the
  *                         process's PID namespace and /proc/self/fd nothing is created or opened
  *   SHMALLOC_EADDRESS     the fixed base is taken or the address space limit is too small

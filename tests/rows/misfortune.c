@@ -450,6 +450,65 @@ Test(rows, luck_read_only_file_system)
     in_mount(on_read_only_file_system, NULL, "no mount namespace");
 }
 
+/* ---- overlayfs ---- */
+
+struct overlay {
+    char heap[300], merged[300];
+};
+
+/* An overlay with a heap in its lower layer, which has the root "old". */
+static int mount_overlay(struct overlay *o, const char *where, const char *name, int is_writable)
+{
+    snprintf(o->merged, sizeof(o->merged), "%.200s/%s/merged", where, name);
+    snprintf(o->heap, sizeof(o->heap), "%.200s/%s/merged/heap", where, name);
+    must(chdir(where) == 0 && mkdir(name, 0755) == 0 && chdir(name) == 0, "%s: %s", name, strerror(errno));
+    must(mkdir("lower", 0755) == 0 && mkdir("upper", 0755) == 0 && mkdir("work", 0755) == 0 && mkdir("merged", 0755) == 0,
+         "mkdir");
+    shmalloc_heap *heap = heap_create("lower/heap", 0);
+    must_work(shmalloc_root_set(heap, "old", 0, 0));
+    must_work(shmalloc_close(heap));
+    must(chmod("lower/heap", 0644) == 0, "chmod");
+    const char *options = is_writable ? "lowerdir=lower,upperdir=upper,workdir=work" : "lowerdir=lower:upper";
+    return mount("overlay", "merged", "overlay", 0, options) < 0 ? NOT_POSSIBLE : 0;
+}
+
+/* Where a mapping does not keep a process's lock, so that who lives would be taken for dead, several processes must not
+ * write. Reading what is there works, and so does one writer who says that he is alone. */
+static int on_overlay(void *arg)
+{
+    struct overlay o[2];
+    shmalloc_heap *heap, *other;
+    shmalloc_ref ref;
+    const char *where = fixture_path(&f, "mount");
+    char new_heap[400];
+    (void)arg;
+    if (geteuid() != 0 || rows_mount("tmpfs", 64 << 20, NULL, where) != 0 || mount_overlay(&o[0], where, "a", 1) != 0 ||
+        mount_overlay(&o[1], where, "b", 0) != 0)
+        return NOT_POSSIBLE;
+    must_code(open_with(o[0].heap, 0, &heap), SHMALLOC_EFILESYSTEM);
+    must_name(o[0].heap, "/dev/shm");
+    must(strstr(shmalloc_errmsg(), "overlayfs"), "\"%s\" does not name overlayfs", shmalloc_errmsg());
+    snprintf(new_heap, sizeof(new_heap), "%s/new", o[0].merged);
+    must_code(open_with(new_heap, SHMALLOC_CREATE, &heap), SHMALLOC_EFILESYSTEM);
+    must(access(new_heap, F_OK) != 0, "half a heap was left");
+    for (int i = 0; i < 2; i++) {
+        must_work(open_with(o[i].heap, SHMALLOC_READ_ONLY, &heap));
+        must_work(shmalloc_root_get(heap, "old", 0, &ref));
+        must_work(shmalloc_close(heap));
+    }
+    must_work(open_with(o[0].heap, SHMALLOC_ANY_FILE_SYSTEM, &heap));
+    must_work(shmalloc_root_set(heap, "new", 0, 0));
+    must_work(open_with(o[0].heap, SHMALLOC_READ_ONLY, &other));
+    must_work(shmalloc_root_get(other, "new", 0, &ref));
+    must_work(shmalloc_close(other));
+    return shmalloc_close(heap) < 0;
+}
+
+Test(rows, luck_overlayfs_is_refused)
+{
+    in_mount(on_overlay, NULL, "no overlay");
+}
+
 /* ---- FUSE ---- */
 
 static int on_fuse(void *arg)
