@@ -217,6 +217,8 @@ static void print_all(struct inspect *in, struct census *census)
     }
     if (!any)
         printf("no process has the heap open\n");
+    if (inspect_cannot_tell(in))
+        printf("which ones died cannot be told: the machine's boot id, in /proc, cannot be read\n");
     for (uint32_t i = 0; i < census->lock_count; i++)
         if (!census->locks[i].shown)
             printf("thread %u, which has no cache here, holds %s\n", census->locks[i].tid,
