@@ -412,6 +412,7 @@ int smi_os_next_data(int fd, uint64_t size, uint64_t *at, uint64_t *end)
 
 void smi_os_forget(int fd)
 {
+    (void)fdatasync(fd); /* what is not on the disk yet would stay */
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 

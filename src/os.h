@@ -92,7 +92,7 @@ int smi_os_sync_directory(const char *path);
 /* The next bytes of a file that are no hole: [*at, *end) with *at moved on to them; *at == size when there are
  * none below `size`. */
 int smi_os_next_data(int fd, uint64_t size, uint64_t *at, uint64_t *end);
-/* Forget what the kernel has in memory of a file, as far as it is on the disk and nobody maps it. */
+/* Bring to the disk what the kernel has in memory of a file, and forget it as far as nobody maps it. */
 void smi_os_forget(int fd);
 int smi_os_sync_range(void *address, uint64_t len);
 
