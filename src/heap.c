@@ -713,7 +713,9 @@ static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o, struct
         rc = smi_attach_lock(heap);
     if (rc < 0)
         return rc;
-    if (!heap->read_only) {
+    if (heap->read_only) {
+        rc = smi_recover_readable(heap, seen, accept);
+    } else {
         rc = read_identity(heap->fd, heap->path, o, seen);
         if (rc == 0)
             rc = smi_recover_storage(heap, seen, accept);

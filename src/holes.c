@@ -246,17 +246,38 @@ static int fill_needed(struct holes *h)
                        h->path, (unsigned long long)h->needed);
 }
 
+static int begin(struct holes *h)
+{
+    int rc = smi_view_of_descriptor(&h->view, h->fd, h->path);
+    if (rc == 0 && (rc = smi_view_settle(&h->view, NULL, NULL)) < 0)
+        smi_refused(rc, "%s: no private memory to look for holes", h->path);
+    h->size = h->view.file_size;
+    return rc;
+}
+
+/* `rc`, or that something could not be read, and so was not looked at. */
+static int looked_at_all(struct holes *h, int rc)
+{
+    return rc == 0 && h->view.read_error ? smi_refused(-h->view.read_error, "%s: cannot read", h->path) : rc;
+}
+
+int smi_holes_measure(int fd, const char *path, uint64_t *needed)
+{
+    struct holes h = {.fd = fd, .path = path};
+    int rc = begin(&h);
+    if (rc == 0)
+        rc = looked_at_all(&h, each_needed(&h, add_up));
+    smi_view_finish(&h.view);
+    *needed = h.needed;
+    return rc;
+}
+
 int smi_holes_fill(int fd, const char *path)
 {
     struct holes h = {.fd = fd, .path = path};
-    int rc = smi_view_of_descriptor(&h.view, fd, path);
-    if (rc == 0 && (rc = smi_view_settle(&h.view, NULL, NULL)) < 0)
-        smi_refused(rc, "%s: no private memory to look for holes", path);
+    int rc = begin(&h);
     if (rc == 0) {
-        h.size = h.view.file_size;
-        rc = fill_needed(&h);
-        if (rc == 0 && h.view.read_error) /* what was not read was not looked at */
-            rc = smi_refused(-h.view.read_error, "%s: cannot read", path);
+        rc = looked_at_all(&h, fill_needed(&h));
         if (rc == 0)
             rc = each_in_spans(&h, 1, forget);
         /* Who read the copy left its holes in the cache in pieces of many pages, and a store to one of them makes ext4

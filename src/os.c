@@ -184,6 +184,15 @@ const char *smi_os_unfit_file_system(int fd)
     return NULL;
 }
 
+uint64_t smi_os_free_for_reading(int fd)
+{
+    struct statfs fs;
+    const uint32_t tmpfs = 0x01021994; /* statfs(2) */
+    if (fstatfs(fd, &fs) < 0 || (uint32_t)fs.f_type != tmpfs || fs.f_blocks == 0)
+        return UINT64_MAX;
+    return (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize;
+}
+
 /* What open(2) answered, away from the numbers of standard input, output and errors: a program that runs without them
  * still writes there, and so do its libraries. A lock would move with the description. */
 static int settle(int fd)

@@ -60,6 +60,10 @@ int smi_os_is_link(const char *path);
  * coherent (network, FUSE, overlay); NULL otherwise. */
 const char *smi_os_unfit_file_system(int fd);
 
+/* Bytes that are free for `fd`, where even reading a hole through a mapping takes storage (tmpfs); else, and where there
+ * is no limit, UINT64_MAX. */
+uint64_t smi_os_free_for_reading(int fd);
+
 /* Open an existing file; returns the descriptor (close-on-exec). This one and all others that the library opens are
  * above 2, whatever the program has closed. */
 int smi_os_open(const char *path, int read_only);

@@ -108,20 +108,43 @@ static int has_lost_storage(const struct smi_identity *seen)
     return seen->state.mark == SMF_CLEAN && seen->file.blocks < seen->runtime.stored;
 }
 
-int smi_recover_storage(shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
+/* Is what its words say of the storage of this file true, or will it be found unclean? */
+static int is_believed(const shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
 {
     int is_same = is_of_file(&seen->runtime, heap);
-    if ((is_same && !has_lost_storage(seen)) || (!is_same && seen->state.mark != SMF_CLEAN && !accept_unclean))
-        return 0;
-    int others = smi_others_alive(heap); /* whoever came first has seen to it */
-    if (others != 0)
-        return others < 0 ? others : 0;
+    return is_same ? !has_lost_storage(seen) : seen->state.mark != SMF_CLEAN && !accept_unclean;
+}
+
+int smi_recover_storage(shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
+{
+    int rc = is_believed(heap, seen, accept_unclean) ? 1 : smi_others_alive(heap); /* whoever came first has seen to it */
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
     int fd = smi_heap_reopen(heap); /* looking for holes moves the offset, by which the kept description is known */
     if (fd < 0)
         return fd;
-    int rc = smi_holes_fill(fd, heap->path);
+    rc = smi_holes_fill(fd, heap->path);
     smi_os_close(fd);
     return rc;
+}
+
+int smi_recover_readable(shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
+{
+    uint64_t needed, left = is_believed(heap, seen, accept_unclean) ? UINT64_MAX : smi_os_free_for_reading(heap->fd);
+    int rc = left == UINT64_MAX ? 1 : smi_others_alive(heap);
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
+    int fd = smi_heap_reopen(heap);
+    if (fd < 0)
+        return fd;
+    rc = smi_holes_measure(fd, heap->path, &needed);
+    smi_os_close(fd);
+    if (rc < 0 || needed <= left)
+        return rc;
+    return smi_refused(-ENOSPC,
+                       "%s: is a copy that has holes where pages are in use; on this file system (tmpfs) even to read them "
+                       "takes storage, %llu bytes, and %llu are free",
+                       heap->path, (unsigned long long)needed, (unsigned long long)left);
 }
 
 /* The descriptor was asked for just before, when others were looked for. */

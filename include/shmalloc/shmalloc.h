@@ -153,7 +153,9 @@ SHMALLOC_API const char *shmalloc_version(void);
 enum shmalloc_flag {
     SHMALLOC_CREATE = 1,          /**< make the heap if the file does not exist (or is empty, by descriptor) */
     SHMALLOC_EXCLUSIVE = 2,       /**< with SHMALLOC_CREATE: fail with -EEXIST if it exists */
-    SHMALLOC_READ_ONLY = 4,       /**< map without write permission; only reading calls work */
+    SHMALLOC_READ_ONLY = 4,       /**< map without write permission; only reading calls work. A copy with holes on tmpfs
+                                       takes storage when it is read: -ENOSPC if there is less, and SIGBUS if others
+                                       take it afterwards; who opens it for writing first reserves it */
     SHMALLOC_HARDENED = 8,        /**< at creation: detect every double and foreign free at once */
     SHMALLOC_ACCEPT_UNCLEAN = 16, /**< go on although the answer would be SHMALLOC_EUNCLEAN */
     SHMALLOC_ANY_FILE_SYSTEM = 32, /**< go on although the answer would be SHMALLOC_EFILESYSTEM */

@@ -230,6 +230,39 @@ static int use_to_the_last_byte(const char *path)
     return more - 1;
 }
 
+/* A reader of holes, for which there is too little room: only where reading takes storage is that an error. */
+static void read_without_room(const char *path, int takes_storage)
+{
+    shmalloc_heap *heap;
+    shmalloc_ref ref;
+    must_code(open_with(path, SHMALLOC_READ_ONLY, &heap), takes_storage ? -ENOSPC : 0);
+    if (takes_storage) {
+        must_name(path, "a larger file system");
+        must(strstr(shmalloc_errmsg(), "holes") && strstr(shmalloc_errmsg(), "are free"), "\"%s\"", shmalloc_errmsg());
+        return;
+    }
+    must_work(shmalloc_root_get(heap, "kept 0", 0, &ref));
+    must(all_zero(shmalloc_ptr(heap, ref), BLOCK), "contents");
+    must_be_sound(heap);
+    must_work(shmalloc_close(heap));
+}
+
+/* And one for which there is room. */
+static int read_to_the_last_byte(void *arg)
+{
+    shmalloc_heap *heap;
+    shmalloc_ref ref;
+    char name[16];
+    must_work(open_with(arg, SHMALLOC_READ_ONLY, &heap));
+    for (int i = 0; i < KEPT; i++) {
+        snprintf(name, sizeof(name), "kept %d", i);
+        must_work(shmalloc_root_get(heap, name, 0, &ref));
+        must(all_zero(shmalloc_ptr(heap, ref), BLOCK), "contents");
+    }
+    must_be_sound(heap);
+    return shmalloc_close(heap) < 0;
+}
+
 /* Leave `bytes` free. */
 static void leave_free(const char *filler, uint64_t bytes)
 {
@@ -241,7 +274,7 @@ static void leave_free(const char *filler, uint64_t bytes)
 }
 
 /* A heap with holes where its words say storage: too little room for what is in use, then just enough. */
-static void use_with_holes(const char *path, const char *filler)
+static void use_with_holes(const char *path, const char *filler, int takes_storage)
 {
     shmalloc_heap *heap;
     leave_free(filler, KEPT * BLOCK / 2);
@@ -250,8 +283,11 @@ static void use_with_holes(const char *path, const char *filler)
     must_name(path, "a larger file system");
     must(strstr(shmalloc_errmsg(), "holes") && strstr(shmalloc_errmsg(), "bytes of storage"), "\"%s\"", shmalloc_errmsg());
     must(hash_of_file(path) == hash, "the heap was changed");
+    read_without_room(path, takes_storage);
     must(rows_storage(path) <= stored + 65536, "took %llu bytes, had %llu", (unsigned long long)rows_storage(path), (unsigned long long)stored); /* ext4's list of extents may be longer */
     leave_free(filler, (KEPT + 2) * BLOCK);
+    if (takes_storage)
+        must(read_to_the_last_byte((void *)path) == 0, "%s", shmalloc_errmsg());
     int more = use_to_the_last_byte(path);
     must(more >= 4 && more < (BLOCKS - KEPT) * 8, "%d blocks more", more);
 }
@@ -268,7 +304,7 @@ static int copies_with_holes(void *arg)
     snprintf(filler, sizeof(filler), "%s/filler", where);
     make_unwritten(f.path);
     copy_with_holes(f.path, path);
-    use_with_holes(path, filler);
+    use_with_holes(path, filler, strcmp(small->type, "tmpfs") == 0);
     unlink(filler);
     unlink(path);
     /* The same under the heap's own inode: restored from a copy in place. */
@@ -276,7 +312,7 @@ static int copies_with_holes(void *arg)
     unlink(f.path);
     copy_with_holes(path, f.path);
     copy_with_holes(f.path, path);
-    use_with_holes(path, filler);
+    use_with_holes(path, filler, strcmp(small->type, "tmpfs") == 0);
     return 0;
 }
 
