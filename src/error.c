@@ -78,14 +78,20 @@ static const char *remedy(int code)
 {
     switch (-code) {
     case ENOENT:
-        return "; give the name of a heap, or create one (SHMALLOC_CREATE) in a folder that exists";
+        return "; it, or a folder on the way to it, is not there: give the name of a heap, or create one "
+               "(SHMALLOC_CREATE) in a folder that exists";
     case EBADF:
         return "; open the heap again, and leave descriptors alone that you did not open";
     case EACCES:
+        return "; needs permission to read it and, unless it is opened for reading only (SHMALLOC_READ_ONLY), to write "
+               "it, and to search its folders; to create or remove it, to write to the last of them";
     case EPERM:
-        return "; needs permission to read and, unless it is opened for reading only (SHMALLOC_READ_ONLY), to write";
+        return "; this is not for want of permission to read or write: the kernel, or a security module, forbids it";
     case EROFS:
-        return "; open it for reading only (SHMALLOC_READ_ONLY), or remount the file system for writing";
+        return "; remount the file system for writing; a heap that is there can be opened for reading only "
+               "(SHMALLOC_READ_ONLY)";
+    case ETXTBSY:
+        return "; it is a program that runs, or swap space: give the name of a heap";
     case EISDIR:
         return "; a heap is a regular file: give the name of one";
     case EEXIST:
@@ -115,15 +121,62 @@ static const char *remedy(int code)
     }
 }
 
-int smi_refused(int code, const char *format, ...)
+/* What is forbidden by `guards`, of the file or of its folder, and what helps; NULL: nothing. */
+static const char *remedy_of(unsigned guards, int is_folder)
+{
+    if (guards & SMI_IMMUTABLE)
+        return is_folder ? "; its folder is immutable (an attribute): take that away (chattr -i)"
+                         : "; it is immutable (an attribute): take that away (chattr -i), or open it for reading only "
+                           "(SHMALLOC_READ_ONLY)";
+    if (guards & SMI_APPEND_ONLY)
+        return is_folder ? "; its folder can only be added to (an attribute): take that away (chattr -a)"
+                         : "; it can only be appended to (an attribute): take that away (chattr -a), or open it for "
+                           "reading only (SHMALLOC_READ_ONLY)";
+    if (guards & SMI_SEAL_WRITE)
+        return "; it is sealed against writing (F_SEAL_WRITE): open it for reading only (SHMALLOC_READ_ONLY), or use a "
+               "memfd without that seal";
+    if (guards & SMI_SEAL_FUTURE_WRITE)
+        return "; it is sealed against writing (F_SEAL_FUTURE_WRITE): open it for reading only (SHMALLOC_READ_ONLY), or "
+               "use a memfd without that seal";
+    if (guards & SMI_SEAL_GROW)
+        return "; it is sealed against growing (F_SEAL_GROW): use a memfd without that seal";
+    if (guards & SMI_SEAL_SHRINK)
+        return "; it is sealed against shrinking (F_SEAL_SHRINK): use a memfd without that seal";
+    return NULL;
+}
+
+/* Why `code` is the answer for that file, and what helps. */
+static const char *remedy_for(int code, int fd, const char *path)
+{
+    const char *found = code == -EPERM ? remedy_of(smi_os_guards(fd, path), 0) : NULL;
+    if (code == -EPERM && !found && fd < 0)
+        found = remedy_of(smi_os_guards_of_directory(path), 1);
+    return found ? found : remedy(code);
+}
+
+__attribute__((format(printf, 3, 0))) static void explain(int code, const char *help, const char *format, va_list args)
 {
     char *text = room();
+    int len = text ? vsnprintf(text, MESSAGE, format, args) : -1;
+    if (len >= 0 && len < (int)MESSAGE)
+        snprintf(text + len, MESSAGE - (size_t)len, ": %s%s", shmalloc_strerror(code), help);
+}
+
+int smi_refused(int code, const char *format, ...)
+{
     va_list args;
     va_start(args, format);
-    int len = text ? vsnprintf(text, MESSAGE, format, args) : -1;
+    explain(code, remedy(code), format, args);
     va_end(args);
-    if (len >= 0 && len < (int)MESSAGE)
-        snprintf(text + len, MESSAGE - (size_t)len, ": %s%s", shmalloc_strerror(code), remedy(code));
+    return code;
+}
+
+int smi_refused_change(int code, int fd, const char *path, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    explain(code, remedy_for(code, fd, path), format, args);
+    va_end(args);
     return code;
 }
 

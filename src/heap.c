@@ -90,24 +90,15 @@ static int is_file_of(const shmalloc_heap *heap, const struct smi_file_info *inf
     return info->device == heap->device && info->inode == heap->inode;
 }
 
-/* Is the descriptor still the library's own? The mark is asked first: it tells also the program's own descriptor of the
- * same file from ours. 1, 0, or why it cannot be told. */
-static int is_own(const shmalloc_heap *heap)
-{
-    struct smi_file_info info;
-    if (!smi_os_has_mark(heap->fd, heap->mark))
-        return 0;
-    int rc = smi_os_stat(heap->fd, &info);
-    return rc < 0 ? rc : is_file_of(heap, &info);
-}
-
 /* Open the heap's file by its name; other files are not even opened. */
 static int open_by_path(const shmalloc_heap *heap)
 {
     struct smi_file_info info;
     int rc = smi_os_stat_path(heap->path, 1, &info);
-    if (rc < 0 || !is_file_of(heap, &info))
+    if (rc == -ENOENT || rc == -ENOTDIR || (rc == 0 && !is_file_of(heap, &info)))
         return -EBADF;
+    if (rc < 0)
+        return rc;
     int fd = smi_os_open(heap->path, heap->read_only);
     if (fd < 0)
         return fd == -ENOENT ? -EBADF : fd;
@@ -121,16 +112,23 @@ static int open_by_path(const shmalloc_heap *heap)
     return rc < 0 ? rc : fd;
 }
 
-int smi_heap_descriptor(shmalloc_heap *heap)
+/* Is the descriptor still the library's own? The mark tells also the program's own descriptor of the same file from
+ * ours. Another file's that happens to have it, one in 2^30, is found out here. 1, 0, or why it cannot be told. */
+static int is_own(const shmalloc_heap *heap)
 {
-    if (heap->is_private)
+    struct smi_file_info info;
+    if (!smi_os_has_mark(heap->fd, heap->mark))
         return 0;
-    int own = is_own(heap);
-    if (own > 0)
-        return 0;
+    int rc = smi_os_stat(heap->fd, &info);
+    return rc < 0 ? rc : is_file_of(heap, &info);
+}
+
+/* The descriptor is not the library's any more: make a new one, unless another thread has. */
+static int replace_lost(shmalloc_heap *heap)
+{
     while (__atomic_exchange_n(&heap->reopening, 1, __ATOMIC_ACQUIRE) != 0)
         smi_os_sleep(100000);
-    own = is_own(heap);
+    int own = is_own(heap);
     if (own == 0) { /* somebody closed it, and its number may be another file's by now: leave that alone */
         int fd = open_by_path(heap);
         SMI_STORE(&heap->fd, fd < 0 ? -1 : fd);
@@ -138,24 +136,48 @@ int smi_heap_descriptor(shmalloc_heap *heap)
     }
     __atomic_store_n(&heap->reopening, 0, __ATOMIC_RELEASE);
     if (own == -EBADF)
-        return smi_refused(own, "%s: the library's descriptor was closed and the file is not there any more",
+        return smi_refused(own, "%s: the library's descriptor was closed and the name does not lead to the file any more",
                            heap->path);
-    return own < 0 ? smi_refused(own, "%s: cannot look at the file", heap->path) : 0;
+    return own < 0 ? smi_refused_change(own, -1, heap->path, "%s: the library's descriptor was closed; cannot open the "
+                                                             "file again", heap->path) : 0;
+}
+
+int smi_heap_descriptor(shmalloc_heap *heap)
+{
+    return heap->is_private || smi_os_has_mark(heap->fd, heap->mark) ? 0 : replace_lost(heap);
+}
+
+int smi_heap_look(shmalloc_heap *heap, struct smi_file_info *out)
+{
+    int rc = smi_heap_descriptor(heap);
+    if (rc < 0)
+        return rc;
+    rc = smi_os_stat(heap->fd, out);
+    if (rc == 0 && is_file_of(heap, out))
+        return 0;
+    rc = replace_lost(heap);
+    if (rc == 0 && (rc = smi_os_stat(heap->fd, out)) < 0)
+        rc = smi_refused(rc, "%s: cannot look at the file", heap->path);
+    return rc;
 }
 
 int smi_heap_reopen(shmalloc_heap *heap)
 {
     struct smi_file_info info;
     int rc = smi_heap_descriptor(heap), fd = -1;
-    if (rc < 0)
-        return rc;
-    rc = fd = smi_os_reopen(heap->fd, heap->read_only);
-    if (fd >= 0 && (rc = smi_os_stat(fd, &info)) == 0 && !is_file_of(heap, &info))
-        rc = -EBADF;
-    if (rc >= 0)
-        return fd;
-    smi_os_close(fd);
-    return smi_refused(rc, "%s: cannot open the file once more by /proc/self/fd", heap->path);
+    for (int tries = 0; rc == 0 && tries < 2; tries++) {
+        rc = fd = smi_os_reopen(heap->fd, heap->read_only);
+        if (fd >= 0)
+            rc = smi_os_stat(fd, &info);
+        if (rc == 0 && is_file_of(heap, &info))
+            return fd;
+        smi_os_close(fd);
+        if (rc < 0)
+            return smi_refused_change(rc, heap->fd, heap->path, "%s: cannot open the file once more by /proc/self/fd",
+                                      heap->path);
+        rc = replace_lost(heap); /* another file's description happens to have the mark */
+    }
+    return rc < 0 ? rc : smi_refused(-EBADF, "%s: the library's descriptor is another file's again and again", heap->path);
 }
 
 /* Close the descriptor unless the program did. */
@@ -186,7 +208,7 @@ uint64_t smi_heap_backed(const shmalloc_heap *heap, uint64_t size)
         return 0;
     if (heap->is_private)
         backed = SMI_LOAD(&heap->allowed);
-    else if (smi_heap_descriptor((shmalloc_heap *)heap) == 0 && smi_os_stat(heap->fd, &info) == 0)
+    else if (smi_heap_look((shmalloc_heap *)heap, &info) == 0)
         backed = info.size < heap->reserved ? info.size : heap->reserved;
     else
         return size < heap->reserved ? size : heap->reserved; /* it cannot be looked at: it will be as it says */
@@ -194,12 +216,14 @@ uint64_t smi_heap_backed(const shmalloc_heap *heap, uint64_t size)
     return size < backed ? size : backed;
 }
 
+#define TABLE_PIECE (1ull << 16) /* bytes of a table, for 8 GiB of heap, and a multiple of any kernel's page */
+
+/* Of each of the two tables, which are one mapping. */
 static size_t table_bytes(const shmalloc_heap *heap)
 {
-    return (heap->reserved >> SMF_GRANULE_SHIFT) * sizeof(uintptr_t);
+    size_t bytes = (heap->reserved >> SMF_GRANULE_SHIFT) * sizeof(uintptr_t);
+    return (bytes + TABLE_PIECE - 1) & ~(TABLE_PIECE - 1);
 }
-
-#define TABLE_PIECE (1ull << 16) /* bytes of a table, for 8 GiB of heap, and a multiple of any kernel's page */
 
 int smi_heap_open_tables(shmalloc_heap *heap, uint64_t size)
 {
@@ -286,12 +310,12 @@ static uint64_t addresses_for_heaps(void)
     return limit < ADDRESSES ? limit : ADDRESSES;
 }
 
-/* How many of `wanted` bytes of addresses the next heap gets. The first 16 heaps may have 1 TiB each, the next 256 have
+/* How many of `wanted` bytes of addresses the next heap gets, where there may be `all`. The first 16 heaps may have 1 TiB each, the next 256 have
  * 64 GiB, the next 4,096 have 4 GiB, and so on; under a limit a heap gets two thirds of what is left. A greater maximum
  * was asked for: it is granted while much is left. */
-static uint64_t affordable(uint64_t wanted)
+static uint64_t affordable(uint64_t wanted, uint64_t all)
 {
-    uint64_t taken = SMI_LOAD(&addresses_taken), all = addresses_for_heaps(), step = DEFAULT_MAX_SIZE;
+    uint64_t taken = SMI_LOAD(&addresses_taken), step = DEFAULT_MAX_SIZE;
     uint64_t left = all > taken ? all - taken : 0;
     if (wanted > step && wanted <= left - left / 4 && all == ADDRESSES)
         step = wanted;
@@ -318,8 +342,7 @@ static void empty_handle(shmalloc_heap *heap)
     if (heap->base)
         __atomic_fetch_sub(&addresses_taken, heap->reserved, __ATOMIC_RELAXED);
     smi_os_unmap(heap->base, heap->base ? heap->reserved : 0);
-    smi_os_unmap(heap->words, table_bytes(heap));
-    smi_os_unmap(heap->descriptors, table_bytes(heap));
+    smi_os_unmap(heap->words, 2 * table_bytes(heap));
     smi_pagetable_drop(heap);
     close_own(heap);
 }
@@ -353,9 +376,10 @@ static void bury_handle(shmalloc_heap *heap)
 }
 
 /* What memory of this process alone may hold (RLIMIT_DATA) is for blocks. */
-static uintptr_t *new_table(const shmalloc_heap *heap)
+static uintptr_t *new_tables(const shmalloc_heap *heap)
 {
-    return heap->is_private ? smi_os_reserve_zeros(table_bytes(heap)) : smi_os_private(table_bytes(heap), 0);
+    size_t bytes = 2 * table_bytes(heap);
+    return heap->is_private ? smi_os_reserve_zeros(bytes) : smi_os_private(bytes, 0);
 }
 
 /* Map what `heap->reserved` says, and the two tables. */
@@ -370,15 +394,12 @@ static int map_reserved(shmalloc_heap *heap, void *fixed)
         rc = -ENOMEM;
     if (rc < 0)
         return rc;
-    heap->words = new_table(heap);
-    heap->descriptors = new_table(heap);
-    if (heap->words && heap->descriptors) {
+    heap->words = new_tables(heap);
+    if (heap->words) {
+        heap->descriptors = heap->words + table_bytes(heap) / sizeof(*heap->descriptors);
         smi_pagetable_make(heap);
         return 0;
     }
-    smi_os_unmap(heap->words, table_bytes(heap));
-    smi_os_unmap(heap->descriptors, table_bytes(heap));
-    heap->words = heap->descriptors = NULL;
     smi_os_unmap(heap->base, heap->reserved);
     heap->base = NULL;
     return -ENOMEM;
@@ -389,7 +410,7 @@ static int map_reserved(shmalloc_heap *heap, void *fixed)
 static int map_heap(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *fixed)
 {
     int rc = -ENOMEM;
-    uint64_t spared = fixed ? wanted : affordable(wanted), all = addresses_for_heaps();
+    uint64_t all = fixed ? 0 : addresses_for_heaps(), spared = fixed ? wanted : affordable(wanted, all);
     wanted = spared < size ? size : spared;
     if (!fixed && (size > all || SMI_LOAD(&addresses_taken) > all - size))
         return no_addresses(heap, size);
@@ -412,7 +433,7 @@ static int map_heap(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *f
                          heap->path, fixed);
     if (rc == -ENOMEM)
         return no_addresses(heap, size);
-    return smi_refused(rc, "%s: cannot map the file", heap->path);
+    return smi_refused_change(rc, heap->fd, heap->path, "%s: cannot map the file", heap->path);
 }
 
 static shmalloc_heap *new_handle(const char *path)
@@ -429,12 +450,9 @@ static shmalloc_heap *new_handle(const char *path)
     return heap;
 }
 
-static int make_handle(int fd, const char *path, int read_only, shmalloc_heap **out)
+/* `info` is of `fd`. */
+static int make_handle(int fd, const struct smi_file_info *info, const char *path, int read_only, shmalloc_heap **out)
 {
-    struct smi_file_info info;
-    int rc = smi_os_stat(fd, &info);
-    if (rc < 0)
-        return smi_refused(rc, "%s: cannot look at the file", path);
     shmalloc_heap *heap = new_handle(path);
     if (!heap)
         return -ENOMEM;
@@ -443,17 +461,24 @@ static int make_handle(int fd, const char *path, int read_only, shmalloc_heap **
     free(absolute);
     smi_os_random(&heap->mark, sizeof(heap->mark));
     heap->mark = heap->mark >> 1 | 1; /* no file system ends its files before that */
-    rc = smi_os_mark(fd, heap->mark);
+    int rc = smi_os_mark(fd, heap->mark);
     if (rc < 0) {
         smi_os_unmap(heap, sizeof(*heap));
         return smi_refused(rc, "%s: cannot look at the file", path);
     }
     heap->fd = fd;
     heap->read_only = read_only;
-    heap->device = info.device;
-    heap->inode = info.inode;
+    heap->device = info->device;
+    heap->inode = info->inode;
     *out = heap;
     return 0;
+}
+
+static int read_boot_id(const char *path, uint8_t out[16])
+{
+    int rc = smi_os_boot_id(out);
+    return rc < 0 ? smi_refused(rc, "%s: cannot read the machine's boot id, expected 32 digits in "
+                                    "/proc/sys/kernel/random/boot_id", path) : 0;
 }
 
 static const shmalloc_options defaults = SHMALLOC_OPTIONS_INIT;
@@ -525,8 +550,18 @@ static int fill_header(struct smf_header *h, const shmalloc_options *o)
     return 0;
 }
 
-/* The bytes of a new heap in an empty file. */
-static int format_file(int fd, const char *path, const shmalloc_options *o)
+/* Whose storage a new heap's is, so that its first attacher need not look for holes, and the first of a copy does. */
+static void give_identity(shmalloc_heap *heap, const struct smf_runtime *runtime)
+{
+    struct smi_file_info info;
+    *heap->runtime = *runtime;
+    heap->runtime->device = heap->device;
+    heap->runtime->inode = heap->inode;
+    heap->runtime->stored = smi_os_stat(heap->fd, &info) == 0 ? info.blocks : 0;
+}
+
+/* The bytes of a new heap in an empty file; `runtime` is what /proc tells. */
+static int format_file(int fd, const char *path, const shmalloc_options *o, const struct smf_runtime *runtime)
 {
     struct smf_header header = {0};
     int rc = fill_header(&header, o);
@@ -549,9 +584,12 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
     if (rc == 0)
         rc = smi_os_write(fd, &header, sizeof(header), 0);
     if (rc < 0)
-        return smi_refused(rc, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
+        return smi_refused_change(rc, fd, NULL, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
+    struct smi_file_info info;
     int own = smi_os_reopen(fd, 0);
-    rc = own < 0 ? own : make_handle(own, path, 0, &heap);
+    rc = own < 0 ? own : smi_os_stat(own, &info);
+    if (rc == 0)
+        rc = make_handle(own, &info, path, 0, &heap);
     if (rc < 0)
         smi_os_close(own);
     if (rc == 0)
@@ -564,10 +602,12 @@ static int format_file(int fd, const char *path, const shmalloc_options *o)
         heap->state->mark = SMF_CLEAN;
         rc = smi_pages_format(heap, size);
     }
-    if (rc == 0)
+    if (rc == 0) {
+        give_identity(heap, runtime);
         SMI_STORE(&heap->header->magic, SMF_MAGIC);
-    else if (rc != SHMALLOC_EADDRESS) /* which has its message */
-        smi_refused(rc, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
+    } else if (rc != SHMALLOC_EADDRESS) { /* which has its message */
+        smi_refused_change(rc, fd, NULL, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
+    }
     drop_handle(heap);
     return rc;
 }
@@ -581,21 +621,19 @@ static int check_file_system(int fd, const char *path, const shmalloc_options *o
         return 0;
     return smi_error(SHMALLOC_EFILESYSTEM,
                      "%s: lies on %s, which does not keep mappings and locks of several processes coherent; "
-                     "put it on a local file system, or, if one process alone uses it, open it with "
-                     "SHMALLOC_ANY_FILE_SYSTEM",
+                     "put it on a local file system (in a container: a volume, or /dev/shm), or, if one process alone uses "
+                     "it, open it with SHMALLOC_ANY_FILE_SYSTEM",
                      path, unfit);
 }
 
-/* What the first attacher will need of /proc: asked before there is a file. */
-static int check_proc(const char *path)
+/* What creation and the first attacher need of /proc: asked before there is a file. */
+static int read_proc(const char *path, struct smf_runtime *out)
 {
-    uint8_t boot_id[16];
-    uint64_t pid_namespace;
-    int rc = smi_os_boot_id(boot_id);
+    memset(out, 0, sizeof(*out));
+    int rc = read_boot_id(path, out->boot_id);
     if (rc < 0)
-        return smi_refused(rc, "%s: cannot read the machine's boot id, expected 32 digits in "
-                               "/proc/sys/kernel/random/boot_id", path);
-    rc = smi_os_pid_namespace(&pid_namespace);
+        return rc;
+    rc = smi_os_pid_namespace(&out->pid_namespace);
     return rc < 0 ? smi_refused(rc, "%s: cannot read this process's PID namespace, /proc/self/ns/pid", path) : 0;
 }
 
@@ -603,19 +641,20 @@ static int check_proc(const char *path)
 static int create_file(const char *path, const shmalloc_options *o)
 {
     char temp_name[PATH_MAX];
-    int proc = check_proc(path);
-    if (proc < 0)
-        return proc;
+    struct smf_runtime runtime;
+    int rc = read_proc(path, &runtime);
+    if (rc < 0)
+        return rc;
     int fd = smi_os_create_unnamed(path, o->mode ? o->mode : 0600, temp_name);
     if (fd < 0)
-        return smi_refused(fd, "%s: cannot create", path);
-    int rc = check_file_system(fd, path, o);
+        return smi_refused_change(fd, -1, path, "%s: cannot create", path);
+    rc = check_file_system(fd, path, o);
     if (rc == 0)
-        rc = format_file(fd, path, o);
+        rc = format_file(fd, path, o, &runtime);
     if (rc < 0)
         smi_os_discard(temp_name);
     else if ((rc = smi_os_publish(fd, path, temp_name)) < 0)
-        smi_refused(rc, "%s: cannot create", path);
+        smi_refused_change(rc, -1, path, "%s: cannot create", path);
     smi_os_close(fd);
     return rc;
 }
@@ -633,34 +672,37 @@ static int check_layout(const struct smf_header *h, const shmalloc_options *o, c
                      (unsigned long long)o->layout_version);
 }
 
-static int read_identity_once(int fd, const char *path, const shmalloc_options *o,
-                              struct smf_header *header, struct smf_state *state)
+static int check_kind(const struct smi_file_info *info, const char *path)
 {
-    struct smi_file_info info;
-    int rc = smi_os_stat(fd, &info);
-    if (rc == 0 && S_ISDIR(info.mode))
-        rc = -EISDIR;
-    else if (rc == 0 && !S_ISREG(info.mode))
+    if (S_ISDIR(info->mode))
+        return smi_refused(-EISDIR, "%s: cannot read", path);
+    if (!S_ISREG(info->mode))
         return smi_error(SHMALLOC_ENOTHEAP, "%s: not a regular file, which a heap is; give the name of one", path);
-    int64_t got = rc < 0 ? rc : smi_os_read(fd, header, sizeof(*header), 0);
-    if (got >= 0)
-        got = smi_os_read(fd, state, sizeof(*state), SMF_STATE_OFFSET);
-    if (got >= 0) /* the length after the state: a heap that grows meanwhile is no shorter than it says */
-        got = smi_os_stat(fd, &info);
-    if (got < 0)
-        return smi_refused((int)got, "%s: cannot read", path);
-    rc = smi_layout_validate(header, state, info.size, (o->flags & SHMALLOC_READ_ONLY) != 0, path);
-    return rc < 0 ? rc : check_layout(header, o, path);
+    return 0;
 }
 
-static int read_identity(int fd, const char *path, const shmalloc_options *o, struct smf_header *header,
-                         struct smf_state *state)
+static int read_identity_once(int fd, const char *path, const shmalloc_options *o, struct smi_identity *out)
+{
+    uint8_t bytes[SMF_RUNTIME_OFFSET + sizeof(out->runtime)];
+    int64_t got = smi_os_read(fd, bytes, sizeof(bytes), 0);
+    if (got >= 0) /* the length after the state: a heap that grows meanwhile is no shorter than it says */
+        got = smi_os_stat(fd, &out->file);
+    if (got < 0)
+        return smi_refused((int)got, "%s: cannot read", path);
+    memcpy(&out->header, bytes, sizeof(out->header));
+    memcpy(&out->state, bytes + SMF_STATE_OFFSET, sizeof(out->state));
+    memcpy(&out->runtime, bytes + SMF_RUNTIME_OFFSET, sizeof(out->runtime));
+    int rc = smi_layout_validate(&out->header, &out->state, out->file.size, (o->flags & SHMALLOC_READ_ONLY) != 0, path);
+    return rc < 0 ? rc : check_layout(&out->header, o, path);
+}
+
+static int read_identity(int fd, const char *path, const shmalloc_options *o, struct smi_identity *out)
 {
     int rc = SHMALLOC_ECORRUPT;
     for (int tries = 0; rc == SHMALLOC_ECORRUPT && tries < 3; tries++) {
         if (tries > 0) /* another process may just have cut the tail off between two of our reads */
             smi_os_sleep(1000000);
-        rc = read_identity_once(fd, path, o, header, state);
+        rc = read_identity_once(fd, path, o, out);
     }
     return rc;
 }
@@ -674,21 +716,27 @@ static uint64_t reservation(const struct smf_header *header, const struct smf_st
     return most < DEFAULT_MAX_SIZE / ROOM_TO_RAISE ? most * ROOM_TO_RAISE : DEFAULT_MAX_SIZE;
 }
 
-static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o)
+/* `seen` is what the file held before anything was locked. */
+static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o, struct smi_identity *seen)
 {
-    struct smf_header header;
-    struct smf_state state;
-    int rc = heap->read_only ? 0 : smi_attach_lock(heap);
+    int accept = (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0;
+    int rc = heap->read_only && accept ? 0 : read_boot_id(heap->path, heap->boot_id);
+    if (rc == 0 && !heap->read_only)
+        rc = smi_attach_lock(heap);
     if (rc < 0)
         return rc;
-    rc = read_identity(heap->fd, heap->path, o, &header, &state);
-    int accept = (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0;
-    if (rc == 0 && !heap->read_only)
-        rc = smi_recover_storage(heap, &header, &state, accept);
+    if (heap->read_only) {
+        rc = smi_recover_readable(heap, seen, accept);
+    } else {
+        rc = read_identity(heap->fd, heap->path, o, seen);
+        if (rc == 0)
+            rc = smi_recover_storage(heap, seen, accept);
+    }
     if (rc == 0)
-        rc = map_heap(heap, reservation(&header, &state), state.size, (void *)(uintptr_t)header.fixed_base);
+        rc = map_heap(heap, reservation(&seen->header, &seen->state), seen->state.size,
+                      (void *)(uintptr_t)seen->header.fixed_base);
     if (rc == 0) {
-        set_areas(heap, &header);
+        set_areas(heap, &seen->header);
         if (!heap->read_only)
             rc = smi_recover_attach(heap, accept, (o->flags & RECOVER_ONLY) != 0);
         else if (!accept) /* a reader takes no entry; it only must not read what a crash may have torn */
@@ -734,18 +782,19 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
         }
         return rc;
     }
-    struct smf_header header;
-    struct smf_state state;
+    struct smi_identity seen;
     rc = rc < 0 ? smi_refused(rc, "%s: cannot look at the file", path) : check_file_system(fd, path, o);
     if (rc == 0)
-        rc = read_identity(fd, path, o, &header, &state); /* before anything is locked */
+        rc = check_kind(&info, path);
     if (rc == 0)
-        rc = make_handle(fd, path, read_only, &heap);
+        rc = read_identity(fd, path, o, &seen); /* before anything is locked */
+    if (rc == 0)
+        rc = make_handle(fd, &info, path, read_only, &heap);
     if (rc < 0) {
         smi_os_close(fd);
         return rc;
     }
-    rc = map_and_attach(heap, o);
+    rc = map_and_attach(heap, o, &seen);
     if (rc < 0) {
         drop_handle(heap);
         return rc;
@@ -776,7 +825,7 @@ static int open_path(const char *path, const shmalloc_options *o, shmalloc_heap 
         if (fd >= 0)
             return open_file(fd, path, o, out);
         if (fd != -ENOENT || !(o->flags & SHMALLOC_CREATE))
-            return smi_refused(fd, "%s: cannot open", path);
+            return smi_refused_change(fd, -1, path, "%s: cannot open", path);
         if (!(o->flags & SHMALLOC_EXCLUSIVE) && smi_os_is_link(path)) /* to nothing, or it would have been opened */
             return smi_error(-ENOENT, "%s: is a symbolic link to a file that does not exist; remove it, or make that file",
                              path);
@@ -785,7 +834,7 @@ static int open_path(const char *path, const shmalloc_options *o, shmalloc_heap 
             return rc;
         if (o->flags & SHMALLOC_EXCLUSIVE) {
             fd = smi_os_open(path, 0);
-            return fd < 0 ? smi_refused(fd, "%s: cannot open", path)
+            return fd < 0 ? smi_refused_change(fd, -1, path, "%s: cannot open", path)
                           : open_file(fd, path, o, out);
         }
     }
@@ -814,6 +863,7 @@ static int is_unfinished(int fd)
 static int create_in(int fd, const char *path, const shmalloc_options *o)
 {
     uint64_t start = smi_os_tick();
+    struct smf_runtime runtime;
     int rc;
     while ((rc = smi_os_lock_byte(fd, SMF_ATTACH_BYTE)) == -EAGAIN) {
         if (smi_os_tick() - start > 10000000000ull)
@@ -824,9 +874,10 @@ static int create_in(int fd, const char *path, const shmalloc_options *o)
     }
     if (rc < 0)
         return smi_refused(rc, "%s: cannot lock", path);
-    if (is_unfinished(fd) && (rc = check_proc(path)) == 0) {
+    if (is_unfinished(fd) && (rc = read_proc(path, &runtime)) == 0) {
         rc = smi_os_truncate(fd, 0);
-        rc = rc < 0 ? smi_refused(rc, "%s: cannot empty the file", path) : format_file(fd, path, o);
+        rc = rc < 0 ? smi_refused_change(rc, fd, NULL, "%s: cannot empty the file", path)
+                    : format_file(fd, path, o, &runtime);
     } else if (rc == 0 && (o->flags & SHMALLOC_EXCLUSIVE)) {
         rc = smi_error(-EEXIST, "%s: is not empty; without SHMALLOC_EXCLUSIVE it is opened", path);
     }
@@ -844,7 +895,7 @@ int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **ou
     int rc = check_options(o, path);
     int own = rc < 0 ? -1 : smi_os_reopen(fd, (o->flags & SHMALLOC_READ_ONLY) != 0);
     if (rc == 0 && own < 0)
-        rc = smi_refused(own, "%s: cannot open the descriptor's file", path);
+        rc = smi_refused_change(own, fd, NULL, "%s: cannot open the descriptor's file", path);
     if (rc == 0 && (o->flags & SHMALLOC_CREATE) && (rc = create_in(own, path, o)) < 0)
         smi_os_close(own);
     return rc < 0 ? rc : open_file(own, path, o, out);
@@ -955,7 +1006,9 @@ static int mark_clean(shmalloc_heap *heap)
 /* Leave the heap; the registry lock is held. */
 static int detach(shmalloc_heap *heap)
 {
-    int rc = smi_attach_lock(heap);
+    int rc = smi_heap_descriptor(heap);
+    if (rc == 0)
+        rc = smi_attach_lock(heap);
     if (rc < 0) {
         smi_process_drop(heap);
         return rc;
@@ -1040,6 +1093,13 @@ static int check_name(const char *path)
     return rc;
 }
 
+/* Take the attach lock, for as long as `fd` is open, unless somebody has the heap open: 1. */
+static int is_in_use(int fd)
+{
+    int rc = smi_os_lock_byte(fd, SMF_ATTACH_BYTE);
+    return rc == -EAGAIN ? 1 : rc < 0 ? rc : smi_os_is_locked(fd, SMF_LOCK_BYTES, SMF_PROCESSES);
+}
+
 int shmalloc_destroy(const char *path)
 {
     struct smf_header header = {0};
@@ -1047,7 +1107,7 @@ int shmalloc_destroy(const char *path)
         return smi_error(-EINVAL, "shmalloc_destroy needs a path");
     int fd = smi_os_open(path, 0);
     if (fd < 0)
-        return smi_refused(fd, "%s: cannot open", path);
+        return smi_refused_change(fd, -1, path, "%s: cannot open", path);
     int64_t got = smi_os_read(fd, &header, sizeof(header), 0);
     int rc = 0;
     if (got < 0)
@@ -1058,13 +1118,14 @@ int shmalloc_destroy(const char *path)
                        path);
     else if ((rc = check_name(path)) < 0)
         ;
-    else if (smi_os_lock_byte(fd, SMF_ATTACH_BYTE) < 0 ||
-             smi_os_is_locked(fd, SMF_LOCK_BYTES, SMF_PROCESSES) != 0)
+    else if ((rc = is_in_use(fd)) > 0)
         rc = smi_error(SHMALLOC_EBUSY,
                        "%s: processes have the heap open; nothing was removed: close it in all of them first",
                        path);
+    else if (rc < 0)
+        smi_refused(rc, "%s: cannot look for locks on the file; nothing was removed", path);
     else if ((rc = smi_os_unlink(path)) < 0)
-        smi_refused(rc, "%s: cannot remove", path);
+        smi_refused_change(rc, -1, path, "%s: cannot remove", path);
     smi_os_close(fd);
     return rc;
 }

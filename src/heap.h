@@ -47,7 +47,7 @@ struct shmalloc_heap {
     uint64_t reserved; /* its length, bytes; the file may be shorter, the heap not longer */
     uint64_t backed;   /* bytes of it that the file was seen to have */
     struct smf_areas areas; /* a copy, as it was validated */
-    int fd;                 /* -1: none, as in a private heap; ask smi_heap_descriptor() before each use */
+    int fd;                 /* -1: none, as in a private heap; ask smi_heap_descriptor() or _look() before each use */
     uint32_t mark;          /* of the description, smi_os_mark() */
     int is_private;         /* memory of this process alone, in a child a copy of it; no file */
     uint64_t allowed;       /* private: bytes that can be touched */
@@ -57,6 +57,7 @@ struct shmalloc_heap {
     int closed;
     unsigned handles; /* opens minus closes */
     uint64_t device, inode;
+    uint8_t boot_id[16]; /* the machine's, when the heap was opened; zeros if nobody asked */
     const char *path; /* absolute if it could be had; "/proc/self/fd/N" for heaps opened by descriptor */
     struct smf_header *header;
     struct smf_state *state;
@@ -290,8 +291,14 @@ int smi_heap_outgrown(const shmalloc_heap *heap);
 /* 0, or why the heap may not be changed: read-only, closed, poisoned. */
 int smi_heap_writable(shmalloc_heap *heap);
 
-/* The descriptor still is the one that the library opened, or is made so again (a daemon may have closed it). */
+/* The descriptor still is the one that the library opened, or is made so again (a daemon may have closed it). One
+ * system call: the mark. That is enough for locks, syncs and reading. */
 int smi_heap_descriptor(shmalloc_heap *heap);
+
+/* The same, and what the file is: before the file is written to, cut or punched, for a mark can be another's by chance.
+ * Not for private heaps. */
+struct smi_file_info;
+int smi_heap_look(shmalloc_heap *heap, struct smi_file_info *out);
 
 /* Another description of the heap's file, to be closed; or a negative code with a message. */
 int smi_heap_reopen(shmalloc_heap *heap);

@@ -146,7 +146,7 @@ static int set_facts(struct holes *h, uint64_t page, uint64_t count, uint16_t cl
         rc = smi_os_write(h->fd, words, some * sizeof(words[0]),
                           words_at + (page + done - chunk->first_page) * sizeof(words[0]));
     }
-    return rc < 0 ? smi_refused(rc, "%s: cannot store which pages are holes", h->path) : 0;
+    return rc < 0 ? smi_refused_change(rc, h->fd, NULL, "%s: cannot store which pages are holes", h->path) : 0;
 }
 
 /* A run of free pages, all or a part of which is the hole [from, to). Only what is a hole already is punched: storage that
@@ -242,21 +242,42 @@ static int fill_needed(struct holes *h)
         return 0;
     give_up(h);
     each_needed(h, add_up);
-    return smi_refused(rc, "%s: is a copy that has holes where pages are in use, and needs %llu bytes of storage for them",
+    return smi_refused_change(rc, h->fd, NULL, "%s: is a copy that has holes where pages are in use, and needs %llu bytes of storage for them",
                        h->path, (unsigned long long)h->needed);
+}
+
+static int begin(struct holes *h)
+{
+    int rc = smi_view_of_descriptor(&h->view, h->fd, h->path);
+    if (rc == 0 && (rc = smi_view_settle(&h->view, NULL, NULL)) < 0)
+        smi_refused(rc, "%s: no private memory to look for holes", h->path);
+    h->size = h->view.file_size;
+    return rc;
+}
+
+/* `rc`, or that something could not be read, and so was not looked at. */
+static int looked_at_all(struct holes *h, int rc)
+{
+    return rc == 0 && h->view.read_error ? smi_refused(-h->view.read_error, "%s: cannot read", h->path) : rc;
+}
+
+int smi_holes_measure(int fd, const char *path, uint64_t *needed)
+{
+    struct holes h = {.fd = fd, .path = path};
+    int rc = begin(&h);
+    if (rc == 0)
+        rc = looked_at_all(&h, each_needed(&h, add_up));
+    smi_view_finish(&h.view);
+    *needed = h.needed;
+    return rc;
 }
 
 int smi_holes_fill(int fd, const char *path)
 {
     struct holes h = {.fd = fd, .path = path};
-    int rc = smi_view_of_descriptor(&h.view, fd, path);
-    if (rc == 0 && (rc = smi_view_settle(&h.view, NULL, NULL)) < 0)
-        smi_refused(rc, "%s: no private memory to look for holes", path);
+    int rc = begin(&h);
     if (rc == 0) {
-        h.size = h.view.file_size;
-        rc = fill_needed(&h);
-        if (rc == 0 && h.view.read_error) /* what was not read was not looked at */
-            rc = smi_refused(-h.view.read_error, "%s: cannot read", path);
+        rc = looked_at_all(&h, fill_needed(&h));
         if (rc == 0)
             rc = each_in_spans(&h, 1, forget);
         /* Who read the copy left its holes in the cache in pieces of many pages, and a store to one of them makes ext4

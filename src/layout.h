@@ -167,7 +167,7 @@ struct smf_runtime {
     uint64_t inode;         /* st_ino of the file                                   [A] */
     uint64_t pid_namespace; /* inode of /proc/self/ns/pid; robust mutexes need one  [A] */
     uint64_t generation;    /* equals smf_state.generation when complete            [A] */
-    uint64_t stored;        /* bytes behind the file at the last orderly close; 0 unknown [A] */
+    uint64_t stored;        /* bytes behind the file at creation or the last orderly close; 0 unknown [A] */
     uint64_t reserved;
 };
 _Static_assert(sizeof(struct smf_runtime) == 64, "src/README.md");

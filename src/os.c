@@ -122,6 +122,40 @@ int smi_os_stat_path(const char *path, int follow, struct smi_file_info *out)
     return 0;
 }
 
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
+/* Attributes of a file, by statx(2), which is not in every C library. */
+static uint64_t attributes_of(int fd, const char *path)
+{
+    struct {
+        uint32_t mask, block_size;
+        uint64_t attributes, others[30];
+    } found = {0};
+    _Static_assert(sizeof(found) == 256, "struct statx");
+    const unsigned type_only = 1;
+    long rc = fd < 0 ? syscall(SYS_statx, AT_FDCWD, path, 0, type_only, &found)
+                     : syscall(SYS_statx, fd, "", AT_EMPTY_PATH, type_only, &found);
+    return rc < 0 ? 0 : found.attributes;
+}
+
+unsigned smi_os_guards(int fd, const char *path)
+{
+    unsigned guards = 0;
+    int seals = fd < 0 ? -1 : fcntl(fd, F_GET_SEALS); /* -1: not a memfd */
+    uint64_t attributes = attributes_of(fd, path);
+    guards |= attributes & 0x10 ? SMI_IMMUTABLE : 0;
+    guards |= attributes & 0x20 ? SMI_APPEND_ONLY : 0;
+    if (seals < 0)
+        return guards;
+    guards |= seals & F_SEAL_WRITE ? SMI_SEAL_WRITE : 0;
+    guards |= seals & F_SEAL_FUTURE_WRITE ? SMI_SEAL_FUTURE_WRITE : 0;
+    guards |= seals & F_SEAL_GROW ? SMI_SEAL_GROW : 0;
+    guards |= seals & F_SEAL_SHRINK ? SMI_SEAL_SHRINK : 0;
+    return guards;
+}
+
 int smi_os_is_link(const char *path)
 {
     struct stat st;
@@ -137,6 +171,9 @@ const char *smi_os_unfit_file_system(int fd)
         {0x6969, "NFS"},       {0x517b, "SMB"},         {0xfe534d42, "SMB2"}, {0xff534d42, "CIFS"},
         {0x65735546, "FUSE"},  {0x01021997, "9P"},      {0x00c36400, "Ceph"}, {0x5346414f, "AFS"},
         {0x73757245, "Coda"},  {0x0bd00bd0, "Lustre"},  {0x7461636f, "OCFS2"}, {0x01161970, "GFS2"},
+        /* What maps a file of another file system: a lock is not pinned by a mapping. Who has a file of a lower layer open
+         * does not see what the first writer and all after him store. */
+        {0x794c7630, "overlayfs"}, {0x61756673, "aufs"},
     };
     struct statfs fs;
     if (fstatfs(fd, &fs) < 0)
@@ -145,6 +182,15 @@ const char *smi_os_unfit_file_system(int fd)
         if ((uint32_t)fs.f_type == unfit[i].type)
             return unfit[i].name;
     return NULL;
+}
+
+uint64_t smi_os_free_for_reading(int fd)
+{
+    struct statfs fs;
+    const uint32_t tmpfs = 0x01021994; /* statfs(2) */
+    if (fstatfs(fd, &fs) < 0 || (uint32_t)fs.f_type != tmpfs || fs.f_blocks == 0)
+        return UINT64_MAX;
+    return (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize;
 }
 
 /* What open(2) answered, away from the numbers of standard input, output and errors: a program that runs without them
@@ -198,6 +244,13 @@ static void directory_of(const char *path, char *out)
         strcpy(out, ".");
     else
         snprintf(out, PATH_MAX, "%.*s", (int)len, path);
+}
+
+unsigned smi_os_guards_of_directory(const char *path)
+{
+    char directory[PATH_MAX];
+    directory_of(path, directory);
+    return smi_os_guards(-1, directory);
 }
 
 static int create_named(const char *path, uint32_t mode, char *temp_name)
@@ -368,6 +421,7 @@ int smi_os_next_data(int fd, uint64_t size, uint64_t *at, uint64_t *end)
 
 void smi_os_forget(int fd)
 {
+    (void)fdatasync(fd); /* what is not on the disk yet would stay */
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
@@ -378,7 +432,7 @@ int smi_os_sync_range(void *address, uint64_t len)
 
 /* ---- memory ---- */
 
-void *smi_os_reserve_private(uint64_t len, uint64_t alignment)
+static void *reserve_aligned(uint64_t len, uint64_t alignment)
 {
     char *area = mmap(NULL, len + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED)
@@ -387,8 +441,15 @@ void *smi_os_reserve_private(uint64_t len, uint64_t alignment)
     if (aligned > area)
         munmap(area, (size_t)(aligned - area));
     munmap(aligned + len, (size_t)(area + alignment - aligned));
-    madvise(aligned, len, MADV_DONTDUMP); /* gcore would write all of it */
     return aligned;
+}
+
+void *smi_os_reserve_private(uint64_t len, uint64_t alignment)
+{
+    void *area = reserve_aligned(len, alignment);
+    if (area)
+        madvise(area, len, MADV_DONTDUMP); /* gcore would write all of it */
+    return area;
 }
 
 void *smi_os_reserve_zeros(uint64_t len)
@@ -427,7 +488,7 @@ int smi_os_empty(void *address, uint64_t len)
 int smi_os_map(int fd, uint64_t len, int read_only, void *fixed, void **out)
 {
     int protection = read_only ? PROT_READ : PROT_READ | PROT_WRITE;
-    void *where = fixed ? fixed : smi_os_reserve_private(len, MAP_ALIGNMENT);
+    void *where = fixed ? fixed : reserve_aligned(len, MAP_ALIGNMENT);
     if (!where)
         return -ENOMEM;
     void *area = mmap(where, len, protection,
@@ -580,12 +641,14 @@ static int read_text(const char *path, char *buf, size_t size)
     int fd = smi_os_open(path, 1);
     if (fd < 0)
         return fd;
-    int64_t n = smi_os_read(fd, buf, size - 1, 0);
+    ssize_t n;
+    do /* one read gives all of a text in /proc that is no longer than this */
+        n = pread(fd, buf, size - 1, 0);
+    while (n < 0 && errno == EINTR);
+    int rc = n < 0 ? -errno : 0;
     smi_os_close(fd);
-    if (n < 0)
-        return (int)n;
-    buf[n] = 0;
-    return 0;
+    buf[n < 0 ? 0 : n] = 0;
+    return rc;
 }
 
 /* Of a file that Linux has in /proc: is it not mounted, not whole, or kept from us? */
@@ -693,14 +756,17 @@ int smi_os_thread_known(void)
     return known;
 }
 
-void smi_os_process_name(char out[16])
+void smi_os_describe_self(char name[16], uint64_t *start_time)
 {
-    memset(out, 0, 16);
-    char text[32];
-    if (read_text("/proc/self/comm", text, sizeof(text)) == 0) {
-        text[strcspn(text, "\n")] = 0;
-        snprintf(out, 16, "%.15s", text);
-    }
+    char text[1024];
+    memset(name, 0, 16);
+    *start_time = 0;
+    if (read_text("/proc/self/stat", text, sizeof(text)) < 0)
+        return;
+    *start_time = stat_field(text, 22);
+    char *from = strchr(text, '('), *to = strrchr(text, ')'); /* the name may hold anything */
+    if (from && to && from < to)
+        snprintf(name, 16, "%.*s", (int)(to - from - 1), from + 1);
 }
 
 void smi_os_random(void *buf, size_t len)

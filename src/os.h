@@ -39,12 +39,30 @@ int smi_os_stat(int fd, struct smi_file_info *out);
 /* The same by name: of what a symbolic link leads to, or of the link. */
 int smi_os_stat_path(const char *path, int follow, struct smi_file_info *out);
 
+/* What forbids changes of a file whatever the permissions: attributes (chattr(1)) and the seals of a memfd (fcntl(2)). */
+enum smi_guard {
+    SMI_IMMUTABLE = 1,
+    SMI_APPEND_ONLY = 2,
+    SMI_SEAL_WRITE = 4,
+    SMI_SEAL_FUTURE_WRITE = 8, /* what is mapped already may be written to */
+    SMI_SEAL_GROW = 16,
+    SMI_SEAL_SHRINK = 32,
+};
+/* Of what `fd` is; -1: of the file `path`. What cannot be told is left out. */
+unsigned smi_os_guards(int fd, const char *path);
+/* Of the directory of `path`. */
+unsigned smi_os_guards_of_directory(const char *path);
+
 /* Is `path` a symbolic link? 0 also when it cannot be told. */
 int smi_os_is_link(const char *path);
 
 /* The name of the file's file system if it is one that cannot keep several processes' mappings and locks
- * coherent (network, FUSE); NULL otherwise. */
+ * coherent (network, FUSE, overlay); NULL otherwise. */
 const char *smi_os_unfit_file_system(int fd);
+
+/* Bytes that are free for `fd`, where even reading a hole through a mapping takes storage (tmpfs); else, and where there
+ * is no limit, UINT64_MAX. */
+uint64_t smi_os_free_for_reading(int fd);
 
 /* Open an existing file; returns the descriptor (close-on-exec). This one and all others that the library opens are
  * above 2, whatever the program has closed. */
@@ -78,7 +96,7 @@ int smi_os_sync_directory(const char *path);
 /* The next bytes of a file that are no hole: [*at, *end) with *at moved on to them; *at == size when there are
  * none below `size`. */
 int smi_os_next_data(int fd, uint64_t size, uint64_t *at, uint64_t *end);
-/* Forget what the kernel has in memory of a file, as far as it is on the disk and nobody maps it. */
+/* Bring to the disk what the kernel has in memory of a file, and forget it as far as nobody maps it. */
 void smi_os_forget(int fd);
 int smi_os_sync_range(void *address, uint64_t len);
 
@@ -132,7 +150,8 @@ int smi_os_thread_exists(pid_t tid, uint64_t start_time); /* in this process; 0:
 /* Does the C library know the calling thread by its real id? Not in a child of a raw clone(2), where its
  * mutexes would take the child for its parent. */
 int smi_os_thread_known(void);
-void smi_os_process_name(char out[16]);
+/* This process's name and the time it started; "" and 0 unknown. */
+void smi_os_describe_self(char name[16], uint64_t *start_time);
 void smi_os_random(void *buf, size_t len);
 uint64_t smi_os_now(void);  /* nanoseconds since 1970 */
 uint64_t smi_os_clock(void); /* CLOCK_MONOTONIC, nanoseconds */

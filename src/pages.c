@@ -294,7 +294,7 @@ static int reserve_run(shmalloc_heap *heap, uint64_t page, uint64_t count)
  * and not written yet. */
 static int reserve_exactly(shmalloc_heap *heap, uint64_t page, uint64_t count)
 {
-    int rc = smi_heap_descriptor(heap);
+    int rc = 0;
     for (uint64_t i = 0, run; rc == 0 && i < count; i += run) {
         run = stored_run(heap, page + i, count - i);
         if (run > 0)
@@ -371,6 +371,21 @@ static int no_room(shmalloc_heap *heap, uint64_t count)
                      (unsigned long long)heap->state->max_size);
 }
 
+/* The system refuses a growth from `old` to `size` bytes. */
+static int cannot_grow(shmalloc_heap *heap, int rc, uint64_t count, uint64_t old, uint64_t size)
+{
+    if (rc == -EPERM && (smi_storage_guards(heap) & SMI_SEAL_GROW))
+        return smi_error(SHMALLOC_EFULL,
+                         "%s: pages of %llu bytes wanted; the file has %llu bytes, is sealed against growing (F_SEAL_GROW) "
+                         "and its largest free run has %llu; free something, or use a memfd without that seal",
+                         heap->path, bytes_of(count), (unsigned long long)old,
+                         (unsigned long long)smi_pages_largest(heap));
+    return smi_refused_change(rc, heap->fd, heap->path,
+                              "%s: cannot grow from %llu to %llu bytes, with a largest free run of %llu", heap->path,
+                              (unsigned long long)old, (unsigned long long)size,
+                              (unsigned long long)smi_pages_largest(heap));
+}
+
 static uint64_t round_up(uint64_t n, uint64_t unit)
 {
     return (n + unit - 1) / unit * unit;
@@ -392,14 +407,24 @@ static uint64_t chunk_length(shmalloc_heap *heap, uint64_t count, uint64_t limit
     return length <= limit ? length : 0;
 }
 
+/* What lies in the file beyond the heap's end becomes zeros: it is cut off or, in a sealed file, whose length is all it
+ * will ever have, or cannot be less, a hole. */
+static int forget_rest(shmalloc_heap *heap, uint64_t old, uint64_t *length)
+{
+    if (smi_storage_guards(heap) & (SMI_SEAL_GROW | SMI_SEAL_SHRINK))
+        return smi_storage_punch(heap, old, *length - old);
+    *length = old;
+    return smi_storage_set_length(heap, old);
+}
+
 /* Bring the heap from `old` to `size` bytes with storage for the new chunk's metadata; zeros beyond what was. */
 static int lengthen(shmalloc_heap *heap, uint64_t old, uint64_t size, const struct smf_chunk *chunk)
 {
     uint64_t length;
     int rc = smi_storage_length(heap, &length);
     if (rc == 0 && length > old) /* a grower died before it was done */
-        rc = smi_storage_set_length(heap, old);
-    if (rc == 0)
+        rc = forget_rest(heap, old, &length);
+    if (rc == 0 && length < size)
         rc = smi_storage_set_length(heap, size);
     if (rc == 0) {
         rc = smi_storage_reserve(heap, smi_chunk_words_offset(chunk, &heap->areas),
@@ -483,9 +508,7 @@ static int grow_once(shmalloc_heap *heap, uint64_t count)
         rc = lengthen_less(heap, count, rc, &chunk);
     size = end_of(&chunk);
     if (rc < 0)
-        return smi_refused(rc, "%s: cannot grow from %llu to %llu bytes, with a largest free run of %llu", heap->path,
-                           (unsigned long long)old, (unsigned long long)size,
-                           (unsigned long long)smi_pages_largest(heap));
+        return cannot_grow(heap, rc, count, old, size);
     SMI_STORE((uint64_t *)(void *)entry, (uint64_t)chunk.page_count << 32 | chunk.first_page);
     format_chunk(heap, &chunk); /* beyond the heap's end still: a kill leaves a longer file */
     uint32_t data = smi_chunk_data_page(&chunk, &heap->areas);
@@ -593,9 +616,9 @@ static int store_place(shmalloc_heap *heap, const struct smi_take *request, stru
         return 0;
     struct stored_search search = {.count = request->count, .alignment = request->alignment};
     if (!find_stored(heap, &search))
-        return smi_refused(rc, "%s: no storage for %llu bytes of the largest free run, %llu bytes", heap->path,
-                           (unsigned long long)(request->count << SMF_PAGE_SHIFT),
-                           (unsigned long long)smi_pages_largest(heap));
+        return smi_refused_change(rc, heap->fd, heap->path, "%s: no storage for %llu bytes of the largest free run, %llu bytes",
+                                  heap->path, (unsigned long long)(request->count << SMF_PAGE_SHIFT),
+                                  (unsigned long long)smi_pages_largest(heap));
     *place = (struct place){search.span, free_span_at(heap, search.span), search.page};
     return in_one_chunk(heap, place->page, request->count) ? 0 : damaged(heap, place->page);
 }
@@ -869,6 +892,11 @@ int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag)
 
 /* ---- trimming ---- */
 
+/* Guards under which no hole can be made, and those under which the file must keep its length: what is cut off from one
+ * that cannot grow is lost. */
+#define NO_HOLES (SMI_IMMUTABLE | SMI_APPEND_ONLY | SMI_SEAL_WRITE | SMI_SEAL_FUTURE_WRITE)
+#define NO_CUTS (SMI_IMMUTABLE | SMI_APPEND_ONLY | SMI_SEAL_GROW | SMI_SEAL_SHRINK)
+
 /* What goes back: runs of at least `min_pages` with storage, in spans freed at `before` or earlier, until
  * `budget` pages have gone. */
 struct trim {
@@ -876,6 +904,7 @@ struct trim {
     uint64_t lowest; /* storage below this page stays: requests are served from low addresses */
     uint64_t looked; /* pages; more than the heap has means that a set runs in a circle */
     int young; /* a span was passed over because it is not old enough */
+    int forbidden; /* the file is guarded: it keeps its storage */
     int rc;
 };
 
@@ -883,6 +912,11 @@ static int punch_run(shmalloc_heap *heap, struct trim *trim, uint64_t page, uint
 {
     set_facts(heap, page, count, SMF_WORD_RESERVED, 0);
     int rc = smi_storage_punch(heap, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
+    if (rc == -EPERM && (smi_storage_guards(heap) & NO_HOLES)) {
+        set_facts(heap, page, count, 0, SMF_WORD_RESERVED); /* there still is all of it */
+        trim->forbidden = 1;
+        return 0;
+    }
     if (rc < 0)
         return rc;
     set_facts(heap, page, count, 0, SMF_WORD_ZERO);
@@ -902,7 +936,7 @@ static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
         return 0;
     }
     uint64_t below = page < trim->lowest ? trim->lowest - page : 0;
-    for (uint64_t i = below; i < length && trim->rc == 0; i += run) {
+    for (uint64_t i = below; i < length && trim->rc == 0 && !trim->forbidden; i += run) {
         i += hole_run(heap, page + i, length - i);
         run = stored_run(heap, page + i, length - i);
         if (run == 0)
@@ -913,7 +947,7 @@ static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
         if (run >= trim->min_pages)
             trim->rc = punch_run(heap, trim, page + i + run - count, count);
     }
-    return trim->rc;
+    return trim->rc < 0 || trim->forbidden;
 }
 
 static int punch_spans(shmalloc_heap *heap, struct trim *trim)
@@ -993,7 +1027,7 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
     if (free_span_at(heap, data) != count || (freed_at > trim->before && freed_at <= smi_os_tick()))
         return 0;
     uint64_t stored = count_stored(heap, data, count);
-    if (stored > trim->budget - trim->pages)
+    if (stored > trim->budget - trim->pages || (smi_storage_guards(heap) & NO_CUTS))
         return 0;
     struct smi_op op = begin(heap);
     int rc = remove_free(&op, data, count);
@@ -1024,7 +1058,7 @@ int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
         rc = punch_spans(heap, &trim);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     if (rc < 0)
-        return smi_refused(rc, "%s: cannot give storage back", heap->path);
+        return smi_refused_change(rc, heap->fd, heap->path, "%s: cannot give storage back", heap->path);
     return (int64_t)(trim.pages << SMF_PAGE_SHIFT);
 }
 

@@ -110,10 +110,9 @@ int smi_registry_trylock(void)
 static void fill_entry(struct smf_process *entry)
 {
     entry->pid = (uint32_t)getpid();
-    entry->start_time = smi_os_start_time(getpid(), getpid());
     entry->attached_at = smi_os_now();
     entry->uid = (uint32_t)getuid();
-    smi_os_process_name(entry->name);
+    smi_os_describe_self(entry->name, &entry->start_time);
     entry->serial++;
     SMI_STORE(&entry->state, 1);
 }
@@ -384,7 +383,7 @@ static int settle_copy(shmalloc_heap *heap)
 static int claim_locked(shmalloc_heap *heap)
 {
     smi_registry_lock();
-    int rc = smi_attach_lock(heap);
+    int rc = smi_attach_lock(heap); /* the descriptor is new */
     if (rc == 0) {
         rc = smi_recover_attach(heap, 0, 0);
         smi_attach_unlock(heap);

@@ -29,10 +29,7 @@ int smi_attach_lock(shmalloc_heap *heap)
 {
     uint64_t start = smi_os_tick();
     for (;;) {
-        int rc = smi_heap_descriptor(heap);
-        if (rc < 0)
-            return rc;
-        rc = smi_os_lock_byte(heap->fd, SMF_ATTACH_BYTE);
+        int rc = smi_os_lock_byte(heap->fd, SMF_ATTACH_BYTE);
         if (rc != -EAGAIN)
             return rc < 0 ? smi_refused(rc, "%s: cannot lock the file", heap->path) : 0;
         if (smi_os_tick() - start > ATTACH_PATIENCE_NS)
@@ -41,6 +38,8 @@ int smi_attach_lock(shmalloc_heap *heap)
                              "stopped?",
                              heap->path);
         smi_os_sleep(200000);
+        if ((rc = smi_heap_descriptor(heap)) < 0)
+            return rc;
     }
 }
 
@@ -67,29 +66,18 @@ int smi_others_alive(shmalloc_heap *heap)
 
 /* ---- first attach ---- */
 
-/* Has this machine been running, and is this the file, since that identity was written? */
-static int is_of_file(const struct smf_runtime *was, const shmalloc_heap *heap, const uint8_t *boot_id)
+/* Has this machine been running, and is this the file, since that identity was written? What was created and never
+ * attached has one, too. */
+static int is_of_file(const struct smf_runtime *was, const shmalloc_heap *heap)
 {
-    return memcmp(was->boot_id, boot_id, 16) == 0 && was->device == heap->device && was->inode == heap->inode;
-}
-
-static int is_same_file(const shmalloc_heap *heap, const uint8_t *boot_id)
-{
-    return is_of_file(heap->runtime, heap, boot_id);
+    return memcmp(was->boot_id, heap->boot_id, 16) == 0 && was->device == heap->device && was->inode == heap->inode;
 }
 
 /* Was the heap in use when the machine stopped, or the file copied while in use? */
-static int is_unclean(const shmalloc_heap *heap, const uint8_t *boot_id)
+static int is_unclean(const shmalloc_heap *heap)
 {
     return heap->state->mark == SMF_UNCHECKED ||
-           (heap->state->mark == SMF_IN_USE && !is_same_file(heap, boot_id));
-}
-
-static int read_boot_id(const shmalloc_heap *heap, uint8_t out[16])
-{
-    int rc = smi_os_boot_id(out);
-    return rc < 0 ? smi_refused(rc, "%s: cannot read the machine's boot id, expected 32 digits in "
-                                      "/proc/sys/kernel/random/boot_id", heap->path) : 0;
+           (heap->state->mark == SMF_IN_USE && !is_of_file(heap->runtime, heap));
 }
 
 static int read_pid_namespace(const shmalloc_heap *heap, uint64_t *out)
@@ -100,13 +88,11 @@ static int read_pid_namespace(const shmalloc_heap *heap, uint64_t *out)
 
 int smi_recover_unclean(shmalloc_heap *heap)
 {
-    uint8_t boot_id[16];
-    int rc = read_boot_id(heap, boot_id);
-    if (rc < 0 || !is_unclean(heap, boot_id))
-        return rc;
+    if (!is_unclean(heap))
+        return 0;
     const char *why = heap->state->mark == SMF_UNCHECKED
                           ? "has not been checked since the machine stopped or the file was copied while in use"
-                      : memcmp(heap->runtime->boot_id, boot_id, 16) != 0
+                      : memcmp(heap->runtime->boot_id, heap->boot_id, 16) != 0
                           ? "was in use when the machine stopped"
                           : "is a copy of a heap that was in use";
     return smi_error(SHMALLOC_EUNCLEAN,
@@ -117,30 +103,23 @@ int smi_recover_unclean(shmalloc_heap *heap)
 
 /* Does the file still have the storage that its last user left? Not when another heap's bytes, or its own older ones,
  * were written over it, or when zeros were turned into holes. */
-static int has_lost_storage(const struct smf_runtime *was, const struct smf_state *state, const struct smi_file_info *info)
+static int has_lost_storage(const struct smi_identity *seen)
 {
-    return state->mark == SMF_CLEAN && info->blocks < was->stored;
+    return seen->state.mark == SMF_CLEAN && seen->file.blocks < seen->runtime.stored;
 }
 
-int smi_recover_storage(shmalloc_heap *heap, const struct smf_header *header, const struct smf_state *state,
-                        int accept_unclean)
+/* Is what its words say of the storage of this file true, or will it be found unclean? */
+static int is_believed(const shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
 {
-    struct smf_runtime was;
-    struct smi_file_info info;
-    uint8_t boot_id[16];
-    int rc = read_boot_id(heap, boot_id);
-    if (rc < 0)
-        return rc;
-    int64_t got = smi_os_read(heap->fd, &was, sizeof(was), header->areas.runtime);
-    if (got < 0 || (rc = smi_os_stat(heap->fd, &info)) < 0)
-        return smi_refused(got < 0 ? (int)got : rc, "%s: cannot read", heap->path);
-    int is_same = is_of_file(&was, heap, boot_id);
-    if ((is_same && !has_lost_storage(&was, state, &info)) ||
-        (!is_same && state->mark != SMF_CLEAN && !accept_unclean))
-        return 0;
-    int others = smi_others_alive(heap); /* whoever came first has seen to it */
-    if (others != 0)
-        return others < 0 ? others : 0;
+    int is_same = is_of_file(&seen->runtime, heap);
+    return is_same ? !has_lost_storage(seen) : seen->state.mark != SMF_CLEAN && !accept_unclean;
+}
+
+int smi_recover_storage(shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
+{
+    int rc = is_believed(heap, seen, accept_unclean) ? 1 : smi_others_alive(heap); /* whoever came first has seen to it */
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
     int fd = smi_heap_reopen(heap); /* looking for holes moves the offset, by which the kept description is known */
     if (fd < 0)
         return fd;
@@ -149,15 +128,32 @@ int smi_recover_storage(shmalloc_heap *heap, const struct smf_header *header, co
     return rc;
 }
 
+int smi_recover_readable(shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
+{
+    uint64_t needed, left = is_believed(heap, seen, accept_unclean) ? UINT64_MAX : smi_os_free_for_reading(heap->fd);
+    int rc = left == UINT64_MAX ? 1 : smi_others_alive(heap);
+    if (rc != 0)
+        return rc < 0 ? rc : 0;
+    int fd = smi_heap_reopen(heap);
+    if (fd < 0)
+        return fd;
+    rc = smi_holes_measure(fd, heap->path, &needed);
+    smi_os_close(fd);
+    if (rc < 0 || needed <= left)
+        return rc;
+    return smi_refused(-ENOSPC,
+                       "%s: is a copy that has holes where pages are in use; on this file system (tmpfs) even to read them "
+                       "takes storage, %llu bytes, and %llu are free",
+                       heap->path, (unsigned long long)needed, (unsigned long long)left);
+}
+
+/* The descriptor was asked for just before, when others were looked for. */
 static int set_mark(shmalloc_heap *heap, uint64_t mark)
 {
     if (heap->state->mark == mark)
         return 0;
-    int rc = smi_heap_descriptor(heap);
-    if (rc < 0)
-        return rc;
     SMI_STORE(&heap->state->mark, mark);
-    rc = smi_os_sync_file(heap->fd);
+    int rc = smi_os_sync_file(heap->fd);
     return rc < 0 ? smi_refused(rc, "%s: cannot mark the heap in use", heap->path) : 0;
 }
 
@@ -167,19 +163,16 @@ static int set_mark(shmalloc_heap *heap, uint64_t mark)
 static int take_identity(shmalloc_heap *heap)
 {
     struct smf_runtime *runtime = heap->runtime;
-    uint8_t boot_id[16];
     uint64_t pid_namespace;
-    int rc = read_boot_id(heap, boot_id);
-    if (rc == 0)
-        rc = read_pid_namespace(heap, &pid_namespace);
+    int rc = read_pid_namespace(heap, &pid_namespace);
     if (rc < 0)
         return rc;
-    int unclean = is_unclean(heap, boot_id);
+    int unclean = is_unclean(heap);
     if (unclean && (rc = set_mark(heap, SMF_UNCHECKED)) < 0)
         return rc;
-    if (!is_same_file(heap, boot_id) && heap->state->sync_failed)
+    if (!is_of_file(runtime, heap) && heap->state->sync_failed)
         SMI_STORE(&heap->state->sync_failed, 0);
-    memcpy(runtime->boot_id, boot_id, 16);
+    memcpy(runtime->boot_id, heap->boot_id, 16);
     runtime->device = heap->device;
     runtime->inode = heap->inode;
     runtime->pid_namespace = pid_namespace;
@@ -330,10 +323,16 @@ static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i, uint64_t *most)
     return rc;
 }
 
+/* Is entry `i` that of another process? */
+static int is_other(const shmalloc_heap *heap, uint32_t i)
+{
+    return (int)i != heap->process_index && SMI_LOAD(&heap->processes[i].state) != 0;
+}
+
 /* Asked on `fd`. 1, 0, or why it cannot be told. */
 static int looks_dead(shmalloc_heap *heap, int fd, uint32_t i)
 {
-    if ((int)i == heap->process_index || SMI_LOAD(&heap->processes[i].state) == 0)
+    if (!is_other(heap, i))
         return 0;
     int locked = smi_os_is_locked(fd, SMF_LOCK_BYTES + i, 1);
     return locked >= 0 ? !locked : cannot_look(heap, locked);
@@ -368,8 +367,12 @@ static int adopt_all(shmalloc_heap *heap, uint64_t most)
 int smi_recover_adopt(shmalloc_heap *heap, uint64_t most)
 {
     SMI_STORE(&heap->adopt_wanted, 0);
-    int rc = smi_heap_descriptor(heap);
+    int rc = 0, asked = 0;
     for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++) {
+        if (!is_other(heap, i))
+            continue;
+        if (!asked++ && (rc = smi_heap_descriptor(heap)) < 0)
+            break;
         rc = looks_dead(heap, heap->fd, i);
         if (rc > 0)
             return adopt_all(heap, most);

@@ -4,8 +4,18 @@
 #define SMI_RECOVER_H
 
 #include "heap.h"
+#include "os.h"
 
-/* The attach lock: one process at a time attaches or leaves. SHMALLOC_EBUSY after ten seconds. */
+/* What a heap's file says of itself, read at once. */
+struct smi_identity {
+    struct smf_header header;
+    struct smf_state state;
+    struct smf_runtime runtime;
+    struct smi_file_info file; /* looked at afterwards */
+};
+
+/* The attach lock: one process at a time attaches or leaves. SHMALLOC_EBUSY after ten seconds. The descriptor was asked
+ * for. */
 int smi_attach_lock(shmalloc_heap *heap);
 void smi_attach_unlock(shmalloc_heap *heap);
 
@@ -18,8 +28,9 @@ int smi_recover_unclean(shmalloc_heap *heap);
 
 /* Before anything of the mapping is touched, under the attach lock: when this is not the file that the heap was closed
  * in, or has fewer bytes behind it, its storage is not believed (holes.h), unless the heap will be found unclean. */
-int smi_recover_storage(shmalloc_heap *heap, const struct smf_header *header, const struct smf_state *state,
-                        int accept_unclean);
+int smi_recover_storage(shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean);
+/* The same for a reader, who can give it none: -ENOSPC where reading what is missing would need more than there is. */
+int smi_recover_readable(shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean);
 
 /* Become a process of the heap; the attach lock is held. When nobody else is attached, the heap is taken into use
  * in a new generation: all locks are made anew, what was in flight under them is undone; SHMALLOC_EUNCLEAN unless

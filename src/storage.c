@@ -13,9 +13,7 @@ int smi_storage_length(shmalloc_heap *heap, uint64_t *out)
         *out = heap->state->size;
         return 0;
     }
-    int rc = smi_heap_descriptor(heap);
-    if (rc == 0)
-        rc = smi_os_stat(heap->fd, &info);
+    int rc = smi_heap_look(heap, &info);
     if (rc == 0)
         *out = info.size;
     return rc;
@@ -37,22 +35,32 @@ static int set_private_length(shmalloc_heap *heap, uint64_t length)
 
 int smi_storage_set_length(shmalloc_heap *heap, uint64_t length)
 {
+    struct smi_file_info info;
     if (heap->is_private)
         return set_private_length(heap, length);
-    int rc = smi_heap_descriptor(heap);
+    int rc = smi_heap_look(heap, &info);
     return rc < 0 ? rc : smi_os_truncate(heap->fd, length);
 }
 
 int smi_storage_reserve(shmalloc_heap *heap, uint64_t offset, uint64_t len)
 {
-    int rc = smi_heap_descriptor(heap);
-    return rc < 0 || heap->is_private ? rc : smi_os_reserve(heap->fd, offset, len);
+    struct smi_file_info info;
+    if (heap->is_private)
+        return 0;
+    int rc = smi_heap_look(heap, &info);
+    return rc < 0 ? rc : smi_os_reserve(heap->fd, offset, len);
 }
 
 int smi_storage_punch(shmalloc_heap *heap, uint64_t offset, uint64_t len)
 {
+    struct smi_file_info info;
     if (heap->is_private)
         return smi_os_empty(smi_at(heap, offset), len);
-    int rc = smi_heap_descriptor(heap);
+    int rc = smi_heap_look(heap, &info);
     return rc < 0 ? rc : smi_os_punch(heap->fd, offset, len);
+}
+
+unsigned smi_storage_guards(shmalloc_heap *heap)
+{
+    return heap->is_private || smi_heap_descriptor(heap) < 0 ? 0 : smi_os_guards(heap->fd, NULL);
 }

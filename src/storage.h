@@ -19,4 +19,7 @@ int smi_storage_reserve(shmalloc_heap *heap, uint64_t offset, uint64_t len);
 /* Take storage away from a range, which then reads as zeros. */
 int smi_storage_punch(shmalloc_heap *heap, uint64_t offset, uint64_t len);
 
+/* What forbids changes of the file, whatever the permissions: enum smi_guard, or-ed. */
+unsigned smi_storage_guards(shmalloc_heap *heap);
+
 #endif

@@ -16,7 +16,7 @@ static int can_store(shmalloc_heap *heap, uint64_t ref)
         return 1;
     if (heap->is_private)
         return ref + 8 <= heap->allowed;
-    return smi_heap_descriptor(heap) == 0 && smi_os_stat(heap->fd, &info) == 0 && ref + 8 <= info.size;
+    return smi_heap_look(heap, &info) == 0 && ref + 8 <= info.size;
 }
 
 /* A word that the dead process had an address for and this one has not: the file has it. */
@@ -24,7 +24,9 @@ static int store_beyond(shmalloc_heap *heap, uint64_t ref, uint64_t value)
 {
     int rc = smi_os_write(heap->fd, &value, sizeof(value), ref);
     SMI_BARRIER();
-    return rc < 0 ? smi_refused(rc, "%s: cannot write a word at %#llx", heap->path, (unsigned long long)ref) : 0;
+    return rc < 0 ? smi_refused_change(rc, heap->fd, heap->path, "%s: cannot write a word at %#llx", heap->path,
+                                       (unsigned long long)ref)
+                  : 0;
 }
 
 int smi_undo_apply(shmalloc_heap *heap, uint64_t *count, struct smf_undo *log, uint32_t capacity)

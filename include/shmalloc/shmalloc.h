@@ -71,10 +71,16 @@
  * says of all functions but three.
  *
  * Caveats
- *  - Network and FUSE file systems do not keep what a shared mapping needs; heaps there are refused unless
- *    SHMALLOC_ANY_FILE_SYSTEM says that one process alone uses them.
+ *  - Network, FUSE and overlay file systems (a container's own files; its volumes and /dev/shm are others) do not keep
+ *    what a shared mapping needs; heaps there are refused unless SHMALLOC_ANY_FILE_SYSTEM says that one process alone uses
+ *    them. They can be opened with SHMALLOC_READ_ONLY; on overlayfs, who did so before the first writer came does not see
+ *    what is stored from then on.
  *  - A reflinked copy, or a copy-on-write file system, can make a store fail for lack of space
  *    (SIGBUS) although blocks were reserved.
+ *  - A memfd sealed against writing (F_SEAL_WRITE, F_SEAL_FUTURE_WRITE), or a file with the attribute immutable or
+ *    append-only, can be opened with SHMALLOC_READ_ONLY; else the answer is -EPERM. A heap sealed against growing is
+ *    SHMALLOC_EFULL where it had to grow. What is sealed or has an attribute keeps its length, and if it is sealed against
+ *    writing its storage, too.
  *  - Processes on one heap must be in one PID namespace and use the same C library: robust mutexes
  *    rely on both. Other combinations are refused at open.
  *  - An open heap keeps one descriptor, above 2. A program that closes it (a daemon that closes all) and uses the number
@@ -133,7 +139,7 @@ enum shmalloc_error {
     SHMALLOC_ETYPE = -20017,      /**< the root's type id differs */
     SHMALLOC_ENOTOWNER = -20018,  /**< the mutex is not held by the calling thread */
     SHMALLOC_ECLOSED = -20019,    /**< the handle is closed */
-    SHMALLOC_EFILESYSTEM = -20020, /**< the file lies on a network or FUSE file system */
+    SHMALLOC_EFILESYSTEM = -20020, /**< the file lies on a network, FUSE or overlay file system */
     SHMALLOC_EPROC = -20021,      /**< /proc is missing or masked; a heap in a file needs /proc/self and the boot id */
 };
 
@@ -153,7 +159,9 @@ SHMALLOC_API const char *shmalloc_version(void);
 enum shmalloc_flag {
     SHMALLOC_CREATE = 1,          /**< make the heap if the file does not exist (or is empty, by descriptor) */
     SHMALLOC_EXCLUSIVE = 2,       /**< with SHMALLOC_CREATE: fail with -EEXIST if it exists */
-    SHMALLOC_READ_ONLY = 4,       /**< map without write permission; only reading calls work */
+    SHMALLOC_READ_ONLY = 4,       /**< map without write permission; only reading calls work. A copy with holes on tmpfs
+                                       takes storage when it is read: -ENOSPC if there is less, and SIGBUS if others
+                                       take it afterwards; who opens it for writing first reserves it */
     SHMALLOC_HARDENED = 8,        /**< at creation: detect every double and foreign free at once */
     SHMALLOC_ACCEPT_UNCLEAN = 16, /**< go on although the answer would be SHMALLOC_EUNCLEAN */
     SHMALLOC_ANY_FILE_SYSTEM = 32, /**< go on although the answer would be SHMALLOC_EFILESYSTEM */
@@ -193,12 +201,14 @@ typedef struct shmalloc_options {
  * @param options  NULL opens an existing heap for reading and writing.
  * @return 0, or a negative code and no handle:
  *   -ENOENT, -EACCES, -EEXIST, -EISDIR, -ENOSPC, ...  from the system
+ *   -EPERM                a seal or an attribute of the file or its folder forbids it, which shmalloc_errmsg() names; or
+ *                         what the system does not tell, such as a security module
  *   -EINVAL               an option is out of range
  *   SHMALLOC_ENOTHEAP, _EVERSION, _EFOREIGN, _ECORRUPT, _ELAYOUT   what the file is
  *   SHMALLOC_EUNCLEAN     the machine stopped (or the file was copied) while the heap was in use:
  *                         run shmalloc_recover(), or accept with SHMALLOC_ACCEPT_UNCLEAN
  *   SHMALLOC_EPROCESSES   128 processes are attached
- *   SHMALLOC_EFILESYSTEM  the file lies on a network or FUSE file system
+ *   SHMALLOC_EFILESYSTEM  the file lies on a network, FUSE or overlay file system
  *   SHMALLOC_EPROC        /proc is not mounted or lacks a part (a chroot, subset=pid): without the machine's boot id, the
  *                         process's PID namespace and /proc/self/fd nothing is created or opened
  *   SHMALLOC_EADDRESS     the fixed base is taken or the address space limit is too small
@@ -306,8 +316,8 @@ SHMALLOC_API shmalloc_ref shmalloc_ref_of(const shmalloc_heap *heap, const void 
  *   -EINVAL              out is NULL, or in the heap and not 8-aligned
  *   -ENOSPC              the file system is full
  *   -EFBIG               RLIMIT_FSIZE or the file system's limit
- *   SHMALLOC_EFULL       no free run is long enough and the heap is at its maximum; the message names
- *                        the largest free run
+ *   SHMALLOC_EFULL       no free run is long enough and the heap is at its maximum, or sealed against growing; the
+ *                        message names the largest free run
  *   SHMALLOC_EREADONLY   the heap was opened read-only
  *   SHMALLOC_ETHREADS    1,024 threads use the heap
  *   SHMALLOC_EPROCESSES  a forked child could not attach: 128 processes have the heap open
@@ -473,7 +483,7 @@ SHMALLOC_API int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t l
 /**
  * Give unused memory back: the calling thread's cache to the heap, empty slabs and the large blocks that threads of
  * any process keep to the free runs, free runs of 64 KiB and more to the file system, free chunks at the tail by
- * shortening the file.
+ * shortening the file. What a seal or an attribute of the file forbids is left out.
  *
  * A thread keeps blocks of more than 64 KiB and at most 1 MiB that it freed, for its next requests: at most 12 blocks
  * and 8 MiB, or 1/32 of the heap's maximum if that is less. Besides here they go back one to two decay times after they

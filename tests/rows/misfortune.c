@@ -230,6 +230,39 @@ static int use_to_the_last_byte(const char *path)
     return more - 1;
 }
 
+/* A reader of holes, for which there is too little room: only where reading takes storage is that an error. */
+static void read_without_room(const char *path, int takes_storage)
+{
+    shmalloc_heap *heap;
+    shmalloc_ref ref;
+    must_code(open_with(path, SHMALLOC_READ_ONLY, &heap), takes_storage ? -ENOSPC : 0);
+    if (takes_storage) {
+        must_name(path, "a larger file system");
+        must(strstr(shmalloc_errmsg(), "holes") && strstr(shmalloc_errmsg(), "are free"), "\"%s\"", shmalloc_errmsg());
+        return;
+    }
+    must_work(shmalloc_root_get(heap, "kept 0", 0, &ref));
+    must(all_zero(shmalloc_ptr(heap, ref), BLOCK), "contents");
+    must_be_sound(heap);
+    must_work(shmalloc_close(heap));
+}
+
+/* And one for which there is room. */
+static int read_to_the_last_byte(void *arg)
+{
+    shmalloc_heap *heap;
+    shmalloc_ref ref;
+    char name[16];
+    must_work(open_with(arg, SHMALLOC_READ_ONLY, &heap));
+    for (int i = 0; i < KEPT; i++) {
+        snprintf(name, sizeof(name), "kept %d", i);
+        must_work(shmalloc_root_get(heap, name, 0, &ref));
+        must(all_zero(shmalloc_ptr(heap, ref), BLOCK), "contents");
+    }
+    must_be_sound(heap);
+    return shmalloc_close(heap) < 0;
+}
+
 /* Leave `bytes` free. */
 static void leave_free(const char *filler, uint64_t bytes)
 {
@@ -241,7 +274,7 @@ static void leave_free(const char *filler, uint64_t bytes)
 }
 
 /* A heap with holes where its words say storage: too little room for what is in use, then just enough. */
-static void use_with_holes(const char *path, const char *filler)
+static void use_with_holes(const char *path, const char *filler, int takes_storage)
 {
     shmalloc_heap *heap;
     leave_free(filler, KEPT * BLOCK / 2);
@@ -250,8 +283,11 @@ static void use_with_holes(const char *path, const char *filler)
     must_name(path, "a larger file system");
     must(strstr(shmalloc_errmsg(), "holes") && strstr(shmalloc_errmsg(), "bytes of storage"), "\"%s\"", shmalloc_errmsg());
     must(hash_of_file(path) == hash, "the heap was changed");
+    read_without_room(path, takes_storage);
     must(rows_storage(path) <= stored + 65536, "took %llu bytes, had %llu", (unsigned long long)rows_storage(path), (unsigned long long)stored); /* ext4's list of extents may be longer */
     leave_free(filler, (KEPT + 2) * BLOCK);
+    if (takes_storage)
+        must(read_to_the_last_byte((void *)path) == 0, "%s", shmalloc_errmsg());
     int more = use_to_the_last_byte(path);
     must(more >= 4 && more < (BLOCKS - KEPT) * 8, "%d blocks more", more);
 }
@@ -268,7 +304,7 @@ static int copies_with_holes(void *arg)
     snprintf(filler, sizeof(filler), "%s/filler", where);
     make_unwritten(f.path);
     copy_with_holes(f.path, path);
-    use_with_holes(path, filler);
+    use_with_holes(path, filler, strcmp(small->type, "tmpfs") == 0);
     unlink(filler);
     unlink(path);
     /* The same under the heap's own inode: restored from a copy in place. */
@@ -276,7 +312,7 @@ static int copies_with_holes(void *arg)
     unlink(f.path);
     copy_with_holes(path, f.path);
     copy_with_holes(f.path, path);
-    use_with_holes(path, filler);
+    use_with_holes(path, filler, strcmp(small->type, "tmpfs") == 0);
     return 0;
 }
 
@@ -290,6 +326,66 @@ Test(rows, luck_a_copy_with_holes_on_a_full_ext4)
 {
     struct small small = {"ext4", 48 << 20};
     in_mount(copies_with_holes, &small, "no loop device, mkfs.ext4 or mount namespace");
+}
+
+/* A heap that nobody has attached: its creator finds the fixed base taken, and gives up. */
+static void make_unattached(const char *path)
+{
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    shmalloc_heap *heap;
+    void *base = (void *)(uintptr_t)0x310000000000;
+    options.flags = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE;
+    options.base = base;
+    options.max_size = 1 << 30;
+    must(mmap(base, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == base, "mmap");
+    must_code(shmalloc_open(path, &options, &heap), SHMALLOC_EADDRESS);
+    must(munmap(base, 4096) == 0, "munmap");
+}
+
+static int open_marked(void *arg)
+{
+    rows_mark_begin();
+    shmalloc_heap *heap = heap_open(arg);
+    rows_mark_end();
+    return shmalloc_close(heap) < 0;
+}
+
+/* It has all its storage since creation, so nothing is looked for; its copy has holes. */
+static int never_attached(void *arg)
+{
+    char path[256], copy[256], filler[256];
+    static struct rows_calls first, later;
+    const char *where = fixture_path(&f, "mount");
+    shmalloc_heap *heap;
+    (void)arg;
+    int rc = rows_mount("tmpfs", 16 << 20, NULL, where);
+    if (rc != 0)
+        return rc;
+    snprintf(path, sizeof(path), "%s/heap", where);
+    snprintf(copy, sizeof(copy), "%s/copy", where);
+    snprintf(filler, sizeof(filler), "%s/filler", where);
+    make_unattached(path);
+    copy_with_holes(path, copy);
+    rows_fill(filler);
+    must_code(open_with(copy, 0, &heap), -ENOSPC);
+    must(strstr(shmalloc_errmsg(), "holes"), "\"%s\"", shmalloc_errmsg());
+    rc = rows_count_calls(open_marked, path, &first);
+    if (rc != 0)
+        return rc;
+    must(rows_count_calls(open_marked, path, &later) == 0, "the second open");
+    must(first.total == later.total, "the first open took %llu calls, the second %llu", (unsigned long long)first.total,
+         (unsigned long long)later.total);
+    unlink(filler);
+    must_work(open_with(copy, 0, &heap));
+    rows_fill(filler);
+    memset(smi_at(heap, heap->areas.end - 4096), 0, 4096); /* where nothing is yet */
+    must_be_sound(heap);
+    return shmalloc_close(heap) < 0;
+}
+
+Test(rows, luck_heaps_that_were_never_attached)
+{
+    in_mount(never_attached, NULL, "no mount namespace, or no ptrace");
 }
 
 /* ---- little memory ---- */
@@ -388,6 +484,65 @@ static int on_read_only_file_system(void *arg)
 Test(rows, luck_read_only_file_system)
 {
     in_mount(on_read_only_file_system, NULL, "no mount namespace");
+}
+
+/* ---- overlayfs ---- */
+
+struct overlay {
+    char heap[300], merged[300];
+};
+
+/* An overlay with a heap in its lower layer, which has the root "old". */
+static int mount_overlay(struct overlay *o, const char *where, const char *name, int is_writable)
+{
+    snprintf(o->merged, sizeof(o->merged), "%.200s/%s/merged", where, name);
+    snprintf(o->heap, sizeof(o->heap), "%.200s/%s/merged/heap", where, name);
+    must(chdir(where) == 0 && mkdir(name, 0755) == 0 && chdir(name) == 0, "%s: %s", name, strerror(errno));
+    must(mkdir("lower", 0755) == 0 && mkdir("upper", 0755) == 0 && mkdir("work", 0755) == 0 && mkdir("merged", 0755) == 0,
+         "mkdir");
+    shmalloc_heap *heap = heap_create("lower/heap", 0);
+    must_work(shmalloc_root_set(heap, "old", 0, 0));
+    must_work(shmalloc_close(heap));
+    must(chmod("lower/heap", 0644) == 0, "chmod");
+    const char *options = is_writable ? "lowerdir=lower,upperdir=upper,workdir=work" : "lowerdir=lower:upper";
+    return mount("overlay", "merged", "overlay", 0, options) < 0 ? NOT_POSSIBLE : 0;
+}
+
+/* Where a mapping does not keep a process's lock, so that who lives would be taken for dead, several processes must not
+ * write. Reading what is there works, and so does one writer who says that he is alone. */
+static int on_overlay(void *arg)
+{
+    struct overlay o[2];
+    shmalloc_heap *heap, *other;
+    shmalloc_ref ref;
+    const char *where = fixture_path(&f, "mount");
+    char new_heap[400];
+    (void)arg;
+    if (geteuid() != 0 || rows_mount("tmpfs", 64 << 20, NULL, where) != 0 || mount_overlay(&o[0], where, "a", 1) != 0 ||
+        mount_overlay(&o[1], where, "b", 0) != 0)
+        return NOT_POSSIBLE;
+    must_code(open_with(o[0].heap, 0, &heap), SHMALLOC_EFILESYSTEM);
+    must_name(o[0].heap, "/dev/shm");
+    must(strstr(shmalloc_errmsg(), "overlayfs"), "\"%s\" does not name overlayfs", shmalloc_errmsg());
+    snprintf(new_heap, sizeof(new_heap), "%s/new", o[0].merged);
+    must_code(open_with(new_heap, SHMALLOC_CREATE, &heap), SHMALLOC_EFILESYSTEM);
+    must(access(new_heap, F_OK) != 0, "half a heap was left");
+    for (int i = 0; i < 2; i++) {
+        must_work(open_with(o[i].heap, SHMALLOC_READ_ONLY, &heap));
+        must_work(shmalloc_root_get(heap, "old", 0, &ref));
+        must_work(shmalloc_close(heap));
+    }
+    must_work(open_with(o[0].heap, SHMALLOC_ANY_FILE_SYSTEM, &heap));
+    must_work(shmalloc_root_set(heap, "new", 0, 0));
+    must_work(open_with(o[0].heap, SHMALLOC_READ_ONLY, &other));
+    must_work(shmalloc_root_get(other, "new", 0, &ref));
+    must_work(shmalloc_close(other));
+    return shmalloc_close(heap) < 0;
+}
+
+Test(rows, luck_overlayfs_is_refused)
+{
+    in_mount(on_overlay, NULL, "no overlay");
 }
 
 /* ---- FUSE ---- */

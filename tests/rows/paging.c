@@ -14,6 +14,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "rows.h"
@@ -75,6 +76,38 @@ Test(rows, a22_opening_costs_the_same_at_1_MiB_and_100_GiB)
             (unsigned long long)rows_storage(o[1].path) >> 20);
     cr_assert_leq(o[1].calls.total, o[0].calls.total + 2);
     cr_assert_leq(o[1].faults, o[0].faults * 2 + 16);
+}
+
+/* How many of a path's folders are links is asked for each of them, and the C library may ask for memory. */
+static uint64_t calls_of_our_own(const struct rows_calls *calls)
+{
+    return calls->total - calls->of[SYS_readlink] - calls->of[SYS_brk];
+}
+
+static int close_counted(void *arg)
+{
+    shmalloc_heap *heap = heap_open(arg);
+    rows_mark_begin();
+    int rc = shmalloc_close(heap);
+    rows_mark_end();
+    return rc < 0;
+}
+
+/* Nothing is asked of the kernel twice without need. */
+Test(rows, a22_opening_and_closing_take_few_calls)
+{
+    static struct rows_calls closing;
+    struct opening *o = shared_memory(sizeof(*o));
+    int status = cost_of_opening(o, 0);
+    if (status == NOT_POSSIBLE)
+        ROWS_SKIP("ptrace is not permitted");
+    cr_assert_eq(status, 0);
+    cr_assert_eq(rows_count_calls(close_counted, o->path, &closing), 0);
+    fprintf(stderr, "open %llu calls, close %llu\n", (unsigned long long)calls_of_our_own(&o->calls),
+            (unsigned long long)calls_of_our_own(&closing));
+    cr_assert_leq(calls_of_our_own(&o->calls), 44);
+    cr_assert_leq(calls_of_our_own(&closing), 18);
+    cr_assert_leq(o->calls.of[SYS_lseek] + closing.of[SYS_lseek], 9);
 }
 
 /* ---- A23 ---- */

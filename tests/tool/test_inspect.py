@@ -182,6 +182,39 @@ class HeapsInUse(InspectTest):
         self.assertNotIn("cannot be opened", run("check", self.heap)[1])
         self.make("create", "close")
 
+    def test_without_the_machines_boot_id(self):
+        def hidden(*args):
+            done = subprocess.run(["unshare", "-m", "sh", "-c", "mount --bind /dev/null /proc/sys/kernel/random/boot_id "
+                                   "&& exec \"$@\"", "sh", *args], stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+            return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+        if shutil.which("unshare") is None or hidden("true")[0] != 0:
+            self.skipTest("no mounts of our own here")
+        copy = os.path.join(self.dir, "copy")
+        self.make("create", "fill=1000", "die", ends_by=-signal.SIGKILL)
+        shutil.copyfile(self.heap, copy)
+        with open(self.heap, "rb") as file:
+            before = file.read()
+        for path, state in ((self.heap, "unknown"), (copy, "unclean")):
+            status, out, err = hidden(support.INSPECT, "info", "--json", path)
+            self.assertEqual((status, json.loads(out)["state"], err), (SOUND, state, ""))
+            status, out, _ = hidden(support.INSPECT, "check", "--repair", "--json", path)
+            self.assertEqual((status, json.loads(out)["repair"]["unclean"]), (SOUND, None if path == self.heap else True))
+        self.assertIn("boot id", hidden(support.INSPECT, "info", self.heap)[1])
+        for command in (["check"], ["check", "--repair"], ["procs"]):
+            out = hidden(support.INSPECT, *command, self.heap)[1]
+            self.assertIn("cannot be told", out)
+            self.assertNotIn("It cannot be opened yet", out)
+        status, _, err = hidden(support.INSPECT, "check", "--repair", "--yes", self.heap)
+        self.assertEqual(status, CANNOT_TELL)
+        self.assertIn("boot id", err)
+        with open(self.heap, "rb") as file:
+            self.assertEqual(file.read(), before)
+        with Held(self.heap, "create", "hold"):
+            self.assertEqual(json.loads(hidden(support.INSPECT, "info", "--json", self.heap)[1])["state"], "in-use")
+        self.make("create", "close")
+        self.assertEqual(json.loads(hidden(support.INSPECT, "info", "--json", self.heap)[1])["state"], "clean")
+
     def test_copy_of_a_heap_in_use(self):
         copy = os.path.join(self.dir, "copy")
         with Held(self.heap, "create", "fill=1000", "hold"):

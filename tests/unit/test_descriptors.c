@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "heap.h"
 #include "heap_suite.h"
 
 HEAP_SUITE(descriptors, 0, 60);
@@ -221,6 +222,30 @@ Test(descriptors, readers_leave_the_log_alone)
 {
     for (int called_before = 0; called_before < 2; called_before++)
         cr_assert_eq(run_child(reader_as_daemon, &called_before), 0);
+}
+
+/* Where another file's description is at the very offset that the library knows its own by, nothing is written there. */
+static int program_at_the_mark(void *arg)
+{
+    (void)arg;
+    grow(f.heap); /* which makes this child a process of the heap */
+    for (int in_child = 0; in_child < 2; in_child++) {
+        take_numbers(log_path(), O_RDWR | O_CREAT | O_TRUNC);
+        must(ftruncate(FIRST, 64 << 20) == 0 && pwrite(FIRST, "all", 3, 40 << 20) == 3, "%s", strerror(errno));
+        for (int fd = FIRST; fd < FIRST + TAKEN; fd++)
+            must(lseek(fd, (off_t)f.heap->mark, SEEK_SET) == (off_t)f.heap->mark, "lseek");
+        must(in_child ? run_child(grow, f.heap) == 0 : grow(f.heap) == 0, "%d", in_child);
+        must_have_numbers();
+        must(fstat(FIRST, &taken) == 0 && taken.st_size == 64 << 20 && taken.st_blocks == 8, "%lld bytes, %lld stored",
+             (long long)taken.st_size, (long long)taken.st_blocks * 512);
+    }
+    take_numbers_for_log();
+    return shmalloc_close(f.heap) < 0;
+}
+
+Test(descriptors, files_at_the_mark_are_not_written)
+{
+    cr_assert_eq(run_child(program_at_the_mark, NULL), 0);
 }
 
 /* The program itself has the heap's file open, to copy it say: that descriptor is as little ours. */

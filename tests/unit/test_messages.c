@@ -11,6 +11,9 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -120,6 +123,229 @@ Test(messages, no_permission)
     chmod(f.dir, 0755);
     chmod(path, geteuid() == 0 ? 0444 : 0000);
     cr_assert_eq(run_child(without_permission, (void *)path), 0);
+}
+
+/* ---- files that may not be changed ---- */
+
+/* A heap in a memfd that may be sealed; *ref is a block in it, bound to "x". */
+static int sealable(shmalloc_heap **heap, uint64_t initial_size)
+{
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    shmalloc_ref ref = 0;
+    int fd = memfd_create("sealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    must(fd >= 0, "memfd_create: %s", strerror(errno));
+    options.flags = SHMALLOC_CREATE;
+    options.initial_size = initial_size;
+    must_work(shmalloc_open_fd(fd, &options, heap));
+    must_work(shmalloc_alloc(*heap, 1000, &ref));
+    pattern_fill(shmalloc_ptr(*heap, ref), 0, 1000, 1);
+    must_work(shmalloc_root_set(*heap, "x", 0, ref));
+    return fd;
+}
+
+static int open_fd_with(int fd, unsigned flags, shmalloc_heap **heap)
+{
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    options.flags = flags;
+    return shmalloc_open_fd(fd, &options, heap);
+}
+
+static void must_be_readable(int fd)
+{
+    shmalloc_heap *reader;
+    shmalloc_ref ref;
+    must_work(open_fd_with(fd, SHMALLOC_READ_ONLY, &reader));
+    must_work(shmalloc_root_get(reader, "x", 0, &ref));
+    must(pattern_check(shmalloc_ptr(reader, ref), 1000, 1) == 1000, "contents");
+    must_be_sound(reader);
+    must_work(shmalloc_close(reader));
+}
+
+Test(messages, memfds_sealed_against_writing)
+{
+    static const struct {
+        int seal;
+        const char *name;
+    } seals[] = {{F_SEAL_WRITE, "(F_SEAL_WRITE)"}, {0x10, "(F_SEAL_FUTURE_WRITE)"}};
+    shmalloc_heap *heap;
+    char path[32];
+    for (int i = 0; i < 2; i++) {
+        int fd = sealable(&heap, 0);
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+        must_work(shmalloc_close(heap));
+        must(fcntl(fd, F_ADD_SEALS, seals[i].seal) == 0, "seal: %s", strerror(errno));
+        must_explain(open_fd_with(fd, 0, &heap), -EPERM, path, "sealed", seals[i].name, "(SHMALLOC_READ_ONLY)",
+                     "without that seal", NULL);
+        must_be_readable(fd);
+        close(fd);
+        fd = memfd_create("empty", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+        must(fcntl(fd, F_ADD_SEALS, seals[i].seal) == 0, "seal: %s", strerror(errno));
+        must_explain(open_fd_with(fd, SHMALLOC_CREATE, &heap), -EPERM, path, "sealed", seals[i].name, NULL);
+        close(fd);
+    }
+}
+
+enum { SEALED = 60, PIECE = 100000 };
+
+static int fill(shmalloc_heap *heap, shmalloc_ref *refs, int *count)
+{
+    int rc = 0;
+    for (*count = 0; rc == 0; *count += rc == 0) {
+        must(*count < SEALED, "it grows");
+        rc = shmalloc_alloc(heap, PIECE, &refs[*count]);
+        if (rc == 0)
+            pattern_fill(shmalloc_ptr(heap, refs[*count]), 0, PIECE, (uint64_t)*count);
+    }
+    return rc;
+}
+
+/* Full, emptied and full again: as much as before. Nothing is cut off, for what is cut off from a file that cannot grow
+ * is lost. */
+static void use_sealed(int fd, shmalloc_heap *heap, int can_punch)
+{
+    shmalloc_ref refs[SEALED + 1] = {0};
+    struct stat st;
+    int count, again;
+    must(fstat(fd, &st) == 0, "fstat");
+    off_t size = st.st_size;
+    must_explain(fill(heap, refs, &count), SHMALLOC_EFULL, "/proc/self/fd", "F_SEAL_GROW", "largest free run", "free something",
+                 "without that seal", NULL);
+    must(count > 20, "%d blocks", count);
+    for (int i = 0; i < count; i++) {
+        must(pattern_check(shmalloc_ptr(heap, refs[i]), PIECE, (uint64_t)i) == PIECE, "block %d", i);
+        must_work(shmalloc_free(heap, &refs[i]));
+    }
+    int64_t given = shmalloc_trim(heap);
+    must(can_punch ? given > 0 : given == 0, "%lld: %s", (long long)given, shmalloc_errmsg());
+    must(fstat(fd, &st) == 0 && st.st_size == size, "cut from %lld to %lld", (long long)size, (long long)st.st_size);
+    must_be_sound(heap);
+    must_code(fill(heap, refs, &again), SHMALLOC_EFULL);
+    must(again == count, "%d blocks, before %d", again, count);
+    while (again-- > 0)
+        must_work(shmalloc_free(heap, &refs[again]));
+}
+
+Test(messages, memfds_sealed_against_growing)
+{
+    static const int seals[] = {F_SEAL_GROW, F_SEAL_GROW | F_SEAL_SHRINK, F_SEAL_GROW | 0x10};
+    shmalloc_heap *heap;
+    for (int i = 0; i < 3; i++) {
+        int fd = sealable(&heap, 1 << 20);
+        shmalloc_ref ref = 0;
+        must_work(shmalloc_alloc(heap, 3 << 20, &ref)); /* a chunk of its own, free then, which could be cut off */
+        must_work(shmalloc_free(heap, &ref));
+        must(fcntl(fd, F_ADD_SEALS, seals[i]) == 0, "seal: %s", strerror(errno));
+        use_sealed(fd, heap, i < 2);
+        must_work(shmalloc_set_give_back(heap, 0, 0)); /* the same without being asked to */
+        use_sealed(fd, heap, 0);
+        must_work(shmalloc_close(heap));
+        must_be_readable(fd);
+        close(fd);
+    }
+}
+
+/* What lies beyond the end of the heap cannot be cut off, and is zeroed before the heap grows over it. */
+Test(messages, memfds_sealed_against_shrinking)
+{
+    static char dirt[1 << 20];
+    shmalloc_heap *heap;
+    shmalloc_ref refs[4] = {0};
+    int fd = sealable(&heap, 0);
+    struct stat st;
+    must(fstat(fd, &st) == 0, "fstat");
+    memset(dirt, 0xaa, sizeof(dirt));
+    for (int i = 0; i < 6; i++) /* a grower that died, half a chunk of words behind it */
+        must(pwrite(fd, dirt, sizeof(dirt), st.st_size + (i << 20)) == sizeof(dirt), "pwrite");
+    must(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) == 0, "seal: %s", strerror(errno));
+    for (int i = 0; i < 4; i++) {
+        must_work(shmalloc_alloc_zeroed(heap, 3 << 20, &refs[i]));
+        must(all_zero(shmalloc_ptr(heap, refs[i]), 3 << 20), "not zero");
+    }
+    must_be_sound(heap);
+    for (int i = 0; i < 4; i++)
+        must_work(shmalloc_free(heap, &refs[i]));
+    must(fstat(fd, &st) == 0, "fstat");
+    off_t size = st.st_size;
+    must(shmalloc_trim(heap) > 0, "%s", shmalloc_errmsg());
+    must(fstat(fd, &st) == 0 && st.st_size == size && st.st_blocks < 4 << 11, "%lld bytes, %lld stored",
+         (long long)st.st_size, (long long)st.st_blocks * 512);
+    must_work(shmalloc_alloc(heap, 8 << 20, &refs[0]));
+    must_work(shmalloc_free(heap, &refs[0]));
+    must_be_sound(heap);
+    must_work(shmalloc_close(heap));
+    close(fd);
+}
+
+/* 0 where attributes cannot be set. */
+static int set_attribute(const char *path, int attribute)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int done = fd >= 0 && ioctl(fd, FS_IOC_SETFLAGS, &attribute) == 0;
+    close(fd);
+    return done;
+}
+
+Test(messages, files_with_attributes)
+{
+    static const struct {
+        int attribute;
+        const char *word, *remedy;
+    } attributes[] = {{FS_IMMUTABLE_FL, "immutable", "chattr -i"}, {FS_APPEND_FL, "appended to", "chattr -a"}};
+    char path[256], folder[256], inside[300];
+    snprintf(path, sizeof(path), "%s", fixture_path(&f, "kept"));
+    snprintf(folder, sizeof(folder), "%s", fixture_path(&f, "folder"));
+    snprintf(inside, sizeof(inside), "%s/heap", folder);
+    must_work(shmalloc_close(heap_create(path, 0)));
+    cr_assert_eq(mkdir(folder, 0700), 0);
+    must_work(shmalloc_close(heap_create(inside, 0)));
+    for (int i = 0; i < 2; i++) {
+        if (!set_attribute(path, attributes[i].attribute)) {
+            suite_end();
+            cr_skip_test("attributes cannot be set here");
+        }
+        must_explain(open_with(path, 0), -EPERM, path, attributes[i].word, attributes[i].remedy, "(SHMALLOC_READ_ONLY)",
+                     NULL);
+        must_explain(open_with(path, SHMALLOC_READ_ONLY), 0, "", NULL);
+        must_explain(shmalloc_destroy(path), -EPERM, path, attributes[i].word, attributes[i].remedy, NULL);
+        must(set_attribute(path, 0), "chattr");
+        must(set_attribute(folder, attributes[i].attribute), "chattr");
+        must_explain(shmalloc_destroy(inside), -EPERM, inside, "its folder", attributes[i].remedy, NULL);
+        must(set_attribute(folder, 0), "chattr");
+    }
+    must(set_attribute(folder, FS_IMMUTABLE_FL), "chattr");
+    snprintf(inside, sizeof(inside), "%s/new", folder);
+    must_explain(open_with(inside, SHMALLOC_CREATE), -EPERM, inside, "its folder is immutable", "chattr -i", NULL);
+    must(set_attribute(folder, 0), "chattr");
+    snprintf(inside, sizeof(inside), "%s/heap", folder);
+    must_work(shmalloc_destroy(inside));
+    cr_assert_eq(rmdir(folder), 0);
+}
+
+/* The heap is open while the attribute comes: what needs the file is refused, nothing is lost. */
+Test(messages, an_attribute_set_meanwhile)
+{
+    const char *path = fixture_path(&f, "open");
+    shmalloc_heap *heap = heap_create(path, 0);
+    shmalloc_ref ref = 0, large = 0;
+    must_work(shmalloc_alloc(heap, 3 << 20, &ref));
+    pattern_fill(shmalloc_ptr(heap, ref), 0, 3 << 20, 1);
+    if (!set_attribute(path, FS_IMMUTABLE_FL)) {
+        shmalloc_close(heap);
+        suite_end();
+        cr_skip_test("attributes cannot be set here");
+    }
+    must_explain(shmalloc_alloc(heap, 20 << 20, &large), -EPERM, path, "immutable", "chattr -i", NULL);
+    must_work(shmalloc_free(heap, &ref));
+    must(shmalloc_trim(heap) == 0, "%s", shmalloc_errmsg());
+    must_work(shmalloc_alloc(heap, 3 << 20, &ref));
+    must(set_attribute(path, 0), "chattr");
+    must_work(shmalloc_alloc(heap, 20 << 20, &large));
+    must_work(shmalloc_free(heap, &large));
+    must_work(shmalloc_free(heap, &ref));
+    must(shmalloc_trim(heap) > 0, "%s", shmalloc_errmsg());
+    must_be_sound(heap);
+    must_work(shmalloc_close(heap));
 }
 
 /* ---- heaps of another kind ---- */

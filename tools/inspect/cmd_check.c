@@ -50,7 +50,8 @@ static const char help[] =
     "  moving                  true when the heap changed while it was read\n"
     "  readings, left_out      number of readings; of disagreements not confirmed\n"
     "  repair                  only with --repair: steps and obstacles (lists as violations),\n"
-    "                          unclean (it cannot be opened until --yes closed it in order),\n"
+    "                          unclean (it cannot be opened until --yes closed it in order;\n"
+    "                          null when that cannot be told without the machine's boot id),\n"
     "                          applied, backup (the path of the copy, null when there is none)\n";
 
 struct report {

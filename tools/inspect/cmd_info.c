@@ -24,6 +24,7 @@ static const char help[] =
     "           so the next open finds the heap as it was\n"
     "  unclean  the machine stopped, or the file was copied, while it was in use:\n"
     "           shmalloc_recover() checks it and decides\n"
+    "  unknown  one of these two: the machine's boot id, in /proc, cannot be read\n"
     "\n"
     "JSON keys\n"
     "  schema, command, file   1, \"info\", the path\n"
@@ -32,7 +33,8 @@ static const char help[] =
     "  identity                uuid, format_version, created_at (seconds since 1970), machine\n"
     "                          (ELF number), word_bits, os_page_bytes, arenas, hardened,\n"
     "                          fixed_base, layout, layout_version\n"
-    "  state                   \"clean\", \"in-use\", \"died\", \"unclean\"; missing on failure\n"
+    "  state                   \"clean\", \"in-use\", \"died\", \"unclean\", \"unknown\"; missing on\n"
+    "                          failure\n"
     "  moving                  true when processes use the heap\n"
     "  poisoned, sync_failed   0, or the code of the damage, the errno\n"
     "  generation              number of times the heap was attached from rest\n"
@@ -144,6 +146,11 @@ static struct state state_of(struct inspect *in)
         return (struct state){"in-use", "in use", GREEN};
     if (in->view.state.mark == SMF_CLEAN)
         return (struct state){"clean", "clean: closed in order", GREEN};
+    if (inspect_cannot_tell(in))
+        return (struct state){"unknown",
+                              "unknown: every process died, or the machine stopped, which without the machine's "
+                              "boot id (in /proc) cannot be told",
+                              YELLOW};
     if (!inspect_is_unclean(in))
         return (struct state){"died", "every process died; the next open finds it as it was",
                               YELLOW};

@@ -130,8 +130,8 @@ static const char *activity(const struct census *census, const struct smf_proces
     if (!census->same_namespace)
         return "unknown";
     uint64_t started = smi_os_start_time((pid_t)process->pid, (pid_t)process->pid);
-    if (started == 0 && kill((pid_t)process->pid, 0) < 0 && errno == EPERM)
-        return "unknown"; /* /proc hides it */
+    if (started == 0 && (kill((pid_t)process->pid, 0) == 0 || errno == EPERM))
+        return "unknown"; /* /proc hides it, or is another namespace's */
     if (started != process->start_time)
         return "gone";
     snprintf(path, sizeof(path), "/proc/%u/stat", process->pid);
@@ -217,6 +217,8 @@ static void print_all(struct inspect *in, struct census *census)
     }
     if (!any)
         printf("no process has the heap open\n");
+    if (inspect_cannot_tell(in))
+        printf("which ones died cannot be told: the machine's boot id, in /proc, cannot be read\n");
     for (uint32_t i = 0; i < census->lock_count; i++)
         if (!census->locks[i].shown)
             printf("thread %u, which has no cache here, holds %s\n", census->locks[i].tid,

@@ -309,6 +309,8 @@ static void put_verdict(FILE *page, const struct figures *f)
         put(page, "It was closed in order.</p>\n");
     else if (inspect_runtime_is_valid(in))
         put(page, "Every process died; the next open finds the heap as it was.</p>\n");
+    else if (inspect_cannot_tell(in))
+        put(page, "Every process died, or the machine stopped: the machine's boot id cannot be read.</p>\n");
     else
         put(page, "It was in use when the machine stopped or the file was copied.</p>\n");
     if (in->view.state.poison)

@@ -89,6 +89,9 @@ int inspect_runtime_is_valid(struct inspect *in);
 /* The machine stopped, or the file was copied, while the heap was in use: it cannot be opened until it was checked. */
 int inspect_is_unclean(struct inspect *in);
 
+/* Or is that not to be known, since the machine's boot id cannot be read? Then it is not said to be unclean. */
+int inspect_cannot_tell(struct inspect *in);
+
 /* If so, say it, and what helps. */
 void inspect_say_unclean(struct inspect *in);
 

@@ -42,23 +42,37 @@ int inspect_is_live(const struct inspect *in)
     return !in->users.known || in->users.attaching || in->users.processes > 0;
 }
 
-int inspect_runtime_is_valid(struct inspect *in)
+/* What this machine and this file are to the runtime area. */
+enum kinship { OTHERS, OURS, MAYBE_OURS };
+
+static enum kinship kinship(struct inspect *in)
 {
     const struct smf_runtime *runtime =
         smi_view_record(&in->view, in->view.header.areas.runtime, sizeof(*runtime));
     struct smi_file_info file;
     uint8_t boot_id[16];
-    if (!runtime || smi_os_stat(in->view.fd, &file) < 0)
-        return 0;
-    smi_os_boot_id(boot_id);
-    return memcmp(runtime->boot_id, boot_id, sizeof(boot_id)) == 0 &&
-           runtime->device == file.device && runtime->inode == file.inode;
+    if (!runtime || smi_os_stat(in->view.fd, &file) < 0 || runtime->device != file.device ||
+        runtime->inode != file.inode)
+        return OTHERS;
+    if (smi_os_boot_id(boot_id) < 0)
+        return MAYBE_OURS;
+    return memcmp(runtime->boot_id, boot_id, sizeof(boot_id)) == 0 ? OURS : OTHERS;
+}
+
+int inspect_runtime_is_valid(struct inspect *in)
+{
+    return kinship(in) == OURS;
 }
 
 int inspect_is_unclean(struct inspect *in)
 {
     uint64_t mark = in->view.state.mark;
-    return !inspect_is_live(in) && mark != SMF_CLEAN && !(mark == SMF_IN_USE && inspect_runtime_is_valid(in));
+    return !inspect_is_live(in) && mark != SMF_CLEAN && !(mark == SMF_IN_USE && kinship(in) != OTHERS);
+}
+
+int inspect_cannot_tell(struct inspect *in)
+{
+    return !inspect_is_live(in) && in->view.state.mark == SMF_IN_USE && kinship(in) == MAYBE_OURS;
 }
 
 int inspect_same_namespace(struct inspect *in)

@@ -76,6 +76,9 @@ static void add_steps(struct json_object *to, const char *key, const struct smi_
 
 void inspect_say_unclean(struct inspect *in)
 {
+    if (inspect_cannot_tell(in))
+        printf("Whether it can be opened cannot be told: its processes died, or the machine stopped, and\n"
+               "the machine's boot id, in /proc, cannot be read.\n");
     if (!inspect_is_unclean(in))
         return;
     printf("It cannot be opened yet: the machine stopped, or the file was copied, while it was in\n"
@@ -92,7 +95,10 @@ static void show_plan(struct inspect *in, const struct smi_repair *repair)
         struct json_object *object = json_object_new_object();
         add_steps(object, "steps", &repair->steps);
         add_steps(object, "obstacles", &repair->obstacles);
-        inspect_add_flag(object, "unclean", inspect_is_unclean(in));
+        if (inspect_cannot_tell(in))
+            inspect_add(object, "unclean", NULL);
+        else
+            inspect_add_flag(object, "unclean", inspect_is_unclean(in));
         inspect_add_flag(object, "applied", 0);
         inspect_add(object, "backup", NULL);
         inspect_add(in->out, "repair", object);
@@ -224,7 +230,7 @@ enum verdict inspect_repair(struct inspect *in)
         verdict = repair.steps.count + repair.obstacles.count > 0 ? DAMAGED : SOUND;
         if (verdict == DAMAGED && repair.obstacles.count == 0 && in->given['y'])
             verdict = carry_out(in, &repair, &fd);
-        else if (verdict == SOUND && in->given['y'] && inspect_is_unclean(in))
+        else if (verdict == SOUND && in->given['y'] && (inspect_is_unclean(in) || inspect_cannot_tell(in)))
             verdict = settle(in, &fd);
     }
     smi_repair_finish(&repair);
