@@ -108,7 +108,10 @@ shmalloc_ref shmalloc_ref_of(const shmalloc_heap *heap, const void *address)
 static struct smi_top *second_look(shmalloc_heap *heap, uint64_t ref)
 {
     struct smi_thread *t = smi_current;
-    return smi_serves(t, heap) && smi_pagetable_learn(heap, ref) ? smi_top_of(t, ref, t->base + ref) : NULL;
+    if (!smi_serves(t, heap) || !smi_pagetable_learn(heap, ref))
+        return NULL;
+    t->covered = smi_pagetable_covered(heap);
+    return smi_top_of(t, ref, t->base + ref);
 }
 
 static int alloc(shmalloc_heap *heap, const struct smi_request *request, shmalloc_ref *out)

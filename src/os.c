@@ -434,9 +434,12 @@ int smi_os_sync_range(void *address, uint64_t len)
 
 static void *reserve_aligned(uint64_t len, uint64_t alignment)
 {
-    char *area = mmap(NULL, len + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint64_t slack = alignment > 4096 ? alignment : 0; /* every mapping begins at an OS page */
+    char *area = mmap(NULL, len + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED)
         return NULL;
+    if (slack == 0)
+        return area;
     char *aligned = (char *)(((uintptr_t)area + alignment - 1) & ~(uintptr_t)(alignment - 1));
     if (aligned > area)
         munmap(area, (size_t)(aligned - area));
@@ -517,6 +520,7 @@ void smi_os_unmap(void *address, uint64_t len)
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
 #endif
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
@@ -527,9 +531,9 @@ static int advise(void *address, uint64_t len, int advice)
     return madvise(address, len, advice) < 0 ? -errno : 0;
 }
 
-int smi_os_populate(void *address, uint64_t len)
+int smi_os_populate(void *address, uint64_t len, int write)
 {
-    return advise(address, len, MADV_POPULATE_READ);
+    return advise(address, len, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
 }
 
 int smi_os_want_huge(void *address, uint64_t len)
@@ -572,19 +576,6 @@ void *smi_os_private(size_t len, size_t wiped)
         return NULL;
     }
     return area;
-}
-
-void *smi_os_sparse(size_t len)
-{
-    void *area = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (area == MAP_FAILED)
-        return NULL;
-    madvise(area, len, MADV_NOHUGEPAGE); /* pages that are touched lie far from each other */
-    madvise(area, len, MADV_DONTDUMP);
-    if (mprotect(area, len, PROT_READ) == 0) /* under mlockall(2) a mapping that begins so would be filled */
-        return area;
-    munmap(area, len);
-    return NULL;
 }
 
 /* ---- OFD locks ---- */

@@ -113,8 +113,9 @@ void *smi_os_reserve_zeros(uint64_t len);
 /* Take the memory behind a range of it away; it reads as zeros. */
 int smi_os_empty(void *address, uint64_t len);
 void smi_os_unmap(void *address, uint64_t len);
-/* Bring pages of a mapping in, as reading them would. -EINVAL before Linux 5.14, -EFAULT beyond the file's end. */
-int smi_os_populate(void *address, uint64_t len);
+/* Bring pages of a mapping in, as reading them, or storing to them, would. -EINVAL before Linux 5.14, -EFAULT beyond the
+ * file's end. */
+int smi_os_populate(void *address, uint64_t len, int write);
 /* Prefer huge pages in a mapping from now on; put the small ones of a range together now. -EINVAL where there are
  * none. */
 int smi_os_want_huge(void *address, uint64_t len);
@@ -124,10 +125,6 @@ uint64_t smi_os_huge_bytes(const void *address, uint64_t len);
 /* Private zeroed memory, nothing charged until touched. The first `wiped` bytes are zero again in a child,
  * however it is forked. */
 void *smi_os_private(size_t len, size_t wiped);
-
-/* The same for a table that is read as zeros; what is to be written must be allowed by smi_os_allow before. Memory that
- * is locked as it is mapped takes none of it. */
-void *smi_os_sparse(size_t len);
 
 /* OFD locks. try: 0 got it, -EAGAIN held by another description. */
 int smi_os_lock_byte(int fd, uint64_t byte);

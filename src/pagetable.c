@@ -3,9 +3,9 @@
  * pagetable.c - what this process knows of the pages of a heap; see pagetable.h.
  *
  * The table has an entry for each page that the mapping can hold: 1/1024 of the reserved addresses. It cannot be
- * written until somebody learns something; then as much of it can as the heap is long. So a limit on data (RLIMIT_DATA)
- * or memory that is locked as it is mapped (mlockall) sees what is used, some 4 KiB for 4 MiB, and a heap that is only
- * read has no table.
+ * touched until somebody learns something; then as much of it can as the heap is long, and contexts are told with
+ * `covered`. So a limit on data (RLIMIT_DATA), memory that is locked as it is mapped (mlockall) and huge pages see what is
+ * used, some 4 KiB for 4 MiB, and a heap that is only read has no table.
  */
 #include "pagetable.h"
 
@@ -18,7 +18,7 @@ static uint64_t table_bytes(const shmalloc_heap *heap)
 
 void smi_pagetable_make(shmalloc_heap *heap)
 {
-    heap->known = heap->read_only ? NULL : smi_os_sparse(table_bytes(heap));
+    heap->known = heap->read_only ? NULL : smi_os_reserve_private(table_bytes(heap), 1);
     heap->known_length = 0;
 }
 
@@ -62,13 +62,15 @@ static int see_reshaped(shmalloc_heap *heap, uint64_t *reshaped)
     return 0;
 }
 
+uint64_t smi_pagetable_covered(const shmalloc_heap *heap)
+{
+    return __atomic_load_n(&heap->known_length, __ATOMIC_ACQUIRE) / sizeof(*heap->known) << SMF_PAGE_SHIFT;
+}
+
 int smi_pagetable_learn(shmalloc_heap *heap, uint64_t ref)
 {
     uint64_t page = ref >> SMF_PAGE_SHIFT, reshaped;
     if (!heap->known || !smi_has_page(heap, page) || see_reshaped(heap, &reshaped) < 0)
-        return 0;
-    uint64_t *known = &heap->known[page];
-    if (smi_is_current(SMI_LOAD(known), reshaped) && SMI_LOAD(known) != 0)
         return 0;
     uint32_t word = SMI_LOAD(smi_known_word(heap, page)), k = (word & SMF_WORD_KIND) - 1;
     if (k >= SMF_CLASSES || (word & (SMF_WORD_SIDE | SMF_WORD_INTERNAL)))
@@ -76,7 +78,7 @@ int smi_pagetable_learn(shmalloc_heap *heap, uint64_t ref)
     uint64_t place = (word & SMF_WORD_INDEX) >> SMF_WORD_INDEX_SHIFT;
     if (place < smi_classes[k].bitmap_pages || !can_write(heap, page))
         return 0;
-    SMI_STORE(known, reshaped | (place - smi_classes[k].bitmap_pages) << SMF_PAGE_SHIFT | (1ull + k) << SMI_TOP_SHIFT);
+    SMI_STORE(&heap->known[page], reshaped | (place - smi_classes[k].bitmap_pages) << SMF_PAGE_SHIFT | (1ull + k) << SMI_TOP_SHIFT);
     return 1;
 }
 

@@ -40,7 +40,10 @@ _Static_assert((uint64_t)SMF_WORD_INDEX >> SMF_WORD_INDEX_SHIFT << SMF_PAGE_SHIF
 void smi_pagetable_make(shmalloc_heap *heap);
 void smi_pagetable_drop(shmalloc_heap *heap);
 
-/* See what the page at `ref` is: 1 if the table did not have that, and has it now. */
+/* Refs below this have entries that can be read. */
+uint64_t smi_pagetable_covered(const shmalloc_heap *heap);
+
+/* See what the page at `ref` is: 1 if it is one of a slab, and the table has it now. */
 int smi_pagetable_learn(shmalloc_heap *heap, uint64_t ref);
 
 /* The words of a slab's pages have changed; the page lock is held, still. */

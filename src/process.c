@@ -27,6 +27,7 @@
 #include "lock.h"
 #include "os.h"
 #include "pages.h"
+#include "pagetable.h"
 #include "recover.h"
 
 #define LOOK_EVERY_NS 1000000000ull
@@ -230,7 +231,7 @@ static void fill_hot_page(struct smi_thread *t)
     const shmalloc_heap *heap = t->heap;
     t->base = heap->base;
     t->reserved = heap->reserved;
-    t->covered = heap->known ? heap->reserved : 0;
+    t->covered = smi_pagetable_covered(heap);
     t->known = (const uint64_t *)((uintptr_t)heap->known - ((uintptr_t)heap->base >> SMF_PAGE_SHIFT) * sizeof(uint64_t));
     smi_forget_last(t);
 }
@@ -548,6 +549,14 @@ static int claim_slot(shmalloc_heap *heap, uint32_t count, uint32_t *index, int 
     return rc;
 }
 
+/* When a thread of this process began: the first one did when the process did, which is known. */
+static uint64_t start_time_of(const shmalloc_heap *heap, pid_t tid)
+{
+    return heap->is_private  ? 0
+           : tid == getpid() ? heap->processes[heap->process_index].start_time
+                             : smi_os_start_time(getpid(), tid);
+}
+
 static int own_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
 {
     int untouched_slot, rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
@@ -559,9 +568,11 @@ static int own_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
         rc = smi_heap_poison(heap, "entry %u of the thread table names no thread slot", t->slot_index);
     if (rc == 0) {
         struct smf_thread *slot = t->slot;
+        if (!heap->is_private) /* nearly all pages of the slot are stored to now: one call instead of a fault for each */
+            smi_os_populate(slot, SMF_THREAD_PAGES * SMF_PAGE, 1);
         slot->serial++;
         slot->tid = smi_os_thread_id();
-        slot->start_time = heap->is_private ? 0 : smi_os_start_time(getpid(), (pid_t)slot->tid);
+        slot->start_time = start_time_of(heap, (pid_t)slot->tid);
         smi_cache_format(slot, (uint64_t)((uint8_t *)slot - heap->base), untouched_slot);
         SMI_STORE(&slot->owner, (uint64_t)heap->process_index + 1);
     }

@@ -203,8 +203,10 @@ static int repair_all(shmalloc_heap *heap)
     return rc;
 }
 
+/* A heap that was closed in order has nothing to repair, and is spared the look at all its locks. */
 static int first(shmalloc_heap *heap, int accept_unclean)
 {
+    int was_clean = heap->state->mark == SMF_CLEAN;
     int rc = accept_unclean ? 0 : smi_recover_unclean(heap);
     if (rc == 0)
         rc = take_identity(heap);
@@ -213,7 +215,7 @@ static int first(shmalloc_heap *heap, int accept_unclean)
     if (rc < 0)
         return rc;
     struct smf_runtime *runtime = heap->runtime;
-    if (heap->state->poison == 0)
+    if (heap->state->poison == 0 && !was_clean)
         rc = repair_all(heap);
     if (heap->state->poison == 0 && rc == 0)
         rc = smi_pages_check_chunks(heap);

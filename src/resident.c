@@ -66,7 +66,7 @@ static void bring_in(shmalloc_heap *heap, unsigned flags, uint64_t page, uint64_
     uint64_t from = page << SMF_PAGE_SHIFT, len = count << SMF_PAGE_SHIFT;
     if ((flags & SHMALLOC_HUGE_PAGES) && len == PIECE)
         smi_os_collapse(smi_at(heap, from), len);
-    if ((flags & SHMALLOC_PREFAULT) && smi_os_populate(smi_at(heap, from), len) == 0)
+    if ((flags & SHMALLOC_PREFAULT) && smi_os_populate(smi_at(heap, from), len, 0) == 0)
         heap->prefaulted += len;
 }
 
