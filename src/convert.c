@@ -3,7 +3,7 @@
  * convert.c - from format 2 to format 3.
  *
  * Format 3 differs in the header's version, in words that format 2 writes as 0 and ignores (most of smf_state, the tags
- * of the library's spans, the marks of large blocks), and in thread slots: their inside arrays begin 1 KiB later, behind
+ * of the library's spans, the marks of large blocks), and in thread slots: their inside arrays lie elsewhere, behind
  * new fields. A thread slot without an owner means the same in both formats when its bins are 0, because who claims it
  * fills them in. So the heap is first brought to a state that is sound in both, by changes each of which leaves a sound
  * heap of format 2; then one word decides.

@@ -165,7 +165,8 @@ static void mend_bin(struct naming *n, uint32_t i, uint32_t k, uint64_t ref, con
         return;
     }
     if (pages == 0) {
-        int inside = array >= ref + SMF_THREAD_ARRAYS_2 && array < ref + SMF_THREAD_PAGES * SMF_PAGE;
+        uint32_t begin = smi_format_is_older(&r->view.header) ? SMF_THREAD_ARRAYS_2 : SMF_THREAD_ARRAYS;
+        int inside = array >= ref + begin && array < ref + SMF_THREAD_PAGES * SMF_PAGE;
         if (array != smi_view_inside_array(&r->view, ref, k)) {
             smi_repair_say(r, "T1", at, "the cache of class %u of thread slot %u uses its inside array%s", k, i,
                            inside ? "" : ", empty: what it held stays allocated");
