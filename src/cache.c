@@ -43,14 +43,19 @@ static int damaged_cache(shmalloc_heap *heap, const struct smf_thread *slot, uin
                            (unsigned long long)((const uint8_t *)slot - heap->base));
 }
 
+static uint64_t inside_offset(const shmalloc_heap *heap, uint32_t k)
+{
+    return SMI_UNLIKELY(heap->is_older) ? smi_older_inline_offset(k) : smi_inline_offset(k);
+}
+
 /* Where the array of class k is; NULL when what the bin says cannot be. Its count is not looked at. */
 static uint64_t *find_array(const shmalloc_heap *heap, const struct smf_thread *slot, uint32_t k, uint32_t *capacity)
 {
-    uint64_t slot_ref = (uint64_t)((const uint8_t *)slot - heap->base), bin = slot->bins[k];
+    uint64_t inside = (uint64_t)((const uint8_t *)slot - heap->base) + inside_offset(heap, k), bin = slot->bins[k];
     uint64_t ref = bin & ~(uint64_t)SMF_BIN_PAGES;
     *capacity = smi_bin_words(bin, k) - 1;
-    return smi_bin_is_possible(slot_ref, bin, k) && smi_in_heap(heap, ref, 8ull * (*capacity + 1)) ? smi_at(heap, ref)
-                                                                                                : NULL;
+    return smi_bin_is_possible(inside, bin, k) && smi_in_heap(heap, ref, 8ull * (*capacity + 1)) ? smi_at(heap, ref)
+                                                                                                 : NULL;
 }
 
 /* ---- open and closed ---- */
@@ -453,11 +458,12 @@ static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
 {
     uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base);
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        uint64_t offset = inside_offset(heap, k);
         if (!(slot->bins[k] & SMF_BIN_PAGES))
             continue;
         SMI_STORE(&slot->spare[0], span_of(slot->bins[k]));
-        SMI_STORE((uint64_t *)(void *)((uint8_t *)slot + smi_inline_offset(k)), 0);
-        SMI_STORE(&slot->bins[k], slot_ref + smi_inline_offset(k));
+        SMI_STORE((uint64_t *)(void *)((uint8_t *)slot + offset), 0);
+        SMI_STORE(&slot->bins[k], slot_ref + offset);
         int rc = resolve_spares(heap, slot);
         if (rc < 0)
             return rc;
@@ -495,7 +501,7 @@ int smi_cache_release(shmalloc_heap *heap, uint32_t index, uint64_t *most)
 {
     struct smf_thread *slot = smi_thread_slot(heap, index);
     int rc = smi_cache_settle(heap, index);
-    if (rc == 0)
+    if (rc == 0 && !heap->is_older) /* an older heap has an array there */
         rc = smi_kept_release(heap, index);
     if (rc == 0)
         rc = resolve_spares(heap, slot);

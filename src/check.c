@@ -736,7 +736,7 @@ static void name_span(struct walk *w, const char *invariant, struct place place,
         violation(w, invariant, place,
                   "%s names the span at page %llu, which something else has, too", what,
                   (unsigned long long)page);
-    else if (d->tag != purpose)
+    else if (d->tag != purpose && !smi_format_is_older(&w->view->header))
         violation(w, "T3", place, "%s names the span at page %llu, which says that it is for %u, expected %u", what,
                   (unsigned long long)page, d->tag, purpose);
     else
@@ -821,7 +821,7 @@ static void check_thread(struct walk *w, uint32_t i, uint64_t ref, const struct 
         violation(w, "H3", in_parts(ref, THREAD + i, EVERYTHING),
                   "heap is marked clean and thread slot %u has an owner", i);
     if (!thread->owner && (thread->link.op || thread->scratch || thread->building ||
-                           thread->spare[0] || thread->spare[1] || smi_keeps_any(thread)))
+                           thread->spare[0] || thread->spare[1] || smi_view_keeps_any(w->view, thread)))
         violation(w, "T5", place, "thread slot %u has no owner and something in flight", i);
     w->owned_threads += thread->owner != 0;
     check_bins(w, i, ref, thread);

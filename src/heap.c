@@ -692,7 +692,13 @@ static int read_identity_once(int fd, const char *path, const shmalloc_options *
     memcpy(&out->header, bytes, sizeof(out->header));
     memcpy(&out->state, bytes + SMF_STATE_OFFSET, sizeof(out->state));
     memcpy(&out->runtime, bytes + SMF_RUNTIME_OFFSET, sizeof(out->runtime));
-    int rc = smi_layout_validate(&out->header, &out->state, out->file.size, (o->flags & SHMALLOC_READ_ONLY) != 0, path);
+    int read_only = (o->flags & SHMALLOC_READ_ONLY) != 0;
+    int rc = smi_layout_validate(&out->header, &out->state, out->file.size, read_only, path);
+    if (rc == 0 && read_only && smi_format_is_older(&out->header))
+        rc = smi_error(SHMALLOC_EVERSION,
+                       "%s: file format version %u, expected %u; it is converted when it is opened for writing: do that "
+                       "once, or run `shmalloc-inspect check --repair --yes`",
+                       path, out->header.format_version, SMF_FORMAT_VERSION);
     return rc < 0 ? rc : check_layout(&out->header, o, path);
 }
 

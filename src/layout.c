@@ -73,11 +73,11 @@ static int validate_platform(const struct smf_header *h, const char *path)
 
 static int validate_features(const struct smf_header *h, int read_only, const char *path)
 {
-    if (h->format_version != SMF_FORMAT_VERSION)
+    if (h->format_version != SMF_FORMAT_VERSION && !smi_format_is_older(h))
         return smi_error(SHMALLOC_EVERSION,
-                         "%s: file format version %u, this library reads version %u; use the library "
-                         "that wrote it, or a newer one",
-                         path, h->format_version, SMF_FORMAT_VERSION);
+                         "%s: file format version %u, this library reads version %u and converts from %u on; use the "
+                         "library that wrote it, or a newer one",
+                         path, h->format_version, SMF_FORMAT_VERSION, SMF_FORMAT_OLDEST);
     if (h->features_must & ~SMF_KNOWN_MUST)
         return smi_error(SHMALLOC_EVERSION,
                          "%s: needs features %#llx that this library lacks; use a newer library", path,
@@ -90,9 +90,17 @@ static int validate_features(const struct smf_header *h, int read_only, const ch
     return 0;
 }
 
+int smi_layout_awaits_checksum(const struct smf_header *header)
+{
+    struct smf_header before = *header;
+    before.format_version = SMF_FORMAT_OLDEST;
+    return header->format_version == SMF_FORMAT_VERSION &&
+           header->checksum == smi_hash(&before, offsetof(struct smf_header, checksum));
+}
+
 static int validate_identity(const struct smf_header *h, const char *path)
 {
-    if (h->checksum != smi_hash(h, offsetof(struct smf_header, checksum)))
+    if (h->checksum != smi_hash(h, offsetof(struct smf_header, checksum)) && !smi_layout_awaits_checksum(h))
         return smi_error(SHMALLOC_ECORRUPT,
                          "%s: header checksum is %016llx, its bytes give %016llx; " REMEDY,
                          path, (unsigned long long)h->checksum,

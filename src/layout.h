@@ -7,7 +7,7 @@
  * numbers (ref / SMF_PAGE, 0 = none, because page 0 holds the header). "Page" means a page of
  * SMF_PAGE bytes; the kernel's are called OS pages.
  *
- *   byte 0        smf_header     identity: written at creation, never changes, has a checksum
+ *   byte 0        smf_header     identity: written at creation, has a checksum, changes only in a conversion
  *   byte 4096     smf_state      the few words about the whole heap that do change
  *   byte 8192     runtime area   smf_runtime, smf_process[SMF_PROCESSES], smf_lock[]: meaningless
  *                                after a reboot or in a copy; the first attacher writes it anew
@@ -80,7 +80,7 @@ _Static_assert(sizeof(struct smf_areas) == 72, "src/README.md");
 /* Identity, at byte 0. */
 struct smf_header {
     uint64_t magic;              /* SMF_MAGIC; stored last when a heap is made in a descriptor  [I] */
-    uint32_t format_version;     /* SMF_FORMAT_VERSION                                          [I] */
+    uint32_t format_version;     /* SMF_FORMAT_VERSION, or older                      [I], convert.c */
     uint32_t endian;             /* SMF_ENDIAN as the creator stores it                         [I] */
     uint64_t features_ignore;    /*                                                             [I] */
     uint64_t features_read_only; /*                                                             [I] */
@@ -104,7 +104,7 @@ struct smf_header {
     uint64_t commit_space;       /* segments may take, percent of the heap; 0 = no commits yet   [I] */
     uint64_t commit_segment;     /* bytes of a segment file; 0 = no commits yet                  [I] */
     char commit_dir[256];        /* where segments are, NUL-terminated; "" = no commits yet      [I] */
-    uint64_t checksum;           /* FNV-1a 64 of all bytes before it                            [I] */
+    uint64_t checksum;           /* FNV-1a 64 of all bytes before it                  [I], convert.c */
 };
 _Static_assert(offsetof(struct smf_header, uuid) == 40, "src/README.md");
 _Static_assert(offsetof(struct smf_header, layout_name) == 120, "src/README.md");
@@ -444,6 +444,7 @@ struct smf_thread {
     /* the inside arrays follow at SMF_THREAD_ARRAYS */
 };
 #define SMF_THREAD_ARRAYS 2048u
+#define SMF_THREAD_ARRAYS_2 1024u /* in format 2 */
 _Static_assert(sizeof(struct smf_thread) == SMF_THREAD_ARRAYS, "src/README.md");
 _Static_assert(offsetof(struct smf_thread, section_epoch) % 64 == 0, "a line of its own");
 
@@ -480,6 +481,13 @@ _Static_assert(SMF_THREAD_ARRAYS + 8 * SMF_INLINE_FRONT * SMF_INLINE_LARGE <= 40
                        <= SMF_THREAD_PAGES * SMF_PAGE,
                "the inside arrays fit");
 
+/* The same in a thread slot of the format before, which is converted or only looked at: one class behind the other. */
+static inline uint64_t smi_older_inline_offset(uint32_t k)
+{
+    uint64_t small = k < SMF_SMALL_CLASSES ? k : SMF_SMALL_CLASSES;
+    return SMF_THREAD_ARRAYS_2 + 8 * (small * SMF_INLINE_SMALL + (k - small) * SMF_INLINE_LARGE);
+}
+
 static inline uint64_t smi_span_offset(uint32_t k)
 {
     return k % 32 * 64;
@@ -503,12 +511,13 @@ static inline uint64_t smi_stack_count(const uint64_t *array, uint32_t words)
     return count;
 }
 
-/* Can a bin of class k in the thread slot at `slot_ref` hold that? The span's bounds are not looked at. */
-static inline int smi_bin_is_possible(uint64_t slot_ref, uint64_t bin, uint32_t k)
+/* Can a bin of class k in a thread slot whose inside array for it is at `inside` hold that? A span's bounds are not
+ * looked at. */
+static inline int smi_bin_is_possible(uint64_t inside, uint64_t bin, uint32_t k)
 {
     uint64_t pages = bin & SMF_BIN_PAGES, ref = bin & ~(uint64_t)SMF_BIN_PAGES;
     if (pages == 0)
-        return ref == slot_ref + smi_inline_offset(k);
+        return ref == inside;
     return pages <= SMF_BIN_MOST_PAGES && ref % SMF_PAGE == smi_span_offset(k);
 }
 
@@ -576,10 +585,19 @@ static inline uint32_t smi_chunk_data_page(const struct smf_chunk *chunk,
     return (uint32_t)((end + SMF_PAGE - 1) >> SMF_PAGE_SHIFT);
 }
 
+/* Is it of a format that is converted before it is used? */
+static inline int smi_format_is_older(const struct smf_header *header)
+{
+    return header->format_version >= SMF_FORMAT_OLDEST && header->format_version < SMF_FORMAT_VERSION;
+}
+
+/* Has a conversion stored the version, and not the checksum yet? */
+int smi_layout_awaits_checksum(const struct smf_header *header);
+
 /*
- * Is this the identity of a heap that this library, here, can use? `header` is a private copy of the
- * first bytes of the file, `file_size` its length, `state` the copy of its state. Sets the detail
- * message and returns SHMALLOC_ENOTHEAP, _EVERSION, _EFOREIGN or _ECORRUPT.
+ * Is this the identity of a heap that this library, here, can use, be it after a conversion? `header` is a
+ * private copy of the first bytes of the file, `file_size` its length, `state` the copy of its state. Sets the
+ * detail message and returns SHMALLOC_ENOTHEAP, _EVERSION, _EFOREIGN or _ECORRUPT.
  */
 int smi_layout_validate(const struct smf_header *header, const struct smf_state *state,
                         uint64_t file_size, int read_only, const char *path);

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "cache.h"
+#include "convert.h"
 #include "holes.h"
 #include "lock.h"
 #include "os.h"
@@ -248,6 +249,15 @@ static int join(shmalloc_heap *heap, int accept_unclean)
     return 0;
 }
 
+/* A heap of an older format becomes one of this. */
+static int convert(shmalloc_heap *heap)
+{
+    if (!smi_convert_is_due(heap))
+        return smi_convert_seal(heap);
+    int rc = smi_convert_begin(heap);
+    return rc < 0 ? rc : smi_convert_end(heap, smi_recover_adopt(heap, SMI_ADOPT_ALL));
+}
+
 int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
 {
     int others = smi_others_alive(heap);
@@ -257,8 +267,12 @@ int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
         return smi_error(SHMALLOC_EBUSY,
                          "%s: other processes have the heap open; close it in all of them first",
                          heap->path);
+    if (others && smi_convert_is_due(heap))
+        return smi_convert_in_use(heap);
     int was_clean = heap->state->mark == SMF_CLEAN;
     int rc = others ? join(heap, accept_unclean) : first(heap, accept_unclean);
+    if (rc == 0 && !others && (rc = convert(heap)) < 0 && was_clean) /* what was changed goes before the mark */
+        was_clean = smi_os_has_mark(heap->fd, heap->mark) && smi_os_sync_file(heap->fd) == 0;
     if (rc == 0)
         rc = smi_process_claim(heap);
     if (rc < 0 && was_clean && !others && heap->state->poison == 0) {

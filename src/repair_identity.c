@@ -33,7 +33,7 @@ static void derive(struct smf_header *h, uint32_t arenas)
 {
     struct smi_platform here;
     h->magic = SMF_MAGIC;
-    h->format_version = SMF_FORMAT_VERSION;
+    h->format_version = smi_format_is_older(h) ? h->format_version : SMF_FORMAT_VERSION;
     h->endian = SMF_ENDIAN;
     h->word_bits = 64;
     h->page_bytes = SMF_PAGE;

@@ -116,7 +116,7 @@ static uint32_t named_length(struct smi_repair *r, uint64_t page)
             return SMF_THREAD_PAGES;
         for (uint32_t k = 0; thread && k < SMF_CLASSES; k++)
             if ((thread->bins[k] & SMF_BIN_PAGES) && thread->bins[k] >> SMF_PAGE_SHIFT == page &&
-                smi_bin_is_possible(ref, thread->bins[k], k))
+                smi_view_bin_is_possible(&r->view, ref, thread->bins[k], k))
                 return thread->bins[k] & SMF_BIN_PAGES;
     }
     return 0;

@@ -64,7 +64,7 @@ static int looks_like_slot(struct smi_repair *r, const struct smi_piece *piece)
     const struct smf_thread *thread = smi_view_at(&r->view, ref, sizeof(*thread));
     uint32_t own = 0;
     for (uint32_t k = 0; thread && k < SMF_CLASSES; k++)
-        own += thread->bins[k] == ref + smi_inline_offset(k);
+        own += thread->bins[k] == smi_view_inside_array(&r->view, ref, k);
     return piece->count == SMF_THREAD_PAGES && 2 * own > SMF_CLASSES;
 }
 
@@ -99,7 +99,7 @@ static int is_at_rest(struct smi_repair *r, uint64_t ref, const struct smf_threa
             return 0;
     }
     return !thread->link.op && !thread->scratch && !thread->building && !thread->spare[0] && !thread->spare[1] &&
-           !smi_keeps_any(thread);
+           !smi_view_keeps_any(&r->view, thread);
 }
 
 /* Whoever gives a thread slot up clears `tid` before `owner`: without both it is at rest, and what it seems to hold is
@@ -132,7 +132,7 @@ static void mend_owner(struct smi_repair *r, uint32_t i, uint64_t ref, const str
 /* The bin uses its inside array; empty, unless that is where its refs have been all the time. */
 static void reset_bin(struct smi_repair *r, uint32_t k, uint64_t ref, const struct smf_thread *thread, int keep)
 {
-    uint64_t array = ref + smi_inline_offset(k);
+    uint64_t array = smi_view_inside_array(&r->view, ref, k);
     if (!keep)
         smi_repair_put(r, SMI_TRUTHS, array, 0);
     if (thread->bins[k] != array)
@@ -160,20 +160,21 @@ static void mend_bin(struct naming *n, uint32_t i, uint32_t k, uint64_t ref, con
     uint64_t at = ref + offsetof(struct smf_thread, bins) + 8ull * k;
     uint32_t pages = bin & SMF_BIN_PAGES;
     if (thread->owner == 0) {
-        if (bin != 0 && (pages || array != ref + smi_inline_offset(k) || smi_repair_word(r, array) != 0))
+        if (bin != 0 && (pages || array != smi_view_inside_array(&r->view, ref, k) || smi_repair_word(r, array) != 0))
             reset_bin(r, k, ref, thread, 0);
         return;
     }
     if (pages == 0) {
-        int inside = array >= ref + SMF_THREAD_ARRAYS && array < ref + SMF_THREAD_PAGES * SMF_PAGE;
-        if (array != ref + smi_inline_offset(k)) {
+        uint32_t begin = smi_format_is_older(&r->view.header) ? SMF_THREAD_ARRAYS_2 : SMF_THREAD_ARRAYS;
+        int inside = array >= ref + begin && array < ref + SMF_THREAD_PAGES * SMF_PAGE;
+        if (array != smi_view_inside_array(&r->view, ref, k)) {
             smi_repair_say(r, "T1", at, "the cache of class %u of thread slot %u uses its inside array%s", k, i,
                            inside ? "" : ", empty: what it held stays allocated");
             reset_bin(r, k, ref, thread, inside);
         }
     } else {
         const struct smi_piece *piece =
-            smi_bin_is_possible(ref, bin, k) ? span_at(r, array - smi_span_offset(k), pages) : NULL;
+            smi_view_bin_is_possible(&r->view, ref, bin, k) ? span_at(r, array - smi_span_offset(k), pages) : NULL;
         if (piece && *namer(n, piece) == 0) {
             *namer(n, piece) = i + 1;
         } else {
@@ -270,7 +271,8 @@ void smi_mend_thread_table(struct smi_repair *r)
         if (thread)
             mend_spares(&n, i, ref, thread);
     }
-    mend_purposes(&n);
+    if (!smi_format_is_older(&r->view.header)) /* which does not say what they are for */
+        mend_purposes(&n);
     free_unnamed(&n);
     free(n.by);
 }

@@ -291,7 +291,8 @@ static int read_directory(struct smi_view *view)
 static uint64_t capacity_of(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread, uint64_t array)
 {
     for (uint32_t k = 0; array != 0 && k < SMF_CLASSES; k++)
-        if ((thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES) == array && smi_bin_is_possible(thread_ref, thread->bins[k], k) &&
+        if ((thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES) == array &&
+            smi_view_bin_is_possible(view, thread_ref, thread->bins[k], k) &&
             smi_view_at(view, array, 8ull * smi_bin_words(thread->bins[k], k)))
             return smi_bin_words(thread->bins[k], k) - 1;
     return 0;
@@ -583,6 +584,17 @@ const struct smf_thread *smi_view_thread(struct smi_view *view, uint32_t i, uint
     return smi_view_at(view, *ref, SMF_THREAD_PAGES * SMF_PAGE);
 }
 
+uint64_t smi_view_inside_array(const struct smi_view *view, uint64_t thread_ref, unsigned size_class)
+{
+    return thread_ref +
+           (smi_format_is_older(&view->header) ? smi_older_inline_offset(size_class) : smi_inline_offset(size_class));
+}
+
+int smi_view_bin_is_possible(const struct smi_view *view, uint64_t thread_ref, uint64_t bin, unsigned size_class)
+{
+    return smi_bin_is_possible(smi_view_inside_array(view, thread_ref, size_class), bin, size_class);
+}
+
 const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
                               const struct smf_thread *thread, unsigned size_class,
                               struct smi_view_bin *out)
@@ -593,7 +605,7 @@ const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
     out->pages = bin & SMF_BIN_PAGES;
     if (bin == 0)
         return NULL;
-    if (!smi_bin_is_possible(thread_ref, bin, size_class))
+    if (!smi_view_bin_is_possible(view, thread_ref, bin, size_class))
         return "bin's array cannot begin there or be so long";
     uint32_t words = smi_bin_words(bin, size_class);
     const uint64_t *array = smi_view_at(view, out->array, 8ull * words);
@@ -607,6 +619,11 @@ const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
     for (uint64_t i = count + 1; array[0] == SMF_OPEN && i < words && !out->has_gap; i++)
         out->has_gap = array[i] != 0;
     return NULL;
+}
+
+int smi_view_keeps_any(const struct smi_view *view, const struct smf_thread *thread)
+{
+    return !smi_format_is_older(&view->header) && smi_keeps_any(thread);
 }
 
 int smi_view_is_kept(struct smi_view *view, uint64_t ref, uint64_t pages, uint64_t mark)

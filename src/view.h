@@ -132,6 +132,13 @@ struct smi_view_bin {
     const uint64_t *slots; /* `count` refs */
 };
 
+/* Where the inside array of a class lies in the thread slot at `thread_ref`, and whether a bin can hold that: in heaps of
+ * older formats, too. */
+uint64_t smi_view_inside_array(const struct smi_view *view, uint64_t thread_ref, unsigned size_class);
+int smi_view_bin_is_possible(const struct smi_view *view, uint64_t thread_ref, uint64_t bin, unsigned size_class);
+/* Has it large blocks? In heaps of older formats something else lies there. */
+int smi_view_keeps_any(const struct smi_view *view, const struct smf_thread *thread);
+
 /* Read a bin. NULL, or a few words about what is wrong; then only `array` and `pages` are filled.
  * */
 const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,

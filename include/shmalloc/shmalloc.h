@@ -198,6 +198,10 @@ typedef struct shmalloc_options {
  * Symbolic links are followed, as open(2) does; only one that leads nowhere is -ENOENT also with SHMALLOC_CREATE,
  * and nothing is made at its end. Hard links are names of one heap.
  *
+ * A heap that an older library made is converted by the first who opens it for writing, if it is sound; older
+ * libraries refuse it from then on. Opened read-only it is SHMALLOC_EVERSION; while programs of the older library
+ * use it, SHMALLOC_EBUSY.
+ *
  * @param options  NULL opens an existing heap for reading and writing.
  * @return 0, or a negative code and no handle:
  *   -ENOENT, -EACCES, -EEXIST, -EISDIR, -ENOSPC, ...  from the system
@@ -212,12 +216,13 @@ typedef struct shmalloc_options {
  *   SHMALLOC_EPROC        /proc is not mounted or lacks a part (a chroot, subset=pid): without the machine's boot id, the
  *                         process's PID namespace and /proc/self/fd nothing is created or opened
  *   SHMALLOC_EADDRESS     the fixed base is taken or the address space limit is too small
- *   SHMALLOC_EBUSY        an attaching process did not finish within 10 seconds
+ *   SHMALLOC_EBUSY        an attaching process did not finish within 10 seconds, or programs of an older library
+ *                         use the heap
  *
  * Ownership: the handle belongs to the process; shmalloc_close() ends it.
  * Threads:   any thread. Blocks while another process attaches.
  * Crash:     crash-atomic: a killed creator leaves no file, a killed opener is adopted.
- * Cost:      independent of the number of objects; one fdatasync after an orderly close. With
+ * Cost:      independent of the number of objects, but for a conversion; one fdatasync after an orderly close. With
  *            SHMALLOC_PREFAULT or SHMALLOC_HUGE_PAGES proportional to what the file stores. These two are wishes:
  *            open does not fail for them, shmalloc_get_stats() tells what was obtained.
  */

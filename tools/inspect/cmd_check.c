@@ -31,7 +31,7 @@ static const char help[] =
     "heap is checked again, taken out of its poisoned state and closed in order. The\n"
     "heap must not be in use. A repair that was killed can be started again. A sound heap\n"
     "that was in use when the machine stopped, or when the file was copied, is closed in\n"
-    "order by --yes, too.\n"
+    "order by --yes, too, and one of an older file format is converted.\n"
     "\n"
     "Options\n"
     "  -r, --repair        plan a repair; only with --yes write to the file\n"

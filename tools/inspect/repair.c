@@ -74,13 +74,26 @@ static void add_steps(struct json_object *to, const char *key, const struct smi_
     inspect_add(to, key, list);
 }
 
+static void say_older(struct inspect *in)
+{
+    if (!smi_format_is_older(&in->view.header) || inspect_is_live(in))
+        return;
+    printf("It is of file format version %u and becomes one of version %u when it is opened for writing,\n"
+           "or by `shmalloc-inspect check --repair --yes ",
+           in->view.header.format_version, SMF_FORMAT_VERSION);
+    inspect_print_text(in->path);
+    printf("`.\n");
+}
+
 void inspect_say_unclean(struct inspect *in)
 {
     if (inspect_cannot_tell(in))
         printf("Whether it can be opened cannot be told: its processes died, or the machine stopped, and\n"
                "the machine's boot id, in /proc, cannot be read.\n");
-    if (!inspect_is_unclean(in))
+    if (!inspect_is_unclean(in)) {
+        say_older(in);
         return;
+    }
     printf("It cannot be opened yet: the machine stopped, or the file was copied, while it was in\n"
            "use. Have it closed in order with `shmalloc-inspect check --repair --yes ");
     inspect_print_text(in->path);
@@ -230,7 +243,8 @@ enum verdict inspect_repair(struct inspect *in)
         verdict = repair.steps.count + repair.obstacles.count > 0 ? DAMAGED : SOUND;
         if (verdict == DAMAGED && repair.obstacles.count == 0 && in->given['y'])
             verdict = carry_out(in, &repair, &fd);
-        else if (verdict == SOUND && in->given['y'] && (inspect_is_unclean(in) || inspect_cannot_tell(in)))
+        else if (verdict == SOUND && in->given['y'] &&
+                 (inspect_is_unclean(in) || inspect_cannot_tell(in) || smi_format_is_older(&in->view.header)))
             verdict = settle(in, &fd);
     }
     smi_repair_finish(&repair);
