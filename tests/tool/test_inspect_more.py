@@ -135,6 +135,14 @@ class Agreement(InspectTest):
         with Held(self.heap, "create", "fill=1000", "stop-in-lock"):
             self.compare()
 
+    def test_a_stack_of_its_own_pages(self):
+        self.make("create", "pile=1000", "die", ends_by=-signal.SIGKILL)
+        self.compare()
+        purposes = {line["purpose"]: line["bytes"] for line in self.map["purposes"]}
+        self.assertEqual(purposes["thread-slot"], THREAD_BYTES)
+        self.assertGreater(purposes["stack"], 0)
+        self.assertRegex(run("map", self.heap)[1], r" longer stacks +\d+.0 KiB\n")
+
     def must_keep(self, count):
         size = count * KEPT_BYTES
         self.compare()
