@@ -305,10 +305,14 @@ static int move_free(struct smi_thread *t, uint64_t *ref, size_t old_size, size_
     return rc;
 }
 
-/* In hardened heaps: has the user the block? */
+/* A freed block that is known as such: a large one that somebody keeps, and any slot of a hardened heap. */
 static int is_free(const shmalloc_heap *heap, uint64_t ref)
 {
     struct smi_slot slot;
+    if (is_large(heap, ref)) {
+        const struct smf_page *page = smi_page(heap, ref >> SMF_PAGE_SHIFT);
+        return page && SMI_LOAD(&page->side) != 0;
+    }
     const uint64_t *bits =
         heap->hardened && find_user_slot(heap, ref, &slot) == 0 ? smi_slot_user_bits(heap, &slot) : NULL;
     return bits && !(SMI_LOAD(bits) & 1ull << (slot.index % 64));
@@ -317,10 +321,10 @@ static int is_free(const shmalloc_heap *heap, uint64_t ref)
 int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t *dest)
 {
     size_t old_size = smi_block_size(t->heap, *ref);
-    if (old_size == 0)
-        return not_a_block(t->heap, *ref);
     if (is_free(t->heap, *ref))
         return double_free(t->heap, *ref);
+    if (old_size == 0)
+        return not_a_block(t->heap, *ref);
     if (is_large(t->heap, *ref) && size > SMI_MAX_SMALL) {
         int rc = smi_pages_resize(t->heap, (uint32_t)(*ref >> SMF_PAGE_SHIFT), pages_for(size));
         if (rc != SHMALLOC_EFULL && rc != -ENOSPC)

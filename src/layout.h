@@ -231,7 +231,8 @@ struct smf_chunk {
 };
 _Static_assert(sizeof(struct smf_chunk) == 8, "src/README.md");
 
-/* Page words: uint16_t per page, read by every free. 0 in the low bits = no block starts here. [P] */
+/* Page words: uint16_t per page, read by each call that goes the long way; what the short one knows of them is in the
+ * process's page table. 0 in the low bits = no block starts here. [P] */
 #define SMF_WORD_KIND 0x007fu     /* 0, 1 + class of a slab, or one of the next two               */
 #define SMF_WORD_LARGE 0x0070u    /* first page of a large block                                  */
 #define SMF_WORD_META 0x0071u     /* first page of a span the library uses                        */

@@ -634,6 +634,21 @@ int smi_view_is_kept(struct smi_view *view, uint64_t ref, uint64_t pages, uint64
     return thread && thread->owner && i < SMF_SPANS && thread->spans[i] == (ref | pages);
 }
 
+struct smi_view_kept smi_view_kept(struct smi_view *view, uint32_t i, const struct smf_thread *thread)
+{
+    struct smi_view_kept kept = {0, 0};
+    for (uint32_t k = 0; k < SMF_SPANS; k++) {
+        uint64_t pages = thread->spans[k] & (SMF_PAGE - 1), ref = thread->spans[k] - pages;
+        const struct smf_page *d = pages > 0 ? smi_view_page(view, ref >> SMF_PAGE_SHIFT) : NULL;
+        if (!d || d->kind != SMF_PAGE_LARGE || d->page_count != pages ||
+            (d->side & ~SMF_MARK_HELD) != smi_mark_kept(i, k))
+            continue;
+        kept.blocks++;
+        kept.bytes += pages << SMF_PAGE_SHIFT;
+    }
+    return kept;
+}
+
 static int by_ref(const void *a, const void *b)
 {
     const struct smi_cached *x = a, *y = b;

@@ -148,6 +148,16 @@ const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
 /* Does the thread slot that the mark of a large block of `pages` pages at `ref` names keep it? */
 int smi_view_is_kept(struct smi_view *view, uint64_t ref, uint64_t pages, uint64_t mark);
 
+/* What a thread slot keeps of large blocks. */
+struct smi_view_kept {
+    uint32_t blocks;
+    uint64_t bytes;
+};
+
+/* The large blocks that thread slot `i`, which has an owner, keeps: those that its entries name and
+ * whose marks name the entries. Of a settled view. */
+struct smi_view_kept smi_view_kept(struct smi_view *view, uint32_t i, const struct smf_thread *thread);
+
 /* A cached slot and where it is cached. */
 struct smi_cached {
     uint64_t ref;

@@ -381,8 +381,7 @@ SHMALLOC_API int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref);
  * class stays or, for large blocks, when the pages behind are free; otherwise a new block, and
  * `*ref` changes. If `ref` points into this heap, the change is one crash-atomic step. A `*ref` of 0
  * allocates. Tag and alignment above 16 are kept only in place. Codes of shmalloc_alloc() and
- * shmalloc_free(), but SHMALLOC_EBADREF also for a freed block that a thread keeps; on failure the old block is
- * as it was.
+ * shmalloc_free(); on failure the old block is as it was.
  */
 SHMALLOC_API int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size);
 

@@ -5,6 +5,8 @@
  * Usage: heap_maker FILE STEP...
  *   create, hardened   open FILE, made if need be (in hardened mode)
  *   fill=N             allocate N blocks of many sizes, free every third
+ *   keep=N             allocate N large blocks and free them all: the thread keeps them (12 at most)
+ *   pile=N             allocate N small blocks of one size and free them all (10,000 at most)
  *   roots=N            bind N roots
  *   odd-names          bind roots whose names hold control characters and invalid UTF-8
  *   close              close the heap in order
@@ -28,6 +30,9 @@
 #include "sizeclass.h"
 #include "view.h"
 
+#define KEPT_SIZE 100000 /* bytes of the blocks that are kept: of 13 pages */
+#define PILED_SIZE 48
+#define MOST_AT_ONCE 10000
 #define STOPPED_SIZE 200 /* bytes of the blocks that the stopped child allocates */
 
 static const char *path;
@@ -63,6 +68,17 @@ static void fill(long count)
         if (i % 3 == 2 && shmalloc_free(heap, &refs[i / 3 % 3]) < 0)
             fail("free");
     }
+}
+
+static void take_and_give(size_t size, long count)
+{
+    static shmalloc_ref refs[MOST_AT_ONCE];
+    for (long i = 0; i < count && i < MOST_AT_ONCE; i++)
+        if (shmalloc_alloc(heap, size, &refs[i]) < 0)
+            fail("alloc");
+    for (long i = 0; i < count && i < MOST_AT_ONCE; i++)
+        if (shmalloc_free(heap, &refs[i]) < 0)
+            fail("free");
 }
 
 static void make_roots(long count)
@@ -190,6 +206,10 @@ static void run(const char *step)
         open_heap(SHMALLOC_HARDENED);
     else if (strncmp(step, "fill=", 5) == 0)
         fill(count);
+    else if (strncmp(step, "keep=", 5) == 0)
+        take_and_give(KEPT_SIZE, count);
+    else if (strncmp(step, "pile=", 5) == 0)
+        take_and_give(PILED_SIZE, count);
     else if (strncmp(step, "roots=", 6) == 0)
         make_roots(count);
     else if (strcmp(step, "odd-names") == 0)

@@ -17,9 +17,16 @@ SOUND, DAMAGED, CANNOT_TELL = 0, 1, 2
 
 # Bytes of the file, from src/layout.h
 ROOTS_AT = 224        # smf_header.areas.roots
+THREADS_AT = 232      # smf_header.areas.threads
 END_OF_AREAS_AT = 248  # smf_header.areas.end, where the page words of chunk 0 begin
 POISON = 4096 + 40    # smf_state.poison
 BUCKETS = 4384 - 512 * 8  # smf_roots.bucket
+LINK = 64             # smf_thread.link
+BINS = 192            # smf_thread.bins
+SPANS = 960           # smf_thread.spans
+OPEN = 2**64 - 1      # SMF_OPEN
+THREAD_BYTES = 4 * 8192  # SMF_THREAD_PAGES
+KEPT_BYTES = 13 * 8192   # of a block of heap_maker's keep=N
 
 
 def run(*args, **more):

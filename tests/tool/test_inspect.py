@@ -16,8 +16,9 @@ import time
 import unittest
 
 import inspect_support as support
-from inspect_support import (BUCKETS, CANNOT_TELL, DAMAGED, END_OF_AREAS_AT, POISON, ROOTS_AT, SOUND,
-                             Held, InspectTest, fnv, run, run_in_terminal, run_json, terminal_env)
+from inspect_support import (BINS, BUCKETS, CANNOT_TELL, DAMAGED, END_OF_AREAS_AT, KEPT_BYTES, LINK, OPEN,
+                             POISON, ROOTS_AT, SOUND, SPANS, THREADS_AT, Held, InspectTest, fnv, run,
+                             run_in_terminal, run_json, terminal_env)
 
 COMMANDS = ("info", "check", "roots", "procs")
 GENERATION = 4128  # smf_state.generation
@@ -118,6 +119,47 @@ class HeapsInUse(InspectTest):
                 self.assertIn("in use", run(command, self.heap)[1], command)
         self.assertEqual(held.status, 0)
         self.assertEqual(run_json("info", self.heap)[1]["state"], "clean")
+
+    def test_what_threads_have(self):
+        with Held(self.heap, "create", "fill=1000", "keep=2", "hold"):
+            # there are open stacks to be read
+            slot = self.word(self.word(THREADS_AT))
+            bins = [self.word(slot + BINS + 8 * k) for k in range(89)]
+            self.assertIn(OPEN, [self.word(bin & ~63) for bin in bins if bin])
+            [thread] = run_json("procs", self.heap)[1]["processes"][0]["threads"]
+            self.assertGreaterEqual(thread["kept_blocks"], 2)
+            self.assertGreaterEqual(thread["kept_bytes"], 2 * KEPT_BYTES)
+            self.assertGreater(thread["cached_slots"], 0)
+            cached = run_json("info", self.heap)[1]["memory"]["cached"]
+            self.assertEqual(thread["cached_bytes"] + thread["kept_bytes"], cached)
+            self.assertRegex(run("procs", self.heap)[1],
+                             r"cached slots, .*, keeps %d large blocks, " % thread["kept_blocks"])
+
+    def test_entry_of_a_block_that_others_have(self):
+        self.make("create", "keep=2", "die", ends_by=-signal.SIGKILL)
+        slot = self.word(self.word(THREADS_AT))
+        size = os.stat(self.heap).st_size
+        first, second = (self.word(slot + SPANS + 8 * i) for i in range(2))
+        self.assertEqual((first & 8191, second & 8191), (13, 13))
+        for entry in (0, second, first + 1, first + 8192, 13, size | 13, 2**64 - 1):
+            self.patch(slot + SPANS, struct.pack("<Q", entry))  # no mark of a block names it
+            [thread] = run_json("procs", self.heap)[1]["processes"][0]["threads"]
+            self.assertEqual((thread["kept_blocks"], thread["kept_bytes"]), (1, KEPT_BYTES), hex(entry))
+
+    def test_steps_under_way(self):
+        self.make("create", "fill=40", "die", ends_by=-signal.SIGKILL)
+        slot = self.word(self.word(THREADS_AT))
+        word = 1 << 19  # of the program
+        steps = [(0, 0, "none", ""), (1, 0, "take", ", allocating"), (1, 8, "take", ", reallocating"),
+                 (2, 8, "give", ", freeing"), (word | 4, 8, "short-take", ", allocating"),
+                 (word | 5, 0, "short-give", ", freeing"), (word | 6, 0, "short-exchange", ", reallocating")]
+        steps += [(op, 8, "unknown", ", in an unknown step") for op in (3, word | 1, word | 7, word)]
+        for op, old, key, text in steps:
+            self.patch(slot + LINK, struct.pack("<6Q", op, word, 0, 0, 0, old))
+            status, answer = run_json("procs", self.heap)
+            [thread] = answer["processes"][0]["threads"]
+            self.assertEqual((status, thread["step"]), (SOUND, key))
+            self.assertRegex(run("procs", self.heap)[1], r"(?m)cached slots, [\d.]+ \w+%s$" % text)
 
     def test_churning(self):
         with Held(self.heap, "create", "fill=1000", "churn") as held:

@@ -17,8 +17,8 @@ import signal
 import struct
 
 import inspect_support as support
-from inspect_support import (BUCKETS, CANNOT_TELL, DAMAGED, END_OF_AREAS_AT, POISON, ROOTS_AT, SOUND,
-                             Held, InspectTest, fnv, run, run_in_terminal, run_json, terminal_env)
+from inspect_support import (BUCKETS, CANNOT_TELL, DAMAGED, END_OF_AREAS_AT, KEPT_BYTES, POISON, ROOTS_AT, SOUND,
+                             THREAD_BYTES, Held, InspectTest, fnv, run, run_in_terminal, run_json, terminal_env)
 
 COMMANDS = ("map", "classes", "blocks", "leaks")
 FIXED_BASE = 104  # smf_header.fixed_base
@@ -52,8 +52,16 @@ class Agreement(InspectTest):
         self.assertEqual(sum(c["bytes"] for c in self.map["chunks"]), size)
         self.assertEqual(len(self.map["chunks"]), self.info["size"]["chunks"])
         for before, after in zip(self.map["runs"], self.map["runs"][1:]):
-            key = lambda r: (r["kind"], r.get("arena"), r.get("slot_size"))
+            key = lambda r: (r["kind"], r.get("arena"), r.get("slot_size"), r.get("purpose"))
             self.assertNotEqual(key(before), key(after))
+        # what the library took pages for
+        purposes = {line["purpose"]: line["bytes"] for line in self.map["purposes"]}
+        for purpose, size in purposes.items():
+            self.assertEqual(sum(r["bytes"] for r in self.map["runs"] if r.get("purpose") == purpose), size)
+        self.assertLessEqual(set(purposes), {"thread-slot", "stack"})
+        self.assertGreaterEqual(purposes.get("thread-slot", 0), self.info["threads"] * THREAD_BYTES)
+        self.assertEqual(purposes.get("thread-slot", 0) % THREAD_BYTES, 0)
+        self.assertLess(sum(purposes.values()), totals["metadata"])
         # free pages, the same three times
         self.assertEqual(totals["free"] + totals["hole"], memory["free"])
         self.assertEqual(totals["free"], memory["free_reserved"])
@@ -71,10 +79,10 @@ class Agreement(InspectTest):
         cached = sum(c["cached"] * c["slot_size"] for c in self.classes["classes"])
         free = sum(c["free"] * c["slot_size"] for c in self.classes["classes"])
         large = self.classes["large"]
-        self.assertEqual((used + large["bytes"], cached, free),
+        self.assertEqual((used + large["bytes"], cached + large["kept_bytes"], free),
                          (memory["allocated"], memory["cached"], memory["central_free"]))
         self.assertEqual(total["used"] + large["blocks"], memory["allocated_blocks"])
-        self.assertEqual(totals["large"], large["bytes"])
+        self.assertEqual((totals["large"], totals["kept"]), (large["bytes"], large["kept_bytes"]))
         # arenas add up
         lines = collections.Counter()
         library = self.info["identity"]["arenas"]
@@ -126,6 +134,43 @@ class Agreement(InspectTest):
     def test_stopped_inside_a_lock(self):
         with Held(self.heap, "create", "fill=1000", "stop-in-lock"):
             self.compare()
+
+    def test_a_stack_of_its_own_pages(self):
+        self.make("create", "pile=1000", "die", ends_by=-signal.SIGKILL)
+        self.compare()
+        purposes = {line["purpose"]: line["bytes"] for line in self.map["purposes"]}
+        self.assertEqual(purposes["thread-slot"], THREAD_BYTES)
+        self.assertGreater(purposes["stack"], 0)
+        self.assertRegex(run("map", self.heap)[1], r" longer stacks +\d+.0 KiB\n")
+
+    def must_keep(self, count):
+        size = count * KEPT_BYTES
+        self.compare()
+        self.assertEqual(self.classes["large"],
+                         {"blocks": 0, "bytes": 0, "kept_blocks": count, "kept_bytes": size})
+        self.assertEqual((self.map["totals"]["kept"], self.map["totals"]["large"]), (size, 0))
+        kept = [r for r in self.map["runs"] if r["kind"] == "kept"]
+        self.assertEqual([(r["bytes"], r["spans"]) for r in kept], [(size, count)])
+        self.assertEqual((self.info["memory"]["cached"], self.info["memory"]["allocated"]), (size, 0))
+        self.assertEqual(self.blocks["blocks"], [])
+
+    def test_kept_blocks(self):
+        with Held(self.heap, "create", "keep=3", "hold"):
+            self.must_keep(3)
+            status, out, _ = run("map", "--all", self.heap)
+            cells = "".join(re.findall(r"(?m)^0x[0-9a-f]+  (\S+)$", out))
+            self.assertEqual((status, cells.count("K"), cells.count("L")), (SOUND, 39, 0))
+            self.assertRegex(out, r"K  large blocks, cached +312.0 KiB")
+            self.assertRegex(out, r" thread slots +32.0 KiB")
+            self.assertIn("312.0 KiB in 3 blocks that threads freed and keep", run("classes", self.heap)[1])
+            status, answer = run_json("leaks", self.heap)
+            self.assertEqual((status, answer["blocks"]["count"]), (SOUND, 0))
+        self.look()
+        self.assertEqual((self.classes["large"]["kept_blocks"], self.map["totals"]["kept"]), (0, 0))
+
+    def test_kept_blocks_of_the_dead(self):
+        self.make("create", "keep=2", "die", ends_by=-signal.SIGKILL)
+        self.must_keep(2)
 
 
 class Blocks(InspectTest):
@@ -208,7 +253,7 @@ class Map(InspectTest):
         rows = self.rows("--all")
         cells = "".join(row for _, row in rows)
         self.assertEqual(len(cells), answer["size"] // 8192)
-        for sign, kind in (("#", "metadata"), ("L", "large"), ("-", "free"), (".", "hole")):
+        for sign, kind in (("#", "metadata"), ("L", "large"), ("K", "kept"), ("-", "free"), (".", "hole")):
             self.assertEqual(cells.count(sign) * 8192, answer["totals"][kind], kind)
         for level in range(5):
             self.assertEqual(cells.count(str(level)) * 8192, answer["totals"]["slab_levels"][level])
@@ -491,7 +536,7 @@ class Help(InspectTest):
             self.assertIn(command, run("--help")[1])
 
     def test_json_keys_are_those_of_the_help(self):
-        self.make("create", "fill=1000", "roots=2", "die", ends_by=-signal.SIGKILL)
+        self.make("create", "fill=1000", "roots=2", "keep=1", "die", ends_by=-signal.SIGKILL)
         for command, options in (("map", ()), ("classes", ("--arenas",)), ("blocks", ()),
                                  ("leaks", ())):
             known = set(re.findall(r"[a-z_]+", run(command, "--help")[1].split("JSON keys")[1]))

@@ -159,6 +159,18 @@ class Report(ReportTest):
         self.assertEqual(run("report", "-o", self.out, self.heap)[0], SOUND)
         self.assertIn("Every process died", Page(self.page()).text)
 
+    def test_kept_blocks(self):
+        with support.Held(self.heap, "create", "keep=3", "hold"):
+            self.assertEqual(run("report", "-o", self.out, self.heap)[0], SOUND)
+        text = Page(self.page()).text
+        for word in ("keeps 3 large blocks, 312.0 KiB", "312.0 KiB in 3 large blocks that threads freed and keep",
+                     "thread slots 32.0 KiB"):
+            self.assertIn(word, text)
+        self.assertRegex(self.page(), r"<dt>slabs</dt><dd>0 bytes, of which 0 bytes ")
+        self.assertIn('<tr><td>large</td><td class="wide"></td><td>0</td><td class="wide">3</td>', self.page())
+        self.assertIn('<rect class="cached"', self.page())
+        self.assertNotIn('<rect class="large"', self.page())
+
     def test_output(self):
         self.make("create", "close")
         status, out, _ = run("report", "-o", "-", self.heap)
@@ -247,6 +259,18 @@ class Top(ReportTest):
         for key in ("allocated", "cached", "central_free", "free"):
             self.assertEqual(answer["memory"][key], info["memory"][key], key)
         self.assertEqual([thread["alive"] for thread in answer["threads"]], [False])
+        self.keys_are_documented("top", answer)
+
+    def test_kept_blocks(self):
+        with support.Held(self.heap, "create", "fill=1000", "keep=3", "hold"):
+            answer = json.loads(run("top", "--json", "-d", "0.1", self.heap)[1])
+            info = json.loads(run("info", "--json", self.heap)[1])
+        for key in ("allocated", "cached", "central_free", "free"):
+            self.assertEqual(answer["memory"][key], info["memory"][key], key)
+        [thread] = answer["threads"]
+        self.assertGreaterEqual(thread["kept_blocks"], 3)
+        self.assertGreaterEqual(thread["kept_bytes"], 3 * support.KEPT_BYTES)
+        self.assertEqual(thread["cached_bytes"] + thread["kept_bytes"], info["memory"]["cached"])
         self.keys_are_documented("top", answer)
 
     def test_keys_and_signals_leave_the_terminal_as_it_was(self):

@@ -126,10 +126,18 @@ Test(kept, another_process_is_told_that_a_block_is_free)
 
 Test(kept, a_kept_block_cannot_be_resized)
 {
+    static const size_t sizes[] = {2 * LARGE, LARGE, LARGE / 2, 100};
     void *block = take(LARGE);
-    shmalloc_ref ref = shmalloc_ref_of(f.heap, block);
+    shmalloc_ref ref = shmalloc_ref_of(f.heap, block), was = ref;
     must_work(shmalloc_mfree(f.heap, block));
-    must_code(shmalloc_realloc(f.heap, &ref, 2 * LARGE), SHMALLOC_EBADREF);
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        must_code(shmalloc_realloc(f.heap, &ref, sizes[i]), SHMALLOC_EDOUBLEFREE);
+        cr_assert(strstr(shmalloc_errmsg(), "is free already"), "%s", shmalloc_errmsg());
+        cr_assert_eq(ref, was);
+        cr_assert_null(shmalloc_mrealloc(f.heap, block, sizes[i]));
+        cr_assert(strstr(shmalloc_errmsg(), "is free already"), "%s", shmalloc_errmsg());
+    }
+    cr_assert_gt(cached(), 0, "it is kept still");
     must_be_as_before(f.heap, &before);
 }
 

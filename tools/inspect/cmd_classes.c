@@ -32,6 +32,9 @@ static const char help[] =
     "had to WAIT for the lock, slabs MADE and RETIRED. Counts of waits begin with the\n"
     "first attach, the others with the heap.\n"
     "\n"
+    "Large blocks lie in pages of their own. One that a thread freed it may keep for its\n"
+    "next requests: such a block is cached, as in `info`.\n"
+    "\n"
     "Internal fragmentation is the part of the slabs that is in no used slot. External\n"
     "fragmentation is the part of the free runs that is not in the largest one.\n"
     "\n"
@@ -49,7 +52,8 @@ static const char help[] =
     "                          flushed_slots, waits, repairs, slabs_made, slabs_retired,\n"
     "                          double_frees\n"
     "  total, library          the same keys: of the users' arenas, of the library's\n"
-    "  large                   blocks, bytes\n"
+    "  large                   blocks, bytes: in the hands of programs; kept_blocks,\n"
+    "                          kept_bytes: freed, and kept by a thread\n"
     "  free_runs               runs, bytes, reserved (with storage), largest\n"
     "  fragmentation           percent: internal, external\n"
     "  page_lock               waits, repairs\n";
@@ -67,7 +71,7 @@ struct figures {
 struct tally {
     struct inspect *in;
     struct figures of[SMF_ARENAS_MAX + 1][SMF_CLASSES];
-    uint64_t large_blocks, large_bytes;
+    uint64_t large_blocks, large_bytes, kept_blocks, kept_bytes;
     uint64_t free_runs, free_bytes, free_reserved, free_largest;
     struct smf_lock page_lock;
 };
@@ -112,6 +116,9 @@ static void count_spans(struct tally *tally)
             count_slab(tally, &span);
         } else if (span.page->kind == SMF_PAGE_FREE) {
             count_free(tally, &span);
+        } else if (span.page->kind == SMF_PAGE_LARGE && (span.page->side & SMF_MARK_KEPT)) {
+            tally->kept_blocks++;
+            tally->kept_bytes += (uint64_t)span.page_count << SMF_PAGE_SHIFT;
         } else if (span.page->kind == SMF_PAGE_LARGE) {
             tally->large_blocks++;
             tally->large_bytes += (uint64_t)span.page_count << SMF_PAGE_SHIFT;
@@ -353,6 +360,9 @@ static void print_rest(const struct tally *tally)
     struct figures total = sum_of_users(tally);
     printf("\nlarge blocks    %s in %s\n", inspect_bytes(tally->large_bytes, a),
            inspect_count(tally->large_blocks, "block", "blocks", n));
+    if (tally->kept_blocks)
+        printf("                %s in %s that threads freed and keep\n", inspect_bytes(tally->kept_bytes, a),
+               inspect_count(tally->kept_blocks, "block", "blocks", n));
     printf("free            %s in %s, the largest %s\n", inspect_bytes(tally->free_bytes, a),
            inspect_count(tally->free_runs, "run", "runs", n),
            inspect_bytes(tally->free_largest, b));
@@ -422,6 +432,8 @@ static void add_rest(const struct tally *tally, const struct figures *total)
     struct json_object *fragmentation = json_object_new_object(), *lock = json_object_new_object();
     inspect_add_number(large, "blocks", tally->large_blocks);
     inspect_add_number(large, "bytes", tally->large_bytes);
+    inspect_add_number(large, "kept_blocks", tally->kept_blocks);
+    inspect_add_number(large, "kept_bytes", tally->kept_bytes);
     inspect_add(tally->in->out, "large", large);
     inspect_add_number(runs, "runs", tally->free_runs);
     inspect_add_number(runs, "bytes", tally->free_bytes);

@@ -42,7 +42,9 @@ static const char help[] =
     "  in_flight               steps of dead, stopped or running threads\n"
     "  size                    bytes: file, heap, maximum, on_disk; number of chunks\n"
     "  memory                  bytes: allocated, cached, central_free, free, free_reserved,\n"
-    "                          largest_free_run, metadata; number of allocated_blocks\n"
+    "                          largest_free_run, metadata; number of allocated_blocks;\n"
+    "                          cached: free slots in caches of threads, and large blocks that\n"
+    "                          they freed and keep\n"
     "  roots, repairs, lock_waits, double_frees   counts\n"
     "  faults                  page faults of the processes alive, whole programs: minor (from\n"
     "                          memory), major (from disk); number of processes that /proc tells\n"
@@ -244,7 +246,7 @@ static void print_space(struct inspect *in, const shmalloc_stats *s)
            inspect_bytes(s->max_size, b), inspect_bytes(bytes_on_disk(in), c));
     printf("  allocated   %s in %s\n", inspect_bytes(s->allocated, a),
            inspect_count(s->allocated_blocks, "block", "blocks", n));
-    printf("  cached      %s in the caches of threads\n", inspect_bytes(s->cached, a));
+    printf("  cached      %s in free slots and large blocks that threads keep\n", inspect_bytes(s->cached, a));
     printf("  free slots  %s in slabs\n", inspect_bytes(s->central_free, a));
     printf("  free runs   %s, the largest %s; %s of it with storage\n",
            inspect_bytes(s->free_pages, a), inspect_bytes(s->largest_free_run, b),

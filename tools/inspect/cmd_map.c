@@ -24,8 +24,10 @@ static const char help[] =
     "\n"
     "A slab is a few pages cut into slots of one size; the digit says how much of it\n"
     "programs have, in quarters: 0 none, 1 up to a quarter, ... 4 more than three.\n"
-    "Slots in the caches of threads count as not used. Many 1 and 2 in a long heap are\n"
-    "fragmentation: a slab goes back only when all its slots are free.\n"
+    "Slots in the caches of threads count as not used; a large block that a thread freed\n"
+    "and keeps for its next requests is cached, too, and has a sign of its own. Many 1\n"
+    "and 2 in a long heap are fragmentation: a slab goes back only when all its slots are\n"
+    "free. Of the metadata the legend tells what the library took pages for.\n"
     "\n"
     "Options\n"
     "      --width N  columns to use, 40..200; else the terminal's, else 80\n"
@@ -38,12 +40,15 @@ static const char help[] =
     "  error                   only on failure: code, meaning, message\n"
     "  moving                  true when processes use the heap\n"
     "  size, page_bytes        bytes of the heap, of a page\n"
-    "  totals                  bytes: metadata, slab, large, free (with storage), hole,\n"
-    "                          unknown; slab_levels: list of five, by the digits above\n"
+    "  totals                  bytes: metadata, slab, large, kept (large, freed, and kept by\n"
+    "                          a thread), free (with storage), hole, unknown; slab_levels:\n"
+    "                          list of five, by the digits above\n"
+    "  purposes                of metadata: list of: purpose (\"thread-slot\", \"stack\",\n"
+    "                          \"limbo\", \"log\", \"other\"), bytes\n"
     "  chunks                  list of: ref, bytes\n"
     "  runs                    neighbours alike, in one: list of: ref, bytes, kind (a key of\n"
     "                          totals), spans; of slabs also arena, slot_size, slots, used,\n"
-    "                          cached\n";
+    "                          cached; of pages that the library took also purpose\n";
 
 static const struct option options[] = {
     {"width", required_argument, NULL, 'w'},
@@ -61,6 +66,7 @@ enum kind {
     SLAB_3,
     SLAB_4,
     LARGE,
+    KEPT,
     FREE,
     HOLE,
     UNKNOWN,
@@ -79,16 +85,18 @@ static const struct {
     [SLAB_3] = {'3', YELLOW, "slab", "slabs used up to 3/4"},
     [SLAB_4] = {'4', GREEN, "slab", "slabs used over 3/4"},
     [LARGE] = {'L', CYAN, "large", "large blocks"},
+    [KEPT] = {'K', YELLOW, "kept", "large blocks, cached"},
     [FREE] = {'-', PLAIN, "free", "free, with storage"},
     [HOLE] = {'.', DIM, "hole", "free, without storage"},
     [UNKNOWN] = {'?', RED, "unknown", "claimed by nothing"},
 };
 
-/* A run for JSON: neighbouring spans of one kind, and of one class and arena. */
+/* A run for JSON: neighbouring spans of one kind, of one class and arena, and of one purpose. */
 struct run {
     enum kind kind; /* SLAB for slabs of any level */
     uint32_t arena, size_class;
     uint64_t first_page, pages, spans, slots, used, cached;
+    unsigned purpose; /* of a span of the library; 0: it is none */
 };
 
 struct picture {
@@ -96,6 +104,7 @@ struct picture {
     uint64_t pages;      /* that the heap has */
     uint64_t at;         /* the next page to come */
     uint64_t sum[KINDS]; /* pages */
+    uint64_t purposes[INSPECT_PURPOSES]; /* pages, of METADATA */
 
     uint32_t cells; /* in a row */
     uint64_t pages_per_cell;
@@ -160,7 +169,8 @@ static uint64_t rows_wanted(void)
     struct winsize size = {0};
     if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) < 0 || size.ws_row == 0)
         return 24;
-    return size.ws_row > KINDS + 14 ? size.ws_row - KINDS - 6 : 8;
+    uint32_t legend = KINDS + INSPECT_PURPOSES - 1;
+    return size.ws_row > legend + 14 ? size.ws_row - legend - 6 : 8;
 }
 
 /* Powers of two, so that rows begin at round refs. */
@@ -187,6 +197,8 @@ static void end_run(struct picture *p)
     inspect_add_number(object, "bytes", run->pages << SMF_PAGE_SHIFT);
     inspect_add_text(object, "kind", kinds[run->kind].key);
     inspect_add_number(object, "spans", run->spans);
+    if (run->purpose)
+        inspect_add_text(object, "purpose", inspect_purpose_key(run->purpose));
     if (run->kind == SLAB) {
         inspect_add_number(object, "arena", run->arena);
         inspect_add_number(object, "slot_size", smi_classes[run->size_class].size);
@@ -201,7 +213,8 @@ static void end_run(struct picture *p)
 static void extend_run(struct picture *p, const struct run *more)
 {
     struct run *run = &p->run;
-    if (run->kind != more->kind || run->arena != more->arena || run->size_class != more->size_class)
+    if (run->kind != more->kind || run->arena != more->arena || run->size_class != more->size_class ||
+        run->purpose != more->purpose)
         end_run(p);
     if (run->pages == 0) {
         *run = *more;
@@ -233,6 +246,14 @@ static void feed_plain(struct picture *p, enum kind kind, uint64_t pages)
     struct run run = {.kind = kind, .first_page = p->at, .pages = pages, .spans = 1};
     if (pages)
         feed(p, kind, &run);
+}
+
+static void feed_meta(struct picture *p, const struct smi_span *span)
+{
+    struct run run = {.kind = METADATA, .first_page = p->at, .pages = span->page_count, .spans = 1};
+    run.purpose = inspect_purpose(span->page);
+    p->purposes[run.purpose] += run.pages;
+    feed(p, METADATA, &run);
 }
 
 static void feed_free(struct picture *p, const struct smi_span *span)
@@ -274,6 +295,7 @@ static void feed_slab(struct picture *p, const struct smi_span *span)
                       1,
                       class->slots,
                       class->slots,
+                      0,
                       0};
     for (uint32_t w = 0; w < (class->slots + 63u) / 64; w++) {
         uint64_t bits = smi_view_slab_bits(&p->in->view, span->first_page, k, w);
@@ -294,10 +316,12 @@ static void feed_span(struct picture *p, const struct smi_span *span)
     int is_slab = smi_view_is_slab(&p->in->view, span->page);
     if (is_slab && span->page->arena < p->in->view.header.arena_count)
         feed_slab(p, span);
-    else if (is_slab || span->page->kind == SMF_PAGE_META)
+    else if (is_slab)
         feed_plain(p, METADATA, span->page_count);
+    else if (span->page->kind == SMF_PAGE_META)
+        feed_meta(p, span);
     else if (span->page->kind == SMF_PAGE_LARGE)
-        feed_plain(p, LARGE, span->page_count);
+        feed_plain(p, span->page->side & SMF_MARK_KEPT ? KEPT : LARGE, span->page_count);
     else if (span->page->kind == SMF_PAGE_FREE)
         feed_free(p, span);
     else
@@ -327,6 +351,15 @@ static void feed_heap(struct picture *p)
 
 /* ---- text ----------------------------------------------------------------------------------- */
 
+static void print_purposes(struct picture *p)
+{
+    char bytes[32];
+    for (unsigned i = 1; i < INSPECT_PURPOSES; i++)
+        if (p->purposes[i])
+            printf("       %-21s %11s\n", inspect_purpose_text(i),
+                   inspect_bytes(p->purposes[i] << SMF_PAGE_SHIFT, bytes));
+}
+
 static void print_legend(struct picture *p)
 {
     char bytes[32];
@@ -342,6 +375,8 @@ static void print_legend(struct picture *p)
         if (inspect_width(p->in) >= 48)
             printf(" %5.1f %%", 100.0 * (double)p->sum[kind] / (double)p->pages);
         putchar('\n');
+        if (kind == METADATA)
+            print_purposes(p);
     }
 }
 
@@ -361,7 +396,7 @@ static void print_scale(struct picture *p)
 
 static void add_totals(struct picture *p)
 {
-    static const enum kind shown[] = {METADATA, LARGE, FREE, HOLE, UNKNOWN};
+    static const enum kind shown[] = {METADATA, LARGE, KEPT, FREE, HOLE, UNKNOWN};
     struct json_object *totals = json_object_new_object(), *levels = json_object_new_array();
     uint64_t slabs = 0;
     for (enum kind kind = SLAB; kind <= SLAB_4; kind++) {
@@ -375,6 +410,20 @@ static void add_totals(struct picture *p)
     inspect_add(p->in->out, "totals", totals);
 }
 
+static void add_purposes(struct picture *p)
+{
+    struct json_object *list = json_object_new_array();
+    for (unsigned i = 1; i < INSPECT_PURPOSES; i++) {
+        if (p->purposes[i] == 0)
+            continue;
+        struct json_object *object = json_object_new_object();
+        inspect_add_text(object, "purpose", inspect_purpose_key(i));
+        inspect_add_number(object, "bytes", p->purposes[i] << SMF_PAGE_SHIFT);
+        json_object_array_add(list, object);
+    }
+    inspect_add(p->in->out, "purposes", list);
+}
+
 static void add_all(struct picture *p)
 {
     struct json_object *chunks = json_object_new_array();
@@ -382,6 +431,7 @@ static void add_all(struct picture *p)
     inspect_add_number(p->in->out, "size", p->pages << SMF_PAGE_SHIFT);
     inspect_add_number(p->in->out, "page_bytes", SMF_PAGE);
     add_totals(p);
+    add_purposes(p);
     for (uint32_t i = 0; i < p->in->view.chunk_count; i++) {
         const struct smf_chunk *chunk = &p->in->view.chunks[i];
         struct json_object *object = json_object_new_object();

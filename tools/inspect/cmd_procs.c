@@ -14,13 +14,15 @@
 
 #include <shmalloc/shmalloc.h>
 
+#include "error.h"
 #include "os.h"
 #include "sizeclass.h"
 
 static const char help[] =
-    "Processes that have the heap open, their threads with a cache, and the locks of the\n"
-    "heap that they hold at this moment. A process that died without closing the heap is\n"
-    "shown as dead until another one has brought back what it had cached.\n"
+    "Processes that have the heap open, their threads with what they have cached and keep,\n"
+    "and the locks of the heap that they hold at this moment. A process that died without\n"
+    "closing the heap is shown as dead until another one has brought back what it had\n"
+    "cached.\n"
     "\n"
     "PIDs are those of the PID namespace that the heap is used in.\n"
     "\n"
@@ -36,16 +38,28 @@ static const char help[] =
     "                          (nanoseconds since 1970), start_time (clock ticks since boot),\n"
     "                          minor_faults and major_faults (page faults of the whole\n"
     "                          program so far; where /proc tells),\n"
-    "                          threads: list of: slot, tid, cached_slots, cached_bytes, step\n"
-    "                          (\"none\", \"take\", \"give\": an alloc or free under way), "
-    "section,\n"
-    "                          locks (names)\n"
+    "                          threads: list of: slot, tid, cached_slots, cached_bytes,\n"
+    "                          kept_blocks, kept_bytes, step, section, locks (names)\n"
+    "    kept_blocks           large blocks that the thread freed and keeps for its next\n"
+    "                          requests; kept_bytes are not in cached_bytes\n"
+    "    step                  an alloc, free or realloc with a ref word in the heap under\n"
+    "                          way: \"take\", \"give\", \"short-take\", \"short-give\" or\n"
+    "                          \"short-exchange\", by the record that the thread has of it (a\n"
+    "                          short one is of the fast way; a realloc of the other is\n"
+    "                          \"take\"); \"none\"; \"unknown\": no record says that\n"
     "  locks_of_others         list of: lock, tid, for holders that no thread slot names\n";
 
 struct thread {
     uint32_t slot, process;
     uint32_t tid;
-    uint64_t cached_slots, cached_bytes, step, section;
+    uint64_t cached_slots, cached_bytes, section;
+    struct smi_view_kept kept;
+    const struct step *step;
+};
+
+/* What a link record is about. */
+struct step {
+    const char *key, *doing;
 };
 
 struct held_lock {
@@ -64,6 +78,24 @@ struct census {
 
 /* ---- reading -------------------------------------------------------------------------------- */
 
+/* Only the short records have more than the operation in `op`. */
+static const struct step *step_of(const struct smf_link *link)
+{
+    static const struct step steps[] = {
+        [SMF_LINK_NONE] = {"none", ""},
+        [SMF_LINK_TAKE] = {"take", ", allocating"},
+        [SMF_LINK_GIVE] = {"give", ", freeing"},
+        [SMF_LINK_SHORT_TAKE] = {"short-take", ", allocating"},
+        [SMF_LINK_SHORT_GIVE] = {"short-give", ", freeing"},
+        [SMF_LINK_SHORT_EXCHANGE] = {"short-exchange", ", reallocating"},
+    };
+    static const struct step exchange = {"take", ", reallocating"}, unknown = {"unknown", ", in an unknown step"};
+    uint64_t op = smi_link_is_short(link) ? link->op & SMF_LINK_OP : link->op;
+    if (op == SMF_LINK_TAKE && link->old != 0)
+        return &exchange;
+    return op < sizeof(steps) / sizeof(steps[0]) && steps[op].key ? &steps[op] : &unknown;
+}
+
 /* The thread id in a held mutex, 0 when it is free: the futex word's low 30 bits. */
 static uint32_t holder_of(const struct smf_lock *lock)
 {
@@ -74,6 +106,7 @@ static uint32_t holder_of(const struct smf_lock *lock)
 #endif
 }
 
+/* Of a view that is not settled: then no step would be under way. */
 static void read_threads(struct inspect *in, struct census *census)
 {
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
@@ -84,7 +117,7 @@ static void read_threads(struct inspect *in, struct census *census)
         struct thread thread = {.slot = i,
                                 .process = (uint32_t)t->owner - 1,
                                 .tid = (uint32_t)t->tid,
-                                .step = t->link.op,
+                                .step = step_of(&t->link),
                                 .section = t->section};
         for (unsigned k = 0; k < SMF_CLASSES; k++) {
             struct smi_view_bin bin;
@@ -93,6 +126,18 @@ static void read_threads(struct inspect *in, struct census *census)
             thread.cached_bytes += (uint64_t)bin.count * smi_classes[k].size;
         }
         census->threads[census->thread_count++] = thread;
+    }
+}
+
+/* Of a view that is settled: the descriptors of the blocks are looked at. */
+static void read_kept(struct inspect *in, struct census *census)
+{
+    for (uint32_t i = 0; i < census->thread_count; i++) {
+        uint64_t ref;
+        struct thread *thread = &census->threads[i];
+        const struct smf_thread *t = smi_view_thread(&in->view, thread->slot, &ref);
+        if (t)
+            thread->kept = smi_view_kept(&in->view, thread->slot, t);
     }
 }
 
@@ -170,11 +215,13 @@ static const struct smf_process *process_at(struct inspect *in, const struct cen
 
 static void print_thread(struct inspect *in, struct census *census, const struct thread *thread)
 {
-    static const char *const steps[] = {"", ", allocating", ", freeing"};
-    char slots[32], bytes[32], name[48];
-    printf("      thread %-8u %s cached slots, %s%s", thread->tid,
-           inspect_number(thread->cached_slots, slots), inspect_bytes(thread->cached_bytes, bytes),
-           thread->step < 3 ? steps[thread->step] : "");
+    char slots[32], bytes[32], name[48], blocks[64];
+    printf("      thread %-8u %s cached slots, %s", thread->tid,
+           inspect_number(thread->cached_slots, slots), inspect_bytes(thread->cached_bytes, bytes));
+    if (thread->kept.blocks)
+        printf(", keeps %s, %s", inspect_count(thread->kept.blocks, "large block", "large blocks", blocks),
+               inspect_bytes(thread->kept.bytes, bytes));
+    printf("%s", thread->step->doing);
     const char *before = ", holds ";
     for (uint32_t i = 0; i < census->lock_count; i++) {
         if (census->locks[i].tid != thread->tid)
@@ -237,14 +284,15 @@ static void print_all(struct inspect *in, struct census *census)
 static struct json_object *thread_object(struct inspect *in, struct census *census,
                                          const struct thread *thread)
 {
-    static const char *const steps[] = {"none", "take", "give"};
     struct json_object *object = json_object_new_object(), *locks = json_object_new_array();
     char name[48];
     inspect_add_number(object, "slot", thread->slot);
     inspect_add_number(object, "tid", thread->tid);
     inspect_add_number(object, "cached_slots", thread->cached_slots);
     inspect_add_number(object, "cached_bytes", thread->cached_bytes);
-    inspect_add_text(object, "step", thread->step < 3 ? steps[thread->step] : "unknown");
+    inspect_add_number(object, "kept_blocks", thread->kept.blocks);
+    inspect_add_number(object, "kept_bytes", thread->kept.bytes);
+    inspect_add_text(object, "step", thread->step->key);
     inspect_add_number(object, "section", thread->section);
     for (uint32_t i = 0; i < census->lock_count; i++) {
         if (census->locks[i].tid != thread->tid)
@@ -316,11 +364,14 @@ static enum verdict run(struct inspect *in)
     memset(&census, 0, sizeof(census));
     census.valid = inspect_runtime_is_valid(in);
     census.same_namespace = inspect_same_namespace(in);
-    /* Before settling, so that steps under way are shown. */
     if (census.valid || inspect_is_live(in))
         read_threads(in, &census);
     if (inspect_is_live(in))
         read_locks(in, &census);
+    int rc = smi_view_settle(&in->view, NULL, NULL);
+    if (rc < 0)
+        return inspect_report_error(in, smi_error(rc, "%s: %s", in->path, shmalloc_strerror(rc)));
+    read_kept(in, &census);
     if (in->out)
         add_all(in, &census);
     else

@@ -54,6 +54,7 @@ enum kind {
     FULL_SLAB,
     PART_SLAB,
     LARGE,
+    KEPT,
     STORED,
     HOLE,
     KINDS
@@ -66,6 +67,7 @@ static const struct {
     [FULL_SLAB] = {"used", "slabs, three quarters used or more"},
     [PART_SLAB] = {"part", "slabs, less used"},
     [LARGE] = {"large", "large blocks"},
+    [KEPT] = {"cached", "large blocks that threads freed and keep"},
     [STORED] = {"stored", "free, with storage"},
     [HOLE] = {"hole", "free, without storage"},
 };
@@ -90,7 +92,8 @@ static struct figures {
     uint64_t cells[MOST_CELLS][KINDS];
     uint64_t pages, pages_per_cell;
     struct class_figures classes[SMF_CLASSES];
-    uint64_t large_blocks, large_bytes;
+    uint64_t large_blocks, large_bytes, kept_blocks, kept_bytes;
+    uint64_t purposes[INSPECT_PURPOSES]; /* pages */
     uint64_t tag_blocks[65536], tag_bytes[65536];
     uint64_t runs[RUN_LENGTHS], run_pages[RUN_LENGTHS];
     uint64_t slab_bytes;
@@ -127,7 +130,7 @@ static enum kind kind_of(struct smi_view *view, const struct smi_span *span, uin
     case SMF_PAGE_FREE:
         return smi_view_word(view, page) & SMF_WORD_RESERVED ? STORED : HOLE;
     case SMF_PAGE_LARGE:
-        return LARGE;
+        return p->side & SMF_MARK_KEPT ? KEPT : LARGE;
     case SMF_PAGE_SLAB:
         if (!smi_view_is_slab(view, p) || p->arena >= view->header.arena_count)
             return META;
@@ -148,6 +151,11 @@ static void count_span(struct figures *f, struct smi_view *view, const struct sm
         f->classes[p->size_class].slabs++;
         f->classes[p->size_class].free += p->free_slots;
         f->slab_bytes += (uint64_t)span->page_count << SMF_PAGE_SHIFT;
+    } else if (p && p->kind == SMF_PAGE_LARGE && (p->side & SMF_MARK_KEPT)) {
+        f->kept_blocks++;
+        f->kept_bytes += (uint64_t)span->page_count << SMF_PAGE_SHIFT;
+    } else if (p && p->kind == SMF_PAGE_META) {
+        f->purposes[inspect_purpose(p)] += span->page_count;
     }
     for (uint32_t i = 0; i < span->page_count; i++) {
         uint64_t cell = (span->first_page + i) / f->pages_per_cell;
@@ -409,12 +417,24 @@ static void put_map(FILE *page, const struct figures *f)
     put(page, "</ul></section>\n");
 }
 
+static void put_large(FILE *page, const struct figures *f)
+{
+    char a[32], b[32], c[32];
+    put(page,
+        "<tr><td>large</td><td class=\"wide\"></td><td>%s</td><td class=\"wide\">%s</td>"
+        "<td class=\"wide\"></td><td>%s</td><td class=\"bar\"><div class=\"stack\">",
+        inspect_number(f->large_blocks, a), inspect_number(f->kept_blocks, b), inspect_bytes(f->large_bytes, c));
+    put_part(page, "large", f->large_bytes, f->large_bytes + f->kept_bytes);
+    put_part(page, "cached", f->kept_bytes, f->large_bytes + f->kept_bytes);
+    put(page, "</div></td></tr>\n");
+}
+
 static void put_classes(FILE *page, const struct figures *f)
 {
     char a[32], b[32], c[32], d[32];
     open_card(page, " all", "Size classes",
               "Slots that programs have, that threads have cached, and "
-              "that slabs hold.");
+              "that slabs hold; large blocks, cached if a thread freed and keeps them.");
     put(page, "<div class=\"scroll\"><table>\n<tr><th>slot</th><th class=\"wide\">slabs</th>"
               "<th>in use</th><th class=\"wide\">cached</th><th class=\"wide\">free</th>"
               "<th>bytes in use</th><th class=\"text\">occupancy</th></tr>\n");
@@ -433,12 +453,8 @@ static void put_classes(FILE *page, const struct figures *f)
         put_part(page, "cached", class->cached, all);
         put(page, "</div></td></tr>\n");
     }
-    if (f->large_blocks)
-        put(page,
-            "<tr><td>large</td><td class=\"wide\"></td><td>%s</td><td class=\"wide\"></td>"
-            "<td class=\"wide\"></td><td>%s</td><td class=\"bar\"><div class=\"stack\">"
-            "<span class=\"large\" style=\"width:100%%\"></span></div></td></tr>\n",
-            inspect_number(f->large_blocks, a), inspect_bytes(f->large_bytes, b));
+    if (f->large_blocks || f->kept_blocks)
+        put_large(page, f);
     put(page, "</table></div>\n<ul class=\"legend\"><li><i class=\"used\"></i>in use</li>"
               "<li><i class=\"cached\"></i>cached</li><li><i class=\"hole\"></i>free</li>"
               "<li><i class=\"large\"></i>large blocks</li></ul></section>\n");
@@ -486,19 +502,26 @@ static void put_fragmentation(FILE *page, const struct figures *f)
 {
     const shmalloc_stats *s = &f->stats;
     char a[32], b[64];
-    uint64_t idle = s->cached + s->central_free, largest = s->largest_free_run;
+    uint64_t slots = s->cached > f->kept_bytes ? s->cached - f->kept_bytes : 0; /* less if the heap moves */
+    uint64_t idle = slots + s->central_free, largest = s->largest_free_run;
     open_card(page, "", "Fragmentation", "Where bytes are that are in nobody's block.");
     put(page, "<dl><dt>slabs</dt><dd>%s, of which %s (%.1f %%) are free or cached slots</dd>\n",
         inspect_bytes(f->slab_bytes, a), inspect_bytes(idle, b), percent(idle, f->slab_bytes));
+    put(page, "<dt>kept</dt><dd>%s in ", inspect_bytes(f->kept_bytes, a));
+    put(page, "%s that threads freed and keep</dd>\n",
+        inspect_count(f->kept_blocks, "large block", "large blocks", b));
     put(page, "<dt>free runs</dt><dd>%s in %s of pages</dd>\n", inspect_bytes(s->free_pages, a),
         inspect_count(f->check.free_runs, "run", "runs", b));
     put(page, "<dt>largest run</dt><dd>%s, %.1f %% of what is free</dd>\n",
         inspect_bytes(largest, a), percent(largest, s->free_pages));
     put(page, "<dt>storage</dt><dd>%s of the free runs still take space in the file system</dd>\n",
         inspect_bytes(s->free_reserved, a));
-    put(page, "<dt>metadata</dt><dd>%s, %.1f %% of the heap</dd></dl>\n",
-        inspect_bytes(s->metadata, a), percent(s->metadata, f->in->view.state.size));
-    put(page, "</section>\n");
+    put(page, "<dt>metadata</dt><dd>%s, %.1f %% of the heap", inspect_bytes(s->metadata, a),
+        percent(s->metadata, f->in->view.state.size));
+    for (unsigned i = 1; i < INSPECT_PURPOSES; i++)
+        if (f->purposes[i])
+            put(page, "; %s %s", inspect_purpose_text(i), inspect_bytes(f->purposes[i] << SMF_PAGE_SHIFT, a));
+    put(page, "</dd></dl>\n</section>\n");
 }
 
 static void put_runs(FILE *page, const struct figures *f)
@@ -524,7 +547,7 @@ static void put_runs(FILE *page, const struct figures *f)
 
 static void put_threads_of(FILE *page, struct smi_view *view, uint32_t process)
 {
-    char slots[32], bytes[32];
+    char slots[32], bytes[32], blocks[64];
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
         uint64_t ref, count = 0, sum = 0;
         const struct smf_thread *t = smi_view_thread(view, i, &ref);
@@ -538,8 +561,13 @@ static void put_threads_of(FILE *page, struct smi_view *view, uint32_t process)
         }
         put(page,
             "<tr><td></td><td class=\"text soft\">thread %llu</td><td class=\"wide\"></td>"
-            "<td></td><td class=\"text soft free\">%s cached slots, %s</td></tr>\n",
+            "<td></td><td class=\"text soft free\">%s cached slots, %s",
             (unsigned long long)t->tid, inspect_number(count, slots), inspect_bytes(sum, bytes));
+        struct smi_view_kept kept = smi_view_kept(view, i, t);
+        if (kept.blocks)
+            put(page, "; keeps %s, %s", inspect_count(kept.blocks, "large block", "large blocks", blocks),
+                inspect_bytes(kept.bytes, bytes));
+        put(page, "</td></tr>\n");
     }
 }
 

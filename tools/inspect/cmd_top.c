@@ -30,7 +30,8 @@ static const char help[] =
     "\n"
     "Columns\n"
     "  IN USE, CACHED, FREE     slots that the program has, that threads have cached, that\n"
-    "                           slabs hold\n"
+    "                           slabs hold; of a thread, bytes: in slots that it has cached\n"
+    "                           and in large blocks that it freed and keeps\n"
     "  REFILL/s, FLUSH/s        slots taken to and brought from caches each second\n"
     "  WAIT/s                   times a second that a thread waited for a lock of the class\n"
     "  LARGE/s                  large blocks that a thread allocated each second\n"
@@ -49,8 +50,9 @@ static const char help[] =
     "  classes                 list of: slot_size, slabs, in_use, cached, free (slots),\n"
     "                          refilled_slots, flushed_slots, lock_waits (each second)\n"
     "  threads                 list of: process (entry), pid, name, alive, tid, cached_slots,\n"
-    "                          cached_bytes, refilled_slots, flushed_slots, large_blocks\n"
-    "                          (each second)\n";
+    "                          cached_bytes (of slots), kept_blocks, kept_bytes (large\n"
+    "                          blocks that it freed and keeps; in memory.cached, too),\n"
+    "                          refilled_slots, flushed_slots, large_blocks (each second)\n";
 
 /* ---- rates ---------------------------------------------------------------------------------- */
 
@@ -138,14 +140,19 @@ static struct thread_rates rates_of(const struct pair *pair, const struct thread
                                  rate(pair, thread->large, before->large)};
 }
 
+static uint64_t cached_by(const struct thread_look *thread)
+{
+    return thread->bytes + thread->kept.bytes;
+}
+
 /* Busiest first, then who has most cached. */
 static int by_work(const void *a, const void *b)
 {
     const struct thread_look *x = a, *y = b;
     if (x->motion != y->motion)
         return (x->motion < y->motion) - (x->motion > y->motion);
-    if (x->bytes != y->bytes)
-        return (x->bytes < y->bytes) - (x->bytes > y->bytes);
+    if (cached_by(x) != cached_by(y))
+        return (cached_by(x) < cached_by(y)) - (cached_by(x) > cached_by(y));
     return (x->tid > y->tid) - (x->tid < y->tid);
 }
 
@@ -324,7 +331,7 @@ static void print_threads(struct inspect *in, const struct pair *pair, unsigned 
         char bytes[32], refill[32], flush[32], large[32];
         if (wide)
             printf("%8u ", thread->pid);
-        printf("%8u %10s %9s %8s %8s ", thread->tid, inspect_bytes(thread->bytes, bytes),
+        printf("%8u %10s %9s %8s %8s ", thread->tid, inspect_bytes(cached_by(thread), bytes),
                format_rate(pair, rates.refilled, refill), format_rate(pair, rates.flushed, flush),
                format_rate(pair, rates.large, large));
         inspect_print_text(thread->name);
@@ -426,6 +433,8 @@ static struct json_object *thread_object(const struct pair *pair,
     inspect_add_number(object, "tid", thread->tid);
     inspect_add_number(object, "cached_slots", thread->slots);
     inspect_add_number(object, "cached_bytes", thread->bytes);
+    inspect_add_number(object, "kept_blocks", thread->kept.blocks);
+    inspect_add_number(object, "kept_bytes", thread->kept.bytes);
     add_rate(object, "refilled_slots", rates.refilled);
     add_rate(object, "flushed_slots", rates.flushed);
     add_rate(object, "large_blocks", rates.large);

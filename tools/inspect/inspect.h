@@ -154,6 +154,14 @@ int inspect_option_number(const struct inspect *in, int letter, const char *name
  * read. Returns the verdict. */
 enum verdict inspect_conclude(struct inspect *in);
 
+/* What a span of the library is for (enum smf_purpose): 1 to INSPECT_PURPOSES - 1, of which the last stands for
+ * those that this tool does not know. */
+#define INSPECT_PURPOSES 6
+unsigned inspect_purpose(const struct smf_page *page);
+/* "thread slots"; for JSON "thread-slot". */
+const char *inspect_purpose_text(unsigned purpose);
+const char *inspect_purpose_key(unsigned purpose);
+
 /* Text from the file, fit for a terminal: what is not printable UTF-8 is shown as \xNN. */
 void inspect_print_text(const char *text);
 

@@ -137,6 +137,31 @@ static int utf8_at(const char *text, uint32_t *code)
     return len;
 }
 
+static const struct {
+    const char *key, *text;
+} purposes[INSPECT_PURPOSES] = {
+    [SMF_PURPOSE_SLOT] = {"thread-slot", "thread slots"},
+    [SMF_PURPOSE_ARRAY] = {"stack", "longer stacks"},
+    [SMF_PURPOSE_LIMBO] = {"limbo", "limbo"},
+    [SMF_PURPOSE_LOG] = {"log", "logs"},
+    [INSPECT_PURPOSES - 1] = {"other", "other spans"},
+};
+
+unsigned inspect_purpose(const struct smf_page *page)
+{
+    return page->tag >= 1 && page->tag < INSPECT_PURPOSES - 1 ? page->tag : INSPECT_PURPOSES - 1;
+}
+
+const char *inspect_purpose_text(unsigned purpose)
+{
+    return purposes[purpose].text;
+}
+
+const char *inspect_purpose_key(unsigned purpose)
+{
+    return purposes[purpose].key;
+}
+
 /* Characters that change what a terminal shows of the others: controls and changes of direction. */
 static int is_printable(uint32_t code)
 {

@@ -42,7 +42,7 @@ static const char report_style[] =
     ".meta{fill:var(--meta);background:var(--meta)}\n"
     ".stored{fill:var(--stored);background:var(--stored)}"
     ".hole{fill:var(--hole);background:var(--hole)}\n"
-    ".cached{background:var(--cached)}\n"
+    ".cached{fill:var(--cached);background:var(--cached)}\n"
     ".legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:13.5px;list-style:none;"
     "margin:8px 0 0;padding:0}\n"
     ".legend i{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:6px;"

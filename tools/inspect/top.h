@@ -17,7 +17,8 @@ struct thread_look {
     uint32_t process, tid, pid;
     int alive;
     char name[17];
-    uint64_t slots, bytes;
+    uint64_t slots, bytes; /* cached, without */
+    struct smi_view_kept kept;
     uint32_t slot;
     uint64_t serial;                   /* of the claim of the slot */
     uint64_t refilled, flushed, large; /* since the claim */
@@ -31,6 +32,7 @@ struct look {
     uint64_t inode, device;
     uint64_t size, max_size, file_size;
     uint64_t allocated, cached, central_free, free;
+    uint64_t kept; /* of what is cached, in large blocks */
     uint64_t takes, gives, grows, waits, page_waits, repairs;
     uint32_t processes;
     uint64_t poison;

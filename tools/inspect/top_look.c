@@ -3,8 +3,9 @@
  * top_look.c - one look at a heap, for `top`.
  *
  * It reads the state, the records of the central heap, the page heap, the locks and the thread
- * slots, and no descriptors: its cost does not grow with the heap. Each look opens the file anew,
- * so a heap that grew, shrank, was replaced or went away meanwhile is nothing special.
+ * slots, and of descriptors only those of large blocks that threads keep, of which each has a few:
+ * its cost does not grow with the heap. Each look opens the file anew, so a heap that grew, shrank,
+ * was replaced or went away meanwhile is nothing special.
  */
 #include "top.h"
 
@@ -44,7 +45,9 @@ static void look_at_thread(struct inspect *in, struct look *look, uint32_t i, in
         thread->slots += bin.count;
         thread->bytes += (uint64_t)bin.count * smi_classes[k].size;
     }
-    look->cached += thread->bytes;
+    thread->kept = smi_view_kept(view, i, t);
+    look->kept += thread->kept.bytes;
+    look->cached += thread->bytes + thread->kept.bytes;
 }
 
 /* Pages that threads' slots and their arrays take. */
@@ -123,7 +126,7 @@ static void add_up(struct look *look, uint64_t usable, uint64_t slabs, uint64_t 
         look->central_free += class->free * smi_classes[k].size;
         look->allocated += class->in_use * smi_classes[k].size;
     }
-    uint64_t others = slabs + threads + (look->free >> SMF_PAGE_SHIFT);
+    uint64_t others = slabs + threads + ((look->free + look->kept) >> SMF_PAGE_SHIFT);
     look->allocated += usable > others ? (usable - others) << SMF_PAGE_SHIFT : 0;
 }
 
