@@ -324,9 +324,8 @@ static uint64_t *link_array(shmalloc_heap *heap, struct smf_thread *slot, uint64
 }
 
 /* Count the old block in, however far the dead thread came. Disarms. */
-static int finish_old(shmalloc_heap *heap, uint32_t index, const struct smf_link *link)
+static int finish_old(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, const struct smf_link *link)
 {
-    struct smf_thread *slot = smi_thread_slot(heap, index);
     if (link->old != 0 && link->old_array == 0 && smi_kept_has(heap, index, link->old)) {
         ; /* it keeps the block already */
     } else if (link->old != 0 && link->old_array == 0) { /* large: given back and disarmed in one operation */
@@ -386,9 +385,9 @@ static int resolve_short(shmalloc_heap *heap, struct smf_thread *slot, const str
     return 0;
 }
 
-static int resolve_take(shmalloc_heap *heap, uint32_t index, const struct smf_link *link, uint64_t *dest)
+static int resolve_take(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, const struct smf_link *link,
+                        uint64_t *dest)
 {
-    struct smf_thread *slot = smi_thread_slot(heap, index);
     int done = SMI_LOAD(dest) == link->fresh;
     if (link->fresh_array != 0) {
         uint64_t *array = link_array(heap, slot, link->fresh_array, link->fresh_count);
@@ -400,14 +399,13 @@ static int resolve_take(shmalloc_heap *heap, uint32_t index, const struct smf_li
         SMI_STORE(&slot->scratch, 0);
     }
     if (done)
-        return finish_old(heap, index, link);
+        return finish_old(heap, slot, index, link);
     SMI_STORE(&slot->link.op, SMF_LINK_NONE);
     return 0;
 }
 
-int smi_cache_resolve_link(shmalloc_heap *heap, uint32_t index)
+int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
 {
-    struct smf_thread *slot = smi_thread_slot(heap, index);
     struct smf_link copy, *link = &copy; /* what is compared is what is used */
     memcpy(link, &slot->link, sizeof(copy));
     uint64_t op = link->op & SMF_LINK_OP, target = link->op - op;
@@ -425,10 +423,10 @@ int smi_cache_resolve_link(shmalloc_heap *heap, uint32_t index)
     if (is_short)
         return resolve_short(heap, slot, link, dest);
     if (op == SMF_LINK_TAKE)
-        return resolve_take(heap, index, link, dest);
+        return resolve_take(heap, slot, index, link, dest);
     if (SMI_LOAD(dest) == link->old)
         SMI_STORE(dest, 0);
-    return finish_old(heap, index, link);
+    return finish_old(heap, slot, index, link);
 }
 
 static int named_by_a_bin(const struct smf_thread *slot, uint64_t ref)
@@ -484,10 +482,9 @@ int smi_cache_trim(struct smi_thread *t)
     return rc < 0 ? rc : loaded < 0 ? loaded : result;
 }
 
-int smi_cache_settle(shmalloc_heap *heap, uint32_t index)
+int smi_cache_settle(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
 {
-    struct smf_thread *slot = smi_thread_slot(heap, index);
-    int rc = smi_cache_resolve_link(heap, index);
+    int rc = smi_cache_resolve_link(heap, slot, index);
     if (rc == 0 && slot->scratch != 0 && smi_kept_has(heap, index, slot->scratch))
         SMI_STORE(&slot->scratch, 0); /* killed on the way from one to the other */
     if (rc == 0 && slot->scratch != 0)
@@ -497,12 +494,11 @@ int smi_cache_settle(shmalloc_heap *heap, uint32_t index)
     return rc;
 }
 
-int smi_cache_release(shmalloc_heap *heap, uint32_t index, uint64_t *most)
+int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most)
 {
-    struct smf_thread *slot = smi_thread_slot(heap, index);
-    int rc = smi_cache_settle(heap, index);
+    int rc = smi_cache_settle(heap, slot, index);
     if (rc == 0 && !heap->is_older) /* an older heap has an array there */
-        rc = smi_kept_release(heap, index);
+        rc = smi_kept_release(heap, slot, index);
     if (rc == 0)
         rc = resolve_spares(heap, slot);
     if (rc == 0)

@@ -41,15 +41,15 @@ int smi_cache_trim(struct smi_thread *t);
 
 /* Finish or undo the link record of thread slot `index`, whose thread is dead. The class and page locks that it may have died
  * in have been passed; the RECOVER lock is held. */
-int smi_cache_resolve_link(shmalloc_heap *heap, uint32_t index);
+int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index);
 
 /* Of a thread that is gone: resolve the link record and free what it was building. RECOVER held. */
-int smi_cache_settle(shmalloc_heap *heap, uint32_t index);
+int smi_cache_settle(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index);
 
 /* Bring the slot of a thread that is gone to rest: settle it, give its cached slots and long arrays back, and last
  * make it free. May be killed and run again. RECOVER held. At most `*most` slots go back, which is counted down; 1:
  * there are more of them, and the thread slot is not free yet. */
-int smi_cache_release(shmalloc_heap *heap, uint32_t index, uint64_t *most);
+int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most);
 
 /* Free a block, small or large, without a cache, and store 0 to *name in the same step. */
 int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name);

@@ -112,7 +112,7 @@ static uint32_t free_entry(struct smi_thread *t, uint64_t pages)
         uint64_t entry = SMI_LOAD(&t->slot->spans[next]);
         if (entry == 0)
             continue;
-        if (smi_pages_give_kept(t->heap, t->slot_index, next) < 0)
+        if (smi_pages_give_kept(t->heap, t->slot, t->slot_index, next) < 0)
             return SMF_SPANS;
         clear_entry(t, next, entry & (SMF_PAGE - 1));
         i = next;
@@ -150,7 +150,7 @@ int smi_kept_decay(struct smi_thread *t, uint64_t now)
     for (uint32_t i = 0; rc == 0 && i < SMF_SPANS; i++) {
         uint64_t entry = SMI_LOAD(&t->slot->spans[i]);
         if (entry != 0 && entry == t->spans_seen[i]) {
-            rc = smi_pages_give_kept(t->heap, t->slot_index, i);
+            rc = smi_pages_give_kept(t->heap, t->slot, t->slot_index, i);
             clear_entry(t, i, entry & (SMF_PAGE - 1));
         }
         t->spans_seen[i] = SMI_LOAD(&t->slot->spans[i]);
@@ -158,11 +158,11 @@ int smi_kept_decay(struct smi_thread *t, uint64_t now)
     return rc;
 }
 
-int smi_kept_release(shmalloc_heap *heap, uint32_t slot_index)
+int smi_kept_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t slot_index)
 {
     int rc = 0;
     for (uint32_t i = 0; rc == 0 && i < SMF_SPANS; i++)
-        rc = smi_pages_give_kept(heap, slot_index, i);
+        rc = smi_pages_give_kept(heap, slot, slot_index, i);
     return rc;
 }
 

@@ -26,7 +26,7 @@ int smi_kept_give(struct smi_thread *t, uint64_t ref, uint64_t *dest);
 int smi_kept_decay(struct smi_thread *t, uint64_t now);
 
 /* All that a thread slot keeps goes back; its owner is the caller, or gone. */
-int smi_kept_release(shmalloc_heap *heap, uint32_t slot_index);
+int smi_kept_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t slot_index);
 
 /* Does the thread slot keep the large block at `ref`? */
 int smi_kept_has(const shmalloc_heap *heap, uint32_t slot_index, uint64_t ref);

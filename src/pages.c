@@ -772,10 +772,9 @@ static uint64_t mark_of_kept(shmalloc_heap *heap, uint32_t slot_index, uint32_t 
                : 0;
 }
 
-int smi_pages_give_kept(shmalloc_heap *heap, uint32_t slot_index, uint32_t i)
+int smi_pages_give_kept(shmalloc_heap *heap, struct smf_thread *slot, uint32_t slot_index, uint32_t i)
 {
-    struct smf_thread *slot = smi_thread_slot(heap, slot_index);
-    int rc = slot && SMI_LOAD(&slot->spans[i]) != 0 ? smi_lock_acquire(heap, smi_lock_of_pages(heap)) : 1;
+    int rc = SMI_LOAD(&slot->spans[i]) != 0 ? smi_lock_acquire(heap, smi_lock_of_pages(heap)) : 1;
     if (rc != 0)
         return rc < 0 ? rc : 0;
     uint64_t entry = SMI_LOAD(&slot->spans[i]), mark = mark_of_kept(heap, slot_index, i, entry);

@@ -34,7 +34,7 @@ int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *n
 
 /* Give back the large block that entry `i` of a thread slot's `spans` keeps, and clear the entry; one that keeps none is
  * cleared only. */
-int smi_pages_give_kept(shmalloc_heap *heap, uint32_t slot_index, uint32_t i);
+int smi_pages_give_kept(shmalloc_heap *heap, struct smf_thread *slot, uint32_t slot_index, uint32_t i);
 
 /* Make a large block `count` pages long where it is: the tail is given back, or taken from the free span
  * behind. A block behind it that a thread keeps gives way. Returns 0, SHMALLOC_EFULL when it cannot grow there,

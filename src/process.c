@@ -192,7 +192,7 @@ static int release_slot(shmalloc_heap *heap, struct smi_thread *t)
     uint64_t all = UINT64_MAX;
     for (uint32_t k = 0; k < SMF_CLASSES; k++)
         smi_cache_close(t, k);
-    rc = smi_cache_release(heap, t->slot_index, &all);
+    rc = smi_cache_release(heap, t->slot, t->slot_index, &all);
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     return rc;
 }
@@ -324,7 +324,7 @@ static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
     for (uint32_t i = 0; rc == 0 && i < SMF_THREADS; i++) {
         struct smf_thread *slot = smi_thread_slot(heap, i);
         if (slot && slot->owner != 0 && (!mine || slot != mine->slot))
-            rc = smi_cache_release(heap, i, &all);
+            rc = smi_cache_release(heap, slot, i, &all);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     for (struct smi_thread *t = heap->contexts, *next; t; t = next) {

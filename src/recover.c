@@ -310,13 +310,13 @@ static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *m
         made--;
     for (uint32_t i = 0; rc == 0 && i < made; i++) {
         struct smf_thread *slot = slot_of(heap, i, process);
-        rc = slot ? smi_cache_settle(heap, i) : 0;
+        rc = slot ? smi_cache_settle(heap, slot, i) : 0;
     }
     for (uint32_t i = 0; rc == 0 && i < made; i++) {
         struct smf_thread *slot = slot_of(heap, i, process);
         if (!slot)
             continue;
-        rc = *most >= EACH_THREAD ? smi_cache_release(heap, i, most) : 1;
+        rc = *most >= EACH_THREAD ? smi_cache_release(heap, slot, i, most) : 1;
         *most -= *most < EACH_THREAD ? *most : EACH_THREAD;
     }
     return rc;
@@ -407,7 +407,7 @@ int smi_recover_owner(shmalloc_heap *heap, uint32_t index, uint64_t serial)
     if (slot->owner != 0 && slot->serial == serial) { /* else adopted already, and resolved with that */
         rc = pass_locks(heap);
         if (rc == 0)
-            rc = smi_cache_resolve_link(heap, index);
+            rc = smi_cache_resolve_link(heap, slot, index);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     SMI_STORE(&heap->adopt_wanted, 1);

@@ -53,7 +53,7 @@ static shmalloc_ref take(uint64_t page_count)
 static void give(shmalloc_ref ref)
 {
     must_work(shmalloc_free(f.heap, &ref));
-    must_work(smi_kept_release(f.heap, smi_current->slot_index));
+    must_work(smi_kept_release(f.heap, smi_current->slot, smi_current->slot_index));
 }
 
 /* ---- freeing in many orders ---- */
