@@ -139,9 +139,9 @@ int shmalloc_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
     if (SMI_UNLIKELY(!top || !out || (at < t->reserved && !smi_can_link(t, at))))
         return alloc_long(heap, size, out);
     if (at < t->reserved)
-        smi_pop_linked(t, top, out);
+        smi_link_pop(t, out, top);
     else
-        *out = smi_pop(t, top);
+        *out = smi_pop_word(top);
     return 0;
 }
 
@@ -323,7 +323,7 @@ void *shmalloc_malloc(shmalloc_heap *heap, size_t size)
 {
     struct smi_thread *t = smi_current;
     struct smi_top *top = smi_top_for(heap, t, size);
-    return SMI_LIKELY(top) ? t->base + smi_pop(t, top) : malloc_long(heap, size);
+    return SMI_LIKELY(top) ? t->base + smi_pop_word(top) : malloc_long(heap, size);
 }
 
 void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
@@ -335,7 +335,7 @@ void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
     struct smi_thread *t = smi_current;
     struct smi_top *top = smi_top_to_fill(heap, t, bytes);
     if (SMI_LIKELY(top))
-        return memset(t->base + smi_pop(t, top), 0, bytes);
+        return memset(t->base + smi_pop_word(top), 0, bytes);
     return take_pointer(heap, &(struct smi_request){.size = bytes, .zero = 1});
 }
 

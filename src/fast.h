@@ -9,9 +9,8 @@
  *
  * What bounds them is not the number of instructions but chains of loads that end in the address of a store, since later
  * loads wait for that. So nothing here is looked up that can be remembered: the ref on top of each stack, in the thread's
- * context, and what a page is, in a table of this process (pagetable.h) that is indexed by address. A program that frees
- * what it just got would wait even for that table: so a thread remembers its last block and the stack it came from, too.
- * Both hold as long as smf_state.reshaped says so, which grows whenever a slab of the heap ended or got a side array.
+ * context, and what a page is, in a table of this process (pagetable.h) that is indexed by address.
+ * An entry holds as long as smf_state.reshaped says so, which grows whenever a slab of the heap ended or got a side array.
  */
 #ifndef SMI_FAST_H
 #define SMI_FAST_H
@@ -73,11 +72,6 @@ static inline int smi_top_takes(const struct smi_top *top, uint64_t ref)
  * The context serves the heap. */
 static inline struct smi_top *smi_top_of(struct smi_thread *t, uint64_t ref, const void *block)
 {
-    if (ref == t->last_ref) {
-        if (SMI_LIKELY(SMI_LOAD(&smi_state_of(t)->reshaped) == t->reshaped))
-            return smi_top_takes(t->last_top, ref) ? t->last_top : NULL;
-        smi_forget_last(t);
-    }
     if (SMI_UNLIKELY(ref >= t->covered))
         return NULL;
     uint64_t known = SMI_LOAD(&t->known[(uintptr_t)block >> SMF_PAGE_SHIFT]);
@@ -93,21 +87,6 @@ static inline struct smi_top *smi_top_of(struct smi_thread *t, uint64_t ref, con
 static inline int smi_can_link(const struct smi_thread *t, uint64_t at)
 {
     return at % 8 == 0 && at < smi_size_now(t);
-}
-
-static inline uint64_t smi_pop(struct smi_thread *t, struct smi_top *top)
-{
-    uint64_t ref = smi_pop_word(top);
-    t->last_ref = ref;
-    t->last_top = top;
-    return ref;
-}
-
-/* The same with a ref word in the heap. */
-static inline void smi_pop_linked(struct smi_thread *t, struct smi_top *top, uint64_t *dest)
-{
-    t->last_ref = smi_link_pop(t, dest, top);
-    t->last_top = top;
 }
 
 /* ---- resizing ---- */
@@ -131,14 +110,11 @@ static inline uint64_t smi_resize(const shmalloc_heap *heap, struct smi_thread *
     if (SMI_UNLIKELY(!fresh))
         return 0;
     memcpy(t->base + fresh->ref, t->base + ref, old_size < size ? old_size : size);
-    if (dest) {
-        t->last_ref = smi_link_exchange(t, dest, ref, fresh, old);
-        t->last_top = fresh;
-    } else {
-        smi_pop(t, fresh);
-        smi_push_word(old, ref);
-    }
-    return t->last_ref;
+    if (dest)
+        return smi_link_exchange(t, dest, ref, fresh, old);
+    uint64_t moved = smi_pop_word(fresh);
+    smi_push_word(old, ref);
+    return moved;
 }
 
 #endif

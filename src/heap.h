@@ -140,10 +140,7 @@ struct smi_thread {
     uint64_t reserved;        /* of the heap's, as is `base` */
     uint64_t covered;         /* refs below it have an entry in `known` */
     const uint64_t *known;    /* heap->known, to be indexed by address */
-    uint64_t last_ref;        /* that it allocated on the fast path, 0 none; and */
-    struct smi_top *last_top; /* the stack it came from, */
-    uint64_t reshaped;        /* both true while smf_state.reshaped is this: fast.h */
-    uint8_t unused[SMI_CONTEXT_PAGE - (SMF_CLASSES + 1) * sizeof(struct smi_top) - 8 * 8];
+    uint8_t unused[SMI_CONTEXT_PAGE - (SMF_CLASSES + 1) * sizeof(struct smi_top) - 5 * 8];
     uint8_t others[(SMI_CONTEXTS_AT_ONCE - 1) * SMI_CONTEXT_PAGE];
 
     /* Not wiped. */
@@ -184,13 +181,6 @@ static inline struct smi_top *smi_top(struct smi_thread *t, uint32_t k)
 static inline const struct smf_state *smi_state_of(const struct smi_thread *t)
 {
     return (const struct smf_state *)(const void *)(t->base + SMF_STATE_OFFSET);
-}
-
-static inline void smi_forget_last(struct smi_thread *t)
-{
-    t->last_ref = 0;
-    t->last_top = &t->top_of_kind[0]; /* which takes nothing, not even that ref */
-    t->reshaped = SMI_LOAD(&smi_state_of(t)->reshaped);
 }
 
 /* The context the calling thread used last; never NULL. */

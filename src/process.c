@@ -233,7 +233,6 @@ static void fill_hot_page(struct smi_thread *t)
     t->reserved = heap->reserved;
     t->covered = smi_pagetable_covered(heap);
     t->known = (const uint64_t *)((uintptr_t)heap->known - ((uintptr_t)heap->base >> SMF_PAGE_SHIFT) * sizeof(uint64_t));
-    smi_forget_last(t);
 }
 
 /* From here on the fast paths may use the context, unless the heap was closed meanwhile. The registry lock is held, under
@@ -729,7 +728,6 @@ static struct smi_thread *enter(shmalloc_heap *heap, int may_share, int *rc)
     if (!t)
         return NULL;
     smi_current = t;
-    smi_forget_last(t);
     look_around(t);
     return t;
 }

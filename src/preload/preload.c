@@ -159,7 +159,7 @@ EXPORT void *malloc(size_t size)
 {
     struct smi_thread *t = smi_current;
     struct smi_top *top = smi_top_for(heap, t, size);
-    return SMI_LIKELY(top) ? t->base + smi_pop(t, top) : take_long(0, size, 0);
+    return SMI_LIKELY(top) ? t->base + smi_pop_word(top) : take_long(0, size, 0);
 }
 
 EXPORT void free(void *block)
@@ -180,7 +180,7 @@ EXPORT void *calloc(size_t count, size_t size)
         return no_memory();
     struct smi_thread *t = smi_current;
     struct smi_top *top = smi_top_to_fill(heap, t, bytes);
-    return SMI_LIKELY(top) ? memset(t->base + smi_pop(t, top), 0, bytes) : take_long(0, bytes, 1);
+    return SMI_LIKELY(top) ? memset(t->base + smi_pop_word(top), 0, bytes) : take_long(0, bytes, 1);
 }
 
 EXPORT void *realloc(void *block, size_t size)

@@ -116,11 +116,10 @@ Test(threads, a_remembered_block_may_come_back_in_another_class)
     must_work(shmalloc_mfree(f.heap, first));
 }
 
-/* A thread that remembers nothing takes no ref for its last block. */
-Test(threads, no_ref_is_taken_for_a_block_that_is_not_remembered)
+Test(threads, what_is_no_ref_is_no_block_even_on_the_fast_path)
 {
     shmalloc_ref nothing = 0;
-    must(shmalloc_trim(f.heap) >= 0, "trim: %s", shmalloc_errmsg()); /* the long way: what was last is forgotten */
+    must(shmalloc_trim(f.heap) >= 0, "trim: %s", shmalloc_errmsg());
     must_work(shmalloc_free(f.heap, &nothing));
     must_code(shmalloc_mfree(f.heap, shmalloc_ptr(f.heap, 1)), SHMALLOC_EBADREF);
     must_be_sound(f.heap);
