@@ -16,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include "check.h"
 #include "os.h"
@@ -509,7 +508,7 @@ static int fill_header(struct smf_header *h, const shmalloc_options *o)
     if (o->layout)
         snprintf(h->layout_name, sizeof(h->layout_name), "%s", o->layout);
     smi_areas(h->arena_count, &h->areas, &h->lock_count);
-    h->created_at = (uint64_t)time(NULL);
+    h->created_at = smi_os_now() / 1000000000ull;
     return 0;
 }
 

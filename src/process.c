@@ -20,9 +20,9 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cache.h"
+#include "direct_mutex.h"
 #include "lock.h"
 #include "os.h"
 #include "pages.h"
@@ -47,6 +47,7 @@ static _Thread_local unsigned registry_depth;
 static pthread_key_t exit_key;
 static int has_exit_key; /* a program may have taken all keys: then slots come back with the process */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int is_set_up;
 static uint64_t last_epoch;
 
 /* Memory for contexts that nobody has: those that somebody had, and the rest of a mapping, never touched. The registry
@@ -110,10 +111,10 @@ struct smf_thread *smi_thread_slot(const shmalloc_heap *heap, uint32_t index)
 
 static void fill_entry(struct smf_process *entry)
 {
-    entry->pid = (uint32_t)getpid();
-    entry->start_time = smi_os_start_time(getpid(), getpid());
+    entry->pid = smi_os_process_id();
+    entry->start_time = smi_os_start_time((pid_t)entry->pid, (pid_t)entry->pid);
     entry->attached_at = smi_os_now();
-    entry->uid = (uint32_t)getuid();
+    entry->uid = smi_os_user_id();
     smi_os_process_name(entry->name);
     entry->serial++;
     SMI_STORE(&entry->state, 1);
@@ -154,15 +155,24 @@ int smi_process_claim(shmalloc_heap *heap)
                      heap->path, SMF_PROCESSES);
 }
 
-void smi_process_start_private(shmalloc_heap *heap)
+static void recursive_mutex(pthread_mutex_t *mutex)
 {
+#ifdef PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP
+    *mutex = (pthread_mutex_t)PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+#else
     pthread_mutexattr_t attr;
     pthread_mutexattr_init(&attr);
     pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
-    pthread_mutex_init(&heap->shared_lock, &attr);
+    pthread_mutex_init(mutex, &attr);
     pthread_mutexattr_destroy(&attr);
+#endif
+}
+
+void smi_process_start_private(shmalloc_heap *heap)
+{
+    recursive_mutex(&heap->shared_lock);
     heap->process_index = 0;
-    heap->processes[0].pid = (uint32_t)getpid();
+    heap->processes[0].pid = smi_os_process_id();
     heap->processes[0].state = 1;
     heap->generation = heap->state->generation;
     new_epoch(heap);
@@ -428,7 +438,7 @@ int smi_only_mine(const shmalloc_heap *heap)
 
 /* The thread's last destructors have run, or are about to: it makes no context of a private heap any more. */
 static _Thread_local uint8_t is_leaving;
-/* It is in set_up(), where the C library may call a malloc that is ours. */
+/* It is on the way to set_up() or in it, where the C library may call a malloc that is ours. */
 static _Thread_local uint8_t is_setting_up;
 
 static int uses_private_heap(void)
@@ -467,16 +477,18 @@ static void at_thread_exit(void *arg)
 
 static void set_up(void)
 {
-    is_setting_up = 1;
     has_exit_key = pthread_key_create(&exit_key, at_thread_exit) == 0;
     smi_os_at_fork(before_fork, after_fork_in_parent, after_fork_in_child);
-    is_setting_up = 0;
+    __atomic_store_n(&is_set_up, 1, __ATOMIC_RELEASE);
 }
 
 void smi_process_set_up(void)
 {
-    if (!is_setting_up)
-        pthread_once(&once, set_up);
+    if (__atomic_load_n(&is_set_up, __ATOMIC_ACQUIRE) || is_setting_up)
+        return;
+    is_setting_up = 1;
+    pthread_once(&once, set_up);
+    is_setting_up = 0;
 }
 
 /* One of the first `count` thread slots, free or new; those that were made come first in the table. RECOVER held.
@@ -516,7 +528,7 @@ static int own_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
         struct smf_thread *slot = t->slot;
         slot->serial++;
         slot->tid = smi_os_thread_id();
-        slot->start_time = heap->is_private ? 0 : smi_os_start_time(getpid(), (pid_t)slot->tid);
+        slot->start_time = heap->is_private ? 0 : smi_os_start_time((pid_t)smi_os_process_id(), (pid_t)slot->tid);
         smi_cache_format(slot, (uint64_t)((uint8_t *)slot - heap->base), untouched_slot);
         SMI_STORE(&slot->owner, (uint64_t)heap->process_index + 1);
     }

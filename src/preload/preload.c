@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "block.h"
+#include "direct_mutex.h"
 #include "fast.h"
 #include "os.h"
 #include "process.h"
@@ -55,7 +56,7 @@ static void say(const char *what, const char *why)
     char text[700];
     if (!is_spoken_to())
         return;
-    int len = snprintf(text, sizeof(text), "shmalloc: %s[%d]: %s%s%s\n", program_invocation_short_name, (int)getpid(),
+    int len = snprintf(text, sizeof(text), "shmalloc: %s[%d]: %s%s%s\n", program_invocation_short_name, (int)smi_os_process_id(),
                        what, why ? ": " : "", why ? why : "");
     smi_os_say(speak_to, text, len < (int)sizeof(text) ? (size_t)len : sizeof(text) - 1);
 }
@@ -66,11 +67,16 @@ static void say(const char *what, const char *why)
 static int be_born(void)
 {
     static pthread_mutex_t birth = PTHREAD_MUTEX_INITIALIZER;
+    static _Thread_local int is_bearing; /* what it calls may be replaced by a function that allocates: that fails */
+    if (is_bearing)
+        return -ENOMEM;
+    is_bearing = 1;
     pthread_mutex_lock(&birth);
     int rc = early ? 0 : shmalloc_open_private(NULL, &early);
     if (rc == 0 && heap == &unborn)
         __atomic_store_n(&heap, early, __ATOMIC_RELEASE);
     pthread_mutex_unlock(&birth);
+    is_bearing = 0;
     return rc;
 }
 
@@ -246,12 +252,12 @@ EXPORT void *aligned_alloc(size_t alignment, size_t size)
 
 EXPORT void *valloc(size_t size)
 {
-    return aligned((size_t)sysconf(_SC_PAGESIZE), size);
+    return aligned(smi_os_page_bytes(), size);
 }
 
 EXPORT void *pvalloc(size_t size)
 {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), rest = size % page, whole;
+    size_t page = smi_os_page_bytes(), rest = size % page, whole;
     if (__builtin_add_overflow(size, rest ? page - rest : 0, &whole))
         return no_memory();
     return aligned(page, whole ? whole : page);
@@ -335,9 +341,34 @@ EXPORT void malloc_stats(void)
 
 static int print_at_end; /* SHMALLOC_STATS */
 
+/* Where the environment has the variable; NULL: nowhere. Shells have a getenv() and an unsetenv() of their own, for
+ * their variables, which are not there yet. */
+static char **find_variable(const char *name)
+{
+    size_t len = strlen(name);
+    for (char **at = environ; at && *at; at++)
+        if (strncmp(*at, name, len) == 0 && (*at)[len] == '=')
+            return at;
+    return NULL;
+}
+
+static const char *variable(const char *name)
+{
+    char **at = find_variable(name);
+    return at ? *at + strlen(name) + 1 : NULL;
+}
+
+static void remove_variable(const char *name)
+{
+    for (char **at; (at = find_variable(name));)
+        do
+            at[0] = at[1];
+        while (*at++);
+}
+
 static int is_set(const char *name)
 {
-    const char *value = getenv(name);
+    const char *value = variable(name);
     return value && *value && strcmp(value, "0") != 0;
 }
 
@@ -356,13 +387,13 @@ static void move_to_file(const char *path)
         _exit(125);
     }
     named->stays = 1;
-    unsetenv("SHMALLOC_HEAP");
+    remove_variable("SHMALLOC_HEAP");
     __atomic_store_n(&heap, named, __ATOMIC_RELEASE);
 }
 
 __attribute__((constructor)) static void begin(void)
 {
-    const char *path = getenv("SHMALLOC_HEAP");
+    const char *path = variable("SHMALLOC_HEAP");
     strict = is_set("SHMALLOC_STRICT");
     print_at_end = is_set("SHMALLOC_STATS");
     int kept = print_at_end ? smi_os_keep(speak_to) : -1; /* many programs close theirs before they end */
