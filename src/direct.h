@@ -29,6 +29,8 @@
 
 #include "vdso.h"
 
+#define SMI_DIRECT_IS_ON 1
+
 /* ---- one instruction ---- */
 
 static inline long smi_direct_raw(long number, long a, long b, long c, long d, long e, long f)

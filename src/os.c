@@ -775,6 +775,17 @@ uint64_t smi_os_peak(void)
     return getrusage(RUSAGE_SELF, &usage) < 0 ? 0 : (uint64_t)usage.ru_maxrss << 10;
 }
 
+#ifdef SMI_DIRECT_IS_ON /* and none of the calls is a cancellation point */
+int smi_os_cancel_off(void)
+{
+    return 0;
+}
+
+void smi_os_cancel_restore(int state)
+{
+    (void)state;
+}
+#else
 int smi_os_cancel_off(void)
 {
     int state;
@@ -786,6 +797,7 @@ void smi_os_cancel_restore(int state)
 {
     pthread_setcancelstate(state, NULL);
 }
+#endif
 
 /* Signal handlers, which may fork, are kept out until `was` is given back. */
 static void block_signals(sigset_t *was)
