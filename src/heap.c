@@ -1007,6 +1007,15 @@ __attribute__((destructor)) static void leave_all(void)
     smi_registry_unlock();
 }
 
+int smi_heap_leave(shmalloc_heap *heap)
+{
+    if (!smi_registry_trylock())
+        return -EBUSY;
+    int rc = detach(heap);
+    smi_registry_unlock();
+    return rc;
+}
+
 /* ---- the heap as a file ---- */
 
 /* A link's name is not the heap's: to remove it would leave the heap. */

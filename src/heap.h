@@ -260,6 +260,10 @@ int smi_heap_writable(shmalloc_heap *heap);
 /* The descriptor still is the one that the library opened, or is made so again (a daemon may have closed it). */
 int smi_heap_descriptor(shmalloc_heap *heap);
 
+/* The process ends, and smi_process_may_leave(): leave the heap as closing does, but the mapping stays, so that what lies
+ * there can be read to the last. A call that changes the heap would attach anew. */
+int smi_heap_leave(shmalloc_heap *heap);
+
 /* Another description of the heap's file, to be closed; or a negative code with a message. */
 int smi_heap_reopen(shmalloc_heap *heap);
 

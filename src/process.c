@@ -92,10 +92,9 @@ void smi_registry_unlock(void)
 
 int smi_registry_trylock(void)
 {
-    if (registry_depth++ == 0 && pthread_mutex_trylock(&registry) != 0) {
-        registry_depth--;
+    if (registry_depth > 0 || pthread_mutex_trylock(&registry) != 0)
         return 0;
-    }
+    registry_depth = 1;
     return 1;
 }
 
@@ -434,6 +433,34 @@ int smi_only_mine(const shmalloc_heap *heap)
             return 0;
     }
     return 1;
+}
+
+#define PATIENCE_MS 100
+
+/* Is the calling thread the only one? One that was joined has given its contexts back, but the kernel may still count
+ * it for a moment. */
+static int is_alone(const shmalloc_heap *heap)
+{
+    for (int tries = 0; tries < PATIENCE_MS; tries++) {
+        unsigned threads = smi_os_threads();
+        if (threads <= 1)
+            return threads == 1;
+        if (smi_registry_trylock()) {
+            int others_work = !smi_only_mine(heap);
+            smi_registry_unlock();
+            if (others_work)
+                return 0;
+        }
+        smi_os_sleep(1000000);
+    }
+    return 0;
+}
+
+int smi_process_may_leave(const shmalloc_heap *heap)
+{
+    return __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) != 0 && heap->process_index >= 0 &&
+           heap->processes[heap->process_index].pid == smi_os_process_id() && registry_depth == 0 &&
+           !smi_lock_any_held() && is_alone(heap);
 }
 
 /* The thread's last destructors have run, or are about to: it makes no context of a private heap any more. */

@@ -7,7 +7,8 @@
  *
  * Two heaps: `early`, a private one, is made by the first call, which may come from the dynamic linker, before any
  * constructor has run and before there is an environment. When our own constructor finds SHMALLOC_HEAP there, a heap
- * in that file takes over, and what the early heap handed out is still freed to it.
+ * in that file takes over, and what the early heap handed out is still freed to it. At the very end of a process the
+ * file's heap is left in order, and the early one serves again.
  *
  * Nothing below may call malloc while it serves a call: shmalloc calls it nowhere on these ways but in
  * shmalloc_get_stats(), which holds no lock then, and when it opens a file, while the early heap serves.
@@ -36,6 +37,7 @@
 static shmalloc_heap unborn; /* epoch 0: no thread has a context of it */
 static shmalloc_heap *heap = &unborn;
 static shmalloc_heap *early; /* NULL: not made yet */
+static shmalloc_heap *left;  /* the file's heap, when this process has left it; NULL before */
 static int strict;           /* SHMALLOC_STRICT: a wrong free ends the program */
 
 /* ---- saying something ---- */
@@ -101,7 +103,9 @@ static shmalloc_heap *owner_of(const void *block)
     uint64_t ref;
     if (heap != &unborn && smi_ref_of(heap, block, &ref))
         return heap;
-    return early && early != heap && smi_ref_of(early, block, &ref) ? early : NULL;
+    if (early && early != heap && smi_ref_of(early, block, &ref))
+        return early;
+    return left && smi_ref_of(left, block, &ref) ? left : NULL;
 }
 
 /* A heap to allocate in; NULL when there can be none. */
@@ -138,7 +142,7 @@ static LONG_WAY void free_long(void *block)
 {
     int before = errno;
     shmalloc_heap *from = block ? owner_of(block) : NULL;
-    if (from && !(from == heap && is_child_on_file()) && shmalloc_mfree(from, block) < 0 && strict) {
+    if (from && from != left && !(from == heap && is_child_on_file()) && shmalloc_mfree(from, block) < 0 && strict) {
         say("free", shmalloc_errmsg());
         abort();
     }
@@ -372,6 +376,21 @@ static int is_set(const char *name)
     return value && *value && strcmp(value, "0") != 0;
 }
 
+/* The last that runs in a process that ends by exit(): what comes after it, if anything, is served by the early heap, and
+ * blocks of the file can only be read. */
+static void leave_file(void *named)
+{
+    if (heap != named || !smi_process_may_leave(named))
+        return;
+    left = named;
+    __atomic_store_n(&heap, early, __ATOMIC_RELEASE);
+    smi_heap_leave(named);
+}
+
+/* What atexit() calls, which would have it done before other libraries' destructors: they allocate, too. Handlers that
+ * belong to no library and are there before the dynamic linker's own run after that has run all destructors. */
+extern int __cxa_atexit(void (*handler)(void *), void *argument, void *library);
+
 /* From here on blocks lie in the file. Programs that this one starts have private heaps. */
 static void move_to_file(const char *path)
 {
@@ -389,6 +408,7 @@ static void move_to_file(const char *path)
     named->stays = 1;
     remove_variable("SHMALLOC_HEAP");
     __atomic_store_n(&heap, named, __ATOMIC_RELEASE);
+    __cxa_atexit(leave_file, named, NULL);
 }
 
 __attribute__((constructor)) static void begin(void)

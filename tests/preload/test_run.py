@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""test_run.py SHMALLOC-RUN BATTERY OWN_HEAP INSPECT - options, exit statuses, messages, and heaps in files.
+"""test_run.py SHMALLOC-RUN BATTERY OWN_HEAP ENDS LATE INSPECT - options, exit statuses, messages, and heaps in files.
 
 INSPECT may be "": then nothing looks into the heap files.
 """
+import json
 import os
 import shutil
 import stat
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import unittest
 
-RUN, BATTERY, OWN_HEAP, INSPECT = [os.path.realpath(name) if name else "" for name in sys.argv[1:5]]
+RUN, BATTERY, OWN_HEAP, ENDS, LATE, INSPECT = [os.path.realpath(name) if name else "" for name in sys.argv[1:7]]
 
 
 class Run(unittest.TestCase):
@@ -241,6 +242,28 @@ class Run(unittest.TestCase):
         self.assertEqual(self.run_it("--heap", self.heap, "true").returncode, 125, "it is in use")
         process.communicate(timeout=60)
         self.assertEqual(process.returncode, 0)
+
+    # how a program ends: the state of its heap. There is no end of the process to be seen in some, and others would leave
+    # a thread's changes half done.
+    ENDS = {"return": "clean", "exit": "clean", "handlers": "clean", "joined": "clean", "child": "clean",
+            "thread": "died", "_exit": "died", "quick_exit": "died"}
+
+    def test_how_programs_end(self):
+        for way, state in self.ENDS.items():
+            for late in ({}, {"LD_PRELOAD": LATE}) if way != "child" else ({},):  # LATE allocates in the child
+                with self.subTest(way=way, late=bool(late)):
+                    done = self.run_it("--heap", self.heap, ENDS, way, env=late)
+                    self.assertEqual((done.returncode, done.stderr), (4, ""))
+                    goes_on = late and way not in ("_exit", "quick_exit")
+                    self.assertEqual(done.stdout, "late\n" if goes_on else "")
+                    found = self.inspect("info", "--json")
+                    if found:
+                        self.assertEqual(json.loads(found.stdout)["state"], state)
+                    self.assert_sound()
+
+    def test_a_heap_in_a_file_and_its_statistics(self):
+        done = self.run_it("--stats", "--heap", self.heap, ENDS, "exit")
+        self.assertRegex(done.stderr, r"^shmalloc: ends\[\d+\]: \d+ bytes in [1-9]\d* blocks allocated, ")
 
     def test_children_that_execute(self):
         done = self.run_it("--heap", self.heap, BATTERY, "executes")

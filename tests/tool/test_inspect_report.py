@@ -157,7 +157,7 @@ class Report(ReportTest):
         process.kill()
         process.wait()
         self.assertEqual(run("report", "-o", self.out, self.heap)[0], SOUND)
-        self.assertIn("Every process died", Page(self.page()).text)
+        self.assertIn("Every process ended without closing it", Page(self.page()).text)
 
     def test_output(self):
         self.make("create", "close")

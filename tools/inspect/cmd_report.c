@@ -309,7 +309,7 @@ static void put_verdict(FILE *page, const struct figures *f)
     else if (in->view.state.mark == SMF_CLEAN)
         put(page, "It was closed in order.</p>\n");
     else if (inspect_runtime_is_valid(in))
-        put(page, "Every process died; the next open finds the heap as it was.</p>\n");
+        put(page, "Every process ended without closing it; the next open finds the heap as it was.</p>\n");
     else
         put(page, "It was in use when the machine stopped or the file was copied.</p>\n");
     if (in->view.state.poison)
