@@ -16,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include "check.h"
 #include "os.h"
@@ -546,7 +545,7 @@ static int fill_header(struct smf_header *h, const shmalloc_options *o)
     if (o->layout)
         snprintf(h->layout_name, sizeof(h->layout_name), "%s", o->layout);
     smi_areas(h->arena_count, &h->areas, &h->lock_count);
-    h->created_at = (uint64_t)time(NULL);
+    h->created_at = smi_os_now() / 1000000000ull;
     return 0;
 }
 
@@ -1079,6 +1078,15 @@ __attribute__((destructor)) static void leave_all(void)
         if (!heap->read_only && !heap->is_private && !heap->stays && heap->epoch != 0 && smi_only_mine(heap))
             detach(heap);
     smi_registry_unlock();
+}
+
+int smi_heap_leave(shmalloc_heap *heap)
+{
+    if (!smi_registry_trylock())
+        return -EBUSY;
+    int rc = detach(heap);
+    smi_registry_unlock();
+    return rc;
 }
 
 /* ---- the heap as a file ---- */

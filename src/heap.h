@@ -291,6 +291,10 @@ int smi_heap_descriptor(shmalloc_heap *heap);
 struct smi_file_info;
 int smi_heap_look(shmalloc_heap *heap, struct smi_file_info *out);
 
+/* The process ends, and smi_process_may_leave(): leave the heap as closing does, but the mapping stays, so that what lies
+ * there can be read to the last. A call that changes the heap would attach anew. */
+int smi_heap_leave(shmalloc_heap *heap);
+
 /* Another description of the heap's file, to be closed; or a negative code with a message. */
 int smi_heap_reopen(shmalloc_heap *heap);
 

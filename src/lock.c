@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include "central.h"
+#include "direct_mutex.h"
 #include "os.h"
 #include "pages.h"
 #include "roots.h"

@@ -22,6 +22,8 @@
 
 #include <shmalloc/shmalloc.h>
 
+#include "direct.h" /* after the system's: it takes names of theirs */
+#include "direct_mutex.h"
 #include "layout.h"
 
 #define MAP_ALIGNMENT (2ull << 20)
@@ -43,6 +45,11 @@ static uint32_t machine(void)
 #else
 #error "which machine is this? add its ELF number"
 #endif
+}
+
+uint32_t smi_os_page_bytes(void)
+{
+    return (uint32_t)sysconf(_SC_PAGESIZE);
 }
 
 int smi_os_mutex_init(void *mutex)
@@ -84,7 +91,7 @@ int smi_os_platform(struct smi_platform *out)
     if (rc < 0)
         return rc;
     out->machine = machine();
-    out->os_page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
+    out->os_page_bytes = smi_os_page_bytes();
     out->mutex_bytes = sizeof(pthread_mutex_t);
     out->mutex_fingerprint = smi_hash(fresh, sizeof(pthread_mutex_t));
     return 0;
@@ -710,6 +717,12 @@ uint64_t smi_os_start_time(pid_t pid, pid_t tid)
     return read_text(path, text, sizeof(text)) < 0 ? 0 : stat_field(text, 22);
 }
 
+unsigned smi_os_threads(void)
+{
+    char text[1024];
+    return read_text("/proc/self/stat", text, sizeof(text)) < 0 ? 0 : (unsigned)stat_field(text, 20);
+}
+
 int smi_os_faults(pid_t pid, uint64_t *minor, uint64_t *major)
 {
     char path[64], text[1024];
@@ -720,6 +733,16 @@ int smi_os_faults(pid_t pid, uint64_t *minor, uint64_t *major)
     *minor = stat_field(text, 10);
     *major = stat_field(text, 12);
     return 0;
+}
+
+uint32_t smi_os_process_id(void)
+{
+    return (uint32_t)getpid();
+}
+
+uint32_t smi_os_user_id(void)
+{
+    return (uint32_t)getuid();
 }
 
 uint32_t smi_os_thread_id(void)
@@ -822,6 +845,17 @@ uint64_t smi_os_peak(void)
     return getrusage(RUSAGE_SELF, &usage) < 0 ? 0 : (uint64_t)usage.ru_maxrss << 10;
 }
 
+#ifdef SMI_DIRECT_IS_ON /* and none of the calls is a cancellation point */
+int smi_os_cancel_off(void)
+{
+    return 0;
+}
+
+void smi_os_cancel_restore(int state)
+{
+    (void)state;
+}
+#else
 int smi_os_cancel_off(void)
 {
     int state;
@@ -833,6 +867,7 @@ void smi_os_cancel_restore(int state)
 {
     pthread_setcancelstate(state, NULL);
 }
+#endif
 
 /* Signal handlers, which may fork, are kept out until `was` is given back. */
 static void block_signals(sigset_t *was)

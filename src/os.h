@@ -21,6 +21,7 @@ struct smi_platform {
     uint64_t mutex_fingerprint; /* hash of a fresh robust process-shared mutex */
 };
 int smi_os_platform(struct smi_platform *out);
+uint32_t smi_os_page_bytes(void);
 
 /* A robust, process-shared, error-checking mutex in 40 bytes. */
 int smi_os_mutex_init(void *mutex);
@@ -142,6 +143,9 @@ int smi_os_pid_namespace(uint64_t *out); /* inode */
 uint64_t smi_os_start_time(pid_t pid, pid_t tid); /* clock ticks since boot, 0 unknown */
 /* Page faults of a process so far: served from memory, and from a disk. */
 int smi_os_faults(pid_t pid, uint64_t *minor, uint64_t *major);
+unsigned smi_os_threads(void); /* of this process, 0 unknown; one that was just joined may still be counted */
+uint32_t smi_os_process_id(void);
+uint32_t smi_os_user_id(void);
 uint32_t smi_os_thread_id(void);
 int smi_os_thread_exists(pid_t tid, uint64_t start_time); /* in this process; 0: whenever it began */
 /* Does the C library know the calling thread by its real id? Not in a child of a raw clone(2), where its

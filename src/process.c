@@ -20,9 +20,9 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cache.h"
+#include "direct_mutex.h"
 #include "kept.h"
 #include "lock.h"
 #include "os.h"
@@ -48,6 +48,7 @@ static _Thread_local unsigned registry_depth;
 static pthread_key_t exit_key;
 static int has_exit_key; /* a program may have taken all keys: then slots come back with the process */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int is_set_up;
 static uint64_t last_epoch;
 
 /* Memory for contexts that nobody has: those that somebody had, and the rest of a mapping, never touched. Those of private
@@ -99,10 +100,9 @@ void smi_registry_unlock(void)
 
 int smi_registry_trylock(void)
 {
-    if (registry_depth++ == 0 && pthread_mutex_trylock(&registry) != 0) {
-        registry_depth--;
+    if (registry_depth > 0 || pthread_mutex_trylock(&registry) != 0)
         return 0;
-    }
+    registry_depth = 1;
     return 1;
 }
 
@@ -110,9 +110,9 @@ int smi_registry_trylock(void)
 
 static void fill_entry(struct smf_process *entry)
 {
-    entry->pid = (uint32_t)getpid();
+    entry->pid = smi_os_process_id();
     entry->attached_at = smi_os_now();
-    entry->uid = (uint32_t)getuid();
+    entry->uid = smi_os_user_id();
     smi_os_describe_self(entry->name, &entry->start_time);
     entry->serial++;
     SMI_STORE(&entry->state, 1);
@@ -153,15 +153,24 @@ int smi_process_claim(shmalloc_heap *heap)
                      heap->path, SMF_PROCESSES);
 }
 
-void smi_process_start_private(shmalloc_heap *heap)
+static void recursive_mutex(pthread_mutex_t *mutex)
 {
+#ifdef PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP
+    *mutex = (pthread_mutex_t)PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+#else
     pthread_mutexattr_t attr;
     pthread_mutexattr_init(&attr);
     pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
-    pthread_mutex_init(&heap->shared_lock, &attr);
+    pthread_mutex_init(mutex, &attr);
     pthread_mutexattr_destroy(&attr);
+#endif
+}
+
+void smi_process_start_private(shmalloc_heap *heap)
+{
+    recursive_mutex(&heap->shared_lock);
     heap->process_index = 0;
-    heap->processes[0].pid = (uint32_t)getpid();
+    heap->processes[0].pid = smi_os_process_id();
     heap->processes[0].state = 1;
     heap->generation = heap->state->generation;
     new_epoch(heap);
@@ -272,7 +281,7 @@ static pid_t forgotten_by;
 static void forget_parent(void)
 {
     registry = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
-    forgotten_by = getpid();
+    forgotten_by = (pid_t)smi_os_process_id();
     /* The memory of the parent's contexts is lost to the child: it may be in mid-change. Those of private heaps are
      * the child's, and may be used before the copy is settled, which is left to the first call that takes the long way:
      * most children only call exec. */
@@ -416,7 +425,7 @@ static int attach_child(shmalloc_heap *heap)
         smi_os_sleep(100000);
     int rc = 0;
     if (__atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) == 0) {
-        if (forgotten_by != getpid()) /* no atfork handler ran: _Fork(), or a raw clone */
+        if (forgotten_by != (pid_t)smi_os_process_id()) /* no atfork handler ran: _Fork(), or a raw clone */
             forget_parent();
         if (heap->is_private) {
             smi_registry_lock();
@@ -470,9 +479,37 @@ int smi_only_mine(const shmalloc_heap *heap)
     return 1;
 }
 
+#define PATIENCE_MS 100
+
+/* Is the calling thread the only one? One that was joined has given its contexts back, but the kernel may still count
+ * it for a moment. */
+static int is_alone(const shmalloc_heap *heap)
+{
+    for (int tries = 0; tries < PATIENCE_MS; tries++) {
+        unsigned threads = smi_os_threads();
+        if (threads <= 1)
+            return threads == 1;
+        if (smi_registry_trylock()) {
+            int others_work = !smi_only_mine(heap);
+            smi_registry_unlock();
+            if (others_work)
+                return 0;
+        }
+        smi_os_sleep(1000000);
+    }
+    return 0;
+}
+
+int smi_process_may_leave(const shmalloc_heap *heap)
+{
+    return __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) != 0 && heap->process_index >= 0 &&
+           heap->processes[heap->process_index].pid == smi_os_process_id() && registry_depth == 0 &&
+           !smi_lock_any_held() && is_alone(heap);
+}
+
 /* The thread's last destructors have run, or are about to: it makes no context of a private heap any more. */
 static _Thread_local uint8_t is_leaving;
-/* It is in set_up(), where the C library may call a malloc that is ours. */
+/* It is on the way to set_up() or in it, where the C library may call a malloc that is ours. */
 static _Thread_local uint8_t is_setting_up;
 
 static int uses_private_heap(void)
@@ -511,16 +548,18 @@ static void at_thread_exit(void *arg)
 
 static void set_up(void)
 {
-    is_setting_up = 1;
     has_exit_key = pthread_key_create(&exit_key, at_thread_exit) == 0;
     smi_os_at_fork(before_fork, after_fork_in_parent, after_fork_in_child);
-    is_setting_up = 0;
+    __atomic_store_n(&is_set_up, 1, __ATOMIC_RELEASE);
 }
 
 void smi_process_set_up(void)
 {
-    if (!is_setting_up)
-        pthread_once(&once, set_up);
+    if (__atomic_load_n(&is_set_up, __ATOMIC_ACQUIRE) || is_setting_up)
+        return;
+    is_setting_up = 1;
+    pthread_once(&once, set_up);
+    is_setting_up = 0;
 }
 
 /* One of the first `count` thread slots, free or new; those that were made come first in the table. RECOVER held.
@@ -552,8 +591,8 @@ static int claim_slot(shmalloc_heap *heap, uint32_t count, uint32_t *index, int 
 static uint64_t start_time_of(const shmalloc_heap *heap, pid_t tid)
 {
     return heap->is_private  ? 0
-           : tid == getpid() ? heap->processes[heap->process_index].start_time
-                             : smi_os_start_time(getpid(), tid);
+           : tid == (pid_t)smi_os_process_id() ? heap->processes[heap->process_index].start_time
+                             : smi_os_start_time((pid_t)smi_os_process_id(), tid);
 }
 
 static int own_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)

@@ -10,7 +10,7 @@
 /* Guards the process's list of heaps and every list of contexts. Comes before all heap locks. */
 void smi_registry_lock(void);
 void smi_registry_unlock(void);
-int smi_registry_trylock(void); /* 1: got it */
+int smi_registry_trylock(void); /* 1: got it, and did not have it */
 /* The list itself; whoever changes it holds the registry lock. */
 extern shmalloc_heap *smi_heaps;
 
@@ -46,5 +46,10 @@ void smi_process_start_private(shmalloc_heap *heap);
 
 /* Has no other thread of this process a context of the heap? The registry lock is held. */
 int smi_only_mine(const shmalloc_heap *heap);
+
+/* At the end of the process: can the heap be left in order? Not by a forked child that has not attached, nor by a child
+ * in its parent's memory (vfork), nor in the middle of a change that a signal interrupted, nor while other threads run,
+ * which may be in the middle of one. */
+int smi_process_may_leave(const shmalloc_heap *heap);
 
 #endif

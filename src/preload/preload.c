@@ -7,7 +7,8 @@
  *
  * Two heaps: `early`, a private one, is made by the first call, which may come from the dynamic linker, before any
  * constructor has run and before there is an environment. When our own constructor finds SHMALLOC_HEAP there, a heap
- * in that file takes over, and what the early heap handed out is still freed to it.
+ * in that file takes over, and what the early heap handed out is still freed to it. At the very end of a process the
+ * file's heap is left in order, and the early one serves again.
  *
  * Nothing below may call malloc while it serves a call: shmalloc calls it nowhere on these ways but in
  * shmalloc_get_stats(), which holds no lock then, and when it opens a file, while the early heap serves.
@@ -25,6 +26,7 @@
 #include <unistd.h>
 
 #include "block.h"
+#include "direct_mutex.h"
 #include "fast.h"
 #include "os.h"
 #include "process.h"
@@ -35,6 +37,7 @@
 static shmalloc_heap unborn; /* epoch 0: no thread has a context of it */
 static shmalloc_heap *heap = &unborn;
 static shmalloc_heap *early; /* NULL: not made yet */
+static shmalloc_heap *left;  /* the file's heap, when this process has left it; NULL before */
 static int strict;           /* SHMALLOC_STRICT: a wrong free ends the program */
 
 /* ---- saying something ---- */
@@ -55,7 +58,7 @@ static void say(const char *what, const char *why)
     char text[700];
     if (!is_spoken_to())
         return;
-    int len = snprintf(text, sizeof(text), "shmalloc: %s[%d]: %s%s%s\n", program_invocation_short_name, (int)getpid(),
+    int len = snprintf(text, sizeof(text), "shmalloc: %s[%d]: %s%s%s\n", program_invocation_short_name, (int)smi_os_process_id(),
                        what, why ? ": " : "", why ? why : "");
     smi_os_say(speak_to, text, len < (int)sizeof(text) ? (size_t)len : sizeof(text) - 1);
 }
@@ -66,11 +69,16 @@ static void say(const char *what, const char *why)
 static int be_born(void)
 {
     static pthread_mutex_t birth = PTHREAD_MUTEX_INITIALIZER;
+    static _Thread_local int is_bearing; /* what it calls may be replaced by a function that allocates: that fails */
+    if (is_bearing)
+        return -ENOMEM;
+    is_bearing = 1;
     pthread_mutex_lock(&birth);
     int rc = early ? 0 : shmalloc_open_private(NULL, &early);
     if (rc == 0 && heap == &unborn)
         __atomic_store_n(&heap, early, __ATOMIC_RELEASE);
     pthread_mutex_unlock(&birth);
+    is_bearing = 0;
     return rc;
 }
 
@@ -95,7 +103,9 @@ static shmalloc_heap *owner_of(const void *block)
     uint64_t ref;
     if (heap != &unborn && smi_ref_of(heap, block, &ref))
         return heap;
-    return early && early != heap && smi_ref_of(early, block, &ref) ? early : NULL;
+    if (early && early != heap && smi_ref_of(early, block, &ref))
+        return early;
+    return left && smi_ref_of(left, block, &ref) ? left : NULL;
 }
 
 /* A heap to allocate in; NULL when there can be none. */
@@ -132,7 +142,7 @@ static LONG_WAY void free_long(void *block)
 {
     int before = errno;
     shmalloc_heap *from = block ? owner_of(block) : NULL;
-    if (from && !(from == heap && is_child_on_file()) && shmalloc_mfree(from, block) < 0 && strict) {
+    if (from && from != left && !(from == heap && is_child_on_file()) && shmalloc_mfree(from, block) < 0 && strict) {
         say("free", shmalloc_errmsg());
         abort();
     }
@@ -246,12 +256,12 @@ EXPORT void *aligned_alloc(size_t alignment, size_t size)
 
 EXPORT void *valloc(size_t size)
 {
-    return aligned((size_t)sysconf(_SC_PAGESIZE), size);
+    return aligned(smi_os_page_bytes(), size);
 }
 
 EXPORT void *pvalloc(size_t size)
 {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), rest = size % page, whole;
+    size_t page = smi_os_page_bytes(), rest = size % page, whole;
     if (__builtin_add_overflow(size, rest ? page - rest : 0, &whole))
         return no_memory();
     return aligned(page, whole ? whole : page);
@@ -335,11 +345,51 @@ EXPORT void malloc_stats(void)
 
 static int print_at_end; /* SHMALLOC_STATS */
 
+/* Where the environment has the variable; NULL: nowhere. Shells have a getenv() and an unsetenv() of their own, for
+ * their variables, which are not there yet. */
+static char **find_variable(const char *name)
+{
+    size_t len = strlen(name);
+    for (char **at = environ; at && *at; at++)
+        if (strncmp(*at, name, len) == 0 && (*at)[len] == '=')
+            return at;
+    return NULL;
+}
+
+static const char *variable(const char *name)
+{
+    char **at = find_variable(name);
+    return at ? *at + strlen(name) + 1 : NULL;
+}
+
+static void remove_variable(const char *name)
+{
+    for (char **at; (at = find_variable(name));)
+        do
+            at[0] = at[1];
+        while (*at++);
+}
+
 static int is_set(const char *name)
 {
-    const char *value = getenv(name);
+    const char *value = variable(name);
     return value && *value && strcmp(value, "0") != 0;
 }
+
+/* The last that runs in a process that ends by exit(): what comes after it, if anything, is served by the early heap, and
+ * blocks of the file can only be read. */
+static void leave_file(void *named)
+{
+    if (heap != named || !smi_process_may_leave(named))
+        return;
+    left = named;
+    __atomic_store_n(&heap, early, __ATOMIC_RELEASE);
+    smi_heap_leave(named);
+}
+
+/* What atexit() calls, which would have it done before other libraries' destructors: they allocate, too. Handlers that
+ * belong to no library and are there before the dynamic linker's own run after that has run all destructors. */
+extern int __cxa_atexit(void (*handler)(void *), void *argument, void *library);
 
 /* From here on blocks lie in the file. Programs that this one starts have private heaps. */
 static void move_to_file(const char *path)
@@ -356,13 +406,14 @@ static void move_to_file(const char *path)
         _exit(125);
     }
     named->stays = 1;
-    unsetenv("SHMALLOC_HEAP");
+    remove_variable("SHMALLOC_HEAP");
     __atomic_store_n(&heap, named, __ATOMIC_RELEASE);
+    __cxa_atexit(leave_file, named, NULL);
 }
 
 __attribute__((constructor)) static void begin(void)
 {
-    const char *path = getenv("SHMALLOC_HEAP");
+    const char *path = variable("SHMALLOC_HEAP");
     strict = is_set("SHMALLOC_STRICT");
     print_at_end = is_set("SHMALLOC_STATS");
     int kept = print_at_end ? smi_os_keep(speak_to) : -1; /* many programs close theirs before they end */

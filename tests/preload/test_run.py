@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""test_run.py SHMALLOC-RUN BATTERY OWN_HEAP INSPECT - options, exit statuses, messages, and heaps in files.
+"""test_run.py SHMALLOC-RUN BATTERY OWN_HEAP ENDS LATE INSPECT - options, exit statuses, messages, and heaps in files.
 
 INSPECT may be "": then nothing looks into the heap files.
 """
+import json
 import os
 import shutil
 import stat
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import unittest
 
-RUN, BATTERY, OWN_HEAP, INSPECT = [os.path.realpath(name) if name else "" for name in sys.argv[1:5]]
+RUN, BATTERY, OWN_HEAP, ENDS, LATE, INSPECT = [os.path.realpath(name) if name else "" for name in sys.argv[1:7]]
 
 
 class Run(unittest.TestCase):
@@ -26,8 +27,8 @@ class Run(unittest.TestCase):
         return subprocess.run([RUN, *words], capture_output=True, text=True, timeout=120, cwd=self.folder,
                               env=environment, check=False, **more)
 
-    def script(self, text, mode=0o755):
-        path = os.path.join(self.folder, "script")
+    def script(self, text, mode=0o755, name="script"):
+        path = os.path.join(self.folder, name)
         with open(path, "w", encoding="utf-8") as out:
             out.write(text)
         os.chmod(path, mode)
@@ -87,6 +88,37 @@ class Run(unittest.TestCase):
         with open(other, "rb") as file:
             self.assertEqual(file.read(), before)
 
+    def test_the_earlier_heap_stays_when_nothing_will_run(self):
+        self.assertEqual(self.run_it("--heap", self.heap, "sort", "/dev/null").returncode, 0)
+        with open(self.heap, "rb") as file:
+            before = file.read()
+        folder = os.path.join(self.folder, "folder")
+        os.mkdir(folder)
+        no_interpreter = self.script("#!/no/such/interpreter\n", name="no_interpreter")
+        source, program = self.script("int main(void) { return 0; }\n"), os.path.join(self.folder, "no_linker")
+        subprocess.run(["cc", "-x", "c", "-Wl,--dynamic-linker=/no/such/linker", "-o", program, source], check=True,
+                       capture_output=True)
+        for name, status, why in (
+                ("sotr", 127, "No such file or directory"), ("./sotr", 127, "No such file or directory"),
+                ("", 127, "No such file or directory"), (no_interpreter, 127, "No such file or directory"),
+                (program, 127, "No such file or directory"), (folder, 126, "Permission denied"),
+                (self.script("#!/bin/sh\n", 0o644), 126, "Permission denied")):
+            done = self.run_it("--heap", self.heap, name, "/dev/null")
+            self.assertEqual((done.returncode, done.stderr), (status, f"shmalloc-run: {name}: {why}\n"))
+            with open(self.heap, "rb") as file:
+                self.assertEqual(file.read(), before, name)
+
+    def test_programs_are_found_as_execvp_finds_them(self):
+        first, second = os.path.join(self.folder, "first"), os.path.join(self.folder, "second")
+        for folder, mode, status in ((first, 0o644, 3), (second, 0o755, 4)):
+            os.mkdir(folder)
+            self.script(f"#!/bin/sh\nexit {status}\n", mode, os.path.join(folder, "tool"))
+        path = os.environ["PATH"]
+        self.assertEqual(self.run_it("tool", env={"PATH": f"{first}:{second}:{path}"}).returncode, 4)
+        self.assertEqual(self.run_it("tool", env={"PATH": f"{first}:{path}"}).returncode, 126)
+        self.script("exit 5\n", name="no_first_line")
+        self.assertEqual(self.run_it("--heap", self.heap, "no_first_line", env={"PATH": f":{path}"}).returncode, 5)
+
     def test_a_script_that_runs_another_program_is_warned_about(self):
         script = self.script("#!/usr/bin/env sh\nexit 3\n")
         done = self.run_it("--heap", self.heap, script)
@@ -119,6 +151,30 @@ class Run(unittest.TestCase):
             done = self.run_it(*command)
             self.assertEqual(done.returncode, 4)
             self.assertIn("is linked statically", done.stderr)
+        self.assertEqual(self.run_it("--heap", self.heap, "true").returncode, 0)
+        done = self.run_it("--heap", self.heap, program)
+        self.assertEqual(done.returncode, 4)
+        self.assertIn("is left as it is, for the program would not use it", done.stderr)
+        self.assertTrue(os.path.exists(self.heap))
+
+    def test_a_program_with_a_sanitizer_is_warned_about(self):
+        """The program is no such one; it names what their libraries begin with, as those do."""
+        for name, known in (("__asan_init", "AddressSanitizer"), ("__tsan_init", "ThreadSanitizer"),
+                            ("__msan_init", "MemorySanitizer"), ("__hwasan_init", "HWAddressSanitizer"),
+                            ("__lsan_init", "LeakSanitizer"), ("__ubsan_init", None)):
+            source = self.script(f"void {name}(void) {{ }}\nint main(void) {{ {name}(); return 4; }}\n")
+            program = os.path.join(self.folder, "sanitized")
+            subprocess.run(["cc", "-x", "c", "-rdynamic", "-o", program, source], check=True, capture_output=True)
+            done = self.run_it(program)
+            self.assertEqual(done.returncode, 4)
+            if known:
+                self.assertIn(f"{program} is built with {known}: that has a malloc of its own", done.stderr)
+            else:
+                self.assertEqual(done.stderr, "")
+        done = subprocess.run(["cc", "-x", "c", "-fsanitize=address", "-o", program, source], check=False,
+                              capture_output=True)
+        if done.returncode == 0:  # the compiler has it: what becomes of such a program is its library's affair
+            self.assertIn("is built with AddressSanitizer", self.run_it(program).stderr)
 
     # ---- options ----
 
@@ -186,6 +242,28 @@ class Run(unittest.TestCase):
         self.assertEqual(self.run_it("--heap", self.heap, "true").returncode, 125, "it is in use")
         process.communicate(timeout=60)
         self.assertEqual(process.returncode, 0)
+
+    # how a program ends: the state of its heap. There is no end of the process to be seen in some, and others would leave
+    # a thread's changes half done.
+    ENDS = {"return": "clean", "exit": "clean", "handlers": "clean", "joined": "clean", "child": "clean",
+            "thread": "died", "_exit": "died", "quick_exit": "died"}
+
+    def test_how_programs_end(self):
+        for way, state in self.ENDS.items():
+            for late in ({}, {"LD_PRELOAD": LATE}) if way != "child" else ({},):  # LATE allocates in the child
+                with self.subTest(way=way, late=bool(late)):
+                    done = self.run_it("--heap", self.heap, ENDS, way, env=late)
+                    self.assertEqual((done.returncode, done.stderr), (4, ""))
+                    goes_on = late and way not in ("_exit", "quick_exit")
+                    self.assertEqual(done.stdout, "late\n" if goes_on else "")
+                    found = self.inspect("info", "--json")
+                    if found:
+                        self.assertEqual(json.loads(found.stdout)["state"], state)
+                    self.assert_sound()
+
+    def test_a_heap_in_a_file_and_its_statistics(self):
+        done = self.run_it("--stats", "--heap", self.heap, ENDS, "exit")
+        self.assertRegex(done.stderr, r"^shmalloc: ends\[\d+\]: \d+ bytes in [1-9]\d* blocks allocated, ")
 
     def test_children_that_execute(self):
         done = self.run_it("--heap", self.heap, BATTERY, "executes")

@@ -20,7 +20,7 @@ static const char help[] =
     "The state is one of\n"
     "  clean    the last process closed it in order; everything is on disk\n"
     "  in use   processes have it open now\n"
-    "  died     every process died without closing it; the machine has stayed up since,\n"
+    "  died     every process ended without closing it; the machine has stayed up since,\n"
     "           so the next open finds the heap as it was\n"
     "  unclean  the machine stopped, or the file was copied, while it was in use:\n"
     "           shmalloc_recover() checks it and decides\n"
@@ -150,11 +150,11 @@ static struct state state_of(struct inspect *in)
         return (struct state){"clean", "clean: closed in order", GREEN};
     if (inspect_cannot_tell(in))
         return (struct state){"unknown",
-                              "unknown: every process died, or the machine stopped, which without the machine's "
+                              "unknown: every process ended without closing it, or the machine stopped, which without the machine's "
                               "boot id (in /proc) cannot be told",
                               YELLOW};
     if (!inspect_is_unclean(in))
-        return (struct state){"died", "every process died; the next open finds it as it was",
+        return (struct state){"died", "every process ended without closing it; the next open finds it as it was",
                               YELLOW};
     return (struct state){"unclean",
                           "unclean: in use when the machine stopped or the file was copied", RED};

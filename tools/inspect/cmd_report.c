@@ -30,7 +30,8 @@ static const char help[] =
     "compared with the one of next week.\n"
     "\n"
     "Options\n"
-    "  -o, --output PAGE  where to write it; - is standard output (not with --json)\n"
+    "  -o, --output PAGE  where to write it; - is standard output (not with --json).\n"
+    "                     A heap is not overwritten\n"
     "\n"
     "Exit status: as of `check`; 2 also when the page cannot be written.\n"
     "\n"
@@ -316,9 +317,9 @@ static void put_verdict(FILE *page, const struct figures *f)
     else if (in->view.state.mark == SMF_CLEAN)
         put(page, "It was closed in order.</p>\n");
     else if (inspect_runtime_is_valid(in))
-        put(page, "Every process died; the next open finds the heap as it was.</p>\n");
+        put(page, "Every process ended without closing it; the next open finds the heap as it was.</p>\n");
     else if (inspect_cannot_tell(in))
-        put(page, "Every process died, or the machine stopped: the machine's boot id cannot be read.</p>\n");
+        put(page, "Every process ended without closing it, or the machine stopped: the machine's boot id cannot be read.</p>\n");
     else
         put(page, "It was in use when the machine stopped or the file was copied.</p>\n");
     if (in->view.state.poison)
@@ -676,7 +677,7 @@ static void put_page(FILE *page, const struct figures *f)
 
 static enum verdict cannot_write(struct inspect *in, const char *path, int error)
 {
-    const char *why = error == EEXIST ? "that is the heap itself" : strerror(error);
+    const char *why = error == EEXIST ? "that is a shmalloc heap; name another file" : strerror(error);
     if (in->out) {
         struct json_object *object = json_object_new_object();
         inspect_add(object, "code", json_object_new_int(-error));
@@ -689,13 +690,19 @@ static enum verdict cannot_write(struct inspect *in, const char *path, int error
     return CANNOT_TELL;
 }
 
-/* The one file that must not be overwritten by mistake. */
-static int is_the_heap(struct inspect *in, const char *path)
+/* Files that must not be overwritten by mistake: the heap, which may be damaged, and all others. */
+static int is_a_heap(struct inspect *in, const char *path)
 {
-    struct smi_file_info heap;
-    struct stat out;
-    return smi_os_stat(in->view.fd, &heap) == 0 && stat(path, &out) == 0 &&
-           heap.device == (uint64_t)out.st_dev && heap.inode == (uint64_t)out.st_ino;
+    struct smi_file_info heap, out;
+    uint64_t magic = 0;
+    if (strcmp(path, "-") == 0 || smi_os_stat_path(path, 1, &out) < 0)
+        return 0;
+    if (smi_os_stat(in->view.fd, &heap) == 0 && heap.device == out.device && heap.inode == out.inode)
+        return 1;
+    int fd = S_ISREG(out.mode) ? smi_os_open(path, 1) : -1;
+    int is_heap = fd >= 0 && smi_os_read(fd, &magic, sizeof(magic), 0) >= 0 && magic == SMF_MAGIC;
+    smi_os_close(fd);
+    return is_heap;
 }
 
 /* 0 or an errno. */
@@ -716,7 +723,7 @@ static enum verdict finish_page(struct inspect *in, const char *path, const char
 {
     const struct figures *f = &figures;
     char n[32], v[64];
-    int error = is_the_heap(in, path) ? EEXIST : write_page(path, text, len);
+    int error = is_a_heap(in, path) ? EEXIST : write_page(path, text, len);
     if (error)
         return cannot_write(in, path, error);
     if (in->out) {

@@ -35,7 +35,9 @@ static const char help[] =
     "Options\n"
     "      --heap FILE   put the heap into FILE, so that shmalloc-inspect can look at it\n"
     "                    while the program runs and after it ended. FILE is made anew;\n"
-    "                    of files that exist, only the heap of an earlier run goes.\n"
+    "                    of files that exist, only the heap of an earlier run goes,\n"
+    "                    and only for a program that runs. It is closed in order when\n"
+    "                    PROGRAM ends by exit.\n"
     "                    Children of the program may exec; one that goes on without\n"
     "                    and allocates is stopped with a message (status 125), for it\n"
     "                    would share its parent's blocks\n"
@@ -63,7 +65,8 @@ static const char help[] =
     "\n"
     "Programs that are linked statically have no malloc to replace, and the dynamic\n"
     "linker ignores LD_PRELOAD for setuid programs: both are warned about and run\n"
-    "as they are. See also shmalloc-run(1).\n";
+    "as they are; so are programs built with a sanitizer, which has a malloc of its\n"
+    "own. See also shmalloc-run(1).\n";
 
 static int fail(int status, const char *what, const char *why)
 {
@@ -114,32 +117,106 @@ static int set_preload(const char *library)
 
 /* ---- the program ---- */
 
-/* Where execvp will find it; NULL when it will not. */
+/* 0, or why execve will not have it. */
+static int cannot_execute(const char *path)
+{
+    struct stat st;
+    if (stat(path, &st) < 0)
+        return errno;
+    return S_ISREG(st.st_mode) && faccessat(AT_FDCWD, path, X_OK, AT_EACCESS) == 0 ? 0 : EACCES;
+}
+
+/* Where execvp will find it, or 0 and errno as execvp would leave it. */
 static const char *find_program(const char *name, char out[PATH_MAX])
 {
-    if (strchr(name, '/'))
-        return access(name, F_OK) == 0 ? name : NULL;
     const char *path = getenv("PATH");
-    for (const char *at = path ? path : "/bin:/usr/bin", *end; at; at = *end ? end + 1 : NULL) {
-        struct stat st;
-        end = strchrnul(at, ':');
-        snprintf(out, PATH_MAX, "%.*s%s%s", (int)(end - at), at, end > at ? "/" : "", name);
-        if (stat(out, &st) == 0 && S_ISREG(st.st_mode) && access(out, X_OK) == 0)
-            return out;
+    int why = ENOENT, rc;
+    if (strchr(name, '/')) {
+        errno = cannot_execute(name);
+        return errno ? NULL : name;
     }
+    for (const char *at = path ? path : "/bin:/usr/bin", *end; at && *name; at = *end ? end + 1 : NULL) {
+        end = strchrnul(at, ':');
+        if (snprintf(out, PATH_MAX, "%.*s%s%s", (int)(end - at), at, end > at ? "/" : "", name) >= PATH_MAX)
+            continue;
+        if ((rc = cannot_execute(out)) == 0)
+            return out;
+        why = rc == EACCES ? rc : why; /* it goes on, and says so in the end */
+    }
+    errno = why;
     return NULL;
 }
 
-/* Has a program header of type PT_INTERP: the dynamic linker will run. */
-static int is_dynamic(int fd, const Elf64_Ehdr *header)
+/* The program header of a type, the first from number *i on. */
+static int find_segment(int fd, const Elf64_Ehdr *header, uint32_t type, unsigned *i, Elf64_Phdr *out)
 {
-    Elf64_Phdr segment;
-    for (unsigned i = 0; i < header->e_phnum; i++)
-        if (pread(fd, &segment, sizeof(segment), (off_t)(header->e_phoff + i * sizeof(segment))) ==
-                (ssize_t)sizeof(segment) &&
-            segment.p_type == PT_INTERP)
+    for (; *i < header->e_phnum; ++*i)
+        if (pread(fd, out, sizeof(*out), (off_t)(header->e_phoff + *i * sizeof(*out))) == (ssize_t)sizeof(*out) &&
+            out->p_type == type)
             return 1;
     return 0;
+}
+
+/* Text of a file with a zero behind it, to be freed; NULL: not there. */
+static char *text_at(int fd, uint64_t offset, uint64_t len)
+{
+    char *text = len > 0 && len < 1ull << 26 ? calloc(1, len + 1) : NULL;
+    if (text && pread(fd, text, len, (off_t)offset) == (ssize_t)len)
+        return text;
+    free(text);
+    return NULL;
+}
+
+/* The file that the kernel starts for a program, its dynamic linker, to be freed; NULL: none, it is static. */
+static char *dynamic_linker(int fd, const Elf64_Ehdr *header)
+{
+    Elf64_Phdr segment;
+    unsigned i = 0;
+    return find_segment(fd, header, PT_INTERP, &i, &segment) ? text_at(fd, segment.p_offset, segment.p_filesz) : NULL;
+}
+
+/* All names that the dynamic linker sees of a program, one behind another; to be freed. */
+static char *dynamic_names(int fd, const Elf64_Ehdr *header, uint64_t *len)
+{
+    Elf64_Phdr segment;
+    unsigned i = 0;
+    uint64_t address = 0;
+    *len = 0;
+    if (!find_segment(fd, header, PT_DYNAMIC, &i, &segment))
+        return NULL;
+    Elf64_Dyn *entry = (Elf64_Dyn *)(void *)text_at(fd, segment.p_offset, segment.p_filesz);
+    for (uint64_t n = 0; entry && n < segment.p_filesz / sizeof(*entry); n++)
+        if (entry[n].d_tag == DT_STRTAB)
+            address = entry[n].d_un.d_ptr;
+        else if (entry[n].d_tag == DT_STRSZ)
+            *len = entry[n].d_un.d_val;
+    free(entry);
+    for (i = 0; find_segment(fd, header, PT_LOAD, &i, &segment); i++)
+        if (address >= segment.p_vaddr && address - segment.p_vaddr < segment.p_filesz)
+            return text_at(fd, address - segment.p_vaddr + segment.p_offset, *len);
+    return NULL;
+}
+
+/* The sanitizer that a program was built with, of those that have a malloc; NULL: none. Its library begins with a call
+ * of the program's, or lies in the program. */
+static const char *sanitizer_of(int fd, const Elf64_Ehdr *header)
+{
+    static const struct {
+        const char *begins, *name;
+    } known[] = {
+        {"__asan_init", "AddressSanitizer"},    {"__hwasan_init", "HWAddressSanitizer"},
+        {"__tsan_init", "ThreadSanitizer"},     {"__msan_init", "MemorySanitizer"},
+        {"__lsan_init", "LeakSanitizer"},
+    };
+    const char *found = NULL;
+    uint64_t len;
+    char *names = dynamic_names(fd, header, &len);
+    for (const char *at = names; at && at < names + len && !found; at += strlen(at) + 1)
+        for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+            if (strcmp(at, known[i].begins) == 0)
+                found = known[i].name;
+    free(names);
+    return found;
 }
 
 /* Is the interpreter one that is there to run other programs: env, or a shell? */
@@ -150,38 +227,74 @@ static int starts_another(const char *path)
     return strcmp(name, "env") == 0 || (len >= 2 && strcmp(name + len - 2, "sh") == 0);
 }
 
-/* Say what will keep the library out of the program in `path`, or out of the interpreter that its first line names. */
-static void warn_about(const char *path, int is_interpreter)
+enum { SERVED, HAS_OWN_MALLOC, CANNOT_RUN }; /* what will become of a program */
+
+static int judge(const char *path, const char *heap, int is_interpreter);
+
+/* Of a script: its interpreter is the program. */
+static int judge_script(const char *path, char *line, const char *heap)
+{
+    char *name = line + strspn(line, " \t");
+    name[strcspn(name, " \t\n")] = 0;
+    if (heap && starts_another(name))
+        warn(path, "is a script", "the heap file is its interpreter's, which may go on to run another program; "
+                                  "name that program instead");
+    return *name ? judge(name, heap, 1) : SERVED;
+}
+
+static int judge_binary(const char *path, int fd, const Elf64_Ehdr *header, const struct stat *st)
+{
+    const char *why = NULL, *sanitizer;
+    char text[100], *linker = NULL;
+    if (header->e_ident[EI_CLASS] != ELFCLASS64)
+        why = "is not a 64-bit program";
+    else if (!(linker = dynamic_linker(fd, header)))
+        why = "is linked statically";
+    else if (((st->st_mode & S_ISUID) && st->st_uid != geteuid()) || ((st->st_mode & S_ISGID) && st->st_gid != getegid()))
+        why = "is set-user-ID or set-group-ID";
+    else if (geteuid() != 0 && fgetxattr(fd, "security.capability", NULL, 0) > 0)
+        why = "has file capabilities";
+    int rc = linker ? cannot_execute(linker) : 0;
+    free(linker);
+    errno = rc;
+    if (rc != 0)
+        return CANNOT_RUN;
+    if (why) {
+        warn(path, why, OWN_MALLOC);
+        return HAS_OWN_MALLOC;
+    }
+    if ((sanitizer = sanitizer_of(fd, header))) {
+        snprintf(text, sizeof(text), "is built with %s", sanitizer);
+        warn(path, text, "that has a malloc of its own; beside this one it may refuse to start, crash, miss errors, or report "
+                         "some that are none. Run the program without shmalloc-run, or build it without the sanitizer");
+    }
+    return SERVED;
+}
+
+/* Say what will keep the library out of the program in `path`, or out of the interpreter that its first line names. Of
+ * what is not known here, such as a script without a first line, the kernel or a shell makes something. */
+static int judge(const char *path, const char *heap, int is_interpreter)
 {
     union {
         Elf64_Ehdr header;
         char text[256];
     } begin = {.text = ""};
     struct stat st;
+    int result = SERVED;
+    if ((errno = cannot_execute(path)))
+        return CANNOT_RUN;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) < 0 || pread(fd, &begin, sizeof(begin) - 1, 0) < 2) {
-        if (fd >= 0)
-            close(fd);
-        return; /* it will be seen at exec */
-    }
-    if (memcmp(begin.text, "#!", 2) == 0 && !is_interpreter) {
-        char *name = begin.text + 2 + strspn(begin.text + 2, " \t");
-        name[strcspn(name, " \t\n")] = 0;
-        if (getenv("SHMALLOC_HEAP") && starts_another(name))
-            warn(path, "is a script", "the heap file is its interpreter's, which may go on to run another program; "
-                                      "name that program instead");
-        warn_about(name, 1);
-    } else if (memcmp(begin.text, ELFMAG, SELFMAG) == 0) {
-        if (begin.header.e_ident[EI_CLASS] != ELFCLASS64)
-            warn(path, "is not a 64-bit program", OWN_MALLOC);
-        else if (!is_dynamic(fd, &begin.header))
-            warn(path, "is linked statically", OWN_MALLOC);
-        else if (((st.st_mode & S_ISUID) && st.st_uid != geteuid()) || ((st.st_mode & S_ISGID) && st.st_gid != getegid()))
-            warn(path, "is set-user-ID or set-group-ID", OWN_MALLOC);
-        else if (geteuid() != 0 && fgetxattr(fd, "security.capability", NULL, 0) > 0)
-            warn(path, "has file capabilities", OWN_MALLOC);
-    }
-    close(fd);
+    if (fd < 0 || fstat(fd, &st) < 0 || pread(fd, &begin, sizeof(begin) - 1, 0) < 2)
+        ; /* it may be executed all the same */
+    else if (memcmp(begin.text, "#!", 2) == 0 && !is_interpreter)
+        result = judge_script(path, begin.text + 2, heap);
+    else if (memcmp(begin.text, ELFMAG, SELFMAG) == 0)
+        result = judge_binary(path, fd, &begin.header, &st);
+    int why = errno;
+    if (fd >= 0)
+        close(fd);
+    errno = why;
+    return result;
 }
 
 /* ---- options ---- */
@@ -230,13 +343,12 @@ static const struct option options[] = {
 };
 
 /* -1: go on with the program at optind; else the exit status. */
-static int read_options(int argc, char **argv)
+static int read_options(int argc, char **argv, const char **heap)
 {
     int option, rc = 0, huge = 0;
-    const char *heap = NULL;
     while (rc == 0 && (option = getopt_long(argc, argv, "+h", options, NULL)) != -1)
         switch (option) {
-        case OPTION_HEAP: heap = optarg; break;
+        case OPTION_HEAP: *heap = optarg; break;
         case OPTION_HUGE: huge = 1; break;
         case OPTION_STATS: rc = setenv("SHMALLOC_STATS", "1", 1); break;
         case OPTION_STRICT: rc = setenv("SHMALLOC_STRICT", "1", 1); break;
@@ -248,18 +360,19 @@ static int read_options(int argc, char **argv)
         return fail(OWN_FAILURE, "setenv", strerror(errno));
     if (optind == argc)
         return fail(OWN_FAILURE, "which program? Usage: shmalloc-run [OPTION]... PROGRAM [ARGUMENT]...", NULL);
-    if (heap && huge)
+    if (*heap && huge)
         return fail(OWN_FAILURE, "--huge-pages is for heaps that are not in a file", NULL);
     if (huge && setenv("SHMALLOC_HUGE_PAGES", "1", 1) < 0)
         return fail(OWN_FAILURE, "setenv", strerror(errno));
-    rc = heap ? prepare_heap(heap) : 0;
-    return rc == 0 ? -1 : rc;
+    return -1;
 }
 
+/* What is wrong is said before anything is done: the heap of an earlier run goes only for that of a program that runs. */
 int main(int argc, char **argv)
 {
     char library[PATH_MAX], place[PATH_MAX];
-    int rc = read_options(argc, argv);
+    const char *heap = NULL;
+    int rc = read_options(argc, argv, &heap);
     if (rc >= 0)
         return rc;
     char **program = argv + optind;
@@ -268,8 +381,13 @@ int main(int argc, char **argv)
     if (strpbrk(library, " :"))
         return fail(OWN_FAILURE, library, "LD_PRELOAD takes no path with a blank or a colon");
     const char *found = find_program(program[0], place);
-    if (found)
-        warn_about(found, 0);
+    int what = found ? judge(found, heap ? heap : getenv("SHMALLOC_HEAP"), 0) : CANNOT_RUN;
+    if (what == CANNOT_RUN)
+        return fail(errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE, program[0], strerror(errno));
+    if (heap && what == HAS_OWN_MALLOC)
+        fail(0, heap, "is left as it is, for the program would not use it");
+    else if (heap && (rc = prepare_heap(heap)) != 0)
+        return rc;
     if (set_preload(library) < 0)
         return fail(OWN_FAILURE, "setenv", strerror(errno));
     execvp(program[0], program);
