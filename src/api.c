@@ -293,7 +293,8 @@ static void *take_pointer(shmalloc_heap *heap, const struct smi_request *request
 static LONG_WAY void *malloc_long(shmalloc_heap *heap, size_t size)
 {
     struct smi_thread *t = smi_current;
-    if (smi_serves(t, heap) && size > SMI_MAX_SMALL && size <= SMI_KEPT_MOST && ++t->span_calls % LOOK_EVERY_CALL != 0) {
+    int may_be_kept = smi_serves(t, heap) && size > SMI_MAX_SMALL && size <= SMI_KEPT_MOST;
+    if (may_be_kept && ++t->span_calls % LOOK_EVERY_CALL != 0) {
         uint64_t ref = smi_kept_take(t, (size + SMF_PAGE - 1) / SMF_PAGE, 0);
         if (ref != 0)
             return t->base + ref;
@@ -313,7 +314,7 @@ static LONG_WAY int free_long(shmalloc_heap *heap, void *block)
         smi_push_word(top, ref);
         return 0;
     }
-    int rc = smi_serves(smi_current, heap) ? smi_kept_give(smi_current, ref, NULL) : 0;
+    int rc = smi_serves(smi_current, heap) ? smi_kept_give(smi_current, ref, NULL, 0) : 0;
     if (rc != 0)
         return rc < 0 ? rc : 0;
     return give_long(heap, ref, NULL);

@@ -204,7 +204,7 @@ static int finish_give(struct smi_thread *t, uint64_t ref, const struct smi_slot
 
 static int free_large(struct smi_thread *t, uint64_t ref, uint64_t *dest)
 {
-    int rc = smi_kept_give(t, ref, dest);
+    int rc = smi_kept_give(t, ref, dest, 1);
     return rc != 0 ? (rc < 0 ? rc : 0)
                    : smi_pages_give(t->heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, dest, NULL);
 }

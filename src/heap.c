@@ -309,9 +309,9 @@ static uint64_t addresses_for_heaps(void)
     return limit < ADDRESSES ? limit : ADDRESSES;
 }
 
-/* How many of `wanted` bytes of addresses the next heap gets, where there may be `all`. The first 16 heaps may have 1 TiB each, the next 256 have
- * 64 GiB, the next 4,096 have 4 GiB, and so on; under a limit a heap gets two thirds of what is left. A greater maximum
- * was asked for: it is granted while much is left. */
+/* How many of `wanted` bytes of addresses the next heap gets, where there may be `all`. The first 16 heaps may have 1 TiB
+ * each, the next 256 have 64 GiB, the next 4,096 have 4 GiB, and so on; under a limit a heap gets two thirds of what is
+ * left. A greater maximum was asked for: it is granted while much is left. */
 static uint64_t affordable(uint64_t wanted, uint64_t all)
 {
     uint64_t taken = SMI_LOAD(&addresses_taken), step = DEFAULT_MAX_SIZE;

@@ -242,8 +242,10 @@ static int fill_needed(struct holes *h)
         return 0;
     give_up(h);
     each_needed(h, add_up);
-    return smi_refused_change(rc, h->fd, NULL, "%s: is a copy that has holes where pages are in use, and needs %llu bytes of storage for them",
-                       h->path, (unsigned long long)h->needed);
+    return smi_refused_change(rc, h->fd, NULL,
+                              "%s: is a copy that has holes where pages are in use, and needs %llu bytes of storage for "
+                              "them",
+                              h->path, (unsigned long long)h->needed);
 }
 
 static int begin(struct holes *h)

@@ -53,7 +53,8 @@ static int take(struct smi_thread *t, uint32_t i, uint64_t ref, uint64_t pages, 
 {
     struct smf_page *d = block_at(t->heap, ref, pages);
     uint64_t kept = smi_mark_kept(t->slot_index, i);
-    int done = d && change_mark(d, kept, scratch ? kept | SMF_MARK_HELD : 0); /* kill from here: the program's, or held */
+    int done = d && change_mark(d, kept, scratch ? kept | SMF_MARK_HELD : 0);
+    /* kill here: it is the program's, or held */
     if (done && scratch) {
         SMI_STORE(&t->slot->scratch, ref);
         __atomic_store_n(&d->side, 0, __ATOMIC_RELEASE); /* kill from here: `scratch` has it */
@@ -100,14 +101,14 @@ static int give(struct smi_thread *t, uint32_t i, uint64_t ref, struct smf_page 
     return done;
 }
 
-/* An entry for a block of `pages`, by giving back the one that is next in turn if need be; SMF_SPANS: none. */
-static uint32_t free_entry(struct smi_thread *t, uint64_t pages)
+/* An entry for a block of `pages`, by giving back those that are next in turn if need be and allowed; SMF_SPANS: none. */
+static uint32_t free_entry(struct smi_thread *t, uint64_t pages, int may_evict)
 {
     uint64_t room = room_of(t->heap);
-    uint32_t i = 0;
+    uint32_t i = 0, most = may_evict && pages <= room ? SMF_SPANS : 0;
     while (i < SMF_SPANS && SMI_LOAD(&t->slot->spans[i]) != 0)
         i++;
-    for (uint32_t tries = 0; pages <= room && tries < SMF_SPANS && (i == SMF_SPANS || t->span_pages + pages > room); tries++) {
+    for (uint32_t tries = 0; tries < most && (i == SMF_SPANS || t->span_pages + pages > room); tries++) {
         uint32_t next = t->next_span++ % SMF_SPANS;
         uint64_t entry = SMI_LOAD(&t->slot->spans[next]);
         if (entry == 0)
@@ -120,7 +121,7 @@ static uint32_t free_entry(struct smi_thread *t, uint64_t pages)
     return t->span_pages + pages <= room ? i : SMF_SPANS;
 }
 
-int smi_kept_give(struct smi_thread *t, uint64_t ref, uint64_t *dest)
+int smi_kept_give(struct smi_thread *t, uint64_t ref, uint64_t *dest, int may_evict)
 {
     struct smf_page *d = block_at(t->heap, ref, 0);
     uint64_t pages = d ? SMI_LOAD(&d->page_count) : 0;
@@ -128,7 +129,7 @@ int smi_kept_give(struct smi_thread *t, uint64_t ref, uint64_t *dest)
         return 0;
     if (SMI_LOAD(&d->side) != 0)
         return is_free_already(t->heap, ref);
-    uint32_t i = free_entry(t, pages);
+    uint32_t i = free_entry(t, pages, may_evict);
     if (i == SMF_SPANS)
         return 0;
     SMI_STORE(&t->slot->spans[i], ref | pages);

@@ -78,7 +78,8 @@ int smi_pagetable_learn(shmalloc_heap *heap, uint64_t ref)
     uint64_t place = (word & SMF_WORD_INDEX) >> SMF_WORD_INDEX_SHIFT;
     if (place < smi_classes[k].bitmap_pages || !can_write(heap, page))
         return 0;
-    SMI_STORE(&heap->known[page], reshaped | (place - smi_classes[k].bitmap_pages) << SMF_PAGE_SHIFT | (1ull + k) << SMI_TOP_SHIFT);
+    SMI_STORE(&heap->known[page],
+              reshaped | (place - smi_classes[k].bitmap_pages) << SMF_PAGE_SHIFT | (1ull + k) << SMI_TOP_SHIFT);
     return 1;
 }
 
