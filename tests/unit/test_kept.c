@@ -14,6 +14,7 @@
 #include <criterion/criterion.h>
 
 #include "heap.h"
+#include "lock.h"
 #include "support.h"
 
 #define LARGE (100u << 10) /* bytes of a block that a thread keeps */
@@ -326,6 +327,44 @@ static int keep_and_die(void *arg)
 Test(kept, of_a_process_that_is_killed_they_come_back)
 {
     cr_assert_eq(run_child(keep_and_die, NULL), -SIGKILL);
+    must_be_as_before(f.heap, &before);
+}
+
+/* The block that *arg names is claimed, as its mark was; the claimer dies before anything else. */
+static int claim_and_die(void *arg)
+{
+    uint64_t page = *(const shmalloc_ref *)arg >> SMF_PAGE_SHIFT;
+    shmalloc_heap *heap = fixture_join(&f);
+    struct smf_page *d = smi_page(heap, page);
+    must_work(smi_lock_acquire(heap, smi_lock_of_pages(heap)));
+    heap->state->claimed_mark = d->side;
+    heap->state->claimed = page;
+    d->side = SMF_MARK_CLAIMED;
+    kill(getpid(), SIGKILL);
+    return 0;
+}
+
+Test(kept, a_block_stays_kept_when_who_claimed_it_dies)
+{
+    void *block = take(LARGE);
+    shmalloc_ref ref = shmalloc_ref_of(f.heap, block);
+    must_work(shmalloc_mfree(f.heap, block));
+    cr_assert_eq(run_child(claim_and_die, &ref), -SIGKILL);
+    void *other = take(LARGE); /* it cannot be had; and then the page heap is repaired */
+    cr_assert_neq(other, block);
+    must_work(shmalloc_check(f.heap));
+    cr_assert_eq(take(LARGE), block, "it is kept again");
+    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_mfree(f.heap, other));
+    must_be_as_before(f.heap, &before);
+}
+
+Test(kept, a_block_can_be_freed_when_who_resized_it_dies)
+{
+    void *block = take(LARGE);
+    shmalloc_ref ref = shmalloc_ref_of(f.heap, block);
+    cr_assert_eq(run_child(claim_and_die, &ref), -SIGKILL);
+    must_work(shmalloc_mfree(f.heap, block));
     must_be_as_before(f.heap, &before);
 }
 
