@@ -676,7 +676,7 @@ int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t
         return rc;
     if (request->count + request->alignment > heap->state->max_size >> SMF_PAGE_SHIFT)
         rc = full(heap, request->count);
-    else if ((rc = find_stored_place(heap, request, &place)) == SHMALLOC_EFULL || rc == -ENOSPC)
+    else if ((rc = find_stored_place(heap, request, &place)) < 0 && rc != SHMALLOC_ECORRUPT) /* whatever refused more */
         rc = reclaim_kept(heap) > 0 ? find_stored_place(heap, request, &place) : rc;
     if (rc == 0) {
         *zero = all_have(heap, place.page, request->count, SMF_WORD_ZERO);

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <criterion/criterion.h>
@@ -246,6 +247,31 @@ Test(kept, what_others_keep_is_had_by_who_finds_no_room)
     signal_word(&holder.step[1]);
     cr_assert_eq(wait_child(pid), 0);
     must_be_sound(f.heap);
+}
+
+/* The file cannot grow, and what there was is kept by a process that sleeps. */
+static int find_room_below_a_limit(void *arg)
+{
+    shmalloc_heap *heap = fixture_join(&f);
+    struct rlimit limit = {heap->state->size, heap->state->size};
+    must(setrlimit(RLIMIT_FSIZE, &limit) == 0, "setrlimit");
+    unsigned *count = arg;
+    while (shmalloc_malloc(heap, MOST))
+        ++*count;
+    return 0;
+}
+
+Test(kept, what_others_keep_is_had_below_a_limit_on_file_size)
+{
+    unsigned *count = shared_memory(sizeof(*count));
+    void *blocks[4];
+    for (int i = 0; i < 4; i++)
+        blocks[i] = take(MOST);
+    for (int i = 0; i < 4; i++)
+        must_work(shmalloc_mfree(f.heap, blocks[i]));
+    cr_assert_eq(run_child(find_room_below_a_limit, count), 0);
+    cr_assert_eq(cached(), 0, "all of it was had");
+    cr_assert_geq(*count, 4);
 }
 
 Test(kept, a_block_grows_over_a_kept_neighbour)
