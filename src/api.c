@@ -313,7 +313,9 @@ static LONG_WAY int free_long(shmalloc_heap *heap, void *block)
         smi_push_word(top, ref);
         return 0;
     }
-    int rc = smi_serves(smi_current, heap) ? smi_kept_give(smi_current, ref, NULL) : 0;
+    /* It may lock the page heap, which a forked child must settle before. */
+    int at_rest = smi_serves(smi_current, heap) && SMI_LOAD(&heap->epoch) != 0;
+    int rc = at_rest ? smi_kept_give(smi_current, ref, NULL) : 0;
     if (rc != 0)
         return rc < 0 ? rc : 0;
     return give_long(heap, ref, NULL);

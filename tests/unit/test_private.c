@@ -17,6 +17,7 @@
 #include <criterion/criterion.h>
 
 #include "heap.h"
+#include "lock.h"
 #include "os.h"
 #include "support.h"
 
@@ -410,6 +411,44 @@ Test(private, a_mutex_is_free_in_the_child_and_says_if_it_was_held)
     must_code(shmalloc_mutex_trylock(heap, held), -EBUSY);
     signal_word((uint32_t *)&stop);
     pthread_join(thread, NULL);
+    must_work(shmalloc_close(heap));
+}
+
+static void *hold_page_heap(void *arg)
+{
+    (void)arg;
+    must(shmalloc_malloc(heap, 8), "%s", shmalloc_errmsg()); /* it is one of the heap's threads */
+    must_work(smi_lock_acquire(heap, smi_lock_of_pages(heap)));
+    signal_word((uint32_t *)&stop);
+    await_word((uint32_t *)&stop, 2);
+    smi_lock_release(heap, smi_lock_of_pages(heap));
+    return NULL;
+}
+
+Test(private, a_child_may_begin_with_frees_of_large_blocks)
+{
+    enum { LARGE = 100000, COUNT = 2 * SMF_SPANS };
+    void *blocks[COUNT];
+    pthread_t thread;
+    open_heap(0);
+    for (int i = 0; i < COUNT; i++)
+        must((blocks[i] = shmalloc_malloc(heap, LARGE)) != NULL, "%s", shmalloc_errmsg());
+    for (unsigned i = 0; i < SMF_SPANS; i++) /* as many as a thread keeps: each that is freed later takes one's place */
+        must_work(shmalloc_mfree(heap, blocks[i]));
+    stop = 0;
+    must(pthread_create(&thread, NULL, hold_page_heap, NULL) == 0, "pthread_create");
+    await_word((uint32_t *)&stop, 1);
+    pid_t pid = fork();
+    if (pid == 0) {
+        for (unsigned i = SMF_SPANS; i < COUNT; i++)
+            must_work(shmalloc_mfree(heap, blocks[i]));
+        must_be_sound(heap);
+        _exit(0);
+    }
+    int status = wait_child_within(pid, 5000);
+    signal_word((uint32_t *)&stop);
+    pthread_join(thread, NULL);
+    cr_assert_eq(status, 0);
     must_work(shmalloc_close(heap));
 }
 
