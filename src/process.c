@@ -276,12 +276,17 @@ static void after_fork_in_parent(void)
 
 /* The process that forget_parent() ran in. */
 static pid_t forgotten_by;
+/* Did the thread that forked run it? Then its contexts; NULL: it has none, or ended. */
+static int knows_forker;
+static struct smi_thread **of_forker;
 
 /* What this process inherited and may not use. The registry lock may be held by a thread that is not here. */
 static void forget_parent(void)
 {
     registry = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     forgotten_by = (pid_t)smi_os_process_id();
+    knows_forker = smi_os_thread_id() == smi_os_process_id(); /* it is the first thread of the child */
+    of_forker = knows_forker && contexts && has_exit_key ? &contexts : NULL;
     /* The memory of the parent's contexts is lost to the child: it may be in mid-change. Those of private heaps are
      * the child's, and may be used before the copy is settled, which is left to the first call that takes the long way:
      * most children only call exec. */
@@ -346,6 +351,24 @@ static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
     return rc;
 }
 
+static struct smi_thread *context_in(struct smi_thread *list, const shmalloc_heap *heap)
+{
+    while (list && list->heap != heap)
+        list = list->next_in_thread;
+    return list;
+}
+
+/* The context of the thread that forked; NULL: it has none, or ended. A thread that was made in the child may be the
+ * first to come, and that one goes on with its context meanwhile, as far as it needs no long way. */
+static struct smi_thread *context_of_forker(const shmalloc_heap *heap)
+{
+    struct smi_thread *t = context_in(contexts, heap);
+    if (!t && of_forker)
+        t = context_in(*of_forker, heap);
+    int is_told = t || knows_forker || heap->settling || heap->context_count != 1;
+    return is_told || heap->contexts->true_epoch == UINT64_MAX ? t : heap->contexts; /* _Fork() by the only thread */
+}
+
 /* Was the thread that forked, whose context is `mine`, the only one in the heap? Then others left nothing to bring to
  * rest, and the child is spared the look at all locks and thread slots, most of which it never touches. */
 static int forked_alone(const shmalloc_heap *heap, const struct smi_thread *mine)
@@ -360,17 +383,13 @@ static int forked_alone(const shmalloc_heap *heap, const struct smi_thread *mine
  *   the thread that forked              is found by            what is done
  *   was alone in the heap               forked_alone()         nothing
  *   was one of several                  otherwise              the others' changes are undone, their slots released
- *   did so while a copy was settled     settling               the same, and its own slot is released, too
+ *   did so while a copy was settled     settling               the same; what else it had, nobody took
  *   forked in a handler, under a lock   any_held               nothing: its call goes on and must not be undone
  */
 static int settle_copy(shmalloc_heap *heap)
 {
-    struct smi_thread *mine = contexts;
+    struct smi_thread *mine = context_of_forker(heap);
     int rc = 0;
-    while (mine && mine->heap != heap)
-        mine = mine->next_in_thread;
-    if (heap->settling) /* in the parent too, by another thread, which took my slot away or was about to */
-        mine = NULL;
     if (!smi_lock_any_held() && !forked_alone(heap, mine)) {
         SMI_STORE(&heap->settling, 1);
         rc = repair_copy(heap);
@@ -379,11 +398,11 @@ static int settle_copy(shmalloc_heap *heap)
     }
     if (rc < 0)
         return rc;
+    if (mine) /* before anybody sees that the heap has it */
+        mine->true_epoch = last_epoch + 1;
     smi_process_start_private(heap);
     heap->generation = ++heap->state->generation;
     heap->runtime->generation = heap->generation;
-    if (mine)
-        mine->true_epoch = heap->epoch;
     SMI_STORE(&heap->settling, 0);
     return 0;
 }
@@ -533,6 +552,7 @@ static void at_thread_exit(void *arg)
         struct smi_thread *t = contexts;
         shmalloc_heap *heap = t->heap;
         if (heap && t->true_epoch != heap->epoch) { /* a child's copy that is not settled: which will disown it */
+            t->true_epoch = UINT64_MAX;
             drop_context(t);
             continue;
         }
@@ -543,6 +563,8 @@ static void at_thread_exit(void *arg)
         }
         free_context(t);
     }
+    if (of_forker == &contexts)
+        of_forker = NULL;
     smi_registry_unlock();
 }
 

@@ -347,6 +347,38 @@ Test(private, a_child_that_settles_may_fork)
     }
 }
 
+static void *allocate_one(void *arg)
+{
+    (void)arg;
+    must(shmalloc_malloc(heap, 100), "%s", shmalloc_errmsg());
+    return NULL;
+}
+
+/* A new thread of a forked child is the first to take the long way. What belongs to the one that forked stays its own:
+ * it could be in the middle of a call. */
+Test(private, a_child_whose_new_thread_settles)
+{
+    for (int way = 0; way < 2; way++) {
+        pthread_t thread;
+        open_heap(0);
+        void *block = shmalloc_malloc(heap, 100);
+        must_work(shmalloc_mfree(heap, block));
+        const struct smi_thread *mine = heap->contexts;
+        pid_t pid = ways[way]();
+        if (pid == 0) {
+            must(pthread_create(&thread, NULL, allocate_one, NULL) == 0, "pthread_create");
+            pthread_join(thread, NULL);
+            must(mine->serves == heap && mine->slot->owner != 0, "the context of the thread that forked was taken away");
+            must(shmalloc_malloc(heap, 100) == block, "its stack is another");
+            must(heap_stats(heap).threads == 1, "it has a second slot");
+            must_be_sound(heap);
+            _exit(0);
+        }
+        cr_assert_eq(wait_child_within(pid, 20000), 0);
+        must_work(shmalloc_close(heap));
+    }
+}
+
 static pthread_t first_thread;
 
 /* In a child whose first thread ended before anybody there came to `heap`. */
