@@ -254,23 +254,24 @@ static void serve(struct smi_thread *t)
 
 /* ---- forked children ---- */
 
-/* 1 while the thread that forks has taken the registry lock for it, under which this changes. Where there are no other
- * threads it is not taken: each store after a fork costs a copy of its page. */
-static int holds_for_fork;
+/* How many times the thread that forks has taken the registry lock for it, under which this changes: more than once
+ * when a handler that interrupts fork() forks. Where there are no other threads it is not taken: each store after a fork
+ * costs a copy of its page. */
+static unsigned holds_for_fork;
 
 static void before_fork(void)
 {
     if (smi_os_only_thread())
         return;
     smi_registry_lock();
-    holds_for_fork = 1;
+    holds_for_fork++;
 }
 
 static void after_fork_in_parent(void)
 {
-    if (!holds_for_fork)
+    if (holds_for_fork == 0)
         return;
-    holds_for_fork = 0;
+    holds_for_fork--;
     smi_registry_unlock();
 }
 
@@ -308,8 +309,7 @@ static void forget_parent(void)
 static void after_fork_in_child(void)
 {
     forget_parent();
-    if (holds_for_fork)
-        registry_depth--;
+    registry_depth -= holds_for_fork;
     holds_for_fork = 0;
 }
 

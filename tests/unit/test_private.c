@@ -484,6 +484,48 @@ Test(private, a_child_may_begin_with_frees_of_large_blocks)
     must_work(shmalloc_close(heap));
 }
 
+static void *await_second(void *arg)
+{
+    await_word((uint32_t *)&stop, 2);
+    return arg;
+}
+
+static int forks_inside;
+
+/* Runs in fork(), after the library's own handler. */
+static void fork_in_fork(void)
+{
+    if (forks_inside++ > 0)
+        return;
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(0);
+    must(wait_child_within(pid, 20000) == 0, "the inner child");
+}
+
+static int fork_in_fork_beside_a_thread(void *arg)
+{
+    pthread_t idle, late;
+    must(pthread_atfork(fork_in_fork, NULL, NULL) == 0, "pthread_atfork"); /* the last to be registered is the first to run */
+    open_heap(0);
+    must(shmalloc_malloc(heap, 8), "%s", shmalloc_errmsg());
+    stop = 0;
+    must(pthread_create(&idle, NULL, await_second, NULL) == 0, "pthread_create");
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(0);
+    must(wait_child_within(pid, 20000) == 0, "the child");
+    must(pthread_create(&late, NULL, allocate_one, NULL) == 0, "pthread_create");
+    pthread_join(late, NULL);
+    return arg != NULL;
+}
+
+Test(private, a_fork_inside_a_fork_leaves_no_lock_held)
+{
+    pid_t pid = start_child(fork_in_fork_beside_a_thread, NULL);
+    cr_assert_eq(wait_child_within(pid, 10000), 0);
+}
+
 /* A handler that forks while this thread may be anywhere in the allocator. */
 static volatile int forks;
 
