@@ -508,7 +508,8 @@ static int create_root(struct smi_thread *t, const struct smi_name *name, uint64
     rc = init ? init(heap, smi_at(heap, ref), arg) : 0;
     if (rc == 0)
         return publish(t, name, type, out);
-    smi_block_give(heap, ref, building);
+    if (smi_block_give(heap, ref, building) == SHMALLOC_EDOUBLEFREE) /* by init, which should not */
+        SMI_STORE(building, 0);
     return rc;
 }
 

@@ -394,6 +394,40 @@ Test(kept, a_block_can_be_freed_when_who_resized_it_dies)
     must_be_as_before(f.heap, &before);
 }
 
+static int free_and_fail(shmalloc_heap *heap, void *block, void *arg)
+{
+    must_work(shmalloc_mfree(heap, block));
+    if (arg)
+        kill(getpid(), SIGKILL);
+    return -ECANCELED;
+}
+
+static int free_and_die(void *arg)
+{
+    shmalloc_ref ref;
+    shmalloc_heap *heap = fixture_join(&f);
+    shmalloc_root_get_or_create(heap, "root", 0, LARGE, free_and_fail, arg, &ref);
+    return 0;
+}
+
+Test(kept, an_init_that_frees_its_block_costs_nobody_anything)
+{
+    shmalloc_ref ref;
+    must_code(shmalloc_root_get_or_create(f.heap, "root", 0, LARGE, free_and_fail, NULL, &ref), -ECANCELED);
+    void *block = take(LARGE); /* the same, which is somebody's now */
+    must_code(shmalloc_root_get_or_create(f.heap, "root", 0, 8, NULL, NULL, &ref), 1);
+    must_work(shmalloc_root_remove(f.heap, "root"));
+    must_work(shmalloc_free(f.heap, &ref));
+    cr_assert_eq(run_child(free_and_die, &f), -SIGKILL);
+    ref = shmalloc_ref_of(f.heap, block);
+    must_work(shmalloc_close(f.heap));
+    must_work(shmalloc_open(f.path, NULL, &f.heap)); /* the slots of the dead and of this thread came back */
+    block = shmalloc_ptr(f.heap, ref);
+    cr_assert_geq(shmalloc_usable_size(f.heap, block), LARGE);
+    must_work(shmalloc_mfree(f.heap, block));
+    must_be_as_before(f.heap, &before);
+}
+
 /* ---- looking around ---- */
 
 Test(kept, who_only_takes_kept_blocks_sees_that_the_heap_is_poisoned)
