@@ -192,14 +192,16 @@ static void disown(shmalloc_heap *heap, struct smi_thread *t)
     }
 }
 
-/* The thread slot of a context comes to rest: of a thread that ends, or of one that is gone. */
-static int release_slot(shmalloc_heap *heap, struct smi_thread *t)
+/* The thread slot of a context comes to rest. `cut_off`: its thread may have stopped in the middle of a call, where what
+ * it knows of its stacks is no truth; so they are closed by their words, as those of the dead are, and not before the
+ * link record is resolved. */
+static int release_slot(shmalloc_heap *heap, struct smi_thread *t, int cut_off)
 {
     int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
     uint64_t all = UINT64_MAX;
-    for (uint32_t k = 0; k < SMF_CLASSES; k++)
+    for (uint32_t k = 0; !cut_off && k < SMF_CLASSES; k++)
         smi_cache_close(t, k);
     rc = smi_cache_release(heap, t->slot, t->slot_index, &all);
     smi_lock_release(heap, SMF_LOCK_RECOVER);
@@ -219,7 +221,7 @@ void smi_process_drop(shmalloc_heap *heap)
     heap->process_index = -1;
 }
 
-int smi_process_leave(shmalloc_heap *heap)
+int smi_process_leave(shmalloc_heap *heap, int cut_off)
 {
     int rc = 0;
     __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
@@ -227,7 +229,7 @@ int smi_process_leave(shmalloc_heap *heap)
         SMI_STORE(&t->serves, NULL);
     for (struct smi_thread *t = heap->contexts; t && heap->process_index >= 0 && rc == 0; t = t->next_in_heap)
         if (heap->state->poison == 0)
-            rc = release_slot(heap, t);
+            rc = release_slot(heap, t, cut_off);
     if (heap->process_index >= 0 && rc == 0) /* else the next one adopts what is left */
         SMI_STORE(&heap->processes[heap->process_index].state, 0);
     smi_process_drop(heap);
@@ -488,6 +490,8 @@ static void free_context(struct smi_thread *t)
 
 int smi_only_mine(const shmalloc_heap *heap)
 {
+    if (SMI_LOAD(&heap->arriving) != 0) /* one makes itself a context, under locks */
+        return 0;
     for (const struct smi_thread *t = heap->contexts; t; t = t->next_in_heap) {
         const struct smi_thread *mine = contexts;
         while (mine && mine != t)
@@ -558,7 +562,7 @@ static void at_thread_exit(void *arg)
         }
         if (heap) {
             if (heap->state->poison == 0)
-                release_slot(heap, t);
+                release_slot(heap, t, 0);
             disown(heap, t);
         }
         free_context(t);
@@ -649,7 +653,7 @@ static void reap_own(shmalloc_heap *heap, int thorough)
         next = t->next_in_heap;
         if (smi_os_thread_exists((pid_t)t->slot->tid, thorough ? t->slot->start_time : 0))
             continue;
-        if (release_slot(heap, t) == 0) {
+        if (release_slot(heap, t, 1) == 0) {
             disown(heap, t);
             to_pool(t); /* the thread that would have done so is gone, and its list of contexts with it */
         }
