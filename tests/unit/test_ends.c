@@ -243,6 +243,39 @@ Test(ends, a_process_that_exits_in_a_linked_step)
     must_work(shmalloc_free(f.heap, &ref));
 }
 
+static int die_in_a_linked_step(void *arg)
+{
+    shmalloc_heap *heap = fixture_join(&f);
+    void *block = shmalloc_malloc(heap, 64);
+    must_work(shmalloc_mfree(heap, block));
+    struct smi_thread *t = smi_current;
+    t->slot->link.dest = smi_link_ref_of(t, smi_top(t, smi_class_of(64))->word);
+    smi_link_arm(t, shmalloc_ptr(heap, *(shmalloc_ref *)arg), SMF_LINK_SHORT_TAKE);
+    kill(getpid(), SIGKILL);
+    return 0;
+}
+
+/* What the dead was about to store to was its own; who knows that it died may free it at once. */
+Test(ends, a_block_with_the_word_of_a_step_is_freed_before_the_step_is_undone)
+{
+    enum { COUNT = 8, SIZE = 3 << 20 };
+    shmalloc_ref refs[COUNT];
+    for (int i = 0; i < COUNT; i++)
+        must_work(shmalloc_alloc_zeroed(f.heap, SIZE, &refs[i])); /* the last one lies in the last chunk */
+    shmalloc_ref last = refs[COUNT - 1];
+    uint64_t chunks = f.heap->state->chunk_count;
+    cr_assert_gt(chunks, 1);
+    cr_assert_eq(run_child(die_in_a_linked_step, &last), -SIGKILL);
+    for (int i = 0; i < COUNT; i++)
+        must_work(shmalloc_free(f.heap, &refs[i]));
+    must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg());
+    must_work(smi_recover_adopt(f.heap, SMI_ADOPT_ALL));
+    cr_assert_eq(f.heap->state->poison, 0);
+    must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg());
+    cr_assert_lt(f.heap->state->chunk_count, chunks, "and then it goes");
+    must_be_sound(f.heap);
+}
+
 /* As one that interrupts a change of the page heap. */
 static int exit_under_a_lock(void *arg)
 {
