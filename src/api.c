@@ -314,6 +314,7 @@ static LONG_WAY int free_long(shmalloc_heap *heap, void *block)
         smi_push_word(top, ref);
         return 0;
     }
+    /* Without a lock, which a forked child must not take before its copy is settled. */
     int rc = smi_serves(smi_current, heap) ? smi_kept_give(smi_current, ref, NULL, 0) : 0;
     if (rc != 0)
         return rc < 0 ? rc : 0;
@@ -507,7 +508,8 @@ static int create_root(struct smi_thread *t, const struct smi_name *name, uint64
     rc = init ? init(heap, smi_at(heap, ref), arg) : 0;
     if (rc == 0)
         return publish(t, name, type, out);
-    smi_block_give(heap, ref, building);
+    if (smi_block_give(heap, ref, building) == SHMALLOC_EDOUBLEFREE) /* by init, which should not */
+        SMI_STORE(building, 0);
     return rc;
 }
 

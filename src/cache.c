@@ -482,15 +482,25 @@ int smi_cache_trim(struct smi_thread *t)
     return rc < 0 ? rc : loaded < 0 ? loaded : result;
 }
 
+/* What *name names goes back; nothing does if the program has freed it already. */
+static int give_named(shmalloc_heap *heap, uint64_t *name)
+{
+    int rc = *name != 0 ? smi_block_give(heap, *name, name) : 0;
+    if (rc != SHMALLOC_EDOUBLEFREE)
+        return rc;
+    SMI_STORE(name, 0);
+    return 0;
+}
+
 int smi_cache_settle(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
 {
     int rc = smi_cache_resolve_link(heap, slot, index);
     if (rc == 0 && slot->scratch != 0 && smi_kept_has(heap, index, slot->scratch))
         SMI_STORE(&slot->scratch, 0); /* killed on the way from one to the other */
-    if (rc == 0 && slot->scratch != 0)
-        rc = smi_block_give(heap, slot->scratch, &slot->scratch);
-    if (rc == 0 && slot->building != 0)
-        rc = smi_block_give(heap, slot->building, &slot->building);
+    if (rc == 0)
+        rc = give_named(heap, &slot->scratch);
+    if (rc == 0)
+        rc = give_named(heap, &slot->building);
     return rc;
 }
 

@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 
 #include "check.h"
+#include "lock.h"
 #include "os.h"
 #include "pages.h"
 #include "pagetable.h"
@@ -1008,8 +1009,8 @@ static int mark_clean(shmalloc_heap *heap)
     return smi_refused(rc, "%s: is exact only while the machine is up, because it cannot be synced", heap->path);
 }
 
-/* Leave the heap; the registry lock is held. */
-static int detach(shmalloc_heap *heap)
+/* Leave the heap; the registry lock is held. `cut_off`: see smi_process_leave(). */
+static int detach(shmalloc_heap *heap, int cut_off)
 {
     int rc = smi_heap_descriptor(heap);
     if (rc == 0)
@@ -1018,7 +1019,7 @@ static int detach(shmalloc_heap *heap)
         smi_process_drop(heap);
         return rc;
     }
-    rc = smi_process_leave(heap);
+    rc = smi_process_leave(heap, cut_off);
     int others = smi_others_alive(heap);
     if (rc == 0 && others < 0)
         rc = others;
@@ -1050,7 +1051,7 @@ static int close_registered(shmalloc_heap *heap)
     if (heap->is_private)
         smi_process_drop(heap);
     else if (!heap->read_only && heap->epoch != 0)
-        rc = detach(heap);
+        rc = detach(heap, 0);
     unregister(heap);
     bury_handle(heap);
     return rc;
@@ -1069,14 +1070,15 @@ int shmalloc_close(shmalloc_heap *heap)
 }
 
 /* A process that ends without closing: what it has cached goes back. If other threads of it may still be at
- * work, their caches must be left alone; then the next process that looks adopts it. */
+ * work, their caches must be left alone; then the next process that looks adopts it. So it does when a signal handler
+ * ends the process in the middle of a change under a lock, which only repair can undo. */
 __attribute__((destructor)) static void leave_all(void)
 {
-    if (!smi_registry_trylock())
+    if (smi_lock_any_held() || !smi_registry_trylock())
         return;
     for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next)
         if (!heap->read_only && !heap->is_private && !heap->stays && heap->epoch != 0 && smi_only_mine(heap))
-            detach(heap);
+            detach(heap, 1);
     smi_registry_unlock();
 }
 
@@ -1084,7 +1086,7 @@ int smi_heap_leave(shmalloc_heap *heap)
 {
     if (!smi_registry_trylock())
         return -EBUSY;
-    int rc = detach(heap);
+    int rc = detach(heap, 1);
     smi_registry_unlock();
     return rc;
 }

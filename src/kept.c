@@ -59,9 +59,11 @@ static int take(struct smi_thread *t, uint32_t i, uint64_t ref, uint64_t pages, 
         SMI_STORE(&t->slot->scratch, ref);
         __atomic_store_n(&d->side, 0, __ATOMIC_RELEASE); /* kill from here: `scratch` has it */
     }
-    clear_entry(t, i, pages); /* of a block that went to others, too */
-    t->slot->large += (uint64_t)done;
-    return done;
+    if (!done)     /* who claims the block may die and it be kept again: only the page lock tells that an entry is stale */
+        return 0;
+    clear_entry(t, i, pages);
+    t->slot->large++;
+    return 1;
 }
 
 uint64_t smi_kept_take(struct smi_thread *t, uint64_t pages, int scratch)
@@ -127,7 +129,10 @@ int smi_kept_give(struct smi_thread *t, uint64_t ref, uint64_t *dest, int may_ev
     uint64_t pages = d ? SMI_LOAD(&d->page_count) : 0;
     if (pages == 0 || pages > SMF_SPAN_MOST_PAGES || SMI_LOAD(&d->tag) != 0)
         return 0;
-    if (SMI_LOAD(&d->side) != 0)
+    uint64_t mark = SMI_LOAD(&d->side);
+    if (mark == SMF_MARK_CLAIMED) /* by who resized it and died, perhaps: the page heap finds out */
+        return 0;
+    if (mark != 0)
         return is_free_already(t->heap, ref);
     uint32_t i = free_entry(t, pages, may_evict);
     if (i == SMF_SPANS)

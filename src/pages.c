@@ -676,7 +676,7 @@ int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t
         return rc;
     if (request->count + request->alignment > heap->state->max_size >> SMF_PAGE_SHIFT)
         rc = full(heap, request->count);
-    else if ((rc = find_stored_place(heap, request, &place)) == SHMALLOC_EFULL || rc == -ENOSPC)
+    else if ((rc = find_stored_place(heap, request, &place)) < 0 && rc != SHMALLOC_ECORRUPT) /* whatever refused more */
         rc = reclaim_kept(heap) > 0 ? find_stored_place(heap, request, &place) : rc;
     if (rc == 0) {
         *zero = all_have(heap, place.page, request->count, SMF_WORD_ZERO);
@@ -1009,6 +1009,18 @@ static uint64_t stored_pages(shmalloc_heap *heap, uint64_t retain, uint64_t *low
     return sum;
 }
 
+/* Is the link record of a thread armed that names a word from `ref` on? Its thread died, and who adopts it wants to read
+ * that word, although the block that it lay in may have been freed. */
+static int is_linked(shmalloc_heap *heap, uint64_t ref)
+{
+    for (uint32_t i = 0; i < SMF_THREADS; i++) {
+        const struct smf_thread *slot = smi_thread_slot(heap, i);
+        if (slot && SMI_LOAD(&slot->link.op) != SMF_LINK_NONE && smi_link_dest(&slot->link) >= ref)
+            return 1;
+    }
+    return 0;
+}
+
 /* Cut the last chunk off the file if all of it is free and old enough. Returns 1 when it did. */
 static int cut_tail(shmalloc_heap *heap, struct trim *trim)
 {
@@ -1026,7 +1038,8 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
     if (free_span_at(heap, data) != count || (freed_at > trim->before && freed_at <= smi_os_tick()))
         return 0;
     uint64_t stored = count_stored(heap, data, count);
-    if (stored > trim->budget - trim->pages || (smi_storage_guards(heap) & NO_CUTS))
+    if (stored > trim->budget - trim->pages || (smi_storage_guards(heap) & NO_CUTS) ||
+        is_linked(heap, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT))
         return 0;
     struct smi_op op = begin(heap);
     int rc = remove_free(&op, data, count);

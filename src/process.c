@@ -192,14 +192,16 @@ static void disown(shmalloc_heap *heap, struct smi_thread *t)
     }
 }
 
-/* The thread slot of a context comes to rest: of a thread that ends, or of one that is gone. */
-static int release_slot(shmalloc_heap *heap, struct smi_thread *t)
+/* The thread slot of a context comes to rest. `cut_off`: its thread may have stopped in the middle of a call, where what
+ * it knows of its stacks is no truth; so they are closed by their words, as those of the dead are, and not before the
+ * link record is resolved. */
+static int release_slot(shmalloc_heap *heap, struct smi_thread *t, int cut_off)
 {
     int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
     uint64_t all = UINT64_MAX;
-    for (uint32_t k = 0; k < SMF_CLASSES; k++)
+    for (uint32_t k = 0; !cut_off && k < SMF_CLASSES; k++)
         smi_cache_close(t, k);
     rc = smi_cache_release(heap, t->slot, t->slot_index, &all);
     smi_lock_release(heap, SMF_LOCK_RECOVER);
@@ -219,7 +221,7 @@ void smi_process_drop(shmalloc_heap *heap)
     heap->process_index = -1;
 }
 
-int smi_process_leave(shmalloc_heap *heap)
+int smi_process_leave(shmalloc_heap *heap, int cut_off)
 {
     int rc = 0;
     __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
@@ -227,7 +229,7 @@ int smi_process_leave(shmalloc_heap *heap)
         SMI_STORE(&t->serves, NULL);
     for (struct smi_thread *t = heap->contexts; t && heap->process_index >= 0 && rc == 0; t = t->next_in_heap)
         if (heap->state->poison == 0)
-            rc = release_slot(heap, t);
+            rc = release_slot(heap, t, cut_off);
     if (heap->process_index >= 0 && rc == 0) /* else the next one adopts what is left */
         SMI_STORE(&heap->processes[heap->process_index].state, 0);
     smi_process_drop(heap);
@@ -254,34 +256,40 @@ static void serve(struct smi_thread *t)
 
 /* ---- forked children ---- */
 
-/* 1 while the thread that forks has taken the registry lock for it, under which this changes. Where there are no other
- * threads it is not taken: each store after a fork costs a copy of its page. */
-static int holds_for_fork;
+/* How many times the thread that forks has taken the registry lock for it, under which this changes: more than once
+ * when a handler that interrupts fork() forks. Where there are no other threads it is not taken: each store after a fork
+ * costs a copy of its page. */
+static unsigned holds_for_fork;
 
 static void before_fork(void)
 {
     if (smi_os_only_thread())
         return;
     smi_registry_lock();
-    holds_for_fork = 1;
+    holds_for_fork++;
 }
 
 static void after_fork_in_parent(void)
 {
-    if (!holds_for_fork)
+    if (holds_for_fork == 0)
         return;
-    holds_for_fork = 0;
+    holds_for_fork--;
     smi_registry_unlock();
 }
 
 /* The process that forget_parent() ran in. */
 static pid_t forgotten_by;
+/* Did the thread that forked run it? Then its contexts; NULL: it has none, or ended. */
+static int knows_forker;
+static struct smi_thread **of_forker;
 
 /* What this process inherited and may not use. The registry lock may be held by a thread that is not here. */
 static void forget_parent(void)
 {
     registry = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     forgotten_by = (pid_t)smi_os_process_id();
+    knows_forker = smi_os_thread_id() == smi_os_process_id(); /* it is the first thread of the child */
+    of_forker = knows_forker && contexts && has_exit_key ? &contexts : NULL;
     /* The memory of the parent's contexts is lost to the child: it may be in mid-change. Those of private heaps are
      * the child's, and may be used before the copy is settled, which is left to the first call that takes the long way:
      * most children only call exec. */
@@ -303,8 +311,7 @@ static void forget_parent(void)
 static void after_fork_in_child(void)
 {
     forget_parent();
-    if (holds_for_fork)
-        registry_depth--;
+    registry_depth -= holds_for_fork;
     holds_for_fork = 0;
 }
 
@@ -346,6 +353,24 @@ static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
     return rc;
 }
 
+static struct smi_thread *context_in(struct smi_thread *list, const shmalloc_heap *heap)
+{
+    while (list && list->heap != heap)
+        list = list->next_in_thread;
+    return list;
+}
+
+/* The context of the thread that forked; NULL: it has none, or ended. A thread that was made in the child may be the
+ * first to come, and that one goes on with its context meanwhile, as far as it needs no long way. */
+static struct smi_thread *context_of_forker(const shmalloc_heap *heap)
+{
+    struct smi_thread *t = context_in(contexts, heap);
+    if (!t && of_forker)
+        t = context_in(*of_forker, heap);
+    int is_told = t || knows_forker || heap->settling || heap->context_count != 1;
+    return is_told || heap->contexts->true_epoch == UINT64_MAX ? t : heap->contexts; /* _Fork() by the only thread */
+}
+
 /* Was the thread that forked, whose context is `mine`, the only one in the heap? Then others left nothing to bring to
  * rest, and the child is spared the look at all locks and thread slots, most of which it never touches. */
 static int forked_alone(const shmalloc_heap *heap, const struct smi_thread *mine)
@@ -360,17 +385,13 @@ static int forked_alone(const shmalloc_heap *heap, const struct smi_thread *mine
  *   the thread that forked              is found by            what is done
  *   was alone in the heap               forked_alone()         nothing
  *   was one of several                  otherwise              the others' changes are undone, their slots released
- *   did so while a copy was settled     settling               the same, and its own slot is released, too
+ *   did so while a copy was settled     settling               the same; what else it had, nobody took
  *   forked in a handler, under a lock   any_held               nothing: its call goes on and must not be undone
  */
 static int settle_copy(shmalloc_heap *heap)
 {
-    struct smi_thread *mine = contexts;
+    struct smi_thread *mine = context_of_forker(heap);
     int rc = 0;
-    while (mine && mine->heap != heap)
-        mine = mine->next_in_thread;
-    if (heap->settling) /* in the parent too, by another thread, which took my slot away or was about to */
-        mine = NULL;
     if (!smi_lock_any_held() && !forked_alone(heap, mine)) {
         SMI_STORE(&heap->settling, 1);
         rc = repair_copy(heap);
@@ -379,11 +400,11 @@ static int settle_copy(shmalloc_heap *heap)
     }
     if (rc < 0)
         return rc;
+    if (mine) /* before anybody sees that the heap has it */
+        mine->true_epoch = last_epoch + 1;
     smi_process_start_private(heap);
     heap->generation = ++heap->state->generation;
     heap->runtime->generation = heap->generation;
-    if (mine)
-        mine->true_epoch = heap->epoch;
     SMI_STORE(&heap->settling, 0);
     return 0;
 }
@@ -469,6 +490,8 @@ static void free_context(struct smi_thread *t)
 
 int smi_only_mine(const shmalloc_heap *heap)
 {
+    if (SMI_LOAD(&heap->arriving) != 0) /* one makes itself a context, under locks */
+        return 0;
     for (const struct smi_thread *t = heap->contexts; t; t = t->next_in_heap) {
         const struct smi_thread *mine = contexts;
         while (mine && mine != t)
@@ -533,16 +556,19 @@ static void at_thread_exit(void *arg)
         struct smi_thread *t = contexts;
         shmalloc_heap *heap = t->heap;
         if (heap && t->true_epoch != heap->epoch) { /* a child's copy that is not settled: which will disown it */
+            t->true_epoch = UINT64_MAX;
             drop_context(t);
             continue;
         }
         if (heap) {
             if (heap->state->poison == 0)
-                release_slot(heap, t);
+                release_slot(heap, t, 0);
             disown(heap, t);
         }
         free_context(t);
     }
+    if (of_forker == &contexts)
+        of_forker = NULL;
     smi_registry_unlock();
 }
 
@@ -627,7 +653,7 @@ static void reap_own(shmalloc_heap *heap, int thorough)
         next = t->next_in_heap;
         if (smi_os_thread_exists((pid_t)t->slot->tid, thorough ? t->slot->start_time : 0))
             continue;
-        if (release_slot(heap, t) == 0) {
+        if (release_slot(heap, t, 1) == 0) {
             disown(heap, t);
             to_pool(t); /* the thread that would have done so is gone, and its list of contexts with it */
         }

@@ -21,8 +21,9 @@ void smi_process_set_up(void);
 int smi_process_claim(shmalloc_heap *heap);
 
 /* Bring all of this process's thread slots to rest and leave the table; the attach lock and the registry
- * lock are held, no other thread is in a call. */
-int smi_process_leave(shmalloc_heap *heap);
+ * lock are held, no other thread is in a call. `cut_off`: the process ends, maybe in a signal handler that interrupted a
+ * call, without a lock, of this thread. */
+int smi_process_leave(shmalloc_heap *heap, int cut_off);
 /* Leave as a killed process does, for want of the attach lock: others adopt what is left here. */
 void smi_process_drop(shmalloc_heap *heap);
 

@@ -17,7 +17,10 @@
 #include <unistd.h>
 
 #include "heap_suite.h"
+#include "link.h"
+#include "lock.h"
 #include "recover.h"
+#include "undo.h"
 
 HEAP_SUITE(ends, 0, 60);
 
@@ -210,6 +213,91 @@ Test(ends, a_process_that_exits_while_its_threads_work)
         must_be_sound(f.heap);
     }
     drop_words(words, ref);
+}
+
+/* As a signal handler does that interrupts shmalloc_alloc() when it has armed the link record. */
+static int exit_in_a_linked_step(void *arg)
+{
+    shmalloc_heap *heap = fixture_join(&f);
+    shmalloc_ref *word = shmalloc_ptr(heap, *(shmalloc_ref *)arg);
+    must_work(shmalloc_alloc(heap, 64, word)); /* the stack of the class is open, and has more */
+    must_work(shmalloc_free(heap, word));
+    struct smi_thread *t = smi_current;
+    struct smi_top *top = smi_top(t, smi_class_of(64));
+    t->slot->link.dest = smi_link_ref_of(t, top->word);
+    smi_link_arm(t, word, SMF_LINK_SHORT_TAKE);
+    smi_link_store(word, top->ref);
+    exit(0);
+}
+
+Test(ends, a_process_that_exits_in_a_linked_step)
+{
+    shmalloc_ref ref;
+    must_work(shmalloc_alloc_zeroed(f.heap, 64, &ref));
+    cr_assert_eq(run_child(exit_in_a_linked_step, &ref), 0);
+    cr_assert_eq(f.heap->state->poison, 0, "what was interrupted is no damage");
+    shmalloc_ref *word = shmalloc_ptr(f.heap, ref);
+    must(*word != 0, "the step is finished");
+    must_work(shmalloc_free(f.heap, word));
+    must_be_sound(f.heap);
+    must_work(shmalloc_free(f.heap, &ref));
+}
+
+static int die_in_a_linked_step(void *arg)
+{
+    shmalloc_heap *heap = fixture_join(&f);
+    void *block = shmalloc_malloc(heap, 64);
+    must_work(shmalloc_mfree(heap, block));
+    struct smi_thread *t = smi_current;
+    t->slot->link.dest = smi_link_ref_of(t, smi_top(t, smi_class_of(64))->word);
+    smi_link_arm(t, shmalloc_ptr(heap, *(shmalloc_ref *)arg), SMF_LINK_SHORT_TAKE);
+    kill(getpid(), SIGKILL);
+    return 0;
+}
+
+/* What the dead was about to store to was its own; who knows that it died may free it at once. */
+Test(ends, a_block_with_the_word_of_a_step_is_freed_before_the_step_is_undone)
+{
+    enum { COUNT = 8, SIZE = 3 << 20 };
+    shmalloc_ref refs[COUNT];
+    for (int i = 0; i < COUNT; i++)
+        must_work(shmalloc_alloc_zeroed(f.heap, SIZE, &refs[i])); /* the last one lies in the last chunk */
+    shmalloc_ref last = refs[COUNT - 1];
+    uint64_t chunks = f.heap->state->chunk_count;
+    cr_assert_gt(chunks, 1);
+    cr_assert_eq(run_child(die_in_a_linked_step, &last), -SIGKILL);
+    for (int i = 0; i < COUNT; i++)
+        must_work(shmalloc_free(f.heap, &refs[i]));
+    must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg());
+    must_work(smi_recover_adopt(f.heap, SMI_ADOPT_ALL));
+    cr_assert_eq(f.heap->state->poison, 0);
+    must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg());
+    cr_assert_lt(f.heap->state->chunk_count, chunks, "and then it goes");
+    must_be_sound(f.heap);
+}
+
+/* As one that interrupts a change of the page heap. */
+static int exit_under_a_lock(void *arg)
+{
+    (void)arg;
+    must_work(shmalloc_open(f.path, NULL, &f.heap));
+    shmalloc_heap *heap = f.heap;
+    struct smf_page_heap *ph = heap->page_heap;
+    must_work(shmalloc_mfree(heap, shmalloc_malloc(heap, 8)));
+    must_work(smi_lock_acquire(heap, smi_lock_of_pages(heap)));
+    struct smi_op op = smi_op_begin(heap, &ph->log_count, ph->log, SMF_PAGE_LOG);
+    smi_set(&op, &ph->free_pages, 1);
+    exit(0);
+}
+
+Test(ends, a_process_that_exits_under_a_lock)
+{
+    uint64_t free_pages = f.heap->page_heap->free_pages;
+    must_work(shmalloc_close(f.heap)); /* so that the child is the last */
+    cr_assert_eq(run_child(exit_under_a_lock, NULL), 0);
+    must_work(shmalloc_open(f.path, NULL, &f.heap));
+    must_be_sound(f.heap);
+    cr_assert_gt(f.heap->page_heap->free_pages, free_pages / 2, "the change is undone");
 }
 
 static void exec_true(void)

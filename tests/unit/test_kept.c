@@ -9,11 +9,13 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <criterion/criterion.h>
 
 #include "heap.h"
+#include "lock.h"
 #include "support.h"
 
 #define LARGE (100u << 10) /* bytes of a block that a thread keeps */
@@ -247,6 +249,31 @@ Test(kept, what_others_keep_is_had_by_who_finds_no_room)
     must_be_sound(f.heap);
 }
 
+/* The file cannot grow, and what there was is kept by a process that sleeps. */
+static int find_room_below_a_limit(void *arg)
+{
+    shmalloc_heap *heap = fixture_join(&f);
+    struct rlimit limit = {heap->state->size, heap->state->size};
+    must(setrlimit(RLIMIT_FSIZE, &limit) == 0, "setrlimit");
+    unsigned *count = arg;
+    while (shmalloc_malloc(heap, MOST))
+        ++*count;
+    return 0;
+}
+
+Test(kept, what_others_keep_is_had_below_a_limit_on_file_size)
+{
+    unsigned *count = shared_memory(sizeof(*count));
+    void *blocks[4];
+    for (int i = 0; i < 4; i++)
+        blocks[i] = take(MOST);
+    for (int i = 0; i < 4; i++)
+        must_work(shmalloc_mfree(f.heap, blocks[i]));
+    cr_assert_eq(run_child(find_room_below_a_limit, count), 0);
+    cr_assert_eq(cached(), 0, "all of it was had");
+    cr_assert_geq(*count, 4);
+}
+
 Test(kept, a_block_grows_over_a_kept_neighbour)
 {
     void *block = take(LARGE), *behind = take(LARGE), *guard = take(LARGE);
@@ -326,6 +353,78 @@ static int keep_and_die(void *arg)
 Test(kept, of_a_process_that_is_killed_they_come_back)
 {
     cr_assert_eq(run_child(keep_and_die, NULL), -SIGKILL);
+    must_be_as_before(f.heap, &before);
+}
+
+/* The block that *arg names is claimed, as its mark was; the claimer dies before anything else. */
+static int claim_and_die(void *arg)
+{
+    uint64_t page = *(const shmalloc_ref *)arg >> SMF_PAGE_SHIFT;
+    shmalloc_heap *heap = fixture_join(&f);
+    struct smf_page *d = smi_page(heap, page);
+    must_work(smi_lock_acquire(heap, smi_lock_of_pages(heap)));
+    heap->state->claimed_mark = d->side;
+    heap->state->claimed = page;
+    d->side = SMF_MARK_CLAIMED;
+    kill(getpid(), SIGKILL);
+    return 0;
+}
+
+Test(kept, a_block_stays_kept_when_who_claimed_it_dies)
+{
+    void *block = take(LARGE);
+    shmalloc_ref ref = shmalloc_ref_of(f.heap, block);
+    must_work(shmalloc_mfree(f.heap, block));
+    cr_assert_eq(run_child(claim_and_die, &ref), -SIGKILL);
+    void *other = take(LARGE); /* it cannot be had; and then the page heap is repaired */
+    cr_assert_neq(other, block);
+    must_work(shmalloc_check(f.heap));
+    cr_assert_eq(take(LARGE), block, "it is kept again");
+    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_mfree(f.heap, other));
+    must_be_as_before(f.heap, &before);
+}
+
+Test(kept, a_block_can_be_freed_when_who_resized_it_dies)
+{
+    void *block = take(LARGE);
+    shmalloc_ref ref = shmalloc_ref_of(f.heap, block);
+    cr_assert_eq(run_child(claim_and_die, &ref), -SIGKILL);
+    must_work(shmalloc_mfree(f.heap, block));
+    must_be_as_before(f.heap, &before);
+}
+
+static int free_and_fail(shmalloc_heap *heap, void *block, void *arg)
+{
+    must_work(shmalloc_mfree(heap, block));
+    if (arg)
+        kill(getpid(), SIGKILL);
+    return -ECANCELED;
+}
+
+static int free_and_die(void *arg)
+{
+    shmalloc_ref ref;
+    shmalloc_heap *heap = fixture_join(&f);
+    shmalloc_root_get_or_create(heap, "root", 0, LARGE, free_and_fail, arg, &ref);
+    return 0;
+}
+
+Test(kept, an_init_that_frees_its_block_costs_nobody_anything)
+{
+    shmalloc_ref ref;
+    must_code(shmalloc_root_get_or_create(f.heap, "root", 0, LARGE, free_and_fail, NULL, &ref), -ECANCELED);
+    void *block = take(LARGE); /* the same, which is somebody's now */
+    must_code(shmalloc_root_get_or_create(f.heap, "root", 0, 8, NULL, NULL, &ref), 1);
+    must_work(shmalloc_root_remove(f.heap, "root"));
+    must_work(shmalloc_free(f.heap, &ref));
+    cr_assert_eq(run_child(free_and_die, &f), -SIGKILL);
+    ref = shmalloc_ref_of(f.heap, block);
+    must_work(shmalloc_close(f.heap));
+    must_work(shmalloc_open(f.path, NULL, &f.heap)); /* the slots of the dead and of this thread came back */
+    block = shmalloc_ptr(f.heap, ref);
+    cr_assert_geq(shmalloc_usable_size(f.heap, block), LARGE);
+    must_work(shmalloc_mfree(f.heap, block));
     must_be_as_before(f.heap, &before);
 }
 

@@ -17,6 +17,7 @@
 #include <criterion/criterion.h>
 
 #include "heap.h"
+#include "lock.h"
 #include "os.h"
 #include "support.h"
 
@@ -346,6 +347,38 @@ Test(private, a_child_that_settles_may_fork)
     }
 }
 
+static void *allocate_one(void *arg)
+{
+    (void)arg;
+    must(shmalloc_malloc(heap, 100), "%s", shmalloc_errmsg());
+    return NULL;
+}
+
+/* A new thread of a forked child is the first to take the long way. What belongs to the one that forked stays its own:
+ * it could be in the middle of a call. */
+Test(private, a_child_whose_new_thread_settles)
+{
+    for (int way = 0; way < 2; way++) {
+        pthread_t thread;
+        open_heap(0);
+        void *block = shmalloc_malloc(heap, 100);
+        must_work(shmalloc_mfree(heap, block));
+        const struct smi_thread *mine = heap->contexts;
+        pid_t pid = ways[way]();
+        if (pid == 0) {
+            must(pthread_create(&thread, NULL, allocate_one, NULL) == 0, "pthread_create");
+            pthread_join(thread, NULL);
+            must(mine->serves == heap && mine->slot->owner != 0, "the context of the thread that forked was taken away");
+            must(shmalloc_malloc(heap, 100) == block, "its stack is another");
+            must(heap_stats(heap).threads == 1, "it has a second slot");
+            must_be_sound(heap);
+            _exit(0);
+        }
+        cr_assert_eq(wait_child_within(pid, 20000), 0);
+        must_work(shmalloc_close(heap));
+    }
+}
+
 static pthread_t first_thread;
 
 /* In a child whose first thread ended before anybody there came to `heap`. */
@@ -411,6 +444,86 @@ Test(private, a_mutex_is_free_in_the_child_and_says_if_it_was_held)
     signal_word((uint32_t *)&stop);
     pthread_join(thread, NULL);
     must_work(shmalloc_close(heap));
+}
+
+static void *hold_page_heap(void *arg)
+{
+    (void)arg;
+    must(shmalloc_malloc(heap, 8), "%s", shmalloc_errmsg()); /* it is one of the heap's threads */
+    must_work(smi_lock_acquire(heap, smi_lock_of_pages(heap)));
+    signal_word((uint32_t *)&stop);
+    await_word((uint32_t *)&stop, 2);
+    smi_lock_release(heap, smi_lock_of_pages(heap));
+    return NULL;
+}
+
+Test(private, a_child_may_begin_with_frees_of_large_blocks)
+{
+    enum { LARGE = 100000, COUNT = 2 * SMF_SPANS };
+    void *blocks[COUNT];
+    pthread_t thread;
+    open_heap(0);
+    for (int i = 0; i < COUNT; i++)
+        must((blocks[i] = shmalloc_malloc(heap, LARGE)) != NULL, "%s", shmalloc_errmsg());
+    for (unsigned i = 0; i < SMF_SPANS; i++) /* as many as a thread keeps: each that is freed later takes one's place */
+        must_work(shmalloc_mfree(heap, blocks[i]));
+    stop = 0;
+    must(pthread_create(&thread, NULL, hold_page_heap, NULL) == 0, "pthread_create");
+    await_word((uint32_t *)&stop, 1);
+    pid_t pid = fork();
+    if (pid == 0) {
+        for (unsigned i = SMF_SPANS; i < COUNT; i++)
+            must_work(shmalloc_mfree(heap, blocks[i]));
+        must_be_sound(heap);
+        _exit(0);
+    }
+    int status = wait_child_within(pid, 5000);
+    signal_word((uint32_t *)&stop);
+    pthread_join(thread, NULL);
+    cr_assert_eq(status, 0);
+    must_work(shmalloc_close(heap));
+}
+
+static void *await_second(void *arg)
+{
+    await_word((uint32_t *)&stop, 2);
+    return arg;
+}
+
+static int forks_inside;
+
+/* Runs in fork(), after the library's own handler. */
+static void fork_in_fork(void)
+{
+    if (forks_inside++ > 0)
+        return;
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(0);
+    must(wait_child_within(pid, 20000) == 0, "the inner child");
+}
+
+static int fork_in_fork_beside_a_thread(void *arg)
+{
+    pthread_t idle, late;
+    must(pthread_atfork(fork_in_fork, NULL, NULL) == 0, "pthread_atfork"); /* the last to be registered is the first to run */
+    open_heap(0);
+    must(shmalloc_malloc(heap, 8), "%s", shmalloc_errmsg());
+    stop = 0;
+    must(pthread_create(&idle, NULL, await_second, NULL) == 0, "pthread_create");
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(0);
+    must(wait_child_within(pid, 20000) == 0, "the child");
+    must(pthread_create(&late, NULL, allocate_one, NULL) == 0, "pthread_create");
+    pthread_join(late, NULL);
+    return arg != NULL;
+}
+
+Test(private, a_fork_inside_a_fork_leaves_no_lock_held)
+{
+    pid_t pid = start_child(fork_in_fork_beside_a_thread, NULL);
+    cr_assert_eq(wait_child_within(pid, 10000), 0);
 }
 
 /* A handler that forks while this thread may be anywhere in the allocator. */
