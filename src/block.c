@@ -311,7 +311,7 @@ static int is_free(const shmalloc_heap *heap, uint64_t ref)
     struct smi_slot slot;
     if (is_large(heap, ref)) {
         const struct smf_page *page = smi_page(heap, ref >> SMF_PAGE_SHIFT);
-        return page && SMI_LOAD(&page->side) != 0;
+        return page && (SMI_LOAD(&page->side) & SMF_MARK_KEPT);
     }
     const uint64_t *bits =
         heap->hardened && find_user_slot(heap, ref, &slot) == 0 ? smi_slot_user_bits(heap, &slot) : NULL;
@@ -327,7 +327,7 @@ int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t 
         return not_a_block(t->heap, *ref);
     if (is_large(t->heap, *ref) && size > SMI_MAX_SMALL) {
         int rc = smi_pages_resize(t->heap, (uint32_t)(*ref >> SMF_PAGE_SHIFT), pages_for(size));
-        if (rc != SHMALLOC_EFULL && rc != -ENOSPC)
+        if (rc == SHMALLOC_EADDRESS || !smi_pages_lack_room(rc)) /* without addresses no span can be given back either */
             return rc;
     } else if (smi_stays(old_size, size)) {
         return 0;
@@ -342,7 +342,7 @@ size_t smi_block_size(const shmalloc_heap *heap, uint64_t ref)
     struct smi_slot slot;
     if (is_large(heap, ref)) {
         const struct smf_page *page = smi_page(heap, ref >> SMF_PAGE_SHIFT);
-        uint64_t count = page && SMI_LOAD(&page->side) == 0 ? SMI_LOAD(&page->page_count) : 0; /* else it is free */
+        uint64_t count = page && !(SMI_LOAD(&page->side) & SMF_MARK_KEPT) ? SMI_LOAD(&page->page_count) : 0;
         return smi_in_heap(heap, ref, count << SMF_PAGE_SHIFT) ? count << SMF_PAGE_SHIFT : 0;
     }
     return find_user_slot(heap, ref, &slot) < 0 ? 0 : smi_classes[slot.k].size;

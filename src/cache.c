@@ -455,6 +455,9 @@ static int resolve_spares(shmalloc_heap *heap, struct smf_thread *slot)
 static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
 {
     uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base);
+    int before = resolve_spares(heap, slot); /* of an exchange whose old span could not be given back */
+    if (before < 0)
+        return before;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint64_t offset = inside_offset(heap, k);
         if (!(slot->bins[k] & SMF_BIN_PAGES))

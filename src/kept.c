@@ -157,7 +157,8 @@ int smi_kept_decay(struct smi_thread *t, uint64_t now)
         uint64_t entry = SMI_LOAD(&t->slot->spans[i]);
         if (entry != 0 && entry == t->spans_seen[i]) {
             rc = smi_pages_give_kept(t->heap, t->slot, t->slot_index, i);
-            clear_entry(t, i, entry & (SMF_PAGE - 1));
+            if (rc == 0)
+                clear_entry(t, i, entry & (SMF_PAGE - 1));
         }
         t->spans_seen[i] = SMI_LOAD(&t->slot->spans[i]);
     }

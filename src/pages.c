@@ -464,6 +464,11 @@ static int is_short(int rc)
     return rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG || rc == -ENOMEM;
 }
 
+int smi_pages_lack_room(int rc)
+{
+    return rc == SHMALLOC_EFULL || rc == SHMALLOC_EADDRESS || is_short(rc);
+}
+
 /* `rc` says why a new chunk cannot be had: as much of it as can be, down to what `count` pages need. */
 static int lengthen_less(shmalloc_heap *heap, uint64_t count, int rc, struct smf_chunk *chunk)
 {
@@ -676,7 +681,7 @@ int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t
         return rc;
     if (request->count + request->alignment > heap->state->max_size >> SMF_PAGE_SHIFT)
         rc = full(heap, request->count);
-    else if ((rc = find_stored_place(heap, request, &place)) < 0 && rc != SHMALLOC_ECORRUPT) /* whatever refused more */
+    else if (smi_pages_lack_room(rc = find_stored_place(heap, request, &place)))
         rc = reclaim_kept(heap) > 0 ? find_stored_place(heap, request, &place) : rc;
     if (rc == 0) {
         *zero = all_have(heap, place.page, request->count, SMF_WORD_ZERO);
@@ -774,7 +779,7 @@ static uint64_t mark_of_kept(shmalloc_heap *heap, uint32_t slot_index, uint32_t 
 
 int smi_pages_give_kept(shmalloc_heap *heap, struct smf_thread *slot, uint32_t slot_index, uint32_t i)
 {
-    int rc = SMI_LOAD(&slot->spans[i]) != 0 ? smi_lock_acquire(heap, smi_lock_of_pages(heap)) : 1;
+    int rc = SMI_LOAD(&slot->spans[i]) != 0 ? lock_all(heap) : 1;
     if (rc != 0)
         return rc < 0 ? rc : 0;
     uint64_t entry = SMI_LOAD(&slot->spans[i]), mark = mark_of_kept(heap, slot_index, i, entry);
@@ -792,7 +797,7 @@ int smi_pages_give_kept(shmalloc_heap *heap, struct smf_thread *slot, uint32_t s
 static uint64_t reclaim_kept(shmalloc_heap *heap)
 {
     uint64_t sum = 0;
-    for (uint32_t index = 0; index < SMF_THREADS && SMI_LOAD(&heap->threads[index]) != 0; index++) {
+    for (uint32_t index = 0; index < SMF_THREADS; index++) {
         struct smf_thread *slot = smi_thread_slot(heap, index);
         for (uint32_t i = 0; slot && i < SMF_SPANS; i++) {
             uint64_t entry = SMI_LOAD(&slot->spans[i]), mark = entry ? mark_of_kept(heap, index, i, entry) : 0;

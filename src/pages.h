@@ -27,6 +27,9 @@ struct smi_take {
  * Returns 0, SHMALLOC_EFULL, -ENOSPC and other errnos of the file system, SHMALLOC_ECORRUPT. */
 int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t *page, int *zero);
 
+/* Does that answer say that there is no room, which other places of the heap may have? */
+int smi_pages_lack_room(int rc);
+
 /* Give a span of `kind` back and store 0 to each of the two words that is not NULL. Returns 0,
  * SHMALLOC_EDOUBLEFREE when no such span begins at `page`, or the large block there is not the program's,
  * SHMALLOC_ECORRUPT. */

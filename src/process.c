@@ -626,7 +626,10 @@ static int own_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
     int untouched_slot, rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
-    rc = claim_slot(heap, count, &t->slot_index, &untouched_slot);
+    if (!heap->is_private && __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) != t->true_epoch) /* left meanwhile */
+        rc = smi_error(SHMALLOC_ECLOSED, "%s: was closed by another thread; open the heap again", heap->path);
+    else
+        rc = claim_slot(heap, count, &t->slot_index, &untouched_slot);
     t->slot = rc == 0 ? smi_thread_slot(heap, t->slot_index) : NULL;
     if (rc == 0 && !t->slot)
         rc = smi_heap_poison(heap, "entry %u of the thread table names no thread slot", t->slot_index);

@@ -394,6 +394,17 @@ Test(kept, a_block_can_be_freed_when_who_resized_it_dies)
     must_be_as_before(f.heap, &before);
 }
 
+Test(kept, a_block_can_be_resized_when_who_resized_it_dies)
+{
+    void *block = take(LARGE);
+    shmalloc_ref ref = shmalloc_ref_of(f.heap, block);
+    cr_assert_eq(run_child(claim_and_die, &ref), -SIGKILL);
+    cr_assert_geq(shmalloc_usable_size(f.heap, block), LARGE);
+    must_work(shmalloc_realloc(f.heap, &ref, 2 * LARGE));
+    must_work(shmalloc_free(f.heap, &ref));
+    must_be_as_before(f.heap, &before);
+}
+
 static int free_and_fail(shmalloc_heap *heap, void *block, void *arg)
 {
     must_work(shmalloc_mfree(heap, block));
