@@ -623,7 +623,7 @@ static uint64_t start_time_of(const shmalloc_heap *heap, pid_t tid)
 
 static int own_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
 {
-    int untouched_slot, rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
+    int untouched_slot = 0, rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
     if (!heap->is_private && __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) != t->true_epoch) /* left meanwhile */
