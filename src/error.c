@@ -63,6 +63,14 @@ static char *room(void)
     return text;
 }
 
+/* The message is written. Who takes the place after this thread's end, which the kernel tells, has seen it: said in the
+ * way that compilers and their tools know. */
+static void written(void)
+{
+    if (place > 0)
+        __atomic_fetch_add(&owners[place - 1], 0, __ATOMIC_RELEASE);
+}
+
 int smi_error(int code, const char *format, ...)
 {
     char *text = room();
@@ -71,6 +79,7 @@ int smi_error(int code, const char *format, ...)
     if (text)
         vsnprintf(text, MESSAGE, format, args);
     va_end(args);
+    written();
     return code;
 }
 
@@ -160,6 +169,7 @@ __attribute__((format(printf, 3, 0))) static void explain(int code, const char *
     int len = text ? vsnprintf(text, MESSAGE, format, args) : -1;
     if (len >= 0 && len < (int)MESSAGE)
         snprintf(text + len, MESSAGE - (size_t)len, ": %s%s", shmalloc_strerror(code), help);
+    written();
 }
 
 int smi_refused(int code, const char *format, ...)

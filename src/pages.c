@@ -1039,7 +1039,7 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
     const struct smf_page *first = smi_page(heap, data);
     if (end << SMF_PAGE_SHIFT != SMI_LOAD(&state->size) || data >= end || !first)
         return damaged(heap, chunk.first_page);
-    uint64_t freed_at = first->side;
+    uint64_t freed_at = SMI_LOAD(&first->side); /* or the mark of a large block, which others change meanwhile */
     if (free_span_at(heap, data) != count || (freed_at > trim->before && freed_at <= smi_os_tick()))
         return 0;
     uint64_t stored = count_stored(heap, data, count);
