@@ -934,7 +934,7 @@ static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
     uint64_t length = free_span_at(heap, page), run;
     if ((trim->looked += length) > smi_size(heap) >> SMF_PAGE_SHIFT)
         return 1;
-    uint64_t freed_at = smi_known_page(heap, page)->side;
+    uint64_t freed_at = SMI_LOAD(&smi_known_page(heap, page)->side);
     if (freed_at > trim->before && freed_at <= smi_os_tick()) { /* later than now: of another boot, so old */
         trim->young = 1;
         return 0;

@@ -32,7 +32,7 @@ static inline void smi_set(struct smi_op *op, uint64_t *word, uint64_t value)
     SMI_ASSERT(op->used < op->capacity);
     struct smf_undo *entry = &op->log[op->used++];
     entry->ref = (uint64_t)((uint8_t *)word - op->heap->base);
-    entry->old = *word;
+    entry->old = SMI_LOAD(word); /* others may try to change the mark of a large block meanwhile, in vain */
     SMI_STORE(op->count, op->used); /* kill here: undo stores the value the word still has */
     SMI_STORE(word, value);
 }
