@@ -167,12 +167,6 @@ static int find_user_slot(const shmalloc_heap *heap, uint64_t ref, struct smi_sl
                : 0;
 }
 
-static int double_free(const shmalloc_heap *heap, uint64_t ref)
-{
-    return smi_error(SHMALLOC_EDOUBLEFREE, "%s: block at %#llx is free already; free a block once", heap->path,
-                     (unsigned long long)ref);
-}
-
 /* The cache of the slot's class gets room. *late: a double free of another block came to light. */
 static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int *late)
 {
@@ -180,10 +174,10 @@ static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slo
     const struct smi_bin *bin = smi_bin(t, slot->k);
     uint64_t *array = bin->array, count = SMI_LOAD(&array[0]);
     if (count > 0 && count <= bin->limit && array[count] == ref)
-        return double_free(heap, ref);
+        return smi_heap_double_free(heap, ref);
     const uint64_t *bits = smi_slot_user_bits(heap, slot);
     if (bits && !(SMI_LOAD(bits) & 1ull << (slot->index % 64)))
-        return double_free(heap, ref);
+        return smi_heap_double_free(heap, ref);
     int rc = smi_cache_make_room(t, slot->k);
     *late = rc == SHMALLOC_EDOUBLEFREE;
     return *late ? 0 : rc;
@@ -197,7 +191,7 @@ static int finish_give(struct smi_thread *t, uint64_t ref, const struct smi_slot
     uint64_t *array = smi_bin(t, slot->k)->array;
     if (!smi_slot_forget(t->heap, slot)) {
         SMI_STORE(&array[0], array[0] - 1);
-        return double_free(t->heap, ref);
+        return smi_heap_double_free(t->heap, ref);
     }
     return late ? SHMALLOC_EDOUBLEFREE : 0;
 }
@@ -322,7 +316,7 @@ int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t 
 {
     size_t old_size = smi_block_size(t->heap, *ref);
     if (is_free(t->heap, *ref))
-        return double_free(t->heap, *ref);
+        return smi_heap_double_free(t->heap, *ref);
     if (old_size == 0)
         return not_a_block(t->heap, *ref);
     if (is_large(t->heap, *ref) && size > SMI_MAX_SMALL) {

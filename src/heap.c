@@ -70,6 +70,12 @@ int smi_heap_poison(shmalloc_heap *heap, const char *format, ...)
     return smi_error(SHMALLOC_ECORRUPT, "%s: %s; the heap can now only be read", heap->path, text);
 }
 
+int smi_heap_double_free(const shmalloc_heap *heap, uint64_t ref)
+{
+    return smi_error(SHMALLOC_EDOUBLEFREE, "%s: block at %#llx is free already; free a block once", heap->path,
+                     (unsigned long long)ref);
+}
+
 int smi_heap_writable(shmalloc_heap *heap)
 {
     if (heap->closed)

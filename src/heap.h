@@ -279,6 +279,9 @@ int smi_heap_is_outgrown(const shmalloc_heap *heap);
 /* SHMALLOC_EADDRESS, with a message. */
 int smi_heap_outgrown(const shmalloc_heap *heap);
 
+/* SHMALLOC_EDOUBLEFREE, with a message: the program has freed the block at `ref` before. */
+int smi_heap_double_free(const shmalloc_heap *heap, uint64_t ref);
+
 /* 0, or why the heap may not be changed: read-only, closed, poisoned. */
 int smi_heap_writable(shmalloc_heap *heap);
 

@@ -78,12 +78,6 @@ uint64_t smi_kept_take(struct smi_thread *t, uint64_t pages, int scratch)
 
 /* ---- giving ---- */
 
-static int is_free_already(const shmalloc_heap *heap, uint64_t ref)
-{
-    return smi_error(SHMALLOC_EDOUBLEFREE, "%s: block at %#llx is free already; free a block once", heap->path,
-                     (unsigned long long)ref);
-}
-
 static int give(struct smi_thread *t, uint32_t i, uint64_t ref, struct smf_page *d, uint64_t *dest)
 {
     struct smf_link *link = &t->slot->link;
@@ -133,7 +127,7 @@ int smi_kept_give(struct smi_thread *t, uint64_t ref, uint64_t *dest, int may_ev
     if (mark == SMF_MARK_CLAIMED) /* by who resized it and died, perhaps: the page heap finds out */
         return 0;
     if (mark != 0)
-        return is_free_already(t->heap, ref);
+        return smi_heap_double_free(t->heap, ref);
     uint32_t i = free_entry(t, pages, may_evict);
     if (i == SMF_SPANS)
         return 0;
@@ -142,7 +136,7 @@ int smi_kept_give(struct smi_thread *t, uint64_t ref, uint64_t *dest, int may_ev
     if (give(t, i, ref, d, dest))
         return 1;
     clear_entry(t, i, pages);
-    return is_free_already(t->heap, ref);
+    return smi_heap_double_free(t->heap, ref);
 }
 
 /* ---- giving back ---- */
