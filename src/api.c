@@ -111,7 +111,7 @@ static struct smi_top *second_look(shmalloc_heap *heap, uint64_t ref)
     if (!smi_serves(t, heap) || !smi_pagetable_learn(heap, ref))
         return NULL;
     t->covered = smi_pagetable_covered(heap);
-    return smi_top_of(t, ref, t->base + ref);
+    return smi_top_of(t, ref);
 }
 
 static int alloc(shmalloc_heap *heap, const struct smi_request *request, shmalloc_ref *out)
@@ -225,7 +225,7 @@ int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
     if (SMI_UNLIKELY(!can_follow(heap, t, ref, at)))
         return free_ref_long(heap, ref);
-    struct smi_top *top = smi_top_of(t, *ref, t->base + *ref);
+    struct smi_top *top = smi_top_of(t, *ref);
     if (SMI_UNLIKELY(!top))
         return free_ref_long(heap, ref);
     give(t, ref, at, top);
@@ -353,7 +353,7 @@ int shmalloc_mfree(shmalloc_heap *heap, void *block)
     /* NULL and foreign addresses give a ref beyond the heap's end; another heap's context is found out */
     struct smi_thread *t = smi_current;
     uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base);
-    struct smi_top *top = smi_serves(t, heap) ? smi_top_of(t, ref, block) : NULL;
+    struct smi_top *top = smi_serves(t, heap) ? smi_top_of(t, ref) : NULL;
     if (SMI_UNLIKELY(!top))
         return free_long(heap, block);
     smi_push_word(top, ref);

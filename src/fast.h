@@ -68,17 +68,18 @@ static inline int smi_top_takes(const struct smi_top *top, uint64_t ref)
     return SMI_LIKELY((uint32_t)(uintptr_t)top->word != top->end && top->ref != ref);
 }
 
-/* The stack that the block at `ref`, whose address is `block`, goes to, with room; NULL when that takes the long way.
- * The context serves the heap. */
-static inline struct smi_top *smi_top_of(struct smi_thread *t, uint64_t ref, const void *block)
+/* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. Any value of `ref` may come:
+ * its address is computed as an integer, since a pointer must not leave its object. The context serves the heap. */
+static inline struct smi_top *smi_top_of(struct smi_thread *t, uint64_t ref)
 {
+    uintptr_t address = (uintptr_t)t->base + ref;
     if (SMI_UNLIKELY(ref >= t->covered))
         return NULL;
-    uint64_t known = SMI_LOAD(&t->known[(uintptr_t)block >> SMF_PAGE_SHIFT]);
+    uint64_t known = SMI_LOAD(&t->known[address >> SMF_PAGE_SHIFT]);
     if (SMI_UNLIKELY(!smi_is_current(known, SMI_LOAD(&smi_state_of(t)->reshaped))))
         return NULL;
     struct smi_top *top = smi_top_at(t, smi_known_top(known));
-    if (SMI_UNLIKELY(!smi_begins_slot(top, smi_known_offset(known, (uintptr_t)block))))
+    if (SMI_UNLIKELY(!smi_begins_slot(top, smi_known_offset(known, address))))
         return NULL;
     return smi_top_takes(top, ref) ? top : NULL;
 }
@@ -100,7 +101,7 @@ static inline uint32_t smi_slot_bytes(const struct smi_thread *t, const struct s
  * that names it and follows it; NULL: there is none. The context serves the heap. */
 static inline uint64_t smi_resize(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref, size_t size, uint64_t *dest)
 {
-    struct smi_top *old = smi_top_of(t, ref, t->base + ref);
+    struct smi_top *old = smi_top_of(t, ref);
     if (SMI_UNLIKELY(!old))
         return 0;
     uint32_t old_size = smi_slot_bytes(t, old);

@@ -176,7 +176,7 @@ EXPORT void free(void *block)
 {
     struct smi_thread *t = smi_current;
     uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base);
-    struct smi_top *top = smi_serves(t, heap) ? smi_top_of(t, ref, block) : NULL;
+    struct smi_top *top = smi_serves(t, heap) ? smi_top_of(t, ref) : NULL;
     if (SMI_LIKELY(top))
         smi_push_word(top, ref);
     else
