@@ -8,19 +8,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "block.h"
-#include "cache.h"
-#include "central.h"
-#include "check.h"
-#include "fast.h"
-#include "kept.h"
-#include "link.h"
-#include "os.h"
-#include "pages.h"
-#include "process.h"
-#include "resident.h"
-#include "roots.h"
-#include "slab.h"
+#include "slots/block.h"
+#include "slots/cache.h"
+#include "slots/central.h"
+#include "look/check.h"
+#include "slots/fast.h"
+#include "slots/kept.h"
+#include "slots/link.h"
+#include "platform/os.h"
+#include "pages/pages.h"
+#include "life/process.h"
+#include "handle/resident.h"
+#include "names/roots.h"
+#include "slots/slab.h"
 
 /* ---- the long way ---- */
 

@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#include "layout.h"
+#include "format/layout.h"
 
 enum { SMI_IMAGE_MAX = 256 << 20, SMI_IMAGE_PAGES = SMI_IMAGE_MAX / 4096 };
 

@@ -25,11 +25,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "block.h"
-#include "direct_mutex.h"
-#include "fast.h"
-#include "os.h"
-#include "process.h"
+#include "slots/block.h"
+#include "platform/direct_mutex.h"
+#include "slots/fast.h"
+#include "platform/os.h"
+#include "life/process.h"
 
 #define EXPORT __attribute__((visibility("default")))
 #define LONG_WAY __attribute__((noinline, cold))

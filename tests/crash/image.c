@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "sizeclass.h"
+#include "format/sizeclass.h"
 #include "support.h"
 
 /* ---- the file of a stopped process ---- */

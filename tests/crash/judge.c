@@ -7,9 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "check.h"
+#include "look/check.h"
 #include "support.h"
-#include "view.h"
+#include "look/view.h"
 
 /* ---- the heap in words ---- */
 

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "crashtest/stepper.h"
-#include "pagetable.h"
+#include "handle/pagetable.h"
 #include "support.h"
 
 #define SIZE 100 /* bytes of a block */

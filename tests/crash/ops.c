@@ -10,11 +10,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "cache.h"
+#include "slots/cache.h"
 #include "crashtest/stepper.h"
-#include "process.h"
-#include "recover.h"
-#include "slab.h"
+#include "life/process.h"
+#include "life/recover.h"
+#include "slots/slab.h"
 #include "support.h"
 
 struct control *control;

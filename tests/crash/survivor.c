@@ -15,9 +15,9 @@
 #include <unistd.h>
 
 #include "image.h"
-#include "lock.h"
-#include "os.h"
-#include "process.h"
+#include "handle/lock.h"
+#include "platform/os.h"
+#include "life/process.h"
 
 /* Words of the world that survivor n uses; operations use those below. */
 static unsigned word_of(unsigned n)

@@ -9,7 +9,7 @@
 #include <sys/user.h>
 #include <sys/wait.h>
 
-#include "lock.h"
+#include "handle/lock.h"
 #include "support.h"
 
 struct started {

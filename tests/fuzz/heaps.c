@@ -14,7 +14,7 @@
 
 #include "../unit/image.h"
 #include "fuzz.h"
-#include "os.h"
+#include "platform/os.h"
 
 /* ---- the heaps ------------------------------------------------------------------------------ */
 

@@ -9,7 +9,7 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "check.h"
+#include "look/check.h"
 #include "fuzz.h"
 #include "heaps.h"
 #include "support.h"

@@ -4,9 +4,9 @@
 set -eu
 case $(uname -m) in
 x86_64 | aarch64 | riscv64) ;;
-*) echo "src/direct.h does not know this machine" && exit 77 ;;
+*) echo "src/platform/direct.h does not know this machine" && exit 77 ;;
 esac
-ldd --version 2>&1 | grep -qi 'glibc\|gnu libc' || { echo "src/direct_mutex.h does not know this C library" && exit 77; }
+ldd --version 2>&1 | grep -qi 'glibc\|gnu libc' || { echo "src/platform/direct_mutex.h does not know this C library" && exit 77; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 nm -D --undefined-only "$1" | sed 's/@.*//; s/.* //; s/^__isoc[0-9]*_//; s/^__\(.*\)_chk$/\1/; s/64$//' |
@@ -15,7 +15,7 @@ sed 's/#.*//; /^$/d' "$2" | LC_ALL=C sort -u >"$work/allowed"
 [ -s "$work/imported" ]
 LC_ALL=C comm -23 "$work/imported" "$work/allowed" >"$work/more"
 if [ -s "$work/more" ]; then
-    echo "imported by malloc; use a system call of src/direct.h, or say in $2 why it can wait for no lock:"
+    echo "imported by malloc; use a system call of src/platform/direct.h, or say in $2 why it can wait for no lock:"
     cat "$work/more"
     exit 1
 fi

@@ -13,8 +13,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "check.h"
-#include "lock.h"
+#include "look/check.h"
+#include "handle/lock.h"
 #include "rows.h"
 
 ROWS_SUITE(60);

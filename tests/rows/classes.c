@@ -14,7 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "pages.h"
+#include "pages/pages.h"
 #include "rows.h"
 
 ROWS_SUITE(60);

@@ -13,9 +13,9 @@
 
 #include <criterion/criterion.h>
 
-#include "heap.h"
+#include "handle/heap.h"
 #include "support.h"
-#include "view.h"
+#include "look/view.h"
 #include "view_check.h"
 
 enum { NOT_POSSIBLE = 77 }; /* exit status of a child that may not do what it is to show */

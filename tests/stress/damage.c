@@ -21,7 +21,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "layout.h"
+#include "format/layout.h"
 #include "support.h"
 
 #define SLOTS 512

@@ -4,7 +4,7 @@
 
 #include <stdio.h>
 
-#include "check.h"
+#include "look/check.h"
 #include "support.h"
 
 static void print_violation(const char *invariant, uint64_t ref, const char *text, void *arg)

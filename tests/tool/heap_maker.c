@@ -27,8 +27,8 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "sizeclass.h"
-#include "view.h"
+#include "format/sizeclass.h"
+#include "look/view.h"
 
 #define KEPT_SIZE 100000 /* bytes of the blocks that are kept: of 13 pages */
 #define PILED_SIZE 48

@@ -15,7 +15,7 @@ import unittest
 INSPECT = MAKER = None
 SOUND, DAMAGED, CANNOT_TELL = 0, 1, 2
 
-# Bytes of the file, from src/layout.h
+# Bytes of the file, from src/format/layout.h
 ROOTS_AT = 224        # smf_header.areas.roots
 THREADS_AT = 232      # smf_header.areas.threads
 END_OF_AREAS_AT = 248  # smf_header.areas.end, where the page words of chunk 0 begin

@@ -13,7 +13,7 @@ import unittest
 import inspect_support as support
 from inspect_support import CANNOT_TELL, DAMAGED, POISON, SOUND, InspectTest, fnv, run, run_json
 
-# Bytes of the file, from src/layout.h
+# Bytes of the file, from src/format/layout.h
 VERSION = 8           # smf_header.format_version
 PLATFORM = (64, 84)   # smf_header.os_page_bytes to mutex_bytes
 RUNTIME_AT = 184      # smf_header.areas.runtime

@@ -24,7 +24,7 @@ import inspect_support as support
 from inspect_support import (BUCKETS, CANNOT_TELL, DAMAGED, POISON, ROOTS_AT, SOUND, Held, InspectTest,
                              run, run_in_terminal, run_json, terminal_env)
 
-# Bytes of the file, from src/layout.h
+# Bytes of the file, from src/format/layout.h
 PAGE_HEAP_AT = 216  # smf_header.areas.page_heap
 SETS = 2024         # smf_page_heap.set
 DIRECTORY_AT = 208  # smf_header.areas.directory

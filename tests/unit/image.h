@@ -16,10 +16,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "layout.h"
-#include "sizeclass.h"
+#include "format/layout.h"
+#include "format/sizeclass.h"
 #include "support.h"
-#include "view.h"
+#include "look/view.h"
 
 struct image {
     uint8_t *bytes;

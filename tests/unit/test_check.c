@@ -7,7 +7,7 @@
 
 #include <sys/wait.h>
 
-#include "check.h"
+#include "look/check.h"
 #include "damages.h"
 #include "image.h"
 

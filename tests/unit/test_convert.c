@@ -10,9 +10,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "convert.h"
+#include "life/convert.h"
 #include "old/old_heaps.h"
-#include "os.h"
+#include "platform/os.h"
 #include "support.h"
 #include "view_check.h"
 

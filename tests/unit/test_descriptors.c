@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "heap.h"
+#include "handle/heap.h"
 #include "heap_suite.h"
 
 HEAP_SUITE(descriptors, 0, 60);

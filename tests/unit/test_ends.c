@@ -17,10 +17,10 @@
 #include <unistd.h>
 
 #include "heap_suite.h"
-#include "link.h"
-#include "lock.h"
-#include "recover.h"
-#include "undo.h"
+#include "slots/link.h"
+#include "handle/lock.h"
+#include "life/recover.h"
+#include "handle/undo.h"
 
 HEAP_SUITE(ends, 0, 60);
 

@@ -10,7 +10,7 @@
 
 #include <fnmatch.h>
 
-#include "check.h"
+#include "look/check.h"
 #include "image.h"
 
 /* ---- records -------------------------------------------------------------------------------- */

@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "heap_suite.h"
-#include "layout.h"
+#include "format/layout.h"
 
 HEAP_SUITE(fork, 0, 60);
 

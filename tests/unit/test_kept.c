@@ -14,8 +14,8 @@
 
 #include <criterion/criterion.h>
 
-#include "heap.h"
-#include "lock.h"
+#include "handle/heap.h"
+#include "handle/lock.h"
 #include "support.h"
 
 #define LARGE (100u << 10) /* bytes of a block that a thread keeps */

@@ -11,8 +11,8 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "layout.h"
-#include "os.h"
+#include "format/layout.h"
+#include "platform/os.h"
 
 TestSuite(layout, .timeout = 20);
 

@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #include "heap_suite.h"
-#include "layout.h"
+#include "format/layout.h"
 
 HEAP_SUITE(messages, 0, 60);
 

@@ -12,7 +12,7 @@
 
 #include <criterion/criterion.h>
 
-#include "kept.h"
+#include "slots/kept.h"
 #include "support.h"
 
 #define PAGE 8192ull

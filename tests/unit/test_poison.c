@@ -11,7 +11,7 @@
 
 #include <criterion/criterion.h>
 
-#include "heap.h"
+#include "handle/heap.h"
 #include "support.h"
 
 static struct fixture f;

@@ -16,9 +16,9 @@
 
 #include <criterion/criterion.h>
 
-#include "heap.h"
-#include "lock.h"
-#include "os.h"
+#include "handle/heap.h"
+#include "handle/lock.h"
+#include "platform/os.h"
 #include "support.h"
 
 TestSuite(private, .timeout = 120);

@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #include "heap_suite.h"
-#include "os.h"
+#include "platform/os.h"
 
 HEAP_SUITE(proc, 0, 60);
 

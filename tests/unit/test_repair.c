@@ -9,10 +9,10 @@
 #include <criterion/criterion.h>
 #include <sys/mman.h>
 
-#include "check.h"
+#include "look/check.h"
 #include "damages.h"
 #include "image.h"
-#include "repair.h"
+#include "repair/repair.h"
 #include "view_check.h"
 
 /* What must come of a damage. */

@@ -7,7 +7,7 @@
  */
 #include <criterion/criterion.h>
 
-#include "slab.h"
+#include "slots/slab.h"
 
 TestSuite(sizeclass, .timeout = 20);
 

@@ -9,8 +9,8 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "error.h"
-#include "sizeclass.h"
+#include "platform/error.h"
+#include "format/sizeclass.h"
 
 static const char help[] =
     "Blocks that programs have allocated, first in sums by size and by type tag, then one\n"

@@ -7,7 +7,7 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "check.h"
+#include "look/check.h"
 
 static const char help[] =
     "Verifies that the heap's own data agree with each other: chunks, spans of pages,\n"

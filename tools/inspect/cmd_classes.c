@@ -13,7 +13,7 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "sizeclass.h"
+#include "format/sizeclass.h"
 
 static const char help[] =
     "A line for each size of slots that the heap has slabs of. A request gets a slot of\n"

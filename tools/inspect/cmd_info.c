@@ -11,7 +11,7 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "os.h"
+#include "platform/os.h"
 
 static const char help[] =
     "Identity, state and use of space. Sizes are exact for a heap at rest; in a heap\n"

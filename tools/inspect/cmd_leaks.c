@@ -16,7 +16,7 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "error.h"
+#include "platform/error.h"
 
 static const char help[] =
     "Blocks that no chain of refs leads to from the named roots. A heap outlives the\n"

@@ -15,7 +15,7 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "sizeclass.h"
+#include "format/sizeclass.h"
 
 static const char help[] =
     "Each character stands for a run of pages of 8 KiB, as many as it takes to fit the\n"

@@ -14,9 +14,9 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "error.h"
-#include "os.h"
-#include "sizeclass.h"
+#include "platform/error.h"
+#include "platform/os.h"
+#include "format/sizeclass.h"
 
 static const char help[] =
     "Processes that have the heap open, their threads with what they have cached and keep,\n"

@@ -17,11 +17,11 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "check.h"
-#include "error.h"
-#include "os.h"
+#include "look/check.h"
+#include "platform/error.h"
+#include "platform/os.h"
 #include "report_style.h"
-#include "sizeclass.h"
+#include "format/sizeclass.h"
 
 static const char help[] =
     "Writes one HTML page about the heap: verdict of the full check, a picture of its\n"

@@ -8,7 +8,7 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "sizeclass.h"
+#include "format/sizeclass.h"
 
 static const char help[] =
     "The named roots, by name: the type id the program gave, the ref, and the size of the\n"

@@ -25,7 +25,7 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "os.h"
+#include "platform/os.h"
 
 static const char help[] =
     "Tries out, in the folder DIR (the current one if none is given), what the library\n"

@@ -12,8 +12,8 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "os.h"
-#include "sizeclass.h"
+#include "platform/os.h"
+#include "format/sizeclass.h"
 
 static const char help[] =
     "The heap in motion, refreshed like top(1). On a terminal: q quits, space refreshes.\n"

@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#include "view.h"
+#include "look/view.h"
 
 /* Exit statuses. */
 enum verdict { SOUND = 0, DAMAGED = 1, CANNOT_TELL = 2 };

@@ -12,8 +12,8 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "error.h"
-#include "os.h"
+#include "platform/error.h"
+#include "platform/os.h"
 
 static void look_for_users(struct inspect *in)
 {

@@ -9,7 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "os.h"
+#include "platform/os.h"
 
 const char *inspect_color(const struct inspect *in, enum color color)
 {

@@ -13,8 +13,8 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "os.h"
-#include "sizeclass.h"
+#include "platform/os.h"
+#include "format/sizeclass.h"
 
 static void look_at_thread(struct inspect *in, struct look *look, uint32_t i, int table_is_valid)
 {

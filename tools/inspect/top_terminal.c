@@ -16,7 +16,7 @@
 #include <termios.h>
 #include <unistd.h>
 
-#include "os.h"
+#include "platform/os.h"
 
 static struct termios saved_terminal;
 static volatile sig_atomic_t terminal_is_changed, keys_are_changed, stop_asked, pause_asked;

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: MIT */
+/* lock.c - the only caller of pthread mutexes in the file; see lock.h. */
+#include "handle/lock.h"
+
+#include <errno.h>
+#include <pthread.h>
+
+#include "slots/central.h"
+#include "platform/direct_mutex.h"
+#include "platform/os.h"
+#include "pages/pages.h"
+#include "names/roots.h"
+#include "handle/undo.h"
+
+/* Indices of the heap locks this thread holds, ascending. */
+static _Thread_local struct {
+    uint32_t index[8];
+    unsigned count;
+} held;
+
+static void note_acquired(uint32_t index)
+{
+    SMI_ASSERT(held.count < 8);
+    SMI_ASSERT(held.count == 0 || held.index[held.count - 1] < index);
+    held.index[held.count++] = index;
+}
+
+static void note_released(uint32_t index)
+{
+    SMI_ASSERT(held.count > 0 && held.index[held.count - 1] == index);
+    (void)index;
+    held.count--;
+}
+
+int smi_lock_any_held(void)
+{
+    return held.count > 0;
+}
+
+void smi_lock_forget(void)
+{
+    held.count = 0;
+}
+
+int smi_lock_repair(shmalloc_heap *heap, uint32_t index)
+{
+    if (index == smi_lock_of_pages(heap))
+        return smi_pages_repair(heap);
+    if (index >= SMF_LOCK_CLASS_FIRST)
+        return smi_central_repair(heap, (index - SMF_LOCK_CLASS_FIRST) / SMF_CLASSES,
+                                  (index - SMF_LOCK_CLASS_FIRST) % SMF_CLASSES);
+    if (index == SMF_LOCK_ROOTS)
+        return smi_roots_repair(heap);
+    /* RECOVER: what it guards is done anew by the next who adopts. But the table of thread slots may name one that
+     * the page heap's log is about to undo. */
+    return index == SMF_LOCK_RECOVER ? smi_lock_pass(heap, smi_lock_of_pages(heap), smi_lock_of_pages(heap)) : 0;
+}
+
+int smi_lock_pass(shmalloc_heap *heap, uint32_t first, uint32_t last)
+{
+    for (uint32_t i = first; i <= last; i++) {
+        int rc = smi_lock_acquire(heap, i);
+        if (rc < 0)
+            return rc;
+        smi_lock_release(heap, i);
+    }
+    return 0;
+}
+
+static int take_over(shmalloc_heap *heap, uint32_t index)
+{
+    struct smf_lock *lock = &heap->locks[index];
+    /* We hold the lock, but its owner may have stopped between any two stores. Repair first: a mutex
+     * made consistent over half a change would pass the damage on without a trace. If we are killed in
+     * the repair, the next owner repairs again. */
+    int rc = smi_lock_repair(heap, index);
+    lock->repairs++;
+    SMI_STORE(&heap->adopt_wanted, 1);
+    pthread_mutex_consistent((pthread_mutex_t *)lock->mutex);
+    if (rc < 0)
+        smi_lock_release(heap, index);
+    return rc;
+}
+
+/* What pthread_mutex_lock or _trylock answered, other than EBUSY. */
+static int answer(shmalloc_heap *heap, uint32_t index, int rc)
+{
+    if (rc != 0 && rc != EOWNERDEAD)
+        return smi_heap_poison(heap, "lock %u answers \"%s\"", index, shmalloc_strerror(-rc));
+    note_acquired(index);
+    return rc == EOWNERDEAD ? take_over(heap, index) : 0;
+}
+
+int smi_lock_try(shmalloc_heap *heap, uint32_t index)
+{
+    int rc = pthread_mutex_trylock((pthread_mutex_t *)heap->locks[index].mutex);
+    return rc == EBUSY ? -EBUSY : answer(heap, index, rc);
+}
+
+/*
+ * Wait for a mutex, in slices. A waiter that is killed after the unlocker woke it, but before it noticed, takes
+ * the only wake-up with it; when a third thread has taken the free mutex meanwhile, its word no longer says that
+ * anybody waits, and neither that thread nor the kernel wakes the others. (Seen after some hundred kills with six
+ * processes.) Whoever looks again by himself heals it.
+ */
+#define SLICE_NS 10000000ull
+#define SPIN_TRIES 20
+#define SPIN_PAUSES 20 /* with as many tries some 10 us */
+
+static int wait_until(pthread_mutex_t *mutex, uint64_t deadline)
+{
+    for (;;) {
+        uint64_t now = smi_os_clock(), until = now + SLICE_NS;
+        if (now >= deadline)
+            return ETIMEDOUT;
+        if (until > deadline)
+            until = deadline;
+        int rc = smi_os_mutex_lock_until(mutex, until);
+        if (rc != ETIMEDOUT)
+            return rc;
+    }
+}
+
+static void cpu_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* An owner that runs is done within some microseconds, sooner than a waiter falls asleep and is woken. */
+static int spin(pthread_mutex_t *mutex)
+{
+    int rc = EBUSY;
+    for (int tries = 0; rc == EBUSY && tries < SPIN_TRIES; tries++) {
+        for (int i = 0; i < SPIN_PAUSES; i++)
+            cpu_relax();
+        rc = pthread_mutex_trylock(mutex);
+    }
+    return rc;
+}
+
+int smi_lock_acquire(shmalloc_heap *heap, uint32_t index)
+{
+    struct smf_lock *lock = &heap->locks[index];
+    pthread_mutex_t *mutex = (pthread_mutex_t *)lock->mutex;
+    int rc = pthread_mutex_trylock(mutex);
+    if (rc == EBUSY) {
+        __atomic_fetch_add(&lock->waits, 1, __ATOMIC_RELAXED);
+        rc = spin(mutex);
+    }
+    if (rc == EBUSY)
+        rc = wait_until(mutex, UINT64_MAX);
+    return answer(heap, index, rc);
+}
+
+void smi_lock_release(shmalloc_heap *heap, uint32_t index)
+{
+    note_released(index);
+    pthread_mutex_unlock((pthread_mutex_t *)heap->locks[index].mutex);
+}
+
+int smi_lock_raw(uint64_t mutex[SMF_MUTEX_WORDS], uint64_t timeout_ns)
+{
+    pthread_mutex_t *m = (pthread_mutex_t *)mutex;
+    int rc = pthread_mutex_trylock(m);
+    if (rc == EBUSY && timeout_ns > 0) {
+        uint64_t now = smi_os_clock();
+        rc = wait_until(m, timeout_ns < UINT64_MAX - now ? now + timeout_ns : UINT64_MAX);
+    }
+    if (rc != EOWNERDEAD)
+        return -rc;
+    return pthread_mutex_consistent(m) == 0 ? 1 : -EINVAL;
+}
+
+int smi_unlock_raw(uint64_t mutex[SMF_MUTEX_WORDS])
+{
+    return -pthread_mutex_unlock((pthread_mutex_t *)mutex);
+}

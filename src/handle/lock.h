@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * lock.h - robust process-shared mutexes: the heap's own, and the raw form below shmalloc_mutex.
+ *
+ * Ranks are the indices of enum smf_lock_index, ascending: commit, tx, roots, RECOVER, class locks (by
+ * arena, then class, the library's own arena last), pages. A thread only ever waits for a lock above
+ * all that it holds; user mutexes come before all of them. Debug builds assert it.
+ */
+#ifndef SMI_LOCK_H
+#define SMI_LOCK_H
+
+#include "handle/heap.h"
+
+static inline uint32_t smi_lock_of_class(uint32_t arena, uint32_t k)
+{
+    return SMF_LOCK_CLASS_FIRST + arena * SMF_CLASSES + k;
+}
+
+static inline uint32_t smi_lock_of_pages(const shmalloc_heap *heap)
+{
+    return heap->lock_count - 1;
+}
+
+/* Wait for a lock. If its owner died, what the owner left is repaired before this returns. Returns 0, or
+ * SHMALLOC_ECORRUPT when the repair found damage (then the heap is poisoned and the lock not held). */
+int smi_lock_acquire(shmalloc_heap *heap, uint32_t index);
+/* The same without waiting: -EBUSY when somebody has it. */
+int smi_lock_try(shmalloc_heap *heap, uint32_t index);
+void smi_lock_release(shmalloc_heap *heap, uint32_t index);
+
+/* Repair what the owner of lock `index` may have left, with the lock held or nobody else attached. The owner may have
+ * died holding higher locks, too, under which words of this one were half changed: those are passed first. */
+int smi_lock_repair(shmalloc_heap *heap, uint32_t index);
+
+/* Does the calling thread hold a lock of a heap? */
+int smi_lock_any_held(void);
+/* Take and release the locks from `first` to `last`: what their dead owners left half done under them is undone. */
+int smi_lock_pass(shmalloc_heap *heap, uint32_t first, uint32_t last);
+
+/* A child has no lock of a file's heap, whatever its parent held. */
+void smi_lock_forget(void);
+
+/* The 40 bytes below shmalloc_mutex: 0, 1 (previous owner died; already made consistent), or a negated
+ * errno. timeout_ns: 0 = do not wait, ~0 = for ever. */
+int smi_lock_raw(uint64_t mutex[SMF_MUTEX_WORDS], uint64_t timeout_ns);
+int smi_unlock_raw(uint64_t mutex[SMF_MUTEX_WORDS]);
+
+#endif

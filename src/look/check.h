@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * check.h - the invariants, as code: walks a view, never writes, never takes a lock.
+ */
+#ifndef SMI_CHECK_H
+#define SMI_CHECK_H
+
+#include "look/view.h"
+
+/* What must hold, by number; the last entry's id is NULL. */
+struct smi_invariant {
+    const char *id;
+    const char *text;
+};
+extern const struct smi_invariant smi_invariants[];
+
+struct smi_check_result {
+    uint64_t violations; /* number reported */
+    uint64_t pages, slabs, blocks, free_runs, cached_slots, roots; /* number of things looked at */
+    uint64_t in_flight; /* steps of stopped, dead or running threads, resolved in the view */
+    uint64_t left_out;  /* live: disagreements that a further look did not confirm */
+    uint32_t walks;     /* number of looks */
+    int moving;         /* the heap changed while it was read */
+};
+
+/*
+ * Check everything. `live` says that other threads may be changing the heap: then a heap in which
+ * something disagrees is looked at again, up to three times and more often if a look was torn, and
+ * a disagreement is reported only if every look shows it and what it is about stood still in two.
+ *
+ * Returns 0 when the walk could be completed, also with violations; -ENOMEM; another negated errno
+ * when the file cannot be read; SHMALLOC_ECORRUPT when the damage forbids to walk on (reported as a
+ * violation, too); other codes of smi_layout_validate.
+ */
+int smi_check(struct smi_view *view, int live, smi_report_fn *report, void *arg,
+              struct smi_check_result *result);
+
+#endif

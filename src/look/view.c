@@ -1,0 +1,935 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * view.c - read-only sight of a heap; see view.h.
+ *
+ * Nothing that was read is believed before it was compared with a bound: a view must survive any
+ * file. The bounds it relies on itself are few: `file_size`, the areas (smi_layout_validate
+ * compared them with their rule) and `chunks`, the part of the directory in which each entry
+ * continues the one before and ends inside the file.
+ */
+#include "look/view.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "platform/error.h"
+#include "platform/os.h"
+#include "format/sizeclass.h"
+
+#define BLOCK SMI_VIEW_BLOCK
+#define BLOCK_SHIFT __builtin_ctzll(BLOCK)
+
+/* ---- bytes ---------------------------------------------------------------------------------- */
+
+/* Bytes from the source, past the private copies; the number read, or a negated errno. */
+static int64_t read_source(struct smi_view *view, uint64_t ref, uint64_t len, void *out)
+{
+    if (!view->mapping)
+        return smi_os_read(view->fd, out, len, ref);
+    memcpy(out, view->mapping + ref, len);
+    return (int64_t)len;
+}
+
+static int in_file(const struct smi_view *view, uint64_t ref, uint64_t len)
+{
+    return len > 0 && ref < view->file_size && len <= view->file_size - ref;
+}
+
+int smi_view_read_now(struct smi_view *view, uint64_t ref, uint64_t len, void *out)
+{
+    return in_file(view, ref, len) && read_source(view, ref, len, out) == (int64_t)len ? 0 : -1;
+}
+
+/* Address space for copies of the whole file; memory is only charged for what is read. */
+static int reserve(struct smi_view *view)
+{
+    uint64_t blocks = (view->file_size + BLOCK - 1) >> BLOCK_SHIFT;
+    view->reserved = blocks << BLOCK_SHIFT;
+    view->memory = smi_os_private(view->reserved, 0);
+    view->loaded = calloc(blocks / 8 + 1, 1);
+    if (view->memory && view->loaded)
+        return 0;
+    view->read_error = ENOMEM;
+    return -1;
+}
+
+static int load_block(struct smi_view *view, uint64_t block)
+{
+    uint64_t ref = block << BLOCK_SHIFT, left = view->file_size - ref;
+    uint64_t stored = left > view->missing ? left - view->missing : 0; /* the rest of memory is zero */
+    uint64_t len = stored < BLOCK ? stored : BLOCK;
+    int64_t n = len > 0 ? read_source(view, ref, len, view->memory + ref) : 0;
+    if (n < 0 && !view->read_error)
+        view->read_error = (int)-n;
+    if (n != (int64_t)len) /* or the file was shortened just now */
+        return -1;
+    view->loaded[block / 8] |= (uint8_t)(1u << block % 8);
+    view->bytes_read += len;
+    if (view->progress)
+        view->progress(view);
+    return 0;
+}
+
+const void *smi_view_at(struct smi_view *view, uint64_t ref, uint64_t len)
+{
+    if (!in_file(view, ref, len) || (!view->memory && reserve(view) < 0))
+        return NULL;
+    for (uint64_t block = ref >> BLOCK_SHIFT; block <= (ref + len - 1) >> BLOCK_SHIFT; block++)
+        if (!(view->loaded[block / 8] >> block % 8 & 1) && load_block(view, block) < 0)
+            return NULL;
+    return view->memory + ref;
+}
+
+const void *smi_view_record(struct smi_view *view, uint64_t ref, uint64_t len)
+{
+    return ref % 8 == 0 ? smi_view_at(view, ref, len) : NULL;
+}
+
+int smi_view_store(struct smi_view *view, uint64_t ref, uint64_t value)
+{
+    if (!smi_view_record(view, ref, 8))
+        return -1;
+    memcpy(view->memory + ref, &value, sizeof(value));
+    return 0;
+}
+
+/* A word, 0 when there is none. */
+static uint64_t word_at(struct smi_view *view, uint64_t ref)
+{
+    const void *at = smi_view_record(view, ref, 8);
+    uint64_t value = 0;
+    if (at)
+        memcpy(&value, at, sizeof(value));
+    return value;
+}
+
+static void forget(struct smi_view *view)
+{
+    smi_os_unmap(view->memory, view->reserved);
+    free(view->loaded);
+    free(view->chunks);
+    view->memory = NULL;
+    view->loaded = NULL;
+    view->chunks = NULL;
+    view->chunk_count = 0;
+    view->in_flight = 0;
+    view->read_error = 0;
+}
+
+void smi_view_of_mapping(struct smi_view *view, const void *base, uint64_t file_size,
+                         const char *path)
+{
+    memset(view, 0, sizeof(*view));
+    view->path = path;
+    view->fd = -1;
+    view->mapping = base;
+    view->file_size = file_size;
+    memcpy(&view->header, base, sizeof(view->header));
+    memcpy(&view->state, (const uint8_t *)base + SMF_STATE_OFFSET, sizeof(view->state));
+}
+
+/* The state and the length of the file as of one moment: a growing heap lengthens the file first, a
+ * shrinking one shortens it last, so the pair is true if the state's size is the same before and
+ * after the length was read. */
+static int read_state(struct smi_view *view)
+{
+    for (int tries = 0;; tries++) {
+        struct smi_file_info info;
+        struct smf_state after;
+        int64_t n = smi_os_read(view->fd, &view->state, sizeof(view->state), SMF_STATE_OFFSET);
+        int rc = smi_os_stat(view->fd, &info);
+        if (n < 0 || rc < 0)
+            return n < 0 ? (int)n : rc;
+        n = smi_os_read(view->fd, &after, sizeof(after), SMF_STATE_OFFSET);
+        if (n < 0)
+            return (int)n;
+        view->file_size = info.size;
+        if (after.size == view->state.size || tries == 100)
+            return 0;
+    }
+}
+
+static int cannot_read(const struct smi_view *view, int code)
+{
+    return smi_refused(code, "%s: cannot read", view->path);
+}
+
+static int read_identity(struct smi_view *view)
+{
+    struct smi_file_info info;
+    int rc = smi_os_stat(view->fd, &info);
+    if (rc < 0)
+        return smi_refused(rc, "%s: cannot look at the file", view->path);
+    if (S_ISDIR(info.mode))
+        return smi_error(-EISDIR, "%s: is a directory, expected a heap file", view->path);
+    if (!S_ISREG(info.mode))
+        return smi_error(SHMALLOC_ENOTHEAP, "%s: is not a regular file, expected a heap file",
+                         view->path);
+    int64_t n = smi_os_read(view->fd, &view->header, sizeof(view->header), 0);
+    rc = n < 0 ? (int)n : read_state(view);
+    if (rc < 0)
+        return cannot_read(view, rc);
+    return smi_layout_validate(&view->header, &view->state, view->file_size, 1, view->path);
+}
+
+int smi_view_of_descriptor(struct smi_view *view, int fd, const char *path)
+{
+    memset(view, 0, sizeof(*view));
+    view->path = path;
+    view->fd = fd;
+    return read_identity(view);
+}
+
+int smi_view_open(struct smi_view *view, const char *path)
+{
+    int fd = smi_os_open(path, 1);
+    if (fd < 0) {
+        memset(view, 0, sizeof(*view));
+        view->path = path;
+        view->fd = -1;
+        return smi_refused(fd, "%s: cannot open", path);
+    }
+    int rc = smi_view_of_descriptor(view, fd, path);
+    view->owns_fd = 1;
+    return rc;
+}
+
+int smi_view_reload(struct smi_view *view)
+{
+    forget(view);
+    if (!view->mapping)
+        return read_identity(view);
+    memcpy(&view->state, view->mapping + SMF_STATE_OFFSET, sizeof(view->state));
+    return 0;
+}
+
+void smi_view_finish(struct smi_view *view)
+{
+    forget(view);
+    if (view->owns_fd)
+        smi_os_close(view->fd);
+    view->owns_fd = 0;
+    view->fd = -1;
+    view->mapping = NULL;
+    view->file_size = 0;
+}
+
+/* ---- settling ------------------------------------------------------------------------------- */
+
+struct settling {
+    struct smi_view *view;
+    smi_report_fn *report;
+    void *arg;
+};
+
+static void complain(struct settling *s, const char *invariant, uint64_t ref, const char *text)
+{
+    if (s->report)
+        s->report(invariant, ref, text, s->arg);
+}
+
+/* Undo what a log holds: its count at `ref`, its entries behind the count. */
+static void undo_log(struct settling *s, uint64_t ref, uint32_t capacity)
+{
+    struct smi_view *view = s->view;
+    const struct smf_areas *areas = &view->header.areas;
+    uint64_t count = word_at(view, ref);
+    if (count == 0)
+        return;
+    view->in_flight++;
+    if (count > capacity) {
+        complain(s, "L1", ref, "undo log has more entries than fit");
+        return;
+    }
+    for (uint64_t i = count; i-- > 0;) {
+        uint64_t at = ref + 8 + i * sizeof(struct smf_undo);
+        uint64_t word = word_at(view, at);
+        int is_possible = word >= SMF_STATE_OFFSET && (word < areas->runtime || word >= areas->directory);
+        if (!is_possible || smi_view_store(view, word, word_at(view, at + 8)) < 0)
+            complain(s, "L2", at, "undo log names a word that cannot be");
+    }
+    smi_view_store(view, ref, 0);
+}
+
+static void undo_logs(struct settling *s)
+{
+    const struct smf_areas *areas = &s->view->header.areas;
+    uint32_t centrals = (s->view->header.arena_count + 1) * SMF_CLASSES;
+    undo_log(s, areas->page_heap, SMF_PAGE_LOG);
+    for (uint32_t i = 0; i < centrals; i++)
+        undo_log(s, areas->central + i * sizeof(struct smf_central), SMF_CLASS_LOG);
+    undo_log(s, areas->roots, SMF_ROOT_LOG);
+}
+
+/* The entries of the directory that can be believed. */
+static int read_directory(struct smi_view *view)
+{
+    const struct smf_chunk *entry =
+        smi_view_record(view, view->header.areas.directory, SMF_CHUNKS * sizeof(struct smf_chunk));
+    uint64_t wanted = view->state.chunk_count <= SMF_CHUNKS ? view->state.chunk_count : SMF_CHUNKS;
+    view->chunks = calloc(SMF_CHUNKS, sizeof(*view->chunks));
+    if (!view->chunks)
+        return -ENOMEM;
+    uint64_t page = 0, pages_in_file = view->file_size >> SMF_PAGE_SHIFT;
+    for (uint64_t i = 0; entry && i < wanted; i++) {
+        uint64_t end = page + entry[i].page_count;
+        if (entry[i].first_page != page || entry[i].page_count == 0 || end > pages_in_file ||
+            entry[i].page_count % (SMF_GRANULE >> SMF_PAGE_SHIFT) != 0 ||
+            smi_chunk_data_page(&entry[i], &view->header.areas) >= end)
+            break;
+        view->chunks[view->chunk_count++] = entry[i];
+        page = end;
+    }
+    return 0;
+}
+
+/* ---- link records ---- */
+
+/* Slots that the array at `array` of a thread slot can hold; 0 when the slot has no such array. */
+static uint64_t capacity_of(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread, uint64_t array)
+{
+    for (uint32_t k = 0; array != 0 && k < SMF_CLASSES; k++)
+        if ((thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES) == array &&
+            smi_view_bin_is_possible(view, thread_ref, thread->bins[k], k) &&
+            smi_view_at(view, array, 8ull * smi_bin_words(thread->bins[k], k)))
+            return smi_bin_words(thread->bins[k], k) - 1;
+    return 0;
+}
+
+/* Is that the word on top of an open stack of a thread slot, or the next one? */
+static int word_of_stack(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread, uint64_t ref)
+{
+    for (uint32_t k = 0; ref % 8 == 0 && k < SMF_CLASSES; k++) {
+        struct smi_view_bin bin;
+        if (smi_view_read_bin(view, thread_ref, thread, k, &bin) || bin.array == 0 || ref <= bin.array ||
+            ref - bin.array >= 8ull * smi_bin_words(thread->bins[k], k))
+            continue;
+        return word_at(view, bin.array) == SMF_OPEN && (ref - bin.array) / 8 - bin.count <= 1;
+    }
+    return 0;
+}
+
+const char *smi_view_link_fault(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread)
+{
+    const struct smf_link *link = &thread->link;
+    uint64_t op = link->op & SMF_LINK_OP, dest = smi_link_dest(link);
+    if (dest % 8 != 0 || dest < view->header.areas.end || !in_file(view, dest, 8))
+        return "it names a word that cannot be";
+    if (smi_link_is_short(link))
+        return !word_of_stack(view, thread_ref, thread, link->dest) ||
+                       (op == SMF_LINK_SHORT_EXCHANGE && !word_of_stack(view, thread_ref, thread, link->fresh))
+                   ? "it names a word of a stack that is not the next"
+                   : NULL;
+    if (link->op != SMF_LINK_TAKE && link->op != SMF_LINK_GIVE)
+        return "it is of no known kind";
+    if (op == SMF_LINK_TAKE && link->fresh_array != 0 &&
+        (link->fresh_count == 0 || link->fresh_count > capacity_of(view, thread_ref, thread, link->fresh_array)))
+        return "it names a cache that the thread slot does not have";
+    if (link->old != 0 && link->old_array != 0 &&
+        link->old_count >= capacity_of(view, thread_ref, thread, link->old_array))
+        return "it names a cache that the thread slot does not have";
+    return NULL;
+}
+
+/* Count the old slot in; an old large block is left for the real repair to give back. */
+static void finish_old(struct smi_view *view, const struct smf_link *link)
+{
+    if (!link->old || !link->old_array)
+        return;
+    smi_view_store(view, link->old_array + 8 * (link->old_count + 1), link->old);
+    smi_view_store(view, link->old_array, link->old_count + 1);
+}
+
+static void settle_take(struct smi_view *view, uint64_t thread_ref, const struct smf_link *link)
+{
+    int done = word_at(view, link->dest) == link->fresh;
+    uint64_t scratch = thread_ref + offsetof(struct smf_thread, scratch);
+    if (link->fresh_array)
+        smi_view_store(view, link->fresh_array, link->fresh_count - (done ? 1 : 0));
+    else if (done && word_at(view, scratch) == link->fresh)
+        smi_view_store(view, scratch, 0);
+    if (done)
+        finish_old(view, link);
+    else if (link->old && link->old_array)
+        smi_view_store(view, link->old_array, link->old_count);
+}
+
+/* As resolve_short() in cache.c does; layout.h has the rules. */
+static void settle_short(struct smi_view *view, const struct smf_link *link)
+{
+    uint64_t op = link->op & SMF_LINK_OP, user = smi_link_dest(link), ref = word_at(view, link->dest);
+    int same = ref != 0 && word_at(view, user) == ref;
+    if (op == SMF_LINK_SHORT_GIVE && same)
+        smi_view_store(view, user, 0);
+    else if (op != SMF_LINK_SHORT_GIVE && same)
+        smi_view_store(view, link->dest, 0);
+    else if (op == SMF_LINK_SHORT_EXCHANGE && ref != 0)
+        smi_view_store(view, link->fresh, 0);
+}
+
+static void settle_link(struct settling *s, uint64_t thread_ref, const struct smf_thread *thread)
+{
+    struct smi_view *view = s->view;
+    const struct smf_link link = thread->link;
+    uint64_t at = thread_ref + offsetof(struct smf_thread, link);
+    if (link.op == SMF_LINK_NONE)
+        return;
+    view->in_flight++;
+    if (smi_view_link_fault(view, thread_ref, thread)) {
+        complain(s, "L3", at, "armed link names something that cannot be");
+        return;
+    }
+    if (smi_link_is_short(&link)) {
+        settle_short(view, &link);
+    } else if (link.op == SMF_LINK_TAKE) {
+        settle_take(view, thread_ref, &link);
+    } else {
+        if (word_at(view, link.dest) == link.old)
+            smi_view_store(view, link.dest, 0);
+        finish_old(view, &link);
+    }
+    smi_view_store(view, at, SMF_LINK_NONE);
+}
+
+/* The large block that a dead owner of the page lock claimed has its mark again; see layout.h. */
+static void settle_claim(struct smi_view *view)
+{
+    const uint64_t at = SMF_STATE_OFFSET + offsetof(struct smf_state, claimed);
+    uint64_t page = word_at(view, at), d = page ? smi_view_descriptor_ref(view, page) : 0;
+    uint64_t side = d + offsetof(struct smf_page, side);
+    if (page == 0)
+        return;
+    view->in_flight++;
+    if (d && smi_view_page(view, page) && smi_view_page(view, page)->kind == SMF_PAGE_LARGE &&
+        word_at(view, side) == SMF_MARK_CLAIMED)
+        smi_view_store(view, side, word_at(view, SMF_STATE_OFFSET + offsetof(struct smf_state, claimed_mark)));
+    smi_view_store(view, at, 0);
+}
+
+int smi_view_settle(struct smi_view *view, smi_report_fn *report, void *arg)
+{
+    struct settling s = {view, report, arg};
+    if (view->chunks)
+        return 0;
+    undo_logs(&s);
+    const struct smf_state *state = smi_view_at(view, SMF_STATE_OFFSET, sizeof(*state));
+    if (state)
+        view->state = *state;
+    int rc = read_directory(view);
+    if (rc == 0)
+        settle_claim(view);
+    for (uint32_t i = 0; rc == 0 && i < SMF_THREADS; i++) {
+        uint64_t ref;
+        const struct smf_thread *thread = smi_view_thread(view, i, &ref);
+        if (thread && thread->owner)
+            settle_link(&s, ref, thread);
+    }
+    return rc;
+}
+
+int smi_view_settle_again(struct smi_view *view, smi_report_fn *report, void *arg)
+{
+    free(view->chunks);
+    view->chunks = NULL;
+    view->chunk_count = 0;
+    return smi_view_settle(view, report, arg);
+}
+
+/* ---- pages ---------------------------------------------------------------------------------- */
+
+/* Index of the chunk that has `page`, or -1. */
+static int chunk_of(const struct smi_view *view, uint64_t page)
+{
+    uint32_t low = 0, high = view->chunk_count;
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+        const struct smf_chunk *chunk = &view->chunks[middle];
+        if (page < chunk->first_page)
+            high = middle;
+        else if (page >= (uint64_t)chunk->first_page + chunk->page_count)
+            low = middle + 1;
+        else
+            return (int)middle;
+    }
+    return -1;
+}
+
+uint16_t smi_view_word(struct smi_view *view, uint64_t page)
+{
+    int i = chunk_of(view, page);
+    if (i < 0)
+        return 0;
+    const struct smf_chunk *chunk = &view->chunks[i];
+    uint64_t ref =
+        smi_chunk_words_offset(chunk, &view->header.areas) + (page - chunk->first_page) * 2;
+    const uint16_t *word = smi_view_at(view, ref, sizeof(*word));
+    return word ? *word : 0;
+}
+
+uint64_t smi_view_descriptor_ref(const struct smi_view *view, uint64_t page)
+{
+    int i = chunk_of(view, page);
+    if (i < 0)
+        return 0;
+    const struct smf_chunk *chunk = &view->chunks[i];
+    return smi_chunk_words_offset(chunk, &view->header.areas) + chunk->page_count * sizeof(uint16_t) +
+           (page - chunk->first_page) * sizeof(struct smf_page);
+}
+
+const struct smf_page *smi_view_descriptor(struct smi_view *view, uint64_t page)
+{
+    uint64_t ref = smi_view_descriptor_ref(view, page);
+    return ref ? smi_view_at(view, ref, sizeof(struct smf_page)) : NULL;
+}
+
+const struct smf_page *smi_view_page(struct smi_view *view, uint64_t page)
+{
+    int i = chunk_of(view, page);
+    if (i < 0 || page < smi_chunk_data_page(&view->chunks[i], &view->header.areas))
+        return NULL;
+    return smi_view_descriptor(view, page);
+}
+
+int smi_view_next_span(struct smi_view *view, struct smi_span *span)
+{
+    uint64_t page = (uint64_t)span->first_page + span->page_count;
+    if (span->first_page == 0)
+        span->chunk = 0;
+    for (; span->chunk < view->chunk_count; span->chunk++) {
+        const struct smf_chunk *chunk = &view->chunks[span->chunk];
+        uint64_t data = smi_chunk_data_page(chunk, &view->header.areas);
+        uint64_t end = (uint64_t)chunk->first_page + chunk->page_count;
+        if (page < data)
+            page = data;
+        const struct smf_page *d = page < end ? smi_view_page(view, page) : NULL;
+        if (!d)
+            continue;
+        int claims = d->kind == SMF_PAGE_FREE || d->kind == SMF_PAGE_SLAB ||
+                     d->kind == SMF_PAGE_LARGE || d->kind == SMF_PAGE_META;
+        span->first_page = (uint32_t)page;
+        span->page_count =
+            claims && d->page_count > 0 && d->page_count <= end - page ? d->page_count : 1;
+        span->page = d;
+        return 1;
+    }
+    return 0;
+}
+
+uint64_t smi_view_metadata_bytes(const struct smi_view *view)
+{
+    uint64_t bytes = view->header.areas.end;
+    for (uint32_t i = 0; i < view->chunk_count; i++)
+        bytes += smi_chunk_metadata_bytes(view->chunks[i].page_count);
+    return bytes;
+}
+
+/* ---- slabs ---------------------------------------------------------------------------------- */
+
+int smi_view_is_slab(const struct smi_view *view, const struct smf_page *page)
+{
+    return page && page->kind == SMF_PAGE_SLAB && page->size_class < SMF_CLASSES &&
+           page->arena <= view->header.arena_count &&
+           page->page_count == smi_class_span_pages(page->size_class);
+}
+
+uint64_t smi_view_slab_bits(struct smi_view *view, uint32_t first_page, unsigned size_class,
+                            uint32_t w)
+{
+    if (smi_classes[size_class].bitmap_pages)
+        return word_at(view, ((uint64_t)first_page << SMF_PAGE_SHIFT) + 8ull * w);
+    const struct smf_page *page = smi_view_page(view, first_page + w / 4ull);
+    return page ? page->bits[w % 4] : 0;
+}
+
+static uint64_t first_slot(uint32_t slab, unsigned size_class)
+{
+    return ((uint64_t)slab + smi_classes[size_class].bitmap_pages) << SMF_PAGE_SHIFT;
+}
+
+int smi_view_slot(struct smi_view *view, uint64_t ref, uint32_t *slab, uint32_t *index)
+{
+    uint64_t page = ref >> SMF_PAGE_SHIFT;
+    uint16_t word = smi_view_word(view, page);
+    unsigned kind = word & SMF_WORD_KIND, place = (word & SMF_WORD_INDEX) >> SMF_WORD_INDEX_SHIFT;
+    if (kind == 0 || kind > SMF_CLASSES || place >= page)
+        return -1;
+    const struct smi_class *class = &smi_classes[kind - 1];
+    const struct smf_page *first = smi_view_page(view, page - place);
+    uint64_t start = first_slot((uint32_t)(page - place), kind - 1);
+    if (!smi_view_is_slab(view, first) || first->size_class != kind - 1 || ref < start ||
+        (ref - start) % class->size != 0 || (ref - start) / class->size >= class->slots)
+        return -1;
+    *slab = (uint32_t)(page - place);
+    *index = (uint32_t)((ref - start) / class->size);
+    return 0;
+}
+
+uint16_t smi_view_slot_tag(struct smi_view *view, const struct smf_page *slab, uint32_t index)
+{
+    const uint16_t *tag = NULL;
+    if (slab->side && slab->side % 8 == 0)
+        tag = smi_view_at(view, slab->side + 2ull * index, sizeof(*tag));
+    return tag ? *tag : 0;
+}
+
+/* ---- thread slots --------------------------------------------------------------------------- */
+
+const struct smf_thread *smi_view_thread(struct smi_view *view, uint32_t i, uint64_t *ref)
+{
+    *ref = word_at(view, view->header.areas.threads + 8ull * i);
+    if (*ref == 0 || *ref % SMF_PAGE != 0)
+        return NULL;
+    return smi_view_at(view, *ref, SMF_THREAD_PAGES * SMF_PAGE);
+}
+
+uint64_t smi_view_inside_array(const struct smi_view *view, uint64_t thread_ref, unsigned size_class)
+{
+    return thread_ref +
+           (smi_format_is_older(&view->header) ? smi_older_inline_offset(size_class) : smi_inline_offset(size_class));
+}
+
+int smi_view_bin_is_possible(const struct smi_view *view, uint64_t thread_ref, uint64_t bin, unsigned size_class)
+{
+    return smi_bin_is_possible(smi_view_inside_array(view, thread_ref, size_class), bin, size_class);
+}
+
+const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
+                              const struct smf_thread *thread, unsigned size_class,
+                              struct smi_view_bin *out)
+{
+    uint64_t bin = thread->bins[size_class];
+    memset(out, 0, sizeof(*out));
+    out->array = bin & ~(uint64_t)SMF_BIN_PAGES;
+    out->pages = bin & SMF_BIN_PAGES;
+    if (bin == 0)
+        return NULL;
+    if (!smi_view_bin_is_possible(view, thread_ref, bin, size_class))
+        return "bin's array cannot begin there or be so long";
+    uint32_t words = smi_bin_words(bin, size_class);
+    const uint64_t *array = smi_view_at(view, out->array, 8ull * words);
+    if (!array)
+        return "bin's array lies outside the file";
+    uint64_t count = smi_stack_count(array, words);
+    if (count >= words)
+        return "bin's count is more than its array holds";
+    out->count = (uint32_t)count;
+    out->slots = array + 1;
+    for (uint64_t i = count + 1; array[0] == SMF_OPEN && i < words && !out->has_gap; i++)
+        out->has_gap = array[i] != 0;
+    return NULL;
+}
+
+int smi_view_keeps_any(const struct smi_view *view, const struct smf_thread *thread)
+{
+    return !smi_format_is_older(&view->header) && smi_keeps_any(thread);
+}
+
+int smi_view_is_kept(struct smi_view *view, uint64_t ref, uint64_t pages, uint64_t mark)
+{
+    uint64_t slot, slot_index = (mark & ~(SMF_MARK_KEPT | SMF_MARK_HELD)) >> 8, i = mark & 0xff;
+    const struct smf_thread *thread =
+        (mark & SMF_MARK_KEPT) && slot_index < SMF_THREADS ? smi_view_thread(view, (uint32_t)slot_index, &slot) : NULL;
+    return thread && thread->owner && i < SMF_SPANS && thread->spans[i] == (ref | pages);
+}
+
+struct smi_view_kept smi_view_kept(struct smi_view *view, uint32_t i, const struct smf_thread *thread)
+{
+    struct smi_view_kept kept = {0, 0};
+    for (uint32_t k = 0; k < SMF_SPANS; k++) {
+        uint64_t pages = thread->spans[k] & (SMF_PAGE - 1), ref = thread->spans[k] - pages;
+        const struct smf_page *d = pages > 0 ? smi_view_page(view, ref >> SMF_PAGE_SHIFT) : NULL;
+        if (!d || d->kind != SMF_PAGE_LARGE || d->page_count != pages ||
+            (d->side & ~SMF_MARK_HELD) != smi_mark_kept(i, k))
+            continue;
+        kept.blocks++;
+        kept.bytes += pages << SMF_PAGE_SHIFT;
+    }
+    return kept;
+}
+
+static int by_ref(const void *a, const void *b)
+{
+    const struct smi_cached *x = a, *y = b;
+    return x->ref < y->ref ? -1 : x->ref > y->ref;
+}
+
+/* Room for `more` cached slots; the file cannot hold more words than it is long, whatever arrays
+ * that overlap in a damaged one add up to. */
+static int make_room(const struct smi_view *view, struct smi_cached **list, size_t count,
+                     size_t *room, size_t more)
+{
+    if (count + more > view->file_size / 8)
+        return 0;
+    if (count + more <= *room)
+        return 1;
+    size_t wanted = 2 * *room + more + 1024;
+    struct smi_cached *larger = realloc(*list, wanted * sizeof(**list));
+    if (!larger)
+        return -ENOMEM;
+    *list = larger;
+    *room = wanted;
+    return 1;
+}
+
+int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *count)
+{
+    size_t used = 0, room = 0;
+    struct smi_cached *list = NULL;
+    for (uint32_t t = 0; t < SMF_THREADS; t++) {
+        uint64_t ref;
+        const struct smf_thread *thread = smi_view_thread(view, t, &ref);
+        for (unsigned k = 0; thread && thread->owner && k < SMF_CLASSES; k++) {
+            struct smi_view_bin bin;
+            if (smi_view_read_bin(view, ref, thread, k, &bin))
+                continue;
+            int rc = make_room(view, &list, used, &room, bin.count);
+            if (rc < 0) {
+                free(list);
+                return rc;
+            }
+            for (uint32_t i = 0; rc == 1 && i < bin.count; i++)
+                list[used++] = (struct smi_cached){bin.slots[i], (uint16_t)t, (uint8_t)k,
+                                                   i + 1 == bin.count};
+        }
+    }
+    if (used)
+        qsort(list, used, sizeof(*list), by_ref);
+    *out = list;
+    *count = used;
+    return 0;
+}
+
+/* ---- blocks --------------------------------------------------------------------------------- */
+
+struct block_walk {
+    struct smi_view *view;
+    int (*visit)(const shmalloc_block *block, void *arg);
+    void *arg;
+    struct smi_cached *cached;
+    size_t cached_count, next; /* spans ascend, so the cached slots are passed once */
+};
+
+static int is_cached(struct block_walk *walk, uint64_t ref)
+{
+    while (walk->next < walk->cached_count && walk->cached[walk->next].ref < ref)
+        walk->next++;
+    return walk->next < walk->cached_count && walk->cached[walk->next].ref == ref;
+}
+
+static int visit_slab(struct block_walk *walk, const struct smi_span *span)
+{
+    unsigned k = span->page->size_class;
+    const struct smi_class *class = &smi_classes[k];
+    uint64_t start = first_slot(span->first_page, k), bits = 0;
+    for (uint32_t i = 0; i < class->slots; i++) {
+        if (i % 64 == 0)
+            bits = smi_view_slab_bits(walk->view, span->first_page, k, i / 64);
+        uint64_t ref = start + (uint64_t)i * class->size;
+        if ((bits >> i % 64 & 1) || is_cached(walk, ref))
+            continue;
+        shmalloc_block block = {ref, class->size, smi_view_slot_tag(walk->view, span->page, i)};
+        int rc = walk->visit(&block, walk->arg);
+        if (rc != 0)
+            return rc;
+    }
+    return 0;
+}
+
+static int visit_spans(struct block_walk *walk)
+{
+    struct smi_span span = {0};
+    int rc = 0;
+    while (rc == 0 && smi_view_next_span(walk->view, &span)) {
+        if (smi_view_is_slab(walk->view, span.page)) {
+            if (span.page->arena < walk->view->header.arena_count)
+                rc = visit_slab(walk, &span);
+        } else if (span.page->kind == SMF_PAGE_LARGE && !(span.page->side & SMF_MARK_KEPT)) {
+            shmalloc_block block = {(uint64_t)span.first_page << SMF_PAGE_SHIFT,
+                                    (uint64_t)span.page_count << SMF_PAGE_SHIFT, span.page->tag};
+            rc = walk->visit(&block, walk->arg);
+        }
+    }
+    return rc;
+}
+
+int smi_view_each_block(struct smi_view *view, int (*visit)(const shmalloc_block *block, void *arg),
+                        void *arg)
+{
+    struct block_walk walk = {view, visit, arg, NULL, 0, 0};
+    int rc = smi_view_settle(view, NULL, NULL);
+    if (rc == 0)
+        rc = smi_view_cached(view, &walk.cached, &walk.cached_count);
+    if (rc < 0)
+        return cannot_read(view, rc);
+    rc = visit_spans(&walk);
+    free(walk.cached);
+    return rc;
+}
+
+/* ---- statistics ----------------------------------------------------------------------------- */
+
+static void count_slab(struct smi_view *view, const struct smi_span *span, shmalloc_stats *out)
+{
+    unsigned k = span->page->size_class;
+    const struct smi_class *class = &smi_classes[k];
+    if (span->page->arena == view->header.arena_count) {
+        out->metadata += (uint64_t)span->page_count << SMF_PAGE_SHIFT;
+        return;
+    }
+    uint64_t free_slots = 0;
+    for (uint32_t w = 0; w < (class->slots + 63u) / 64; w++)
+        free_slots +=
+            (uint64_t)__builtin_popcountll(smi_view_slab_bits(view, span->first_page, k, w));
+    if (free_slots > class->slots)
+        free_slots = class->slots;
+    out->metadata += (uint64_t)class->bitmap_pages << SMF_PAGE_SHIFT;
+    out->central_free += free_slots * class->size;
+    out->allocated += (class->slots - free_slots) * class->size;
+    out->allocated_blocks += class->slots - free_slots;
+}
+
+static void count_free(struct smi_view *view, const struct smi_span *span, shmalloc_stats *out)
+{
+    uint64_t bytes = (uint64_t)span->page_count << SMF_PAGE_SHIFT;
+    out->free_pages += bytes;
+    if (bytes > out->largest_free_run)
+        out->largest_free_run = bytes;
+    for (uint32_t i = 0; i < span->page_count; i++)
+        if (smi_view_word(view, (uint64_t)span->first_page + i) & SMF_WORD_RESERVED)
+            out->free_reserved += SMF_PAGE;
+}
+
+static void count_spans(struct smi_view *view, shmalloc_stats *out)
+{
+    struct smi_span span = {0};
+    while (smi_view_next_span(view, &span)) {
+        if (smi_view_is_slab(view, span.page)) {
+            count_slab(view, &span, out);
+        } else if (span.page->kind == SMF_PAGE_FREE) {
+            count_free(view, &span, out);
+        } else if (span.page->kind == SMF_PAGE_LARGE && (span.page->side & SMF_MARK_KEPT)) {
+            out->cached += (uint64_t)span.page_count << SMF_PAGE_SHIFT;
+        } else if (span.page->kind == SMF_PAGE_LARGE) {
+            out->allocated += (uint64_t)span.page_count << SMF_PAGE_SHIFT;
+            out->allocated_blocks++;
+        } else if (span.page->kind == SMF_PAGE_META) {
+            out->metadata += (uint64_t)span.page_count << SMF_PAGE_SHIFT;
+        }
+    }
+}
+
+/* Cached slots look allocated in their slabs' bitmaps: count them out. In a moving heap the two may
+ * disagree; no figure becomes negative. */
+static void count_caches(struct smi_view *view, shmalloc_stats *out)
+{
+    uint64_t slots = 0, bytes = 0;
+    for (uint32_t t = 0; t < SMF_THREADS; t++) {
+        uint64_t ref;
+        const struct smf_thread *thread = smi_view_thread(view, t, &ref);
+        if (!thread || !thread->owner)
+            continue;
+        out->threads++;
+        for (unsigned k = 0; k < SMF_CLASSES; k++) {
+            struct smi_view_bin bin;
+            smi_view_read_bin(view, ref, thread, k, &bin);
+            slots += bin.count;
+            bytes += (uint64_t)bin.count * smi_classes[k].size;
+        }
+    }
+    out->cached += bytes;
+    out->allocated -= bytes < out->allocated ? bytes : out->allocated;
+    out->allocated_blocks -= slots < out->allocated_blocks ? slots : out->allocated_blocks;
+}
+
+static void count_records(struct smi_view *view, shmalloc_stats *out)
+{
+    const struct smf_areas *areas = &view->header.areas;
+    uint32_t centrals = (view->header.arena_count + 1) * SMF_CLASSES;
+    for (uint32_t i = 0; i < SMF_PROCESSES; i++) {
+        const struct smf_process *p =
+            smi_view_at(view, areas->processes + i * sizeof(*p), sizeof(*p));
+        out->processes += p && p->state == 1;
+    }
+    for (uint32_t i = 0; i < view->header.lock_count; i++) {
+        const struct smf_lock *l = smi_view_at(view, areas->locks + i * sizeof(*l), sizeof(*l));
+        out->repairs += l ? l->repairs : 0;
+        out->lock_waits += l ? l->waits : 0;
+    }
+    for (uint32_t i = 0; i < centrals; i++) {
+        const struct smf_central *c =
+            smi_view_at(view, areas->central + i * sizeof(*c), sizeof(*c));
+        out->double_frees += c ? c->double_frees : 0;
+    }
+    const struct smf_roots *roots = smi_view_at(view, areas->roots, sizeof(*roots));
+    out->roots = roots ? roots->count : 0;
+}
+
+int smi_view_stats(struct smi_view *view, shmalloc_stats *out)
+{
+    int rc = smi_view_settle(view, NULL, NULL);
+    if (rc < 0)
+        return cannot_read(view, rc);
+    *out = (shmalloc_stats){.struct_size = sizeof(*out)};
+    out->file_size = view->file_size;
+    out->max_size = view->state.max_size;
+    out->chunks = view->state.chunk_count;
+    out->generation = view->state.generation;
+    out->metadata = smi_view_metadata_bytes(view);
+    count_spans(view, out);
+    count_caches(view, out);
+    count_records(view, out);
+    return view->read_error ? cannot_read(view, -view->read_error) : 0;
+}
+
+/* ---- roots ---------------------------------------------------------------------------------- */
+
+const struct smf_root *smi_view_root(struct smi_view *view, uint64_t ref)
+{
+    const struct smf_root *root = ref % 8 == 0 ? smi_view_at(view, ref, sizeof(*root)) : NULL;
+    if (!root || root->name_len < 1 || root->name_len > SMF_ROOT_NAME_MAX ||
+        !smi_view_at(view, ref, sizeof(*root) + root->name_len + 1))
+        return NULL;
+    const char *name = (const char *)(root + 1);
+    return strnlen(name, root->name_len + 1) == root->name_len ? root : NULL;
+}
+
+static int walk_bucket(struct smi_view *view, uint64_t ref,
+                       int (*visit)(const shmalloc_root *root, void *arg), void *arg, int *damaged)
+{
+    /* `mark` is put down anew after 1, 2, 4, ... steps: a ring leads back to it. */
+    uint64_t mark = 0, steps = 0, limit = 1;
+    while (ref) {
+        const struct smf_root *root = smi_view_root(view, ref);
+        if (!root || ref == mark) {
+            *damaged = 1;
+            return 0;
+        }
+        shmalloc_root seen = {(const char *)(root + 1), root->type, root->ref};
+        int rc = visit(&seen, arg);
+        if (rc != 0)
+            return rc;
+        if (++steps == limit) {
+            mark = ref;
+            steps = 0;
+            limit *= 2;
+        }
+        ref = root->next;
+    }
+    return 0;
+}
+
+int smi_view_each_root(struct smi_view *view, int (*visit)(const shmalloc_root *root, void *arg),
+                       void *arg)
+{
+    int rc = smi_view_settle(view, NULL, NULL), damaged = 0;
+    if (rc < 0)
+        return cannot_read(view, rc);
+    const struct smf_roots *roots = smi_view_record(view, view->header.areas.roots, sizeof(*roots));
+    for (uint32_t i = 0; roots && rc == 0 && i < SMF_ROOT_BUCKETS; i++)
+        rc = walk_bucket(view, roots->bucket[i], visit, arg, &damaged);
+    if (rc == 0 && (damaged || !roots))
+        rc = smi_error(SHMALLOC_ECORRUPT, "%s: the list of roots is damaged", view->path);
+    return rc;
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * block.h - taking and giving single blocks: what shmalloc_alloc and its kin do once the thread is known.
+ */
+#ifndef SMI_BLOCK_H
+#define SMI_BLOCK_H
+
+#include "handle/heap.h"
+
+struct smi_request {
+    size_t size;
+    size_t alignment; /* a power of two up to SMI_MAX_ALIGNMENT; 0 or up to 16 = the usual */
+    int zero;
+    uint16_t tag;
+};
+#define SMI_MAX_ALIGNMENT (1ull << 20) /* in files, whose mappings are 2 MiB-aligned */
+
+/* Take a block. `dest`: a word in the heap that names it in the same crash-atomic step; or NULL. */
+int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint64_t *dest, uint64_t *ref);
+
+/* Free the block `ref`; `dest`, if not NULL, becomes 0 in the same crash-atomic step. */
+int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest);
+
+/* Change the size of the block *ref, which may move; `dest`, if not NULL, follows in the same step. */
+int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t *dest);
+
+/* Usable bytes of the block at `ref`, 0 when there is none. */
+size_t smi_block_size(const shmalloc_heap *heap, uint64_t ref);
+uint16_t smi_block_tag(const shmalloc_heap *heap, uint64_t ref);
+
+#endif

@@ -1,0 +1,529 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * cache.c - thread slots: stacks of free slots in the file, owned by one thread each.
+ *
+ * A stack is an array of words. It starts inside the thread slot and moves to a span of its own when it proves too
+ * short; bins[k] names it, so storing bins[k] switches array and count at once. The fast paths want it open, all others
+ * closed (layout.h): these close the stacks they are about, and open them again at their end.
+ *
+ * Invariants (check.c):
+ *   T1  a count is at most its array's capacity; behind the first 0 of an open stack all words are 0
+ *   T2  every cached ref is a slot of the class, free nowhere else
+ *   T3  a span of kind META is a thread slot, an array some bin names, or in `spare`
+ *
+ * Crash: a push or pop on an open stack commits with its word, on a closed one with the count. Closing is one store.
+ * Opening clears what lies above the count, from above, so that it is without a gap meanwhile, and then is one store.
+ * Refill and flush commit inside the central heap's operation. An exchange of arrays names each span in `spare` before
+ * it can be orphaned; who releases the slot gives back those that no bin names.
+ */
+#include "slots/cache.h"
+
+#include <string.h>
+
+#include "slots/central.h"
+#include "slots/kept.h"
+#include "pages/pages.h"
+#include "slots/slab.h"
+
+#define SHARE (8ull << 20)     /* bytes of slots that a thread's arrays may be sized for beyond the first */
+#define DEEPEST (1ull << 20)   /* bytes of slots in one stack */
+#define FIRST_BYTES (128u << 10) /* a stack's first limit, within the inside array */
+#define MAX_BATCH 256u
+#define FIRST_BATCH 4u
+
+/* The ref of the span that a bin's array lies in. */
+static uint64_t span_of(uint64_t bin)
+{
+    return bin & ~(SMF_PAGE - 1);
+}
+
+static int damaged_cache(shmalloc_heap *heap, const struct smf_thread *slot, uint32_t k)
+{
+    return smi_heap_poison(heap, "cache of class %u in the thread slot at %#llx is damaged", k,
+                           (unsigned long long)((const uint8_t *)slot - heap->base));
+}
+
+static uint64_t inside_offset(const shmalloc_heap *heap, uint32_t k)
+{
+    return SMI_UNLIKELY(heap->is_older) ? smi_older_inline_offset(k) : smi_inline_offset(k);
+}
+
+/* Where the array of class k is; NULL when what the bin says cannot be. Its count is not looked at. */
+static uint64_t *find_array(const shmalloc_heap *heap, const struct smf_thread *slot, uint32_t k, uint32_t *capacity)
+{
+    uint64_t inside = (uint64_t)((const uint8_t *)slot - heap->base) + inside_offset(heap, k), bin = slot->bins[k];
+    uint64_t ref = bin & ~(uint64_t)SMF_BIN_PAGES;
+    *capacity = smi_bin_words(bin, k) - 1;
+    return smi_bin_is_possible(inside, bin, k) && smi_in_heap(heap, ref, 8ull * (*capacity + 1)) ? smi_at(heap, ref)
+                                                                                                 : NULL;
+}
+
+/* ---- open and closed ---- */
+
+void smi_cache_close(struct smi_thread *t, uint32_t k)
+{
+    struct smi_bin *bin = smi_bin(t, k);
+    struct smi_top *top = smi_top(t, k);
+    if (!bin->array) /* the slot was found damaged */
+        return;
+    /* The owner's own count, not that of the words, which somebody may have scribbled on: who pops a 0 finds out. */
+    if (SMI_LOAD(&bin->array[0]) == SMF_OPEN && top->word)
+        SMI_STORE(&bin->array[0], (uint64_t)(top->word - bin->array));
+    top->word = bin->array;
+    top->ref = 0;
+    top->end = (uint32_t)(uintptr_t)bin->array;
+}
+
+/* Words above the count become 0. They have no gap, since they were a stack's, but for those of a stack that this
+ * thread did not use before: there all are looked at. */
+static void clear_above(struct smi_bin *bin, uint64_t count)
+{
+    uint64_t end = bin->is_clear ? count : bin->capacity;
+    while (end < bin->capacity && SMI_LOAD(&bin->array[end + 1]) != 0)
+        end++;
+    for (; end > count; end--)
+        if (SMI_LOAD(&bin->array[end]) != 0)
+            SMI_STORE(&bin->array[end], 0);
+    bin->is_clear = 1;
+}
+
+void smi_cache_open(struct smi_thread *t, uint32_t k)
+{
+    struct smi_bin *bin = smi_bin(t, k);
+    struct smi_top *top = smi_top(t, k);
+    uint64_t count = bin->array ? SMI_LOAD(&bin->array[0]) : SMF_OPEN;
+    if (count > bin->limit || t->heap->hardened)
+        return; /* damaged: the long way finds out; or one that never takes the fast path */
+    clear_above(bin, count);
+    SMI_STORE(&bin->array[0], SMF_OPEN);
+    top->word = bin->array + count;
+    top->ref = SMI_LOAD(top->word);
+    top->end = (uint32_t)(uintptr_t)(bin->array + bin->limit);
+}
+
+int smi_cache_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, uint64_t **array,
+                    uint32_t *capacity)
+{
+    *array = find_array(heap, slot, k, capacity);
+    if (*array && SMI_LOAD(&(*array)[0]) == SMF_OPEN)
+        SMI_STORE(&(*array)[0], smi_stack_count(*array, *capacity + 1));
+    return *array && (*array)[0] <= *capacity ? 0 : damaged_cache(heap, slot, k);
+}
+
+void smi_cache_format(struct smf_thread *slot, uint64_t own_ref, int zero)
+{
+    memset(&slot->link, 0, sizeof(slot->link));
+    slot->section = slot->tx_log = 0;
+    memset(slot->spans, 0, sizeof(slot->spans)); /* what lay in there was nobody's any more */
+    slot->scratch = slot->building = slot->spare[0] = slot->spare[1] = 0;
+    slot->refilled = slot->flushed = slot->large = 0;
+    for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        uint64_t offset = smi_inline_offset(k);
+        if (!zero)
+            *(uint64_t *)(void *)((uint8_t *)slot + offset) = 0;
+        slot->bins[k] = own_ref + offset;
+    }
+}
+
+static uint32_t deepest(uint32_t k)
+{
+    uint64_t slots = DEEPEST / smi_classes[k].size;
+    uint64_t most = smi_bin_words(SMF_BIN_MOST_PAGES, k) - 1;
+    return (uint32_t)(slots < most ? slots : most);
+}
+
+/* Stacks that hold nothing and take nothing: every call takes the long way, where the heap is found poisoned. */
+static void load_nothing(struct smi_thread *t)
+{
+    memset(t->bins, 0, sizeof(t->bins));
+    memset(t->top_of_kind, 0, sizeof(t->top_of_kind));
+}
+
+/* The fast paths' part of a closed stack. */
+static void load_top(struct smi_thread *t, uint32_t k)
+{
+    *smi_top(t, k) = (struct smi_top){.word = smi_bin(t, k)->array,
+                                      .inverse = UINT64_MAX / smi_classes[k].size + 1,
+                                      .length = (uint32_t)smi_classes[k].slots * smi_classes[k].size,
+                                      .end = (uint32_t)(uintptr_t)smi_bin(t, k)->array};
+}
+
+static uint64_t share_of(const shmalloc_heap *heap)
+{
+    uint64_t most = SMI_LOAD(&heap->state->max_size) / 32;
+    return SHARE < most ? SHARE : most;
+}
+
+int smi_cache_load(struct smi_thread *t)
+{
+    t->room = share_of(t->heap);
+    for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        struct smi_bin *bin = smi_bin(t, k);
+        uint32_t capacity, first = FIRST_BYTES / smi_classes[k].size;
+        bin->array = find_array(t->heap, t->slot, k, &capacity);
+        if (!bin->array) {
+            load_nothing(t);
+            return damaged_cache(t->heap, t->slot, k);
+        }
+        bin->capacity = capacity;
+        bin->limit = first < 4 ? 4 : first < capacity ? first : capacity;
+        bin->batch = FIRST_BATCH;
+        bin->is_clear = 0;
+        load_top(t, k);
+    }
+    return 0;
+}
+
+/* ---- refill and room ---- */
+
+static int impossible_count(struct smi_thread *t, uint32_t k)
+{
+    const struct smi_bin *bin = smi_bin(t, k);
+    return smi_heap_poison(t->heap, "cache of class %u holds %llu slots of at most %llu", k,
+                           (unsigned long long)bin->array[0], (unsigned long long)bin->limit);
+}
+
+/* The most slots that move at once: half of the stack. */
+static uint32_t most_batch(const struct smi_bin *bin)
+{
+    return bin->limit / 2 < MAX_BATCH ? (uint32_t)bin->limit / 2 : MAX_BATCH;
+}
+
+int smi_cache_refill(struct smi_thread *t, uint32_t k)
+{
+    struct smi_bin *bin = smi_bin(t, k);
+    uint64_t count = bin->array[0];
+    if (count > bin->limit)
+        return impossible_count(t, k);
+    if (count > 0)
+        return 0;
+    uint32_t most = most_batch(bin), want = bin->batch < most ? bin->batch : most;
+    bin->batch = bin->batch < MAX_BATCH ? bin->batch * 2 : MAX_BATCH; /* who comes often gets more */
+    int rc = smi_central_refill(t->heap, t->arena, k, (struct smi_stack){bin->array, bin->limit}, want ? want : 1);
+    t->slot->refilled += bin->array[0];
+    return rc;
+}
+
+/* Replace the array of class k by a span of `pages`. */
+static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
+{
+    shmalloc_heap *heap = t->heap;
+    struct smf_thread *slot = t->slot;
+    struct smi_bin *bin = smi_bin(t, k);
+    uint64_t old = slot->bins[k], count = SMI_LOAD(&bin->array[0]);
+    uint32_t capacity = smi_bin_words(pages, k) - 1;
+    if (count > bin->limit || count > capacity)
+        return impossible_count(t, k);
+    struct smi_take request = {
+        .count = pages, .alignment = 1, .kind = SMF_PAGE_META, .tag = SMF_PURPOSE_ARRAY, .name = &slot->spare[0]};
+    uint32_t page;
+    int zero, rc = smi_pages_take(heap, &request, &page, &zero);
+    if (rc < 0)
+        return rc;
+    uint64_t ref = ((uint64_t)page << SMF_PAGE_SHIFT) + smi_span_offset(k);
+    uint64_t *array = smi_at(heap, ref);
+    memcpy(array + 1, bin->array + 1, count * sizeof(uint64_t));
+    if (!zero)
+        memset(array + 1 + count, 0, (capacity - count) * sizeof(uint64_t));
+    array[0] = count;
+    if (old & SMF_BIN_PAGES)
+        SMI_STORE(&slot->spare[1], span_of(old));
+    SMI_STORE(&slot->bins[k], ref | pages); /* kill around here: of each span in `spare`, only those that
+                                               no bin names are given back */
+    bin->array = array;
+    bin->capacity = capacity;
+    bin->is_clear = 1;
+    SMI_STORE(&slot->spare[0], 0);
+    if (old & SMF_BIN_PAGES)
+        rc = smi_pages_give(heap, (uint32_t)(old >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[1], NULL);
+    return rc;
+}
+
+/* Let the stack of class k get deeper if the thread's share allows it: 1 when it did. */
+static int deepen(struct smi_thread *t, uint32_t k)
+{
+    struct smi_bin *bin = smi_bin(t, k);
+    uint32_t size = smi_classes[k].size, most = deepest(k), limit = (uint32_t)bin->limit * 2 + 1;
+    if (limit > most)
+        limit = most;
+    if (limit <= bin->limit || (uint64_t)(limit - bin->limit) * size > t->room)
+        return 0;
+    if (limit > bin->capacity) {
+        uint32_t pages = (uint32_t)(t->slot->bins[k] & SMF_BIN_PAGES);
+        pages = pages == 0 ? 1 : pages < SMF_BIN_MOST_PAGES / 2 ? pages * 2 : SMF_BIN_MOST_PAGES;
+        if (exchange_array(t, k, pages) < 0)
+            return 0; /* no memory for a longer array: the short one goes on */
+        if (limit > bin->capacity)
+            limit = (uint32_t)bin->capacity;
+    }
+    if (limit > bin->limit)
+        t->room -= (uint64_t)(limit - bin->limit) * size;
+    bin->limit = limit;
+    return 1;
+}
+
+int smi_cache_make_room(struct smi_thread *t, uint32_t k)
+{
+    struct smi_bin *bin = smi_bin(t, k);
+    uint64_t count = bin->array[0];
+    if (count > bin->limit)
+        return impossible_count(t, k);
+    if (count < bin->limit || deepen(t, k))
+        return 0;
+    uint32_t batch = most_batch(bin);
+    int rc = smi_central_flush(t->heap, k, (struct smi_stack){bin->array, bin->limit},
+                               (uint32_t)bin->limit - (batch ? batch : 1));
+    t->slot->flushed += count - bin->array[0];
+    return rc;
+}
+
+/* Give at most `*most` cached slots back; 1: there are more. */
+static int drain(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *most)
+{
+    int result = 0;
+    for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        uint64_t *array;
+        uint32_t capacity;
+        int rc = smi_cache_array(heap, slot, k, &array, &capacity);
+        if (rc < 0)
+            return rc;
+        uint64_t count = array[0], keep = count > *most ? count - *most : 0;
+        rc = smi_central_flush(heap, k, (struct smi_stack){array, capacity}, (uint32_t)keep);
+        if (rc < 0 && rc != SHMALLOC_EDOUBLEFREE)
+            return rc;
+        if (rc < 0)
+            result = rc;
+        *most -= count - keep;
+        if (keep > 0)
+            return 1;
+    }
+    return result;
+}
+
+/* ---- what the dead leave ---- */
+
+int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name)
+{
+    const uint16_t *word = smi_word(heap, ref >> SMF_PAGE_SHIFT);
+    if (word && (SMI_LOAD(word) & SMF_WORD_KIND) == SMF_WORD_LARGE)
+        return smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, name, NULL);
+    return smi_central_give(heap, ref, name, NULL);
+}
+
+/* A cache array named by a link record: its words, or NULL when there is none at that ref. */
+static uint64_t *link_array(shmalloc_heap *heap, struct smf_thread *slot, uint64_t ref, uint64_t count)
+{
+    for (uint32_t k = 0; ref != 0 && k < SMF_CLASSES; k++) {
+        uint64_t *array;
+        uint32_t capacity;
+        if ((slot->bins[k] & ~(uint64_t)SMF_BIN_PAGES) == ref &&
+            smi_cache_array(heap, slot, k, &array, &capacity) == 0)
+            return count <= capacity ? array : NULL;
+    }
+    return NULL;
+}
+
+/* Count the old block in, however far the dead thread came. Disarms. */
+static int finish_old(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, const struct smf_link *link)
+{
+    if (link->old != 0 && link->old_array == 0 && smi_kept_has(heap, index, link->old)) {
+        ; /* it keeps the block already */
+    } else if (link->old != 0 && link->old_array == 0) { /* large: given back and disarmed in one operation */
+        int rc = smi_pages_give(heap, (uint32_t)(link->old >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &slot->link.op,
+                                NULL);
+        if (rc != SHMALLOC_EDOUBLEFREE) /* by the program: there is nothing left to give */
+            return rc;
+    } else if (link->old != 0) {
+        uint64_t *array = link_array(heap, slot, link->old_array, link->old_count + 1);
+        if (!array)
+            return smi_heap_poison(heap, "link record names a cache at %#llx that is none",
+                                   (unsigned long long)link->old_array);
+        SMI_STORE(&array[link->old_count + 1], link->old);
+        SMI_STORE(&array[0], link->old_count + 1);
+    }
+    SMI_STORE(&slot->link.op, SMF_LINK_NONE);
+    return 0;
+}
+
+/* The word of an open stack that a short link record names, when it is the one on top or the next one; else NULL. */
+static uint64_t *link_word(shmalloc_heap *heap, const struct smf_thread *slot, uint64_t ref)
+{
+    for (uint32_t k = 0; ref % 8 == 0 && k < SMF_CLASSES; k++) {
+        uint32_t capacity;
+        uint64_t begin = slot->bins[k] & ~(uint64_t)SMF_BIN_PAGES, at = (ref - begin) / 8;
+        if (ref <= begin || at >= smi_bin_words(slot->bins[k], k))
+            continue;
+        uint64_t *array = find_array(heap, slot, k, &capacity);
+        uint64_t count = array && SMI_LOAD(&array[0]) == SMF_OPEN ? smi_stack_count(array, capacity + 1) : UINT64_MAX;
+        return array && at - count <= 1 ? array + at : NULL;
+    }
+    return NULL;
+}
+
+static int no_word(shmalloc_heap *heap, uint64_t ref)
+{
+    return smi_heap_poison(heap, "link record names a word of a stack at %#llx that is none", (unsigned long long)ref);
+}
+
+/* Of a step on open stacks: see layout.h. */
+static int resolve_short(shmalloc_heap *heap, struct smf_thread *slot, const struct smf_link *link, uint64_t *user)
+{
+    uint64_t op = link->op & SMF_LINK_OP, *word = link_word(heap, slot, link->dest), *second = NULL;
+    if (!word)
+        return no_word(heap, link->dest);
+    if (op == SMF_LINK_SHORT_EXCHANGE && !(second = link_word(heap, slot, link->fresh)))
+        return no_word(heap, link->fresh);
+    uint64_t ref = SMI_LOAD(word);
+    int same = ref != 0 && SMI_LOAD(user) == ref;
+    if (op == SMF_LINK_SHORT_GIVE && same)
+        SMI_STORE(user, 0);
+    else if (op != SMF_LINK_SHORT_GIVE && same)
+        SMI_STORE(word, 0);
+    else if (second && ref != 0)
+        SMI_STORE(second, 0);
+    SMI_STORE(&slot->link.op, SMF_LINK_NONE);
+    return 0;
+}
+
+static int resolve_take(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, const struct smf_link *link,
+                        uint64_t *dest)
+{
+    int done = SMI_LOAD(dest) == link->fresh;
+    if (link->fresh_array != 0) {
+        uint64_t *array = link_array(heap, slot, link->fresh_array, link->fresh_count);
+        if (!array || link->fresh_count == 0)
+            return smi_heap_poison(heap, "link record names a cache at %#llx that is none",
+                                   (unsigned long long)link->fresh_array);
+        SMI_STORE(&array[0], link->fresh_count - (done ? 1 : 0));
+    } else if (done && slot->scratch == link->fresh) {
+        SMI_STORE(&slot->scratch, 0);
+    }
+    if (done)
+        return finish_old(heap, slot, index, link);
+    SMI_STORE(&slot->link.op, SMF_LINK_NONE);
+    return 0;
+}
+
+int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
+{
+    struct smf_link copy, *link = &copy; /* what is compared is what is used */
+    memcpy(link, &slot->link, sizeof(copy));
+    uint64_t op = link->op & SMF_LINK_OP, target = link->op - op;
+    if (link->op == SMF_LINK_NONE)
+        return 0;
+    int is_short = smi_link_is_short(link);
+    int is_full = (op == SMF_LINK_TAKE || op == SMF_LINK_GIVE) && target == 0;
+    if (is_full)
+        target = link->dest;
+    if ((!is_short && !is_full) || target % 8 != 0 || !smi_in_heap(heap, target, 8))
+        return smi_heap_poison(heap, "link record at %#llx says operation %llu on the word %#llx",
+                               (unsigned long long)((uint8_t *)&slot->link - heap->base), (unsigned long long)op,
+                               (unsigned long long)target);
+    uint64_t *dest = smi_at(heap, target);
+    if (is_short)
+        return resolve_short(heap, slot, link, dest);
+    if (op == SMF_LINK_TAKE)
+        return resolve_take(heap, slot, index, link, dest);
+    if (SMI_LOAD(dest) == link->old)
+        SMI_STORE(dest, 0);
+    return finish_old(heap, slot, index, link);
+}
+
+static int named_by_a_bin(const struct smf_thread *slot, uint64_t ref)
+{
+    for (uint32_t k = 0; k < SMF_CLASSES; k++)
+        if ((slot->bins[k] & SMF_BIN_PAGES) && span_of(slot->bins[k]) == ref)
+            return 1;
+    return 0;
+}
+
+static int resolve_spares(shmalloc_heap *heap, struct smf_thread *slot)
+{
+    int rc = 0;
+    for (int i = 0; i < 2 && rc == 0; i++) {
+        uint64_t ref = slot->spare[i];
+        if (ref != 0 && named_by_a_bin(slot, ref))
+            SMI_STORE(&slot->spare[i], 0);
+        else if (ref != 0)
+            rc = smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[i],
+                                NULL);
+    }
+    return rc;
+}
+
+/* All bins use their inside arrays again, which are empty. */
+static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
+{
+    uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base);
+    int before = resolve_spares(heap, slot); /* of an exchange whose old span could not be given back */
+    if (before < 0)
+        return before;
+    for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        uint64_t offset = inside_offset(heap, k);
+        if (!(slot->bins[k] & SMF_BIN_PAGES))
+            continue;
+        SMI_STORE(&slot->spare[0], span_of(slot->bins[k]));
+        SMI_STORE((uint64_t *)(void *)((uint8_t *)slot + offset), 0);
+        SMI_STORE(&slot->bins[k], slot_ref + offset);
+        int rc = resolve_spares(heap, slot);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+int smi_cache_trim(struct smi_thread *t)
+{
+    uint64_t all = UINT64_MAX;
+    for (uint32_t k = 0; k < SMF_CLASSES; k++)
+        smi_cache_close(t, k);
+    int result = drain(t->heap, t->slot, &all);
+    if (result < 0 && result != SHMALLOC_EDOUBLEFREE)
+        return result;
+    int rc = give_arrays(t->heap, t->slot);
+    int loaded = smi_cache_load(t);
+    return rc < 0 ? rc : loaded < 0 ? loaded : result;
+}
+
+/* What *name names goes back; nothing does if the program has freed it already. */
+static int give_named(shmalloc_heap *heap, uint64_t *name)
+{
+    int rc = *name != 0 ? smi_block_give(heap, *name, name) : 0;
+    if (rc != SHMALLOC_EDOUBLEFREE)
+        return rc;
+    SMI_STORE(name, 0);
+    return 0;
+}
+
+int smi_cache_settle(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
+{
+    int rc = smi_cache_resolve_link(heap, slot, index);
+    if (rc == 0 && slot->scratch != 0 && smi_kept_has(heap, index, slot->scratch))
+        SMI_STORE(&slot->scratch, 0); /* killed on the way from one to the other */
+    if (rc == 0)
+        rc = give_named(heap, &slot->scratch);
+    if (rc == 0)
+        rc = give_named(heap, &slot->building);
+    return rc;
+}
+
+int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most)
+{
+    int rc = smi_cache_settle(heap, slot, index);
+    if (rc == 0 && !heap->is_older) /* an older heap has an array there */
+        rc = smi_kept_release(heap, slot, index);
+    if (rc == 0)
+        rc = resolve_spares(heap, slot);
+    if (rc == 0)
+        rc = drain(heap, slot, most);
+    if (rc == SHMALLOC_EDOUBLEFREE) /* counted; the program that did it is gone */
+        rc = 0;
+    if (rc == 0)
+        rc = give_arrays(heap, slot);
+    if (rc == 0) {
+        SMI_STORE(&slot->section, 0);
+        SMI_STORE(&slot->tid, 0);
+        SMI_STORE(&slot->owner, 0);
+    }
+    return rc;
+}

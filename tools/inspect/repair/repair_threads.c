@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * repair_threads.c - thread slots and their caches in a heap under repair.
+ *
+ * Nobody is attached, so every owner is dead, and the next process that attaches adopts what it left: here it only
+ * has to be possible. What a cache can no longer tell, because its count, its array or a ref in it is damaged, stays
+ * allocated. A slot that a cache and the central heap both have stays in the cache.
+ */
+#include "repair_plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "format/sizeclass.h"
+
+/* By piece: the thread slot that has this span of the library, + 1; SPARE_ONLY when a `spare` alone names it. */
+#define SPARE_ONLY UINT32_MAX
+struct naming {
+    struct smi_repair *r;
+    uint32_t *by;
+};
+
+static uint64_t table_ref(const struct smi_repair *r, uint32_t i)
+{
+    return r->view.header.areas.threads + 8ull * i;
+}
+
+/* The piece of the library that begins at `ref`, with `pages` pages (0: any); NULL when there is none. */
+static struct smi_piece *span_at(struct smi_repair *r, uint64_t ref, uint32_t pages)
+{
+    struct smi_piece *piece = ref % SMF_PAGE == 0 ? smi_repair_piece(r, ref >> SMF_PAGE_SHIFT) : NULL;
+    return piece && piece->kind == SMF_PAGE_META && smi_repair_ref(piece->page) == ref &&
+                   (pages == 0 || piece->count == pages)
+               ? piece
+               : NULL;
+}
+
+static uint32_t *namer(struct naming *n, const struct smi_piece *piece)
+{
+    return &n->by[piece - n->r->pieces.at];
+}
+
+/* ---- the table ---- */
+
+static void mend_entry(struct naming *n, uint32_t i)
+{
+    uint64_t ref = smi_repair_word(n->r, table_ref(n->r, i));
+    const struct smi_piece *piece = span_at(n->r, ref, SMF_THREAD_PAGES);
+    if (ref == 0)
+        return;
+    if (piece && *namer(n, piece) == 0) {
+        *namer(n, piece) = i + 1;
+        return;
+    }
+    smi_repair_say(n->r, "T4", table_ref(n->r, i), "entry %u of the thread table names %#llx, %s: it is cleared", i,
+                   (unsigned long long)ref, piece ? "as another entry does" : "where no thread slot is");
+    smi_repair_put(n->r, SMI_TRUTHS, table_ref(n->r, i), 0);
+}
+
+/* Is this span a thread slot? Most of its bins then name their own inside arrays. */
+static int looks_like_slot(struct smi_repair *r, const struct smi_piece *piece)
+{
+    uint64_t ref = smi_repair_ref(piece->page);
+    const struct smf_thread *thread = smi_view_at(&r->view, ref, sizeof(*thread));
+    uint32_t own = 0;
+    for (uint32_t k = 0; thread && k < SMF_CLASSES; k++)
+        own += thread->bins[k] == smi_view_inside_array(&r->view, ref, k);
+    return piece->count == SMF_THREAD_PAGES && 2 * own > SMF_CLASSES;
+}
+
+/* Thread slots that the table lost. */
+static void find_lost_slots(struct naming *n)
+{
+    struct smi_repair *r = n->r;
+    uint32_t i = 0;
+    for (size_t p = 0; p < r->pieces.count; p++) {
+        const struct smi_piece *piece = &r->pieces.at[p];
+        if (piece->kind != SMF_PAGE_META || n->by[p] || !looks_like_slot(r, piece))
+            continue;
+        while (i < SMF_THREADS && smi_repair_word(r, table_ref(r, i)) != 0)
+            i++;
+        if (i == SMF_THREADS)
+            return;
+        smi_repair_say(r, "T4", table_ref(r, i), "entry %u of the thread table names the thread slot at page %u again", i,
+                       piece->page);
+        smi_repair_put(r, SMI_TRUTHS, table_ref(r, i), smi_repair_ref(piece->page));
+        smi_mend_link(r, i);
+        n->by[p] = i + 1;
+    }
+}
+
+/* ---- one slot ---- */
+
+static int is_at_rest(struct smi_repair *r, uint64_t ref, const struct smf_thread *thread)
+{
+    for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        struct smi_view_bin bin;
+        if (smi_view_read_bin(&r->view, ref, thread, k, &bin) || bin.count || bin.pages)
+            return 0;
+    }
+    return !thread->link.op && !thread->scratch && !thread->building && !thread->spare[0] && !thread->spare[1] &&
+           !smi_view_keeps_any(&r->view, thread);
+}
+
+/* Whoever gives a thread slot up clears `tid` before `owner`: without both it is at rest, and what it seems to hold is
+ * not its own any more. */
+static void mend_owner(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+{
+    if (thread->owner > SMF_PROCESSES || (thread->owner == 0 && thread->tid != 0 && !is_at_rest(r, ref, thread))) {
+        smi_repair_say(r, thread->owner ? "T4" : "T5", ref,
+                       "thread slot %u, whose owner is lost, goes to a dead process: what it holds comes back", i);
+        smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, owner), 1);
+    }
+    if (thread->owner == 0) {
+        if (is_at_rest(r, ref, thread))
+            return;
+        smi_repair_say(r, "T5", ref, "thread slot %u, which nobody has, is empty", i);
+        static const size_t words[] = {offsetof(struct smf_thread, scratch), offsetof(struct smf_thread, building),
+                                       offsetof(struct smf_thread, spare), offsetof(struct smf_thread, spare) + 8};
+        for (unsigned w = 0; w < sizeof(words) / sizeof(words[0]); w++)
+            smi_repair_put(r, SMI_TRUTHS, ref + words[w], 0);
+        for (unsigned w = 0; w < SMF_SPANS; w++)
+            smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, spans) + 8ull * w, 0);
+        return;
+    }
+    /* what a process leaves is looked for while its entry is in use */
+    uint64_t entry = r->view.header.areas.processes + (thread->owner - 1) * sizeof(struct smf_process);
+    if ((uint32_t)smi_repair_word(r, entry) == 0)
+        smi_repair_put_part(r, SMI_TRUTHS, entry, 4, 1);
+}
+
+/* The bin uses its inside array; empty, unless that is where its refs have been all the time. */
+static void reset_bin(struct smi_repair *r, uint32_t k, uint64_t ref, const struct smf_thread *thread, int keep)
+{
+    uint64_t array = smi_view_inside_array(&r->view, ref, k);
+    if (!keep)
+        smi_repair_put(r, SMI_TRUTHS, array, 0);
+    if (thread->bins[k] != array)
+        smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, bins) + 8ull * k, array);
+}
+
+/* All that follows is about closed stacks; the next owner opens it. */
+static void close_stack(struct smi_repair *r, uint32_t i, uint32_t k, uint64_t ref, const struct smf_thread *thread)
+{
+    struct smi_view_bin bin;
+    if (smi_view_read_bin(&r->view, ref, thread, k, &bin))
+        return;
+    if (bin.has_gap)
+        smi_repair_say(r, "T1", bin.array + 8ull * (bin.count + 1),
+                       "the cache of class %u of thread slot %u ends at its first 0, behind %u refs: what lies behind that "
+                       "stays allocated",
+                       k, i, bin.count);
+    smi_repair_put(r, SMI_TRUTHS, bin.array, bin.count);
+}
+
+static void mend_bin(struct naming *n, uint32_t i, uint32_t k, uint64_t ref, const struct smf_thread *thread)
+{
+    struct smi_repair *r = n->r;
+    uint64_t bin = thread->bins[k], array = bin & ~(uint64_t)SMF_BIN_PAGES;
+    uint64_t at = ref + offsetof(struct smf_thread, bins) + 8ull * k;
+    uint32_t pages = bin & SMF_BIN_PAGES;
+    if (thread->owner == 0) {
+        if (bin != 0 && (pages || array != smi_view_inside_array(&r->view, ref, k) || smi_repair_word(r, array) != 0))
+            reset_bin(r, k, ref, thread, 0);
+        return;
+    }
+    if (pages == 0) {
+        uint32_t begin = smi_format_is_older(&r->view.header) ? SMF_THREAD_ARRAYS_2 : SMF_THREAD_ARRAYS;
+        int inside = array >= ref + begin && array < ref + SMF_THREAD_PAGES * SMF_PAGE;
+        if (array != smi_view_inside_array(&r->view, ref, k)) {
+            smi_repair_say(r, "T1", at, "the cache of class %u of thread slot %u uses its inside array%s", k, i,
+                           inside ? "" : ", empty: what it held stays allocated");
+            reset_bin(r, k, ref, thread, inside);
+        }
+    } else {
+        const struct smi_piece *piece =
+            smi_view_bin_is_possible(&r->view, ref, bin, k) ? span_at(r, array - smi_span_offset(k), pages) : NULL;
+        if (piece && *namer(n, piece) == 0) {
+            *namer(n, piece) = i + 1;
+        } else {
+            smi_repair_say(r, piece ? "T3" : "T1", at,
+                           "the cache of class %u of thread slot %u begins anew: its array %s; what it held stays allocated",
+                           k, i, piece ? "is another's" : "is none");
+            reset_bin(r, k, ref, thread, 0);
+        }
+    }
+    array = thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES;
+    if (smi_repair_word(r, array) == SMF_OPEN)
+        close_stack(r, i, k, ref, thread);
+    if (smi_repair_word(r, array) >= smi_bin_words(thread->bins[k], k)) {
+        smi_repair_say(r, "T1", at, "the cache of class %u of thread slot %u, whose count of %llu is not possible, is empty: "
+                                    "what it held stays allocated",
+                       k, i, (unsigned long long)smi_repair_word(r, array));
+        smi_repair_put(r, SMI_TRUTHS, array, 0);
+    }
+}
+
+/* Spares that nothing names are given back at adoption: they must be spans of the library, and this slot's. */
+static void mend_spares(struct naming *n, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+{
+    for (uint32_t s = 0; s < 2; s++) {
+        uint64_t at = ref + offsetof(struct smf_thread, spare) + 8ull * s;
+        const struct smi_piece *piece = span_at(n->r, thread->spare[s], 0);
+        if (thread->spare[s] == 0)
+            continue;
+        if (piece && *namer(n, piece) == 0) {
+            *namer(n, piece) = SPARE_ONLY;
+        } else if (!piece || *namer(n, piece) != i + 1 || thread->spare[s] == ref) {
+            smi_repair_say(n->r, "T3", at, "a spare of thread slot %u names %#llx, which is not its own: it is cleared", i,
+                           (unsigned long long)thread->spare[s]);
+            smi_repair_put(n->r, SMI_TRUTHS, at, 0);
+        }
+    }
+}
+
+/* What a span of the library is for follows from what names it. */
+static void mend_purposes(struct naming *n)
+{
+    struct smi_repair *r = n->r;
+    for (size_t p = 0; p < r->pieces.count; p++) {
+        const struct smi_piece *piece = &r->pieces.at[p];
+        const struct smf_page *d = smi_view_page(&r->view, piece->page);
+        if (piece->kind != SMF_PAGE_META || n->by[p] == 0 || n->by[p] == SPARE_ONLY || !d)
+            continue;
+        uint16_t purpose = smi_repair_word(r, table_ref(r, n->by[p] - 1)) == smi_repair_ref(piece->page) ? SMF_PURPOSE_SLOT
+                                                                                                          : SMF_PURPOSE_ARRAY;
+        if (d->tag == purpose)
+            continue;
+        smi_repair_say(r, "T3", smi_repair_ref(piece->page), "the span of the library at page %u says what it is for",
+                       piece->page);
+        smi_repair_put_part(r, SMI_TRUTHS, smi_view_descriptor_ref(&r->view, piece->page) + offsetof(struct smf_page, tag),
+                            sizeof(d->tag), purpose);
+    }
+}
+
+static void free_unnamed(struct naming *n)
+{
+    struct smi_repair *r = n->r;
+    for (size_t p = 0; p < r->pieces.count; p++) {
+        struct smi_piece *piece = &r->pieces.at[p];
+        if (piece->kind != SMF_PAGE_META || n->by[p])
+            continue;
+        smi_repair_say(r, "T3", smi_repair_ref(piece->page),
+                       "the span of the library at page %u, which nothing names, becomes free", piece->page);
+        piece->kind = SMF_PAGE_FREE;
+    }
+}
+
+void smi_mend_thread_table(struct smi_repair *r)
+{
+    struct naming n = {r, calloc(r->pieces.count + 1, sizeof(uint32_t))};
+    uint64_t ref;
+    r->failed |= !n.by;
+    if (r->failed) {
+        free(n.by);
+        return;
+    }
+    for (uint32_t i = 0; i < SMF_THREADS; i++)
+        mend_entry(&n, i);
+    find_lost_slots(&n);
+    for (uint32_t i = 0; i < SMF_THREADS; i++) {
+        const struct smf_thread *thread = smi_view_thread(&r->view, i, &ref);
+        if (!thread)
+            continue;
+        mend_owner(r, i, ref, thread);
+        for (uint32_t k = 0; k < SMF_CLASSES; k++)
+            mend_bin(&n, i, k, ref, thread);
+    }
+    for (uint32_t i = 0; i < SMF_THREADS; i++) {
+        const struct smf_thread *thread = smi_view_thread(&r->view, i, &ref);
+        if (thread)
+            mend_spares(&n, i, ref, thread);
+    }
+    if (!smi_format_is_older(&r->view.header)) /* which does not say what they are for */
+        mend_purposes(&n);
+    free_unnamed(&n);
+    free(n.by);
+}
+
+/* ---- cached slots ---- */
+
+/* Take entry `e` out of a stack; the order of the others, of which the last is the next to go, stays. */
+static void drop(struct smi_repair *r, const struct smi_view_bin *bin, uint32_t e)
+{
+    uint64_t count = smi_repair_word(r, bin->array);
+    for (uint64_t at = e + 1ull; at < count; at++) /* kill here: one is there twice, of which one goes */
+        smi_repair_put(r, SMI_TRUTHS, bin->array + 8 * at, smi_repair_word(r, bin->array + 8 * (at + 1)));
+    smi_repair_put(r, SMI_TRUTHS, bin->array, count - 1);
+}
+
+static int is_slot_of(struct smi_repair *r, uint64_t ref, uint32_t k)
+{
+    uint32_t slab, index;
+    if (smi_view_slot(&r->view, ref, &slab, &index) < 0)
+        return 0;
+    const struct smf_page *d = smi_view_page(&r->view, slab);
+    return d->size_class == k && d->arena < r->view.header.arena_count;
+}
+
+static void drop_impossible(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+{
+    for (uint32_t k = 0; k < SMF_CLASSES; k++) {
+        struct smi_view_bin bin;
+        uint32_t dropped = 0;
+        uint64_t first = 0;
+        if (smi_view_read_bin(&r->view, ref, thread, k, &bin))
+            continue;
+        for (uint32_t e = bin.count; e-- > 0;) {
+            if (is_slot_of(r, bin.slots[e], k))
+                continue;
+            first = bin.slots[e];
+            dropped++;
+            drop(r, &bin, e);
+        }
+        if (dropped)
+            smi_repair_say(r, "T2", first, "the cache of class %u of thread slot %u drops %u refs that are no slots of it", k,
+                           i, dropped);
+    }
+}
+
+void smi_repair_drop_cached(struct smi_repair *r, const struct smi_cached *c)
+{
+    uint64_t ref;
+    struct smi_view_bin bin;
+    const struct smf_thread *thread = smi_view_thread(&r->view, c->thread, &ref);
+    if (!thread || smi_view_read_bin(&r->view, ref, thread, c->size_class, &bin))
+        return;
+    for (uint32_t e = bin.count; e-- > 0;)
+        if (bin.slots[e] == c->ref) {
+            drop(r, &bin, e);
+            return;
+        }
+}
+
+static void mend_cached(struct smi_repair *r, const struct smi_cached *c, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint32_t slab, index;
+        if (i > 0 && c[i].ref == c[i - 1].ref) {
+            smi_repair_say(r, "C4", c[i].ref, "slot %#llx, which two places of caches have, stays in one",
+                           (unsigned long long)c[i].ref);
+            smi_repair_drop_cached(r, &c[i]);
+        } else if (smi_view_slot(&r->view, c[i].ref, &slab, &index) == 0 && smi_repair_bit(r, slab, index)) {
+            smi_repair_say(r, "C4", c[i].ref, "slot %#llx, which a cache has, is not free in the central heap",
+                           (unsigned long long)c[i].ref);
+            smi_repair_put_bit(r, SMI_TRUTHS, slab, index, 0);
+        }
+    }
+}
+
+/* A block under construction that is none is forgotten. */
+static void mend_built(struct smi_repair *r, uint32_t i, uint64_t at)
+{
+    uint32_t slab, index;
+    uint64_t ref = smi_repair_word(r, at);
+    const struct smi_piece *piece = smi_repair_piece(r, ref >> SMF_PAGE_SHIFT);
+    int is_block = smi_view_slot(&r->view, ref, &slab, &index) == 0
+                       ? !smi_repair_bit(r, slab, index)
+                       : piece && piece->kind == SMF_PAGE_LARGE && smi_repair_ref(piece->page) == ref;
+    if (ref == 0 || is_block)
+        return;
+    smi_repair_say(r, "T6", at, "thread slot %u builds nothing: %#llx is no allocated block", i, (unsigned long long)ref);
+    smi_repair_put(r, SMI_TRUTHS, at, 0);
+}
+
+/* What a thread slot keeps is given back when it is adopted: so the mark must name it. */
+static void mend_marks(struct smi_repair *r)
+{
+    for (size_t p = 0; p < r->pieces.count; p++) {
+        const struct smi_piece *piece = &r->pieces.at[p];
+        uint64_t ref = smi_repair_ref(piece->page),
+                 side = smi_view_descriptor_ref(&r->view, piece->page) + offsetof(struct smf_page, side);
+        if (piece->kind != SMF_PAGE_LARGE || smi_repair_word(r, side) == 0 ||
+            smi_view_is_kept(&r->view, ref, piece->count, smi_repair_word(r, side)))
+            continue;
+        smi_repair_say(r, "K1", ref, "the large block at page %u, which no thread slot keeps, stays allocated", piece->page);
+        smi_repair_put(r, SMI_TRUTHS, side, 0);
+    }
+}
+
+void smi_mend_caches(struct smi_repair *r)
+{
+    struct smi_cached *cached = NULL;
+    size_t count = 0;
+    for (uint32_t i = 0; i < SMF_THREADS; i++) {
+        uint64_t ref;
+        const struct smf_thread *thread = smi_view_thread(&r->view, i, &ref);
+        if (!thread || !thread->owner)
+            continue;
+        drop_impossible(r, i, ref, thread);
+        mend_built(r, i, ref + offsetof(struct smf_thread, scratch));
+        mend_built(r, i, ref + offsetof(struct smf_thread, building));
+    }
+    r->failed |= smi_view_cached(&r->view, &cached, &count) < 0;
+    if (!r->failed)
+        mend_cached(r, cached, count);
+    free(cached);
+    mend_marks(r);
+}
