@@ -52,7 +52,7 @@ static int resolve(shmalloc_heap *heap, struct list *list)
     uint64_t count = 0;
     if (list->first == list->fresh)
         store(&list->fresh, 0);
-    if (shmalloc_free(heap, &list->fresh) < 0) /* nothing to do for 0 */
+    if (shmalloc_ref_free(heap, &list->fresh) < 0) /* nothing to do for 0 */
         return -1;
     for (struct node *node = shmalloc_ptr(heap, list->first); node; node = shmalloc_ptr(heap, node->next))
         count++;
@@ -71,7 +71,7 @@ static int push(shmalloc_heap *heap, uint64_t value)
 {
     struct list *list = find_list(heap);
     shmalloc_ref mine = 0, *held = lost ? &mine : &list->fresh;
-    if (!list || lock(heap, list) < 0 || shmalloc_alloc(heap, sizeof(struct node), held) < 0)
+    if (!list || lock(heap, list) < 0 || shmalloc_ref_alloc(heap, sizeof(struct node), held) < 0)
         return -1;
     struct node *node = shmalloc_ptr(heap, *held);
     node->next = list->first;
@@ -94,7 +94,7 @@ static int pop(shmalloc_heap *heap)
         store(&list->fresh, list->first);
         store(&list->first, node->next);
         store(&list->count, list->count - 1);
-        if (shmalloc_free(heap, &list->fresh) < 0)
+        if (shmalloc_ref_free(heap, &list->fresh) < 0)
             return -1;
     }
     return shmalloc_mutex_unlock(heap, &list->mutex);

@@ -28,7 +28,7 @@ static void *take(void *heap, unsigned count, unsigned size)
 
 static void give(void *heap, void *block)
 {
-    (void)shmalloc_mfree(heap, block);
+    (void)shmalloc_free(heap, block);
 }
 
 static int fail(const char *what, const char *why)
@@ -61,7 +61,7 @@ static shmalloc_ref compress_text(shmalloc_heap *heap, unsigned char *text, size
         give(heap, packed);
         return 0;
     }
-    packed = shmalloc_mrealloc(heap, packed, sizeof(*packed) + packed->size); /* shrinks */
+    packed = shmalloc_realloc(heap, packed, sizeof(*packed) + packed->size); /* shrinks */
     return shmalloc_ref_of(heap, packed);
 }
 
@@ -75,7 +75,7 @@ static int pack(shmalloc_heap *heap)
     if (!ref)
         return fail("pack", shmalloc_errmsg());
     int has_before = shmalloc_root_get(heap, "packed", 0, &before) == 0;
-    if (shmalloc_root_set(heap, "packed", 0, ref) < 0 || (has_before && shmalloc_free(heap, &before) < 0))
+    if (shmalloc_root_set(heap, "packed", 0, ref) < 0 || (has_before && shmalloc_ref_free(heap, &before) < 0))
         return fail("root", shmalloc_errmsg());
     return 0;
 }

@@ -35,7 +35,7 @@ static int fill(shmalloc_heap *heap, const char *name, uint16_t tag, size_t size
         return rc;
     shmalloc_ref *owned = shmalloc_ptr(heap, ref);
     for (size_t i = 0; i < count; i++)
-        if (!owned[i] && (rc = shmalloc_alloc_tagged(heap, size, tag, &owned[i])) < 0)
+        if (!owned[i] && (rc = shmalloc_ref_alloc_tagged(heap, size, tag, &owned[i])) < 0)
             return rc;
     return 0;
 }

@@ -50,13 +50,13 @@ static int resolve_limbo(shmalloc_heap *heap, struct list *list)
             store(&list->limbo, 0);
         at = ((struct line *)shmalloc_ptr(heap, at))->next;
     }
-    return shmalloc_free(heap, &list->limbo); /* nothing to do for 0 */
+    return shmalloc_ref_free(heap, &list->limbo); /* nothing to do for 0 */
 }
 
 static int add(shmalloc_heap *heap, struct list *list, const char *text)
 {
     size_t size = strlen(text) + 1;
-    int rc = shmalloc_alloc(heap, sizeof(struct line) + size, &list->limbo);
+    int rc = shmalloc_ref_alloc(heap, sizeof(struct line) + size, &list->limbo);
     if (rc < 0)
         return rc;
     struct line *line = shmalloc_ptr(heap, list->limbo);
@@ -77,7 +77,7 @@ static int take_out(shmalloc_heap *heap, struct list *list, const char *text)
     }
     store(&list->limbo, *link);
     store(link, line->next);
-    return shmalloc_free(heap, &list->limbo);
+    return shmalloc_ref_free(heap, &list->limbo);
 }
 
 static int show(shmalloc_heap *heap, const struct list *list)

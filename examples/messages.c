@@ -27,7 +27,7 @@ static int send_texts(shmalloc_heap *heap, int pipe_end, char **texts)
     for (; *texts; texts++) {
         size_t size = strlen(*texts) + 1;
         shmalloc_ref ref;
-        if (shmalloc_alloc(heap, size, &ref) < 0)
+        if (shmalloc_ref_alloc(heap, size, &ref) < 0)
             return fail("sender");
         memcpy(shmalloc_ptr(heap, ref), *texts, size);
         if (write(pipe_end, &ref, sizeof(ref)) != sizeof(ref))
@@ -44,7 +44,7 @@ static int receive_texts(shmalloc_heap *heap, int pipe_end)
         if (!text)
             return fprintf(stderr, "receiver: not a ref of this heap\n"), 1;
         printf("received: %s\n", text);
-        if (shmalloc_free(heap, &ref) < 0)
+        if (shmalloc_ref_free(heap, &ref) < 0)
             return fail("receiver");
     }
     return 0;

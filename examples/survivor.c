@@ -28,8 +28,8 @@ struct shared {
 static int churn(shmalloc_heap *heap, struct shared *shared, unsigned i)
 {
     shmalloc_ref *slot = &shared->slot[i % SLOTS];
-    int rc = shmalloc_free(heap, slot);
-    return rc < 0 ? rc : shmalloc_alloc(heap, 16 + i % 2000, slot);
+    int rc = shmalloc_ref_free(heap, slot);
+    return rc < 0 ? rc : shmalloc_ref_alloc(heap, 16 + i % 2000, slot);
 }
 
 static int work_until_killed(shmalloc_heap *heap, struct shared *shared)

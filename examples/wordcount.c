@@ -87,8 +87,8 @@ static void *follow(shmalloc_heap *heap, const shmalloc_ref *link)
 /* Append a zeroed record of `size` bytes at the link that ends a chain. */
 static int append(shmalloc_heap *heap, shmalloc_ref *last, size_t size)
 {
-    int rc = shmalloc_free(heap, last); /* 0, or a record that never became ready */
-    return rc < 0 ? rc : shmalloc_alloc_zeroed(heap, size, last);
+    int rc = shmalloc_ref_free(heap, last); /* 0, or a record that never became ready */
+    return rc < 0 ? rc : shmalloc_ref_alloc_zeroed(heap, size, last);
 }
 
 /* The first failure of an operation and of the unlocking after it. */

@@ -131,7 +131,7 @@ static LONG_WAY int alloc_long(shmalloc_heap *heap, size_t size, shmalloc_ref *o
     return alloc(heap, &(struct smi_request){.size = size}, out);
 }
 
-int shmalloc_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
+int shmalloc_ref_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
 {
     struct smi_thread *t = smi_current;
     struct smi_top *top = smi_top_for(heap, t, size);
@@ -145,7 +145,7 @@ int shmalloc_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
     return 0;
 }
 
-int shmalloc_alloc_zeroed(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
+int shmalloc_ref_alloc_zeroed(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
 {
     return alloc(heap, &(struct smi_request){.size = size, .zero = 1}, out);
 }
@@ -162,13 +162,13 @@ static int bad_alignment(const shmalloc_heap *heap, size_t alignment)
     return 0;
 }
 
-int shmalloc_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t size, shmalloc_ref *out)
+int shmalloc_ref_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t size, shmalloc_ref *out)
 {
     int rc = bad_alignment(heap, alignment);
     return rc < 0 ? rc : alloc(heap, &(struct smi_request){.size = size, .alignment = alignment}, out);
 }
 
-int shmalloc_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag, shmalloc_ref *out)
+int shmalloc_ref_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag, shmalloc_ref *out)
 {
     if (tag >= SMF_TAG_RESERVED)
         return smi_error(-EINVAL, "%s: tag expected 0 to %#x, found %#x: those from %#x on are the library's own; use another",
@@ -219,7 +219,7 @@ static LONG_WAY int free_ref_long(shmalloc_heap *heap, shmalloc_ref *ref)
     return rc;
 }
 
-int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
+int shmalloc_ref_free(shmalloc_heap *heap, shmalloc_ref *ref)
 {
     struct smi_thread *t = smi_current;
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
@@ -232,7 +232,7 @@ int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref)
     return 0;
 }
 
-/* Like shmalloc_realloc(), of a word that can be followed; 0: not on the fast path. */
+/* Like shmalloc_ref_realloc(), of a word that can be followed; 0: not on the fast path. */
 static inline int resize_fast(shmalloc_heap *heap, struct smi_thread *t, shmalloc_ref *ref, uint64_t at, size_t size)
 {
     uint64_t moved = smi_resize(heap, t, *ref, size, at < t->reserved ? ref : NULL);
@@ -241,7 +241,7 @@ static inline int resize_fast(shmalloc_heap *heap, struct smi_thread *t, shmallo
     return SMI_LIKELY(moved != 0);
 }
 
-static LONG_WAY int realloc_long(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
+static LONG_WAY int realloc_ref_long(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
 {
     struct smi_thread *t = smi_current;
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
@@ -252,7 +252,7 @@ static LONG_WAY int realloc_long(shmalloc_heap *heap, shmalloc_ref *ref, size_t 
     if (in_heap < 0)
         return in_heap;
     if (*ref == 0)
-        return shmalloc_alloc(heap, size, ref);
+        return shmalloc_ref_alloc(heap, size, ref);
     int rc = enter(heap, &entry);
     if (rc < 0)
         return rc;
@@ -264,13 +264,13 @@ static LONG_WAY int realloc_long(shmalloc_heap *heap, shmalloc_ref *ref, size_t 
     return rc;
 }
 
-int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
+int shmalloc_ref_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
 {
     struct smi_thread *t = smi_current;
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
     if (SMI_UNLIKELY(!can_follow(heap, t, ref, at)))
-        return realloc_long(heap, ref, size);
-    return SMI_LIKELY(resize_fast(heap, t, ref, at, size)) ? 0 : realloc_long(heap, ref, size);
+        return realloc_ref_long(heap, ref, size);
+    return SMI_LIKELY(resize_fast(heap, t, ref, at, size)) ? 0 : realloc_ref_long(heap, ref, size);
 }
 
 /* ---- pointers ---- */
@@ -348,7 +348,7 @@ void *shmalloc_aligned_alloc(shmalloc_heap *heap, size_t alignment, size_t size)
                   : take_pointer(heap, &(struct smi_request){.size = size, .alignment = alignment});
 }
 
-int shmalloc_mfree(shmalloc_heap *heap, void *block)
+int shmalloc_free(shmalloc_heap *heap, void *block)
 {
     /* NULL and foreign addresses give a ref beyond the heap's end; another heap's context is found out */
     struct smi_thread *t = smi_current;
@@ -360,7 +360,7 @@ int shmalloc_mfree(shmalloc_heap *heap, void *block)
     return 0;
 }
 
-static LONG_WAY void *mrealloc_long(shmalloc_heap *heap, void *block, size_t size)
+static LONG_WAY void *realloc_long(shmalloc_heap *heap, void *block, size_t size)
 {
     struct entry entry;
     uint64_t ref;
@@ -381,12 +381,12 @@ static LONG_WAY void *mrealloc_long(shmalloc_heap *heap, void *block, size_t siz
     return rc < 0 && ref == before ? no_memory(rc) : smi_at(heap, ref);
 }
 
-void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size)
+void *shmalloc_realloc(shmalloc_heap *heap, void *block, size_t size)
 {
     struct smi_thread *t = smi_current;
-    uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base); /* as in shmalloc_mfree() */
+    uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base); /* as in shmalloc_free() */
     uint64_t moved = smi_serves(t, heap) ? smi_resize(heap, t, ref, size, NULL) : 0;
-    return SMI_LIKELY(moved) ? t->base + moved : mrealloc_long(heap, block, size);
+    return SMI_LIKELY(moved) ? t->base + moved : realloc_long(heap, block, size);
 }
 
 size_t shmalloc_usable_size(const shmalloc_heap *heap, const void *block)

@@ -40,7 +40,7 @@
  *
  * What the program itself stores is its own to order: the compiler may move and merge plain stores. A structure
  * that is to be whole after a kill is made ready first and linked last, by one atomic store (or by the library:
- * shmalloc_alloc() and its kin store the ref word so). examples/list.c shows it, and shmalloc-crashtest(3) tests it.
+ * shmalloc_ref_alloc() and its kin store the ref word so). examples/list.c shows it, and shmalloc-crashtest(3) tests it.
  *
  * Errors: every function that can fail returns 0 or a count, or a negative code: a negated errno
  * value when the system refused, or one of enum shmalloc_error. Out-parameters are written only on
@@ -55,8 +55,8 @@
  *
  *                       | same block, free | same ref word, alloc/free/realloc | other blocks
  *   read or write it    | exclude          | exclude                           | free
- *   shmalloc_free       | exclude          | exclude                           | free
- *   shmalloc_alloc      | free             | exclude                           | free
+ *   shmalloc_ref_free       | exclude          | exclude                           | free
+ *   shmalloc_ref_alloc      | free             | exclude                           | free
  *
  * "exclude" for a ref word in the heap means: hold a shmalloc_mutex, whose next owner after a death
  * finds the dead thread's unfinished step resolved.
@@ -334,23 +334,23 @@ SHMALLOC_API shmalloc_ref shmalloc_ref_of(const shmalloc_heap *heap, const void 
  * Crash:     crash-atomic, as said for `out`. Durability: none by itself.
  * Cost:      O(1) from the thread's cache; otherwise one lock and at most one search of free runs.
  */
-SHMALLOC_API int shmalloc_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out);
+SHMALLOC_API int shmalloc_ref_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out);
 
-/** shmalloc_alloc() of zeroed bytes. */
-SHMALLOC_API int shmalloc_alloc_zeroed(shmalloc_heap *heap, size_t size, shmalloc_ref *out);
+/** shmalloc_ref_alloc() of zeroed bytes. */
+SHMALLOC_API int shmalloc_ref_alloc_zeroed(shmalloc_heap *heap, size_t size, shmalloc_ref *out);
 
-/** shmalloc_alloc() at a multiple of `alignment` bytes from the start of the heap and, since mappings
+/** shmalloc_ref_alloc() at a multiple of `alignment` bytes from the start of the heap and, since mappings
  *  are 2 MiB-aligned, in memory too. A power of two up to 1 MiB, else -EINVAL. */
-SHMALLOC_API int shmalloc_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t size,
+SHMALLOC_API int shmalloc_ref_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t size,
                                         shmalloc_ref *out);
 
-/** shmalloc_alloc() of zeroed bytes with a type tag, 1..0xfeff, that shmalloc_tag(),
+/** shmalloc_ref_alloc() of zeroed bytes with a type tag, 1..0xfeff, that shmalloc_tag(),
  *  shmalloc_each_block() and shmalloc-inspect show. Costs 2 bytes for each slot of the slab and a
  *  slower free. 0 is no tag. 0xff00..0xffff are reserved for the library's own structures: -EINVAL. */
-SHMALLOC_API int shmalloc_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag,
+SHMALLOC_API int shmalloc_ref_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag,
                                        shmalloc_ref *out);
 
-/** The tag of a block, 0 when it has none or is not a block (in the words of shmalloc_free()). */
+/** The tag of a block, 0 when it has none or is not a block (in the words of shmalloc_ref_free()). */
 SHMALLOC_API uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref);
 
 /**
@@ -367,23 +367,23 @@ SHMALLOC_API uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref);
  *                         again. Of others in hardened heaps always found; otherwise at once for
  *                         the last block freed, and for others when the cache is emptied: then it is
  *                         counted and reported here although `*ref` was freed: do not free it again
- *   -EINVAL, SHMALLOC_EREADONLY, _ECORRUPT, _EPOISONED   as for shmalloc_alloc()
+ *   -EINVAL, SHMALLOC_EREADONLY, _ECORRUPT, _EPOISONED   as for shmalloc_ref_alloc()
  *
  * What is not a block is found out without a lock, by a look at what the heap says of its page. So there is one thing
  * that cannot be answered: a ref into the free end of the file while another process or thread cuts that off
  * (shmalloc_trim(), or storage going back by itself). Such a look, like any other there, may be a SIGBUS. A live
  * block's page is never cut off.
  */
-SHMALLOC_API int shmalloc_free(shmalloc_heap *heap, shmalloc_ref *ref);
+SHMALLOC_API int shmalloc_ref_free(shmalloc_heap *heap, shmalloc_ref *ref);
 
 /**
  * Change the size of the block `*ref`; its first min(old, new) bytes stay. In place when the size
  * class stays or, for large blocks, when the pages behind are free; otherwise a new block, and
  * `*ref` changes. If `ref` points into this heap, the change is one crash-atomic step. A `*ref` of 0
- * allocates. Tag and alignment above 16 are kept only in place. Codes of shmalloc_alloc() and
- * shmalloc_free(); on failure the old block is as it was.
+ * allocates. Tag and alignment above 16 are kept only in place. Codes of shmalloc_ref_alloc() and
+ * shmalloc_ref_free(); on failure the old block is as it was.
  */
-SHMALLOC_API int shmalloc_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size);
+SHMALLOC_API int shmalloc_ref_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size);
 
 /* ---- allocation: pointers ----------------------------------------------------------------------- */
 /* The malloc-shaped family, for libraries that take allocator hooks. NULL on failure, with the cause
@@ -395,18 +395,18 @@ SHMALLOC_API void *shmalloc_malloc(shmalloc_heap *heap, size_t size);
 /** As calloc(3). */
 SHMALLOC_API void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size);
 /** As realloc(3), except that size 0 counts as 1. On failure the old block is as it was. */
-SHMALLOC_API void *shmalloc_mrealloc(shmalloc_heap *heap, void *block, size_t size);
+SHMALLOC_API void *shmalloc_realloc(shmalloc_heap *heap, void *block, size_t size);
 /** As aligned_alloc(3); any size; alignment a power of two up to 1 MiB. */
 SHMALLOC_API void *shmalloc_aligned_alloc(shmalloc_heap *heap, size_t alignment, size_t size);
-/** As free(3), but says what was wrong: the codes of shmalloc_free(). */
-SHMALLOC_API int shmalloc_mfree(shmalloc_heap *heap, void *block);
-/** Bytes that may be used in a block; 0 for NULL and for what is not a block (in the words of shmalloc_free()). */
+/** As free(3), but says what was wrong: the codes of shmalloc_ref_free(). */
+SHMALLOC_API int shmalloc_free(shmalloc_heap *heap, void *block);
+/** Bytes that may be used in a block; 0 for NULL and for what is not a block (in the words of shmalloc_ref_free()). */
 SHMALLOC_API size_t shmalloc_usable_size(const shmalloc_heap *heap, const void *block);
 
 /* ---- named roots -------------------------------------------------------------------------------- */
 /* Thousands of names of 1 to 255 bytes, each with a ref and an optional type id. All calls are
  * visible and crash-atomic. Codes beside those below: -EINVAL for a bad name, and those of
- * shmalloc_alloc(). */
+ * shmalloc_ref_alloc(). */
 
 /** Bind `name` to `ref` (0 is allowed) and `type` (0: none), replacing what it was bound to. */
 SHMALLOC_API int shmalloc_root_set(shmalloc_heap *heap, const char *name, uint64_t type,
@@ -449,7 +449,7 @@ SHMALLOC_API int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *na
 /* ---- mutex -------------------------------------------------------------------------------------- */
 
 /** A robust mutex that lives in the heap. Zeroed bytes are a valid, unlocked one, so blocks from
- *  shmalloc_alloc_zeroed() need no initialisation. Valid again after reboot or copy. 64 bytes,
+ *  shmalloc_ref_alloc_zeroed() need no initialisation. Valid again after reboot or copy. 64 bytes,
  *  8-aligned; free it only when nobody holds it or waits. */
 typedef struct shmalloc_mutex {
     uint64_t opaque[8];

@@ -142,7 +142,7 @@ static LONG_WAY void free_long(void *block)
 {
     int before = errno;
     shmalloc_heap *from = block ? owner_of(block) : NULL;
-    if (from && from != left && !(from == heap && is_child_on_file()) && shmalloc_mfree(from, block) < 0 && strict) {
+    if (from && from != left && !(from == heap && is_child_on_file()) && shmalloc_free(from, block) < 0 && strict) {
         say("free", shmalloc_errmsg());
         abort();
     }
@@ -153,7 +153,7 @@ static LONG_WAY void *resize_long(void *block, size_t size)
 {
     shmalloc_heap *from = owner_of(block);
     if (from && from == ready())
-        return shmalloc_mrealloc(from, block, size);
+        return shmalloc_realloc(from, block, size);
     size_t old = from ? shmalloc_usable_size(from, block) : 0;
     void *fresh = old ? take_long(0, size, 0) : no_memory();
     if (fresh) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * block.h - taking and giving single blocks: what shmalloc_alloc and its kin do once the thread is known.
+ * block.h - taking and giving single blocks: what shmalloc_ref_alloc and its kin do once the thread is known.
  */
 #ifndef SMI_BLOCK_H
 #define SMI_BLOCK_H

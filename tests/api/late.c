@@ -97,8 +97,8 @@ int main(int argc, char **argv)
         fail("thread-local memory", "more than libraries should have that are loaded late");
     *(void **)&calls.open = find(library, "shmalloc_open");
     *(void **)&calls.close = find(library, "shmalloc_close");
-    *(void **)&calls.alloc = find(library, "shmalloc_alloc");
-    *(void **)&calls.free = find(library, "shmalloc_free");
+    *(void **)&calls.alloc = find(library, "shmalloc_ref_alloc");
+    *(void **)&calls.free = find(library, "shmalloc_ref_free");
     *(void **)&calls.errmsg = find(library, "shmalloc_errmsg");
     sem_init(&calls.used, 0, 0);
     sem_init(&calls.unloaded, 0, 0);

@@ -4,8 +4,8 @@
  *
  *   adapter_malloc.h    malloc and free, through the dynamic linker as in any program. LD_PRELOAD decides
  *                       whose they are: glibc's, jemalloc's, mimalloc's, tcmalloc's.
- *   adapter_shmalloc.h  shmalloc_malloc and shmalloc_mfree on a heap file, from libshmalloc.so; or, with
- *                       BENCH_LINKED, shmalloc_alloc and shmalloc_free with the ref word in the heap, so that
+ *   adapter_shmalloc.h  shmalloc_malloc and shmalloc_free on a heap file, from libshmalloc.so; or, with
+ *                       BENCH_LINKED, shmalloc_ref_alloc and shmalloc_ref_free with the ref word in the heap, so that
  *                       each call is one crash-atomic step: what a structure in the heap would use.
  *   adapter_boost.h     allocate and deallocate of Boost.Interprocess's managed_mapped_file
  *   adapter_pmdk.h      pmemobj_alloc and pmemobj_free of PMDK, with the object's id in the pool: crash-atomic too

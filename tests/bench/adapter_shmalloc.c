@@ -30,8 +30,8 @@ bench_slot *adapter_slots(size_t count)
 {
 #if defined(BENCH_LINKED)
     shmalloc_ref ref;
-    if (shmalloc_alloc_zeroed(adapter_heap, count * sizeof(bench_slot), &ref) < 0)
-        adapter_failed("shmalloc_alloc_zeroed");
+    if (shmalloc_ref_alloc_zeroed(adapter_heap, count * sizeof(bench_slot), &ref) < 0)
+        adapter_failed("shmalloc_ref_alloc_zeroed");
     return memset(shmalloc_ptr(adapter_heap, ref), 0, count * sizeof(bench_slot));
 #else
     return bench_pages(count * sizeof(bench_slot));

@@ -12,8 +12,8 @@ extern shmalloc_heap *adapter_heap; /* the one handle of the process */
 static inline void bench_take_shared(uint64_t *word, size_t size)
 {
 #if defined(BENCH_LINKED)
-    if (shmalloc_alloc(adapter_heap, size, word) < 0)
-        adapter_failed("shmalloc_alloc");
+    if (shmalloc_ref_alloc(adapter_heap, size, word) < 0)
+        adapter_failed("shmalloc_ref_alloc");
     bench_touch(shmalloc_ptr(adapter_heap, *word), size);
 #else
     void *block = shmalloc_malloc(adapter_heap, size);
@@ -27,11 +27,11 @@ static inline void bench_take_shared(uint64_t *word, size_t size)
 static inline void bench_give_shared(uint64_t *word)
 {
 #if defined(BENCH_LINKED)
-    if (shmalloc_free(adapter_heap, word) < 0)
-        adapter_failed("shmalloc_free");
+    if (shmalloc_ref_free(adapter_heap, word) < 0)
+        adapter_failed("shmalloc_ref_free");
 #else
-    if (shmalloc_mfree(adapter_heap, shmalloc_ptr(adapter_heap, *word)) < 0)
-        adapter_failed("shmalloc_mfree");
+    if (shmalloc_free(adapter_heap, shmalloc_ptr(adapter_heap, *word)) < 0)
+        adapter_failed("shmalloc_free");
 #endif
 }
 
@@ -51,8 +51,8 @@ static inline void bench_give(bench_slot *slot)
 static inline void bench_resize(bench_slot *slot, size_t old, size_t size)
 {
     (void)old;
-    if (shmalloc_realloc(adapter_heap, slot, size) < 0)
-        adapter_failed("shmalloc_realloc");
+    if (shmalloc_ref_realloc(adapter_heap, slot, size) < 0)
+        adapter_failed("shmalloc_ref_realloc");
 }
 
 static inline void bench_fill(bench_slot *slot, size_t size)
@@ -73,16 +73,16 @@ static inline void bench_take(bench_slot *slot, size_t size)
 
 static inline void bench_give(bench_slot *slot)
 {
-    if (shmalloc_mfree(adapter_heap, *slot) < 0)
-        adapter_failed("shmalloc_mfree");
+    if (shmalloc_free(adapter_heap, *slot) < 0)
+        adapter_failed("shmalloc_free");
 }
 
 static inline void bench_resize(bench_slot *slot, size_t old, size_t size)
 {
     (void)old;
-    void *block = shmalloc_mrealloc(adapter_heap, *slot, size);
+    void *block = shmalloc_realloc(adapter_heap, *slot, size);
     if (!block)
-        adapter_failed("shmalloc_mrealloc");
+        adapter_failed("shmalloc_realloc");
     *slot = block;
 }
 

@@ -30,7 +30,7 @@ import tables
 import traces
 from peers import ALL, HEAPS, OURS, Runner
 
-LEGEND = ("shmalloc: shmalloc_malloc and shmalloc_mfree. shmalloc linked: shmalloc_alloc and shmalloc_free with "
+LEGEND = ("shmalloc: shmalloc_malloc and shmalloc_free. shmalloc linked: shmalloc_ref_alloc and shmalloc_ref_free with "
           "the ref word in the heap, each call one crash-atomic step. Boost: Boost.Interprocess's "
           "managed_mapped_file. PMDK: pmemobj_alloc and pmemobj_free with the id in the pool, told not to flush "
           "caches. LMDB: a put and a delete, each a transaction, no sync. One worker: CPU time. Several: "

@@ -112,11 +112,11 @@ void judge_use_and_empty(shmalloc_heap *heap)
     static shmalloc_ref refs[16384];
     static const size_t sizes[] = {8, 16, 100, 100, 100, 100, 100, 600, 4096, 4096, 20000};
     for (unsigned i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-        works(shmalloc_alloc(heap, sizes[i], &refs[0]));
+        works(shmalloc_ref_alloc(heap, sizes[i], &refs[0]));
         memset(shmalloc_ptr(heap, refs[0]), 0x55, sizes[i]);
     }
     for (size_t size = 68 << 10; size < 600 << 10; size *= 2) {
-        works(shmalloc_alloc_zeroed(heap, size, &refs[0]));
+        works(shmalloc_ref_alloc_zeroed(heap, size, &refs[0]));
         right(all_zero(shmalloc_ptr(heap, refs[0]), size), "a zeroed block has other bytes");
     }
     shmalloc_ref *next = refs;
@@ -125,7 +125,7 @@ void judge_use_and_empty(shmalloc_heap *heap)
     right(rc == 0 || rc == SHMALLOC_ENOROOT, "root_remove: %s", shmalloc_errmsg());
     works(shmalloc_each_block(heap, collect, &next));
     for (shmalloc_ref *ref = refs; ref < next; ref++)
-        works(shmalloc_free(heap, ref));
+        works(shmalloc_ref_free(heap, ref));
     works(shmalloc_trim(heap));
     shmalloc_stats stats = {.struct_size = sizeof(stats)};
     works(shmalloc_get_stats(heap, &stats));

@@ -31,7 +31,7 @@ static void trim(shmalloc_heap *heap)
 static void take_tagged(shmalloc_heap *heap)
 {
     shmalloc_ref ref;
-    must_work(shmalloc_alloc_tagged(heap, SIZE, 7, &ref));
+    must_work(shmalloc_ref_alloc_tagged(heap, SIZE, 7, &ref));
 }
 
 static const struct change {
@@ -45,9 +45,9 @@ static void stepped(void *arg)
     const struct change *change = arg;
     shmalloc_ref ref = 0;
     shmalloc_heap *heap = heap_open(f.path);
-    must_work(shmalloc_alloc(heap, SIZE, &ref));
+    must_work(shmalloc_ref_alloc(heap, SIZE, &ref));
     must_work(shmalloc_root_set(heap, "block", 0, ref));
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_free(heap, &ref));
     smi_stepper_mark(phase, SMI_BEGUN);
     change->run(heap);
     smi_stepper_mark(phase, SMI_ENDED);

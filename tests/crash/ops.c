@@ -23,13 +23,13 @@ struct control *control;
 
 static void link_block(struct stage *s, unsigned i, size_t size)
 {
-    must_work(shmalloc_alloc(s->heap, size, &s->world->word[i]));
+    must_work(shmalloc_ref_alloc(s->heap, size, &s->world->word[i]));
 }
 
 static void unlink_block(struct stage *s, unsigned i)
 {
     s->world->valid[i] = 0;
-    must_work(shmalloc_free(s->heap, &s->world->word[i]));
+    must_work(shmalloc_ref_free(s->heap, &s->world->word[i]));
 }
 
 static void keep_block(struct stage *s, size_t size)
@@ -42,7 +42,7 @@ static void keep_block(struct stage *s, size_t size)
 
 static void drop_block(struct stage *s)
 {
-    must_work(shmalloc_mfree(s->heap, s->kept[--s->kept_count]));
+    must_work(shmalloc_free(s->heap, s->kept[--s->kept_count]));
 }
 
 static void keep_many(struct stage *s, unsigned count, size_t size)
@@ -121,11 +121,11 @@ static void malloc_small(struct stage *s)
 static void zeroed_small(struct stage *s)
 {
     s->world->valid[8] = 0;
-    must_work(shmalloc_alloc_zeroed(s->heap, SMALL, &s->world->word[8]));
+    must_work(shmalloc_ref_alloc_zeroed(s->heap, SMALL, &s->world->word[8]));
 }
 static void zeroed_large(struct stage *s)
 {
-    must_work(shmalloc_alloc_zeroed(s->heap, LARGE, &s->world->word[8]));
+    must_work(shmalloc_ref_alloc_zeroed(s->heap, LARGE, &s->world->word[8]));
 }
 static void dirty_large(struct stage *s) /* what is taken next is not zero any more, and its zeros must be seen */
 {
@@ -148,19 +148,19 @@ static void take_huge(struct stage *s)
 }
 static void take_aligned(struct stage *s)
 {
-    must_work(shmalloc_alloc_aligned(s->heap, 64 << 10, LARGE, &s->world->word[8]));
+    must_work(shmalloc_ref_alloc_aligned(s->heap, 64 << 10, LARGE, &s->world->word[8]));
 }
 static void take_tagged(struct stage *s)
 {
-    must_work(shmalloc_alloc_tagged(s->heap, SMALL, 7, &s->world->word[8]));
+    must_work(shmalloc_ref_alloc_tagged(s->heap, SMALL, 7, &s->world->word[8]));
 }
 static void one_tagged(struct stage *s)
 {
-    must_work(shmalloc_alloc_tagged(s->heap, SMALL, 6, &s->world->word[0]));
+    must_work(shmalloc_ref_alloc_tagged(s->heap, SMALL, 6, &s->world->word[0]));
 }
 static void take_tagged_large(struct stage *s)
 {
-    must_work(shmalloc_alloc_tagged(s->heap, LARGE, 7, &s->world->word[8]));
+    must_work(shmalloc_ref_alloc_tagged(s->heap, LARGE, 7, &s->world->word[8]));
 }
 static void grown_and_cut(struct stage *s) /* the next growth makes a chunk that was there before */
 {
@@ -218,7 +218,7 @@ static void stack_at_share(struct stage *s) /* no room left for a longer one: a 
 /* With a tag: the thread keeps others that it frees. */
 static void link_tagged(struct stage *s, unsigned i, size_t size)
 {
-    must_work(shmalloc_alloc_tagged(s->heap, size, 7, &s->world->word[i]));
+    must_work(shmalloc_ref_alloc_tagged(s->heap, size, 7, &s->world->word[i]));
 }
 static void three_large(struct stage *s)
 {
@@ -297,7 +297,7 @@ static void written_large_blocked(struct stage *s)
 }
 static void resize(struct stage *s, size_t size)
 {
-    must_work(shmalloc_realloc(s->heap, &s->world->word[0], size));
+    must_work(shmalloc_ref_realloc(s->heap, &s->world->word[0], size));
 }
 static void to_small(struct stage *s)
 {
@@ -364,13 +364,13 @@ static void kept_written_cached(struct stage *s)
     kept_written(s);
     cache_medium(s);
 }
-static void mrealloc_medium(struct stage *s)
+static void pointer_realloc_medium(struct stage *s)
 {
-    s->kept[0] = shmalloc_mrealloc(s->heap, s->kept[0], 5 * SMALL);
+    s->kept[0] = shmalloc_realloc(s->heap, s->kept[0], 5 * SMALL);
 }
-static void mrealloc_large(struct stage *s)
+static void pointer_realloc_large(struct stage *s)
 {
-    s->kept[0] = shmalloc_mrealloc(s->heap, s->kept[0], LARGE);
+    s->kept[0] = shmalloc_realloc(s->heap, s->kept[0], LARGE);
 }
 
 /* ---- the heap as a whole ---- */
@@ -649,9 +649,9 @@ const struct op ops[] = {
     {"realloc, large shrinks", 0, very_large, to_less_large},
     {"realloc, large moves", 0, written_large_blocked, to_larger},
     {"realloc, large moves and grows", 0, written_large_blocked, to_huge},
-    {"mrealloc, small to small", OP_LOOSE, kept_written, mrealloc_medium},
-    {"mrealloc, from stack to stack", OP_LOOSE, kept_written_cached, mrealloc_medium},
-    {"mrealloc, small to large", OP_LOOSE, kept_written, mrealloc_large},
+    {"pointer realloc, small to small", OP_LOOSE, kept_written, pointer_realloc_medium},
+    {"pointer realloc, from stack to stack", OP_LOOSE, kept_written_cached, pointer_realloc_medium},
+    {"pointer realloc, small to large", OP_LOOSE, kept_written, pointer_realloc_large},
     {"trim", 0, much_to_trim, trim},
     {"trim, long stack", 0, deep_to_trim, trim},
     {"set_max_size", 0, nothing, raise_maximum},

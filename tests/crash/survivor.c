@@ -43,11 +43,11 @@ static void come(struct stage *s, unsigned n)
     s->heap = heap_open(s->path);
     s->world = find_world(s->heap);
     shmalloc_ref *word = &s->world->word[word_of(n)];
-    must_work(shmalloc_alloc(s->heap, 1000, word));
+    must_work(shmalloc_ref_alloc(s->heap, 1000, word));
     pattern_fill(shmalloc_ptr(s->heap, *word), 0, 1000, n);
     s->world->valid[word_of(n)] = 1000;
-    must_work(shmalloc_alloc(s->heap, 5000, word + 1));
-    must_work(shmalloc_free(s->heap, word + 1));
+    must_work(shmalloc_ref_alloc(s->heap, 5000, word + 1));
+    must_work(shmalloc_ref_free(s->heap, word + 1));
     must(s->heap->process_index == (int)n + 1 && smi_current->slot_index == n + 1,
          "survivor %u came as process %d, thread slot %u", n, s->heap->process_index, smi_current->slot_index);
 }
@@ -265,9 +265,9 @@ static void use_words(struct stage *s, unsigned n, size_t size)
 {
     shmalloc_ref *word = &s->world->word[word_of(n) + 2];
     for (unsigned i = 0; i < 3; i++)
-        works(shmalloc_alloc(s->heap, size, &word[i]));
+        works(shmalloc_ref_alloc(s->heap, size, &word[i]));
     for (unsigned i = 0; i < 3; i++)
-        works(shmalloc_free(s->heap, &word[i]));
+        works(shmalloc_ref_free(s->heap, &word[i]));
 }
 
 static void use_dead_classes(struct stage *s, unsigned n)
@@ -303,9 +303,9 @@ static void plunder(struct stage *s, struct loot *loot)
         judge_word_line(s->heap, s->world, i, loot->words + used, sizeof(loot->words) - used);
         loot->block[loot->count++] = (shmalloc_block){*word, size, shmalloc_tag(s->heap, *word)};
         s->world->valid[i] = 0;
-        works(shmalloc_free(s->heap, word));
-        works(shmalloc_alloc(s->heap, size, word));
-        works(shmalloc_free(s->heap, word));
+        works(shmalloc_ref_free(s->heap, word));
+        works(shmalloc_ref_alloc(s->heap, size, word));
+        works(shmalloc_ref_free(s->heap, word));
     }
     for (unsigned i = 1; i < loot->count; i++) /* ascending */
         for (unsigned k = i; k > 0 && loot->block[k - 1].ref > loot->block[k].ref; k--) {
@@ -337,13 +337,13 @@ static void *claim(void *arg)
     struct claim *claim = arg;
     shmalloc_heap *heap = claim->stage->heap;
     shmalloc_ref ref = 0;
-    works(shmalloc_alloc(heap, 100, &ref));
+    works(shmalloc_ref_alloc(heap, 100, &ref));
     struct smf_link *link = &smi_current->slot->link, before = {.op = SMF_LINK_GIVE, .dest = ref, .old = ref};
     *link = before;
     claim->answer = pass_mutex(claim->stage, NULL);
     right(memcmp(link, &before, sizeof(before)) == 0, "the link record of a new owner of the slot was resolved");
     link->op = SMF_LINK_NONE;
-    works(shmalloc_free(heap, &ref));
+    works(shmalloc_ref_free(heap, &ref));
     return NULL;
 }
 
@@ -361,10 +361,10 @@ static void *call_first(void *arg)
 {
     struct stage *s = arg;
     shmalloc_ref ref = 0;
-    works(shmalloc_alloc(s->heap, 3000, &ref));
+    works(shmalloc_ref_alloc(s->heap, 3000, &ref));
     memset(shmalloc_ptr(s->heap, ref), 0x77, 3000);
     use_words(s, s->heap->process_index - 1u, 70000);
-    works(shmalloc_free(s->heap, &ref));
+    works(shmalloc_ref_free(s->heap, &ref));
     return NULL;
 }
 
@@ -546,8 +546,8 @@ static int come_newly(void *arg)
     struct stage s = {.path = both->survival->path};
     s.heap = heap_open(s.path);
     s.world = find_world(s.heap);
-    works(shmalloc_alloc(s.heap, 100, &s.world->word[NEWCOMERS_WORD]));
-    works(shmalloc_free(s.heap, &s.world->word[NEWCOMERS_WORD]));
+    works(shmalloc_ref_alloc(s.heap, 100, &s.world->word[NEWCOMERS_WORD]));
+    works(shmalloc_ref_free(s.heap, &s.world->word[NEWCOMERS_WORD]));
     works(shmalloc_close(s.heap));
     return 0;
 }

@@ -61,7 +61,7 @@ CALLBACK(two_nodes) /* ref[0] -> 2 -> 1, word[0] is their number */
 {
     struct world *w = world_of(heap);
     for (uint64_t value = 1; value <= 2; value++) {
-        must_work(shmalloc_alloc(heap, sizeof(struct node), &w->ref[1]));
+        must_work(shmalloc_ref_alloc(heap, sizeof(struct node), &w->ref[1]));
         struct node *node = shmalloc_ptr(heap, w->ref[1]);
         *node = (struct node){w->ref[0], value};
         w->ref[0] = w->ref[1];
@@ -95,7 +95,7 @@ static int lock(shmalloc_heap *heap)
         return rc;
     if (w->ref[1] == w->ref[0])
         store(&w->ref[1], 0);
-    return shmalloc_free(heap, &w->ref[1]);
+    return shmalloc_ref_free(heap, &w->ref[1]);
 }
 
 CALLBACK(recover)
@@ -108,7 +108,7 @@ CALLBACK(recover)
 static int push(shmalloc_heap *heap, shmalloc_ref *held)
 {
     struct world *w = world_of(heap);
-    if (lock(heap) < 0 || shmalloc_alloc(heap, sizeof(struct node), held) < 0)
+    if (lock(heap) < 0 || shmalloc_ref_alloc(heap, sizeof(struct node), held) < 0)
         return -1;
     struct node *node = shmalloc_ptr(heap, *held);
     node->next = w->ref[0];
@@ -135,7 +135,7 @@ CALLBACK(pop_right)
     if (node) {
         store(&w->ref[1], w->ref[0]);
         store(&w->ref[0], node->next);
-        if (shmalloc_free(heap, &w->ref[1]) < 0)
+        if (shmalloc_ref_free(heap, &w->ref[1]) < 0)
             return -1;
     }
     return shmalloc_mutex_unlock(heap, &w->mutex);
@@ -145,7 +145,7 @@ CALLBACK(push_losing) /* the old nodes are out of reach for a moment */
     struct world *w = world_of(heap);
     shmalloc_ref old = w->ref[0];
     store(&w->ref[0], 0);
-    must_work(shmalloc_alloc(heap, sizeof(struct node), &w->ref[0]));
+    must_work(shmalloc_ref_alloc(heap, sizeof(struct node), &w->ref[0]));
     *(struct node *)shmalloc_ptr(heap, w->ref[0]) = (struct node){old, 3};
     return 0;
 }
@@ -153,7 +153,7 @@ CALLBACK(pop_dangling) /* freed before it is unlinked */
 {
     struct world *w = world_of(heap);
     shmalloc_ref first = w->ref[0], next = ((struct node *)shmalloc_ptr(heap, first))->next;
-    must_work(shmalloc_free(heap, &first));
+    must_work(shmalloc_ref_free(heap, &first));
     store(&w->ref[0], next);
     return 0;
 }
@@ -254,7 +254,7 @@ enum { LARGE = 72 << 10 };
 
 CALLBACK(large_block)
 {
-    must_work(shmalloc_alloc_zeroed(heap, LARGE, &world_of(heap)->ref[2]));
+    must_work(shmalloc_ref_alloc_zeroed(heap, LARGE, &world_of(heap)->ref[2]));
     return 0;
 }
 CALLBACK(fill_large)
@@ -301,7 +301,7 @@ CALLBACK(refuse)
 CALLBACK(free_nonsense)
 {
     shmalloc_ref ref = 12345;
-    return shmalloc_free(heap, &ref);
+    return shmalloc_ref_free(heap, &ref);
 }
 CALLBACK(store_pid)
 {

@@ -138,13 +138,13 @@ static void fill(struct life *life, shmalloc_ref *table)
 {
     for (int i = 0; i < SMALL; i++) {
         if (i % 50 == 7)
-            step(shmalloc_alloc_tagged(life->heap, small_size(i), (uint16_t)i, &table[i]));
+            step(shmalloc_ref_alloc_tagged(life->heap, small_size(i), (uint16_t)i, &table[i]));
         else
-            step(shmalloc_alloc(life->heap, small_size(i), &table[i]));
+            step(shmalloc_ref_alloc(life->heap, small_size(i), &table[i]));
         pattern_fill(shmalloc_ptr(life->heap, table[i]), 0, small_size(i), (uint64_t)i);
     }
     for (int i = 0; i < LARGE; i++) {
-        step(shmalloc_alloc(life->heap, LARGE_SIZE, &table[SMALL + i]));
+        step(shmalloc_ref_alloc(life->heap, LARGE_SIZE, &table[SMALL + i]));
         pattern_fill(shmalloc_ptr(life->heap, table[SMALL + i]), 0, LARGE_SIZE, (uint64_t)i);
     }
 }
@@ -162,14 +162,14 @@ static void check_contents(struct life *life, const shmalloc_ref *table)
 static void change(struct life *life, shmalloc_ref *table)
 {
     step(shmalloc_set_give_back(life->heap, 0, 0)); /* a hole for every large block that goes */
-    step(shmalloc_realloc(life->heap, &table[SMALL], 2 * LARGE_SIZE));
-    step(shmalloc_realloc(life->heap, &table[SMALL], LARGE_SIZE));
+    step(shmalloc_ref_realloc(life->heap, &table[SMALL], 2 * LARGE_SIZE));
+    step(shmalloc_ref_realloc(life->heap, &table[SMALL], LARGE_SIZE));
     for (int i = 1; i < LARGE; i += 2)
-        step(shmalloc_free(life->heap, &table[SMALL + i]));
-    step(shmalloc_alloc(life->heap, LARGE_SIZE, &table[SMALL + 1])); /* a hole gets storage again */
+        step(shmalloc_ref_free(life->heap, &table[SMALL + i]));
+    step(shmalloc_ref_alloc(life->heap, LARGE_SIZE, &table[SMALL + 1])); /* a hole gets storage again */
     pattern_fill(shmalloc_ptr(life->heap, table[SMALL + 1]), 0, LARGE_SIZE, 1);
     for (int i = 0; i < SMALL; i += 2)
-        step(shmalloc_free(life->heap, &table[i]));
+        step(shmalloc_ref_free(life->heap, &table[i]));
     step(shmalloc_trim(life->heap));
     step(shmalloc_set_max_size(life->heap, 2ull << 40));
     check_contents(life, table);
@@ -210,13 +210,13 @@ static void use_a_little(struct life *life)
 {
     shmalloc_ref ref = 0, large = 0;
     shmalloc_mutex *mutex;
-    step(shmalloc_alloc_zeroed(life->heap, sizeof(*mutex), &ref));
+    step(shmalloc_ref_alloc_zeroed(life->heap, sizeof(*mutex), &ref));
     mutex = shmalloc_ptr(life->heap, ref);
     step(shmalloc_mutex_lock(life->heap, mutex));
     step(shmalloc_mutex_unlock(life->heap, mutex));
-    step(shmalloc_free(life->heap, &ref));
-    step(shmalloc_alloc(life->heap, LARGE_SIZE, &large));
-    step(shmalloc_free(life->heap, &large));
+    step(shmalloc_ref_free(life->heap, &ref));
+    step(shmalloc_ref_alloc(life->heap, LARGE_SIZE, &large));
+    step(shmalloc_ref_free(life->heap, &large));
 }
 
 static void *thread_life(void *arg)
@@ -307,7 +307,7 @@ static void live(struct life *life)
     table = table_of(life);
     check_contents(life, table);
     for (int i = 0; i < ROOM; i++)
-        step(shmalloc_free(life->heap, &table[i]));
+        step(shmalloc_ref_free(life->heap, &table[i]));
     must_be_accounted(life, 1);
     close_heap(life);
     step(shmalloc_destroy(life->f->path));

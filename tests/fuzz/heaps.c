@@ -64,7 +64,7 @@ static void fill_heap(shmalloc_heap *heap)
     image_fill(heap, 6, 2000);
     image_fill(heap, 4, 9 * SMF_PAGE);
     for (uint16_t i = 1; i < 5; i++)
-        must_work(shmalloc_alloc_tagged(heap, 500, i, &ref));
+        must_work(shmalloc_ref_alloc_tagged(heap, 500, i, &ref));
     for (int i = 0; i < 12; i++) {
         char name[16];
         snprintf(name, sizeof(name), "root %d", i);

@@ -108,13 +108,13 @@ static void allocate(struct work *w, unsigned way)
     if (*word != 0)
         return;
     if (way == 0)
-        shmalloc_alloc(w->heap, size, word);
+        shmalloc_ref_alloc(w->heap, size, word);
     else if (way == 1)
-        shmalloc_alloc_zeroed(w->heap, size, word);
+        shmalloc_ref_alloc_zeroed(w->heap, size, word);
     else if (way == 2)
-        shmalloc_alloc_tagged(w->heap, size, 7, word);
+        shmalloc_ref_alloc_tagged(w->heap, size, 7, word);
     else
-        shmalloc_alloc_aligned(w->heap, 1ull << take(w) % 16, size, word);
+        shmalloc_ref_alloc_aligned(w->heap, 1ull << take(w) % 16, size, word);
 }
 
 /* Any ref at all. */
@@ -122,7 +122,7 @@ static void free_anything(struct work *w)
 {
     shmalloc_ref ref = take(w);
     ref |= (uint64_t)take(w) << 8 | (uint64_t)take(w) << 16;
-    shmalloc_free(w->heap, &ref);
+    shmalloc_ref_free(w->heap, &ref);
 }
 
 static void work_on_roots(struct work *w, unsigned way)
@@ -143,10 +143,10 @@ static void step(struct work *w)
     if (op < 4) {
         allocate(w, op);
     } else if (op < 8) {
-        shmalloc_free(w->heap, take_word(w));
+        shmalloc_ref_free(w->heap, take_word(w));
     } else if (op < 11) {
         word = take_word(w);
-        shmalloc_realloc(w->heap, word, take_size(w));
+        shmalloc_ref_realloc(w->heap, word, take_size(w));
     } else if (op < 14) {
         work_on_roots(w, op - 11);
     } else if (op == 14) {
@@ -160,15 +160,15 @@ static void step(struct work *w)
             shmalloc_mutex_unlock(w->heap, w->mutex);
     } else if (op == 18) {
         for (unsigned n = take(w); n > 0; n--) /* overflows stacks, empties slabs */
-            shmalloc_mfree(w->heap, shmalloc_malloc(w->heap, n));
+            shmalloc_free(w->heap, shmalloc_malloc(w->heap, n));
     } else {
         shmalloc_ref many[128];
         size_t size = take_size(w) % 4096;
         memset(many, 0, sizeof(many));
         for (int i = 0; i < 128; i++)
-            shmalloc_alloc(w->heap, size, &many[i]);
+            shmalloc_ref_alloc(w->heap, size, &many[i]);
         for (int i = 0; i < 128; i++)
-            shmalloc_free(w->heap, &many[i]);
+            shmalloc_ref_free(w->heap, &many[i]);
     }
 }
 

@@ -151,7 +151,7 @@ static void free_slot(struct model *m, unsigned i)
     if (s->ref == 0)
         return;
     must_hold(m, i);
-    must_work(shmalloc_free(m->heap, word_of(m, i)));
+    must_work(shmalloc_ref_free(m->heap, word_of(m, i)));
     must(*word_of(m, i) == 0, "slot %u: free left the word", i);
     s->ref = 0;
     m->mirror->counts.freed++;
@@ -165,13 +165,13 @@ static int allocate_by(struct model *m, enum way way, size_t size, size_t alignm
     void *block = NULL;
     switch (way) {
     case PLAIN:
-        return shmalloc_alloc(m->heap, size, word);
+        return shmalloc_ref_alloc(m->heap, size, word);
     case ZEROED:
-        return shmalloc_alloc_zeroed(m->heap, size, word);
+        return shmalloc_ref_alloc_zeroed(m->heap, size, word);
     case TAGGED:
-        return shmalloc_alloc_tagged(m->heap, size, tag, word);
+        return shmalloc_ref_alloc_tagged(m->heap, size, tag, word);
     case ALIGNED:
-        return shmalloc_alloc_aligned(m->heap, alignment, size, word);
+        return shmalloc_ref_alloc_aligned(m->heap, alignment, size, word);
     case BY_POINTER:
         block = shmalloc_malloc(m->heap, size);
         break;
@@ -224,11 +224,11 @@ static void op_resize(struct model *m)
     else
         s->stamp = ++m->mirror->next_stamp;
     if (by_pointer) {
-        void *block = shmalloc_mrealloc(m->heap, shmalloc_ptr(m->heap, s->ref), size);
+        void *block = shmalloc_realloc(m->heap, shmalloc_ptr(m->heap, s->ref), size);
         must(block, "%s", shmalloc_errmsg());
         s->ref = shmalloc_ref_of(m->heap, block);
     } else {
-        must_work(shmalloc_realloc(m->heap, word_of(m, i), size));
+        must_work(shmalloc_ref_realloc(m->heap, word_of(m, i), size));
     }
     settle(m, i, size, size <= 8 ? 8 : 16);
     if (s->ref != old_ref)
@@ -249,7 +249,7 @@ static void op_bad_free(struct model *m)
     uint64_t word = ref;
     if (!s->ref && ref >= 8192)
         return; /* the runtime area ends somewhere there: it is enough to hit it in unit tests */
-    must_code(shmalloc_free(m->heap, &word), SHMALLOC_EBADREF);
+    must_code(shmalloc_ref_free(m->heap, &word), SHMALLOC_EBADREF);
     must(word == ref, "a refused free changed the word");
 }
 
@@ -476,7 +476,7 @@ struct model *model_begin(const char *path, unsigned flags)
     m->mirror = shared_memory(sizeof(*m->mirror));
     m->heap = heap_create(path, flags);
     m->empty = usage_now(m->heap);
-    must_work(shmalloc_alloc_zeroed(m->heap, LINKED * sizeof(uint64_t) + sizeof(shmalloc_mutex),
+    must_work(shmalloc_ref_alloc_zeroed(m->heap, LINKED * sizeof(uint64_t) + sizeof(shmalloc_mutex),
                                     &m->table_ref));
     return m;
 }
@@ -501,7 +501,7 @@ void model_end(struct model *m, struct model_counts *counts)
     for (unsigned i = 0; i < ROOTS; i++)
         if (m->mirror->roots[i].bound)
             must_work(shmalloc_root_remove(m->heap, root_name(i)));
-    must_work(shmalloc_free(m->heap, &m->table_ref));
+    must_work(shmalloc_ref_free(m->heap, &m->table_ref));
     op_reopen(m); /* what the last killed children had cached comes back at rest */
     must_be_as_before(m->heap, &m->empty);
     must_work(shmalloc_close(m->heap));

@@ -36,8 +36,8 @@ static int create(void *arg)
     (void)arg;
     must_work(open_either(SHMALLOC_CREATE, &heap));
     must(shmalloc_root_get_or_create(heap, "made", 1, 1000, NULL, NULL, &ref) >= 0, "%s", shmalloc_errmsg());
-    must_work(shmalloc_alloc(heap, 70000, shmalloc_ptr(heap, ref)));
-    must_work(shmalloc_free(heap, shmalloc_ptr(heap, ref)));
+    must_work(shmalloc_ref_alloc(heap, 70000, shmalloc_ptr(heap, ref)));
+    must_work(shmalloc_ref_free(heap, shmalloc_ptr(heap, ref)));
     return shmalloc_close(heap) < 0;
 }
 
@@ -60,7 +60,7 @@ static int look(void *arg)
     must(stats.allocated_blocks == known, "%llu blocks are allocated, %llu are named",
          (unsigned long long)stats.allocated_blocks, (unsigned long long)known);
     if (known)
-        must_work(shmalloc_free(heap, shmalloc_ptr(heap, ref)));
+        must_work(shmalloc_ref_free(heap, shmalloc_ptr(heap, ref)));
     return shmalloc_close(heap) < 0;
 }
 

@@ -44,12 +44,12 @@ static void fill(uint64_t count, struct rng *rng)
     shmalloc_ref *others = calloc(count, sizeof(*others));
     for (uint64_t i = 0; i < count; i++) {
         size_t size = 1 + rng_below(rng, 200);
-        must_work(shmalloc_alloc(f.heap, size, &refs[i]));
-        must_work(shmalloc_alloc(f.heap, size, &others[i]));
+        must_work(shmalloc_ref_alloc(f.heap, size, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, size, &others[i]));
     }
     rng_shuffle(rng, others, count);
     for (uint64_t i = 0; i < count; i++)
-        must_work(shmalloc_free(f.heap, &others[i]));
+        must_work(shmalloc_ref_free(f.heap, &others[i]));
     free(others);
 }
 
@@ -58,11 +58,11 @@ static void fill_cache(shmalloc_heap *heap, struct rng *rng)
 {
     shmalloc_ref *mine = calloc(CACHED, sizeof(*mine));
     for (unsigned i = 0; i < CACHED; i++)
-        if (shmalloc_alloc(heap, 8 + i % 8 * 16, &mine[i]) < 0)
+        if (shmalloc_ref_alloc(heap, 8 + i % 8 * 16, &mine[i]) < 0)
             mine[i] = 0;
     rng_shuffle(rng, mine, CACHED);
     for (unsigned i = 0; i < CACHED; i++)
-        must_work(shmalloc_free(heap, &mine[i]));
+        must_work(shmalloc_ref_free(heap, &mine[i]));
     free(mine);
 }
 
@@ -74,8 +74,8 @@ static void *work(void *arg)
     signal_word(at_work);
     for (;;) {
         shmalloc_ref ref = 0;
-        if (shmalloc_alloc(heap, 1 + rng_log_uniform(&rng, 18), &ref) == 0)
-            must_work(shmalloc_free(heap, &ref));
+        if (shmalloc_ref_alloc(heap, 1 + rng_log_uniform(&rng, 18), &ref) == 0)
+            must_work(shmalloc_ref_free(heap, &ref));
     }
     return NULL;
 }
@@ -119,8 +119,8 @@ static void carry_on(struct rng *rng)
 {
     shmalloc_ref ref = 0, root;
     for (unsigned i = 0; i < 200; i++) {
-        timed(shmalloc_alloc(f.heap, 1 + rng_log_uniform(rng, 18), &ref));
-        timed(shmalloc_free(f.heap, &ref));
+        timed(shmalloc_ref_alloc(f.heap, 1 + rng_log_uniform(rng, 18), &ref));
+        timed(shmalloc_ref_free(f.heap, &ref));
         timed(shmalloc_root_get_or_create(f.heap, "delays", 0, 64, NULL, NULL, &root));
     }
 }
@@ -146,9 +146,9 @@ static void measure_repairs(uint64_t size, uint64_t blocks, unsigned kills)
         most_of();
         shmalloc_ref ref = 0;
         f.heap->looked_at = 0;
-        timed(shmalloc_alloc(f.heap, 100000, &ref));
+        timed(shmalloc_ref_alloc(f.heap, 100000, &ref));
         first[k] = most_of();
-        timed(shmalloc_free(f.heap, &ref));
+        timed(shmalloc_ref_free(f.heap, &ref));
         carry_on(&rng);
         uint64_t longest = most_of();
         later = longest > later ? longest : later;

@@ -149,14 +149,14 @@ static void allocate(const struct lane_work *w, struct lane_entry *e)
         put(&e->ref, shmalloc_ref_of(w->heap, block));
         end(w);
     } else if (way == 0) {
-        timed(w, shmalloc_alloc_zeroed(w->heap, size, &e->ref));
+        timed(w, shmalloc_ref_alloc_zeroed(w->heap, size, &e->ref));
         must(all_zero(shmalloc_ptr(w->heap, e->ref), size), "%zu bytes are not zero", size);
     } else if (way == 1) {
-        timed(w, shmalloc_alloc_tagged(w->heap, size, 7, &e->ref));
+        timed(w, shmalloc_ref_alloc_tagged(w->heap, size, 7, &e->ref));
     } else if (way == 2) {
-        timed(w, shmalloc_alloc_aligned(w->heap, 1ull << rng_below(w->rng, 15), size, &e->ref));
+        timed(w, shmalloc_ref_alloc_aligned(w->heap, 1ull << rng_below(w->rng, 15), size, &e->ref));
     } else {
-        timed(w, shmalloc_alloc(w->heap, size, &e->ref));
+        timed(w, shmalloc_ref_alloc(w->heap, size, &e->ref));
     }
     pattern_fill(shmalloc_ptr(w->heap, e->ref), 0, size, e->stamp);
     put(&e->filled, size);
@@ -172,12 +172,12 @@ static void resize(const struct lane_work *w, struct lane_entry *e)
         put(&e->filled, 0);
         put(&e->ref, 0);
         begin(w);
-        block = shmalloc_mrealloc(w->heap, block, size);
+        block = shmalloc_realloc(w->heap, block, size);
         must(block, "%s", shmalloc_errmsg());
         put(&e->ref, shmalloc_ref_of(w->heap, block));
         end(w);
     } else {
-        timed(w, shmalloc_realloc(w->heap, &e->ref, size));
+        timed(w, shmalloc_ref_realloc(w->heap, &e->ref, size));
     }
     void *block = shmalloc_ptr(w->heap, e->ref);
     must(pattern_check(block, kept, e->stamp) == kept, "resizing lost contents");
@@ -192,9 +192,9 @@ static void release(const struct lane_work *w, struct lane_entry *e)
     if (w->unlinked) {
         void *block = shmalloc_ptr(w->heap, e->ref);
         put(&e->ref, 0);
-        timed(w, shmalloc_mfree(w->heap, block));
+        timed(w, shmalloc_free(w->heap, block));
     } else {
-        timed(w, shmalloc_free(w->heap, &e->ref));
+        timed(w, shmalloc_ref_free(w->heap, &e->ref));
     }
 }
 
@@ -245,7 +245,7 @@ static void remove_root(const struct lane_work *w)
         timed(w, shmalloc_root_remove(w->heap, root_name(w->number)));
     }
     if (w->lane->root_block)
-        timed(w, shmalloc_free(w->heap, &w->lane->root_block));
+        timed(w, shmalloc_ref_free(w->heap, &w->lane->root_block));
 }
 
 static void change_root(const struct lane_work *w)
@@ -363,7 +363,7 @@ static void compare_blocks(shmalloc_heap *heap, const struct refs *refs, struct 
             continue;
         }
         shmalloc_ref lost = blocks[i].ref;
-        must_work(shmalloc_free(heap, &lost));
+        must_work(shmalloc_ref_free(heap, &lost));
         out->unreferenced++;
     }
     must(r == refs->count, "block %#llx is named, but not allocated", (unsigned long long)refs->list[r]);
@@ -410,13 +410,13 @@ void lane_drop(shmalloc_heap *heap, unsigned count)
         if (shmalloc_root_get(heap, root_name(i), 0, &root) == 0) {
             must_work(shmalloc_root_remove(heap, root_name(i)));
             if (root != lanes[i].root_block)
-                must_work(shmalloc_free(heap, &root));
+                must_work(shmalloc_ref_free(heap, &root));
         }
-        must_work(shmalloc_free(heap, &lanes[i].root_block));
+        must_work(shmalloc_ref_free(heap, &lanes[i].root_block));
         for (unsigned k = 0; k < LANE_ENTRIES; k++)
-            must_work(shmalloc_free(heap, &lanes[i].entries[k].ref));
+            must_work(shmalloc_ref_free(heap, &lanes[i].entries[k].ref));
     }
     shmalloc_ref ref = shmalloc_ref_of(heap, lanes);
     must_work(shmalloc_root_remove(heap, "lanes"));
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_free(heap, &ref));
 }

@@ -32,12 +32,12 @@ static void *other_thread(void *arg)
 {
     struct other *o = arg;
     shmalloc_ref first = 0;
-    must_work(shmalloc_alloc(f.heap, 1000, &first));
-    must_work(shmalloc_free(f.heap, &first));
+    must_work(shmalloc_ref_alloc(f.heap, 1000, &first));
+    must_work(shmalloc_ref_free(f.heap, &first));
     o->arena = smi_current->arena;
     signal_word(&o->ready);
     await_word(&o->go, 1);
-    must_work(shmalloc_alloc(f.heap, 64, &o->ref));
+    must_work(shmalloc_ref_alloc(f.heap, 64, &o->ref));
     signal_word(&o->done);
     await_word(&o->freed, 1);
     return NULL;
@@ -50,7 +50,7 @@ static int waits_for_other(unsigned arenas)
     pthread_t thread;
     f.heap = rows_heap(f.path, 0, 0, arenas);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 1000, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 1000, &ref));
     cr_assert_eq(pthread_create(&thread, NULL, other_thread, &o), 0);
     await_word(&o.ready, 1);
     cr_assert_eq(o.arena == smi_current->arena, arenas == 1);
@@ -63,8 +63,8 @@ static int waits_for_other(unsigned arenas)
     smi_lock_release(f.heap, lock);
     await_word(&o.done, 1);
     cr_assert_eq(heap_stats(f.heap).lock_waits, (unsigned)waited, "the count in the file");
-    must_work(shmalloc_free(f.heap, &o.ref)); /* into this arena's thread's cache */
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &o.ref)); /* into this arena's thread's cache */
+    must_work(shmalloc_ref_free(f.heap, &ref));
     signal_word(&o.freed);
     pthread_join(thread, NULL);
     return waited;
@@ -84,7 +84,7 @@ static void *allocate_some(void *arg)
 {
     shmalloc_ref *refs = arg;
     for (int i = 0; i < 5000; i++)
-        must_work(shmalloc_alloc(f.heap, 100, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 100, &refs[i]));
     return NULL;
 }
 
@@ -100,7 +100,7 @@ Test(rows, a13_blocks_may_be_freed_in_another_arena)
         pthread_join(thread[i], NULL);
     for (int i = 0; i < 4; i++)
         for (int k = 0; k < 5000; k++)
-            must_work(shmalloc_free(f.heap, &refs[i][k]));
+            must_work(shmalloc_ref_free(f.heap, &refs[i][k]));
     must_be_as_before(f.heap, &before);
 }
 
@@ -116,9 +116,9 @@ static void churn(int steps)
     for (int i = 0; i < steps; i++) {
         shmalloc_ref *ref = &live[rng_below(&rng, LIVE)];
         if (*ref)
-            must_work(shmalloc_free(f.heap, ref));
+            must_work(shmalloc_ref_free(f.heap, ref));
         else
-            must_work(shmalloc_alloc(f.heap, 1 + rng_log_uniform(&rng, 18), ref));
+            must_work(shmalloc_ref_alloc(f.heap, 1 + rng_log_uniform(&rng, 18), ref));
     }
 }
 
@@ -203,15 +203,15 @@ Test(rows, a15_live_spans_gather_at_low_addresses)
     struct rng rng = rng_from(test_seed());
     f.heap = heap_create(f.path, 0);
     for (int i = 0; i < MOST; i++)
-        must_work(shmalloc_alloc(f.heap, 70000 + rng_below(&rng, 200000), &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 70000 + rng_below(&rng, 200000), &refs[i]));
     uint64_t size = heap_stats(f.heap).file_size;
     rng_shuffle(&rng, refs, MOST);
     for (int i = LEFT; i < MOST; i++)
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
     for (int i = 0; i < 20000; i++) { /* every block is replaced about 200 times */
         shmalloc_ref *ref = &refs[rng_below(&rng, LEFT)];
-        must_work(shmalloc_free(f.heap, ref));
-        must_work(shmalloc_alloc(f.heap, 70000 + rng_below(&rng, 200000), ref));
+        must_work(shmalloc_ref_free(f.heap, ref));
+        must_work(shmalloc_ref_alloc(f.heap, 70000 + rng_below(&rng, 200000), ref));
     }
     qsort(refs, LEFT, sizeof(refs[0]), compare_refs);
     fprintf(stderr, "median at %llu, highest at %llu of %llu bytes\n", (unsigned long long)refs[LEFT / 2],
@@ -226,16 +226,16 @@ Test(rows, a15_live_slots_gather_at_low_addresses)
     struct rng rng = rng_from(test_seed());
     f.heap = heap_create(f.path, 0);
     for (int i = 0; i < MOST; i++)
-        must_work(shmalloc_alloc(f.heap, 500, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 500, &refs[i]));
     uint64_t size = heap_stats(f.heap).file_size;
     rng_shuffle(&rng, refs, MOST);
     for (int i = LEFT; i < MOST; i++)
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
     for (int round = 0; round < 40; round++) { /* batches, so that the cache does not just circulate */
         for (int i = 0; i < LEFT; i++)
-            must_work(shmalloc_free(f.heap, &refs[i]));
+            must_work(shmalloc_ref_free(f.heap, &refs[i]));
         for (int i = 0; i < LEFT; i++)
-            must_work(shmalloc_alloc(f.heap, 500, &refs[i]));
+            must_work(shmalloc_ref_alloc(f.heap, 500, &refs[i]));
         must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg());
     }
     qsort(refs, LEFT, sizeof(refs[0]), compare_refs);
@@ -289,9 +289,9 @@ enum { BLOCK = 8 << 20 };
 static void take_and_give(shmalloc_heap *heap)
 {
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(heap, BLOCK, &ref));
+    must_work(shmalloc_ref_alloc(heap, BLOCK, &ref));
     memset(shmalloc_ptr(heap, ref), 1, BLOCK);
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_free(heap, &ref));
 }
 
 static int reuse_in_the_window(void *arg)
@@ -334,8 +334,8 @@ static double seconds_until_gone(uint64_t decay_ms, double most)
         if (rows_storage(f.path) < BLOCK)
             return passed;
         shmalloc_ref ref = 0; /* somebody has to come the long way */
-        must_work(shmalloc_alloc(f.heap, 100000, &ref));
-        must_work(shmalloc_free(f.heap, &ref));
+        must_work(shmalloc_ref_alloc(f.heap, 100000, &ref));
+        must_work(shmalloc_ref_free(f.heap, &ref));
     }
     return most;
 }
@@ -360,8 +360,8 @@ Test(rows, a17_a_stale_tail_is_cut_off)
     must_work(shmalloc_set_give_back(f.heap, 0, 0));
     take_and_give(f.heap);
     for (int i = 0; i < 10; i++) {
-        must_work(shmalloc_alloc(f.heap, 100000, &ref));
-        must_work(shmalloc_free(f.heap, &ref));
+        must_work(shmalloc_ref_alloc(f.heap, 100000, &ref));
+        must_work(shmalloc_ref_free(f.heap, &ref));
     }
     cr_assert_eq(heap_stats(f.heap).file_size, size);
 }
@@ -384,7 +384,7 @@ Test(rows, a18_no_byte_of_the_library_lies_in_a_block)
     }
     free(blocks);
     for (int i = 0; i < LIVE; i++)
-        must_work(shmalloc_free(f.heap, &live[i]));
+        must_work(shmalloc_ref_free(f.heap, &live[i]));
     must_be_as_before(f.heap, &before);
 }
 
@@ -396,18 +396,18 @@ Test(rows, a18_a_write_after_free_harms_no_list)
     f.heap = heap_create(f.path, 0);
     struct usage before = usage_now(f.heap);
     for (int i = 0; i < 2000; i++)
-        must_work(shmalloc_alloc(f.heap, 48, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 48, &refs[i]));
     uint8_t *block[2000];
     for (int i = 0; i < 2000; i++)
         block[i] = shmalloc_ptr(f.heap, refs[i]);
     for (int i = 0; i < 1000; i++)
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
     for (int i = 0; i < 1000; i++)
         memset(block[i], 0xff, 48);
     for (int i = 0; i < 1000; i++)
-        must_work(shmalloc_alloc(f.heap, 48, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 48, &refs[i]));
     must_be_sound(f.heap);
     for (int i = 0; i < 2000; i++)
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
     must_be_as_before(f.heap, &before);
 }

@@ -58,7 +58,7 @@ Test(rows, a08_blocks_have_the_sizes_of_their_classes)
         for (size_t n = smi_classes[k].size - 1; n <= smi_classes[k].size; n++) {
             void *block = shmalloc_malloc(f.heap, n);
             cr_assert_eq(shmalloc_usable_size(f.heap, block), smi_classes[k].size, "%zu bytes", n);
-            must_work(shmalloc_mfree(f.heap, block));
+            must_work(shmalloc_free(f.heap, block));
         }
 }
 
@@ -71,12 +71,12 @@ Test(rows, a09_pairs_take_no_lock)
     struct rng rng = rng_from(test_seed());
     f.heap = heap_create(f.path, 0);
     for (int i = 0; i < LIVE; i++)
-        must_work(shmalloc_alloc(f.heap, 1 + rng_below(&rng, 512), &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 1 + rng_below(&rng, 512), &refs[i]));
     uint64_t before = locks_taken;
     for (int i = 0; i < PAIRS; i++) {
         shmalloc_ref *ref = &refs[rng_below(&rng, LIVE)];
-        must_work(shmalloc_free(f.heap, ref));
-        must_work(shmalloc_alloc(f.heap, 1 + rng_below(&rng, 512), ref));
+        must_work(shmalloc_ref_free(f.heap, ref));
+        must_work(shmalloc_ref_alloc(f.heap, 1 + rng_below(&rng, 512), ref));
     }
     uint64_t locks = locks_taken - before;
     fprintf(stderr, "%llu locks for %d pairs\n", (unsigned long long)locks, PAIRS);
@@ -89,9 +89,9 @@ static int takes_and_waits(void *arg)
     shmalloc_heap *heap = fixture_join(&f);
     shmalloc_ref refs[500];
     for (int i = 0; i < 500; i++)
-        must_work(shmalloc_alloc(heap, 64, &refs[i]));
+        must_work(shmalloc_ref_alloc(heap, 64, &refs[i]));
     for (int i = 0; i < 500; i++)
-        must_work(shmalloc_free(heap, &refs[i]));
+        must_work(shmalloc_ref_free(heap, &refs[i]));
     must(heap_stats(heap).cached >= 64 * 200, "little is cached: the test proves nothing");
     signal_word(arg);
     pause();
@@ -117,11 +117,11 @@ Test(rows, a10_slots_move_in_batches)
     enum { COUNT = 100000, SIZE = 64, BATCH = 256 };
     static shmalloc_ref refs[COUNT];
     f.heap = heap_create(f.path, 0);
-    must_work(shmalloc_alloc(f.heap, SIZE, &refs[0])); /* attach the thread */
+    must_work(shmalloc_ref_alloc(f.heap, SIZE, &refs[0])); /* attach the thread */
     struct smf_central *central = &f.heap->central[smi_current->arena * SMF_CLASSES + smi_class_of(SIZE)];
     uint64_t before = locks_taken;
     for (int i = 1; i < COUNT; i++)
-        must_work(shmalloc_alloc(f.heap, SIZE, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, SIZE, &refs[i]));
     uint64_t locks = locks_taken - before, batch = central->refilled_slots / central->refills;
     fprintf(stderr, "%llu refills of %llu slots, %llu locks\n", (unsigned long long)central->refills,
             (unsigned long long)batch, (unsigned long long)locks);
@@ -131,7 +131,7 @@ Test(rows, a10_slots_move_in_batches)
     /* a lock for each batch, and the page lock for each slab that is made */
     cr_assert_leq(locks, COUNT / batch + central->slabs_made + 64);
     for (int i = 0; i < COUNT; i++)
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
     cr_assert_gt(central->flushes, 0);
     cr_assert_geq(central->flushed_slots / central->flushes, 8);
 }
@@ -197,8 +197,8 @@ static int recycle(void *arg)
         shmalloc_ref ref = 0;
         if (i == 10)
             rows_mark_begin();
-        must_work(shmalloc_alloc(heap, 1 << 20, &ref));
-        must_work(shmalloc_free(heap, &ref));
+        must_work(shmalloc_ref_alloc(heap, 1 << 20, &ref));
+        must_work(shmalloc_ref_free(heap, &ref));
     }
     rows_mark_end();
     return shmalloc_close(heap) < 0;
@@ -224,7 +224,7 @@ Test(rows, a12_one_byte_costs_8)
     f.heap = heap_create(f.path, 0);
     uint64_t before = heap_stats(f.heap).allocated;
     for (int i = 0; i < COUNT; i++)
-        must_work(shmalloc_alloc(f.heap, 1, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 1, &refs[i]));
     cr_assert_eq(heap_stats(f.heap).allocated - before, 8 * COUNT);
     cr_assert_eq(shmalloc_usable_size(f.heap, shmalloc_ptr(f.heap, refs[0])), 8);
 }

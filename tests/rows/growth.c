@@ -16,12 +16,12 @@ ROWS_SUITE(60);
 static void check_threshold(void)
 {
     shmalloc_ref small = 0, large = 0;
-    must_work(shmalloc_alloc(f.heap, SMI_MAX_SMALL, &small));
-    must_work(shmalloc_alloc(f.heap, SMI_MAX_SMALL + 1, &large));
+    must_work(shmalloc_ref_alloc(f.heap, SMI_MAX_SMALL, &small));
+    must_work(shmalloc_ref_alloc(f.heap, SMI_MAX_SMALL + 1, &large));
     cr_assert_eq(rows_kind(f.path, small), SMF_PAGE_SLAB, "%u bytes", SMI_MAX_SMALL);
     cr_assert_eq(rows_kind(f.path, large), SMF_PAGE_LARGE, "%u bytes", SMI_MAX_SMALL + 1);
-    must_work(shmalloc_free(f.heap, &small));
-    must_work(shmalloc_free(f.heap, &large));
+    must_work(shmalloc_ref_free(f.heap, &small));
+    must_work(shmalloc_ref_free(f.heap, &large));
 }
 
 Test(rows, a01_threshold_between_class_and_span)
@@ -39,13 +39,13 @@ static shmalloc_ref refs[SMALL];
 static void fill(void)
 {
     for (int i = 0; i < SMALL; i++)
-        must_work(shmalloc_alloc(f.heap, SMALL_SIZE, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, SMALL_SIZE, &refs[i]));
 }
 
 static void drain(void)
 {
     for (int i = 0; i < SMALL; i++)
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
 }
 
 Test(rows, a02_growth_is_geometric)
@@ -98,7 +98,7 @@ Test(rows, a03_a_live_tail_does_not_pin_the_storage_below)
     f.heap = heap_create(f.path, 0);
     must_work(shmalloc_set_give_back(f.heap, SHMALLOC_NEVER, 0));
     for (uint64_t i = 0; i < count; i++) {
-        must_work(shmalloc_alloc(f.heap, 1 << 20, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 1 << 20, &refs[i]));
         last = refs[i] > refs[last] ? i : last;
     }
     pattern_fill(shmalloc_ptr(f.heap, refs[last]), 0, 1 << 20, stamp);
@@ -107,7 +107,7 @@ Test(rows, a03_a_live_tail_does_not_pin_the_storage_below)
     cr_assert_geq(before, count << 20);
     for (uint64_t i = 0; i < count; i++)
         if (i != last)
-            must_work(shmalloc_free(f.heap, &refs[i]));
+            must_work(shmalloc_ref_free(f.heap, &refs[i]));
     int64_t given = shmalloc_trim(f.heap);
     cr_assert_geq(given, (int64_t)(count - 1) << 20);
     cr_assert_lt(rows_storage(f.path), before / 20, "%llu of %llu bytes are left",

@@ -42,7 +42,7 @@ static int add_at_base(shmalloc_heap *heap, uint64_t me)
     struct node *first = shmalloc_ptr(heap, anchor);
     for (uint64_t i = 0; i < NODES; i++) {
         shmalloc_ref ref = 0;
-        must_work(shmalloc_alloc(heap, sizeof(struct node), &ref));
+        must_work(shmalloc_ref_alloc(heap, sizeof(struct node), &ref));
         *(struct node *)shmalloc_ptr(heap, ref) = (struct node){first->next, me};
         first->next = ref;
     }
@@ -73,7 +73,7 @@ Test(rows, a19_refs_hold_at_three_bases)
     struct bases *b = shared_memory(sizeof(*b));
     shmalloc_ref anchor = 0;
     shmalloc_heap *heap = heap_create(f.path, 0);
-    must_work(shmalloc_alloc_zeroed(heap, sizeof(struct node), &anchor));
+    must_work(shmalloc_ref_alloc_zeroed(heap, sizeof(struct node), &anchor));
     must_work(shmalloc_root_set(heap, "anchor", 0, anchor));
     must_work(shmalloc_close(heap));
     for (int i = 0; i < PROCESSES; i++) {
@@ -110,7 +110,7 @@ static int write_for_ever(void *arg)
          shmalloc_errmsg());
     for (uint32_t i = 0; i < MOST; i++) {
         shmalloc_ref *ref = (shmalloc_ref *)shmalloc_ptr(heap, table) + i;
-        must_work(shmalloc_alloc(heap, size_of_block(me, i), ref));
+        must_work(shmalloc_ref_alloc(heap, size_of_block(me, i), ref));
         pattern_fill(shmalloc_ptr(heap, *ref), 0, size_of_block(me, i), (uint64_t)me << 32 | i);
         __atomic_store_n(&p->done[me], i + 1, __ATOMIC_RELEASE);
         signal_word(&p->total);
@@ -153,7 +153,7 @@ Test(rows, a21_sync_answers)
     rows_on_disk(&f);
     f.heap = heap_create(f.path, 0);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 1 << 20, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 1 << 20, &ref));
     must_work(shmalloc_sync(f.heap, 0, 0));
     must_work(shmalloc_sync(f.heap, ref + 3, 10));
     must_code(shmalloc_sync(f.heap, heap_stats(f.heap).file_size, 1), SHMALLOC_EBADREF);
@@ -176,7 +176,7 @@ static int sync_on_a_failing_device(void *arg)
     snprintf(path, sizeof(path), "%s/heap", where);
     shmalloc_heap *heap = heap_create(path, 0);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(heap, 30 << 20, &ref));
+    must_work(shmalloc_ref_alloc(heap, 30 << 20, &ref));
     pattern_fill(shmalloc_ptr(heap, ref), 0, 30 << 20, 4);
     must(shmalloc_sync(heap, ref, 30 << 20) < 0, "a sync to a full device says all is well");
     must_code(shmalloc_sync(heap, ref, 8), -EIO); /* sticky */
@@ -215,7 +215,7 @@ Test(rows, a25_read_and_the_mapping_agree)
     f.heap = heap_create(f.path, 0);
     for (int i = 0; i < 2000; i++) {
         shmalloc_ref ref = 0;
-        must_work(shmalloc_alloc(f.heap, 1 + (size_t)i * 37, &ref));
+        must_work(shmalloc_ref_alloc(f.heap, 1 + (size_t)i * 37, &ref));
         pattern_fill(shmalloc_ptr(f.heap, ref), 0, 1 + (size_t)i * 37, (uint64_t)i);
     }
     uint64_t size = heap_stats(f.heap).file_size, at = 0;
@@ -263,10 +263,10 @@ static int use_as_stranger(void *arg)
     must(pattern_check(shmalloc_ptr(heap, ref), 5000, 1) == 5000, "contents");
     if (writes) {
         shmalloc_ref answer = 0;
-        must_work(shmalloc_alloc(heap, 5000, &answer));
+        must_work(shmalloc_ref_alloc(heap, 5000, &answer));
         pattern_fill(shmalloc_ptr(heap, answer), 0, 5000, 2);
         must_work(shmalloc_root_set(heap, "answer", 0, answer));
-        must_work(shmalloc_free(heap, &ref));
+        must_work(shmalloc_ref_free(heap, &ref));
     }
     return shmalloc_close(heap) < 0;
 }
@@ -282,7 +282,7 @@ static void exchange_with_stranger(unsigned mode, int writes)
     cr_assert_eq(chown(f.path, 0, STRANGERS), 0);
     cr_assert_eq(chmod(f.dir, 0711), 0);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 5000, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 5000, &ref));
     pattern_fill(shmalloc_ptr(f.heap, ref), 0, 5000, 1);
     must_work(shmalloc_root_set(f.heap, "question", 0, ref));
     int status = run_child(use_as_stranger, &writes);
@@ -369,7 +369,7 @@ Test(rows, a26_a_memfd_passed_over_a_socket)
     options.flags = SHMALLOC_CREATE;
     must_work(shmalloc_open_fd(fd, &options, &f.heap));
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 100000, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 100000, &ref));
     pattern_fill(shmalloc_ptr(f.heap, ref), 0, 100000, 1);
     must_work(shmalloc_root_set(f.heap, "x", 0, ref));
     send_descriptor(pair[0], fd);
@@ -382,8 +382,8 @@ static int use_what_was_inherited(void *arg)
 {
     shmalloc_ref *shared = arg;
     must(pattern_check(shmalloc_ptr(f.heap, shared[0]), 1000, 1) == 1000, "contents");
-    must_work(shmalloc_free(f.heap, &shared[0]));
-    must_work(shmalloc_alloc(f.heap, 1000, &shared[1]));
+    must_work(shmalloc_ref_free(f.heap, &shared[0]));
+    must_work(shmalloc_ref_alloc(f.heap, 1000, &shared[1]));
     pattern_fill(shmalloc_ptr(f.heap, shared[1]), 0, 1000, 2);
     return shmalloc_close(f.heap) < 0;
 }
@@ -392,10 +392,10 @@ Test(rows, a26_a_forked_child_uses_the_heap)
 {
     shmalloc_ref *shared = shared_memory(2 * sizeof(*shared));
     f.heap = heap_create(f.path, 0);
-    must_work(shmalloc_alloc(f.heap, 1000, &shared[0]));
+    must_work(shmalloc_ref_alloc(f.heap, 1000, &shared[0]));
     pattern_fill(shmalloc_ptr(f.heap, shared[0]), 0, 1000, 1);
     cr_assert_eq(run_child(use_what_was_inherited, shared), 0);
     cr_assert_eq(pattern_check(shmalloc_ptr(f.heap, shared[1]), 1000, 2), 1000);
-    must_work(shmalloc_free(f.heap, &shared[1]));
+    must_work(shmalloc_ref_free(f.heap, &shared[1]));
     cr_assert_eq(heap_stats(f.heap).allocated_blocks, 0);
 }

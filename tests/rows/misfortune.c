@@ -63,7 +63,7 @@ static void allocate_until_full(struct full *full, int from)
         must(i < MOST, "the file system is not small");
         if (full->refs[i])
             continue;
-        rc = shmalloc_alloc(full->heap, SIZE, &full->refs[i]);
+        rc = shmalloc_ref_alloc(full->heap, SIZE, &full->refs[i]);
         if (rc == 0)
             pattern_fill(shmalloc_ptr(full->heap, full->refs[i]), 0, SIZE, (uint64_t)i);
         full->count = i > full->count ? i : full->count;
@@ -90,14 +90,14 @@ static void use_full_file_system(const char *where)
     allocate_until_full(&full, 0);
     must(full.count > 10, "%d blocks fit", full.count);
     for (int i = 0; i < full.count; i += 2)
-        must_work(shmalloc_free(full.heap, &full.refs[i]));
+        must_work(shmalloc_ref_free(full.heap, &full.refs[i]));
     must(shmalloc_trim(full.heap) > SIZE, "no holes were made");
     rows_fill(filler); /* somebody else takes what the holes gave */
     allocate_until_full(&full, 0);
     unlink(filler);
     allocate_until_full(&full, 0);
     for (int i = 0; i < MOST; i++)
-        must_work(shmalloc_free(full.heap, &full.refs[i]));
+        must_work(shmalloc_ref_free(full.heap, &full.refs[i]));
     must_be_sound(full.heap);
     must_work(shmalloc_close(full.heap));
     must_be_sound_on_disk(path);
@@ -165,13 +165,13 @@ static void make_unwritten(const char *path)
     char name[16];
     must_work(shmalloc_set_give_back(heap, SHMALLOC_NEVER, 0));
     for (int i = 0; i < BLOCKS; i++)
-        must_work(shmalloc_alloc(heap, BLOCK, &refs[i]));
+        must_work(shmalloc_ref_alloc(heap, BLOCK, &refs[i]));
     for (int i = 0; i < BLOCKS; i++) {
         snprintf(name, sizeof(name), "kept %d", i);
         if (i < KEPT)
             must_work(shmalloc_root_set(heap, name, 0, refs[i]));
         else
-            must_work(shmalloc_free(heap, &refs[i]));
+            must_work(shmalloc_ref_free(heap, &refs[i]));
     }
     must_work(shmalloc_close(heap));
 }
@@ -220,7 +220,7 @@ static int use_to_the_last_byte(const char *path)
     }
     for (; rc == 0 && more < 1000; more++) {
         ref = 0;
-        if ((rc = shmalloc_alloc(heap, BLOCK / 8, &ref)) == 0)
+        if ((rc = shmalloc_ref_alloc(heap, BLOCK / 8, &ref)) == 0)
             pattern_fill(shmalloc_ptr(heap, ref), 0, BLOCK / 8, 1);
     }
     must_code(rc, -ENOSPC);
@@ -410,7 +410,7 @@ static int fill_in_group(void *arg)
     must(shmalloc_root_get_or_create(heap, "table", 0, MOST * sizeof(table), NULL, NULL, &table) == 1, "%s",
          shmalloc_errmsg());
     shmalloc_ref *refs = shmalloc_ptr(heap, table);
-    for (; c->blocks < MOST && (c->code = shmalloc_alloc(heap, SIZE, &refs[c->blocks])) == 0; c->blocks++)
+    for (; c->blocks < MOST && (c->code = shmalloc_ref_alloc(heap, SIZE, &refs[c->blocks])) == 0; c->blocks++)
         pattern_fill(shmalloc_ptr(heap, refs[c->blocks]), 0, SIZE, c->blocks);
     return shmalloc_close(heap) < 0;
 }
@@ -462,7 +462,7 @@ static int on_read_only_file_system(void *arg)
         return rc;
     shmalloc_heap *heap = heap_create(path, 0);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(heap, 1000, &ref));
+    must_work(shmalloc_ref_alloc(heap, 1000, &ref));
     pattern_fill(shmalloc_ptr(heap, ref), 0, 1000, 1);
     must_work(shmalloc_root_set(heap, "x", 0, ref));
     must_work(shmalloc_close(heap));
@@ -635,10 +635,10 @@ static int daemon_life(void *arg)
     for (int i = 0; i < 8; i++)
         must(open(other, O_RDWR | O_CREAT, 0600) >= 0, "open");
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(heap, 20 << 20, &ref)); /* growth needs a descriptor */
+    must_work(shmalloc_ref_alloc(heap, 20 << 20, &ref)); /* growth needs a descriptor */
     pattern_fill(shmalloc_ptr(heap, ref), 0, 20 << 20, 1);
     must_be_sound(heap);
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_free(heap, &ref));
     must(shmalloc_trim(heap) > 0, "%s", shmalloc_errmsg());
     must_work(shmalloc_sync(heap, 0, 0));
     must_work(shmalloc_close(heap));
@@ -660,15 +660,15 @@ static int daemon_without_file(void *arg)
     (void)arg;
     shmalloc_heap *heap = heap_create(f.path, 0);
     shmalloc_ref ref = 0, small = 0;
-    must_work(shmalloc_alloc(heap, 100, &small));
+    must_work(shmalloc_ref_alloc(heap, 100, &small));
     closefrom(3);
     unlink(f.path);
-    must_code(shmalloc_alloc(heap, 20 << 20, &ref), -EBADF);
+    must_code(shmalloc_ref_alloc(heap, 20 << 20, &ref), -EBADF);
     must(ref == 0, "the word was written");
     must_name(f.path, "open the heap again");
     for (int i = 0; i < 100000; i++) {
-        must_work(shmalloc_free(heap, &small));
-        must_work(shmalloc_alloc(heap, 100, &small));
+        must_work(shmalloc_ref_free(heap, &small));
+        must_work(shmalloc_ref_alloc(heap, 100, &small));
     }
     must_code(shmalloc_check(heap), -EBADF); /* walkers read through the descriptor */
     must(shmalloc_close(heap) < 0, "close says that all is on disk");
@@ -685,10 +685,10 @@ Test(rows, luck_descriptors_closed_and_file_removed)
 static void use_a_lot(shmalloc_heap *heap)
 {
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(heap, 20 << 20, &ref));
+    must_work(shmalloc_ref_alloc(heap, 20 << 20, &ref));
     pattern_fill(shmalloc_ptr(heap, ref), 0, 20 << 20, 7);
     must(pattern_check(shmalloc_ptr(heap, ref), 20 << 20, 7) == 20 << 20, "contents");
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_free(heap, &ref));
     must(shmalloc_trim(heap) > 0, "%s", shmalloc_errmsg());
     must_be_sound(heap);
 }
@@ -709,7 +709,7 @@ Test(rows, luck_a_file_replaced_while_open)
     shmalloc_ref ref = 0, got;
     snprintf(aside, sizeof(aside), "%s", fixture_path(&f, "new"));
     f.heap = heap_create(f.path, 0);
-    must_work(shmalloc_alloc(f.heap, 10, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 10, &ref));
     must_work(shmalloc_root_set(f.heap, "old", 0, ref));
     must_work(shmalloc_close(heap_create(aside, 0)));
     cr_assert_eq(rename(aside, f.path), 0);
@@ -733,7 +733,7 @@ static uint64_t take_all(shmalloc_heap *heap, int code)
     int rc = 0;
     while (rc == 0) {
         shmalloc_ref ref = 0;
-        rc = shmalloc_alloc(heap, PIECE, &ref);
+        rc = shmalloc_ref_alloc(heap, PIECE, &ref);
         if (rc == 0)
             memset(shmalloc_ptr(heap, ref), 1, PIECE);
         got += rc == 0 ? PIECE : 0;
@@ -863,7 +863,7 @@ static int many_heaps(void *arg)
         must(heaps[i]->reserved >= 64u << 20, "heap %d has %llu bytes of addresses", i,
              (unsigned long long)heaps[i]->reserved);
         if (i % 100 == 0)
-            must_work(shmalloc_alloc(heaps[i], 40u << 20, &ref));
+            must_work(shmalloc_ref_alloc(heaps[i], 40u << 20, &ref));
         unlink(path);
     }
     must_have_addresses();
@@ -937,8 +937,8 @@ Test(rows, luck_a_small_maximum_takes_few_addresses)
     f.heap = rows_heap(f.path, 0, 8 << 20, 0);
     cr_assert_leq(f.heap->reserved, 16ull * (8 << 20));
     must_work(shmalloc_set_max_size(f.heap, 100 << 20));
-    must_work(shmalloc_alloc(f.heap, 50 << 20, &ref));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 50 << 20, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
 }
 
 /* ---- fixed base ---- */

@@ -126,8 +126,8 @@ static int opens_lazily(void *arg)
     fprintf(stderr, "%llu KiB after open\n", (unsigned long long)bytes >> 10);
     must(bytes > 0 && bytes < 1 << 20, "%llu bytes after open", (unsigned long long)bytes);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(heap, 100, &ref));
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_alloc(heap, 100, &ref));
+    must_work(shmalloc_ref_free(heap, &ref));
     must(resident(heap) < 2 << 20, "%llu bytes after a first block", (unsigned long long)resident(heap));
     return shmalloc_close(heap) < 0;
 }
@@ -137,7 +137,7 @@ Test(rows, a23_opening_pages_little_in)
     f.heap = heap_create(f.path, 0);
     for (int i = 0; i < 100; i++) {
         shmalloc_ref ref = 0;
-        must_work(shmalloc_alloc(f.heap, 1 << 20, &ref));
+        must_work(shmalloc_ref_alloc(f.heap, 1 << 20, &ref));
         memset(shmalloc_ptr(f.heap, ref), 1, 1 << 20);
     }
     must_work(shmalloc_close(f.heap));
@@ -151,14 +151,14 @@ Test(rows, a24_a_thousand_growths_add_no_mappings)
 {
     f.heap = heap_create(f.path, 0);
     shmalloc_ref ref = 0, kept = 0;
-    must_work(shmalloc_alloc(f.heap, 100, &ref));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 100, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     unsigned before = rows_mappings();
     while (f.heap->page_heap->grows < 1000) {
-        must_work(shmalloc_alloc(f.heap, 1 << 20, &ref));
-        must_work(shmalloc_alloc(f.heap, 100000, &kept)); /* a hole below each */
-        must_work(shmalloc_free(f.heap, &ref));
-        must_work(shmalloc_free(f.heap, &kept));
+        must_work(shmalloc_ref_alloc(f.heap, 1 << 20, &ref));
+        must_work(shmalloc_ref_alloc(f.heap, 100000, &kept)); /* a hole below each */
+        must_work(shmalloc_ref_free(f.heap, &ref));
+        must_work(shmalloc_ref_free(f.heap, &kept));
         must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg());
     }
     cr_assert_leq(rows_mappings(), before + 2, "%u mappings, there were %u", rows_mappings(), before);
@@ -208,7 +208,7 @@ Test(rows, a27_a_second_reader_costs_no_disk_and_no_copy)
     rows_on_disk(&f);
     f.heap = heap_create(f.path, 0);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, DATA, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, DATA, &ref));
     pattern_fill(shmalloc_ptr(f.heap, ref), 0, DATA, 5);
     must_work(shmalloc_root_set(f.heap, "data", 0, ref));
     must_work(shmalloc_close(f.heap));
@@ -244,7 +244,7 @@ static int fill_beyond_memory(void *arg)
          "%s", shmalloc_errmsg());
     for (uint64_t i = 0; i < PIECES; i++) {
         shmalloc_ref *ref = (shmalloc_ref *)shmalloc_ptr(heap, table) + i;
-        must_work(shmalloc_alloc(heap, PIECE, ref));
+        must_work(shmalloc_ref_alloc(heap, PIECE, ref));
         for (uint64_t at = 0; at < PIECE; at += NODE)
             *(uint64_t *)shmalloc_ptr(heap, *ref + at) = i * PIECE + at;
     }
@@ -278,12 +278,12 @@ static int walk_beyond_memory(void *arg)
     for (int i = 0; i < 2000; i++) { /* the allocator at work: a look at user data would end this process */
         shmalloc_ref *ref = &refs[rng_below(&rng, 200)];
         if (*ref)
-            must_work(shmalloc_free(heap, ref));
+            must_work(shmalloc_ref_free(heap, ref));
         else
-            must_work(shmalloc_alloc(heap, 70000 + rng_below(&rng, 1 << 20), ref));
+            must_work(shmalloc_ref_alloc(heap, 70000 + rng_below(&rng, 1 << 20), ref));
     }
     for (int i = 0; i < 200; i++)
-        must_work(shmalloc_free(heap, &refs[i]));
+        must_work(shmalloc_ref_free(heap, &refs[i]));
     protect_pieces(heap, table, PROT_READ | PROT_WRITE);
     fprintf(stderr, "%llu KiB of %llu MiB resident before user data is looked at\n",
             (unsigned long long)resident(heap) >> 10, (unsigned long long)heap_stats(heap).file_size >> 20);
@@ -366,10 +366,10 @@ Test(rows, a29_numbers_of_fragmentation_equal_a_walk)
     uint64_t asked = 0;
     f.heap = heap_create(f.path, 0);
     for (int i = 0; i < COUNT; i++)
-        must_work(shmalloc_alloc(f.heap, 1 + rng_log_uniform(&rng, 18), &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 1 + rng_log_uniform(&rng, 18), &refs[i]));
     for (int i = 0; i < COUNT; i++)
         if (i % 3)
-            must_work(shmalloc_free(f.heap, &refs[i]));
+            must_work(shmalloc_ref_free(f.heap, &refs[i]));
         else
             asked += shmalloc_usable_size(f.heap, shmalloc_ptr(f.heap, refs[i]));
     shmalloc_stats stats = heap_stats(f.heap);

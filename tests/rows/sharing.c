@@ -21,19 +21,19 @@ Test(rows, a04_neighbours_merge_in_every_order_of_frees)
     static const int orders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
     f.heap = heap_create(f.path, 0);
     shmalloc_ref guard[2] = {0}, block[3] = {0}, whole = 0;
-    must_work(shmalloc_alloc(f.heap, PAGES(4000), &whole)); /* all blocks come from one chunk */
-    must_work(shmalloc_free(f.heap, &whole));
+    must_work(shmalloc_ref_alloc(f.heap, PAGES(4000), &whole)); /* all blocks come from one chunk */
+    must_work(shmalloc_ref_free(f.heap, &whole));
     char *first = NULL;
     for (int i = 0; i < 6; i++) {
-        must_work(shmalloc_alloc(f.heap, PAGES(300), &guard[0]));
+        must_work(shmalloc_ref_alloc(f.heap, PAGES(300), &guard[0]));
         for (int k = 0; k < 3; k++)
-            must_work(shmalloc_alloc(f.heap, PAGES(200 + 10 * k), &block[k])); /* too long for chunk 0 */
-        must_work(shmalloc_alloc(f.heap, PAGES(300), &guard[1]));
+            must_work(shmalloc_ref_alloc(f.heap, PAGES(200 + 10 * k), &block[k])); /* too long for chunk 0 */
+        must_work(shmalloc_ref_alloc(f.heap, PAGES(300), &guard[1]));
         shmalloc_ref begin = block[0];
         cr_assert_eq(block[1], block[0] + PAGES(200), "not side by side: the test proves nothing");
         cr_assert_eq(block[2], block[1] + PAGES(210), "not side by side: the test proves nothing");
         for (int k = 0; k < 3; k++)
-            must_work(shmalloc_free(f.heap, &block[orders[i][k]]));
+            must_work(shmalloc_ref_free(f.heap, &block[orders[i][k]]));
         char *spans = rows_free_spans(f.path), merged[40];
         snprintf(merged, sizeof(merged), "%llu+630 ", (unsigned long long)(begin >> SMF_PAGE_SHIFT));
         cr_assert(strstr(spans, merged), "order %d: no %sin %s", i, merged, spans);
@@ -41,8 +41,8 @@ Test(rows, a04_neighbours_merge_in_every_order_of_frees)
             first = strdup(spans);
         cr_assert_str_eq(spans, first, "order %d", i);
         free(spans);
-        must_work(shmalloc_free(f.heap, &guard[0]));
-        must_work(shmalloc_free(f.heap, &guard[1]));
+        must_work(shmalloc_ref_free(f.heap, &guard[0]));
+        must_work(shmalloc_ref_free(f.heap, &guard[1]));
     }
     free(first);
 }
@@ -53,9 +53,9 @@ static shmalloc_ref refs[BLOCKS];
 static void fill_and_free(void)
 {
     for (int i = 0; i < BLOCKS; i++)
-        must_work(shmalloc_alloc(f.heap, 1 << 20, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 1 << 20, &refs[i]));
     for (int i = 0; i < BLOCKS; i++)
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
 }
 
 Test(rows, a05_retained_storage_stays_and_the_rest_goes)
@@ -66,8 +66,8 @@ Test(rows, a05_retained_storage_stays_and_the_rest_goes)
     fill_and_free();
     for (int i = 0; i < 20; i++) { /* each free of a large block looks again */
         shmalloc_ref ref = 0;
-        must_work(shmalloc_alloc(f.heap, 100000, &ref));
-        must_work(shmalloc_free(f.heap, &ref));
+        must_work(shmalloc_ref_alloc(f.heap, 100000, &ref));
+        must_work(shmalloc_ref_free(f.heap, &ref));
         uint64_t kept = heap_stats(f.heap).free_reserved;
         cr_assert_geq(kept, retain, "look %d: %llu bytes are kept", i, (unsigned long long)kept);
         if (i == 19)
@@ -80,10 +80,10 @@ static int use_what_was_retained(void *arg)
     (void)arg;
     shmalloc_heap *heap = heap_open(f.path);
     shmalloc_ref warm = 0;
-    must_work(shmalloc_alloc(heap, 100, &warm));
+    must_work(shmalloc_ref_alloc(heap, 100, &warm));
     rows_mark_begin();
     for (int i = 0; i < 10; i++)
-        must_work(shmalloc_alloc(heap, 1 << 20, &refs[i]));
+        must_work(shmalloc_ref_alloc(heap, 1 << 20, &refs[i]));
     rows_mark_end();
     return shmalloc_close(heap) < 0;
 }
@@ -144,9 +144,9 @@ static void take_most(shmalloc_heap *heap, size_t size)
     size_t count = (size_t)(heap->state->max_size * 8 / 10 / size);
     shmalloc_ref *mine = calloc(count, sizeof(*mine));
     for (size_t i = 0; i < count; i++)
-        must_work(shmalloc_alloc(heap, size, &mine[i]));
+        must_work(shmalloc_ref_alloc(heap, size, &mine[i]));
     for (size_t i = 0; i < count; i++)
-        must_work(shmalloc_free(heap, &mine[i]));
+        must_work(shmalloc_ref_free(heap, &mine[i]));
     free(mine);
 }
 
@@ -193,7 +193,7 @@ Test(rows, a07_a_million_blocks_of_16_bytes_take_17_MiB)
     f.heap = heap_create(f.path, 0);
     for (int i = 0; i < MILLION; i++) {
         shmalloc_ref ref = 0;
-        must_work(shmalloc_alloc(f.heap, 16, &ref));
+        must_work(shmalloc_ref_alloc(f.heap, 16, &ref));
         if (i % 1000 == 0)
             cr_assert_eq(shmalloc_usable_size(f.heap, shmalloc_ptr(f.heap, ref)), 16);
     }
@@ -212,7 +212,7 @@ static uint64_t take_many(shmalloc_heap *heap, shmalloc_ref *blocks, struct rng 
     uint64_t asked = 0;
     for (int i = 0; i < MANY; i++) {
         uint64_t size = 16 + rng_below(rng, 497);
-        must_work(shmalloc_alloc(heap, size, &blocks[i]));
+        must_work(shmalloc_ref_alloc(heap, size, &blocks[i]));
         asked += size;
     }
     return asked;
@@ -238,7 +238,7 @@ Test(rows, a17_the_oldest_nine_tenths_go_back)
     uint64_t stored = rows_storage(f.path);
     for (int i = 0; i < MANY / 10 * 9; i++) {
         freed += shmalloc_usable_size(f.heap, shmalloc_ptr(f.heap, blocks[i]));
-        must_work(shmalloc_free(f.heap, &blocks[i]));
+        must_work(shmalloc_ref_free(f.heap, &blocks[i]));
     }
     must(shmalloc_trim(f.heap) > 0, "%s", shmalloc_errmsg());
     uint64_t back = stored - rows_storage(f.path);

@@ -39,9 +39,9 @@ static void make_image(struct rng *rng)
     must_work(shmalloc_root_get_or_create(f.heap, "table", 0, SLOTS * sizeof(*slots), NULL, NULL, &table) - 1);
     slots = shmalloc_ptr(f.heap, table);
     for (int i = 0; i < SLOTS; i++) {
-        must_work(shmalloc_alloc(f.heap, 1 + rng_log_uniform(rng, 17), &slots[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 1 + rng_log_uniform(rng, 17), &slots[i]));
         if (i % 7 == 0)
-            must_work(shmalloc_free(f.heap, &slots[i]));
+            must_work(shmalloc_ref_free(f.heap, &slots[i]));
     }
     for (int i = 0; i < 30; i++) {
         snprintf(name, sizeof(name), "root %d", i);
@@ -86,17 +86,17 @@ static void work_on(shmalloc_heap *heap, struct rng *rng)
         case 1:
         case 2:
             if (*ref == 0)
-                shmalloc_alloc(heap, size, ref);
+                shmalloc_ref_alloc(heap, size, ref);
             break;
         case 3:
-            shmalloc_free(heap, ref);
+            shmalloc_ref_free(heap, ref);
             break;
         case 4:
-            shmalloc_realloc(heap, ref, size);
+            shmalloc_ref_realloc(heap, ref, size);
             break;
         case 5:
             if (*ref == 0)
-                shmalloc_alloc_tagged(heap, size, 7, ref);
+                shmalloc_ref_alloc_tagged(heap, size, 7, ref);
             break;
         case 6:
             shmalloc_root_set(heap, "one more", 0, size);

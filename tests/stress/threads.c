@@ -37,7 +37,7 @@ static uint64_t make_block(struct rng *rng)
 {
     size_t size = 32 + rng_log_uniform(rng, rng_below(rng, 64) ? 11 : 18);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, size, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, size, &ref));
     uint64_t *words = shmalloc_ptr(f.heap, ref);
     words[0] = rng_next(rng);
     words[1] = size;
@@ -54,12 +54,12 @@ static void end_block(uint64_t ref, struct rng *rng)
          (unsigned long long)ref);
     if (rng_below(rng, 8) == 0) {
         size_t size = 32 + rng_log_uniform(rng, 14), kept = words[1] < size ? words[1] : size;
-        must_work(shmalloc_realloc(f.heap, &ref, size));
+        must_work(shmalloc_ref_realloc(f.heap, &ref, size));
         words = shmalloc_ptr(f.heap, ref);
         must(pattern_check(words + 2, kept - 16, words[0]) == kept - 16, "resizing changed %#llx",
              (unsigned long long)ref);
     }
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
 }
 
 static void count(struct rng *rng)
@@ -156,7 +156,7 @@ static void end_all(shmalloc_ref counters_ref, const struct usage *empty)
         snprintf(name, sizeof(name), "%d", i);
         shmalloc_root_remove(f.heap, name);
     }
-    must_work(shmalloc_free(f.heap, &counters_ref));
+    must_work(shmalloc_ref_free(f.heap, &counters_ref));
     must_be_as_before(f.heap, empty);
 }
 
@@ -180,7 +180,7 @@ int main(int argc, char **argv)
     seed = test_seed();
     fixture_begin_heap(&f, 0);
     struct usage empty = usage_now(f.heap);
-    must_work(shmalloc_alloc_zeroed(f.heap, MUTEXES * sizeof(struct counter), &counters_ref));
+    must_work(shmalloc_ref_alloc_zeroed(f.heap, MUTEXES * sizeof(struct counter), &counters_ref));
     counters = shmalloc_ptr(f.heap, counters_ref);
     deadline = now_ns() + seconds * 1000000000ull;
     for (uintptr_t i = 0; i < threads; i++)

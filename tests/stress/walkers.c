@@ -22,11 +22,11 @@ static void churn(shmalloc_heap *heap, struct rng *rng)
     shmalloc_ref refs[64] = {0};
     char name[16];
     for (int i = 0; i < 64; i++)
-        must_work(shmalloc_alloc_tagged(heap, 1 + rng_log_uniform(rng, 20), 3, &refs[i]));
+        must_work(shmalloc_ref_alloc_tagged(heap, 1 + rng_log_uniform(rng, 20), 3, &refs[i]));
     snprintf(name, sizeof(name), "%llu", (unsigned long long)rng_below(rng, 50));
     must_work(shmalloc_root_set(heap, name, 0, refs[0]));
     for (int i = 0; i < 64; i++)
-        must_work(shmalloc_free(heap, &refs[i]));
+        must_work(shmalloc_ref_free(heap, &refs[i]));
     if (rng_below(rng, 20) == 0)
         shmalloc_root_remove(heap, name);
     if (rng_below(rng, 20) == 0)

@@ -59,13 +59,13 @@ static void fill(long count)
     shmalloc_ref refs[3];
     for (long i = 0; i < count; i++) {
         size_t size = (size_t)(i * 37 % 700) + 1;
-        int rc = i % 50 == 49 ? shmalloc_alloc(heap, size * 400, &refs[i % 3])
+        int rc = i % 50 == 49 ? shmalloc_ref_alloc(heap, size * 400, &refs[i % 3])
                  : i % 7 == 6
-                     ? shmalloc_alloc_tagged(heap, size, (uint16_t)(i % 1000 + 1), &refs[i % 3])
-                     : shmalloc_alloc(heap, size, &refs[i % 3]);
+                     ? shmalloc_ref_alloc_tagged(heap, size, (uint16_t)(i % 1000 + 1), &refs[i % 3])
+                     : shmalloc_ref_alloc(heap, size, &refs[i % 3]);
         if (rc < 0)
             fail("alloc");
-        if (i % 3 == 2 && shmalloc_free(heap, &refs[i / 3 % 3]) < 0)
+        if (i % 3 == 2 && shmalloc_ref_free(heap, &refs[i / 3 % 3]) < 0)
             fail("free");
     }
 }
@@ -74,10 +74,10 @@ static void take_and_give(size_t size, long count)
 {
     static shmalloc_ref refs[MOST_AT_ONCE];
     for (long i = 0; i < count && i < MOST_AT_ONCE; i++)
-        if (shmalloc_alloc(heap, size, &refs[i]) < 0)
+        if (shmalloc_ref_alloc(heap, size, &refs[i]) < 0)
             fail("alloc");
     for (long i = 0; i < count && i < MOST_AT_ONCE; i++)
-        if (shmalloc_free(heap, &refs[i]) < 0)
+        if (shmalloc_ref_free(heap, &refs[i]) < 0)
             fail("free");
 }
 
@@ -131,7 +131,7 @@ static void *churn(void *arg)
         random = random * 6364136223846793005ul + 1442695040888963407ul;
         shmalloc_ref *ref = &refs[(random >> 40) % SLOTS];
         size_t size = (random >> 33) % 100 == 0 ? 100000 : (random >> 20) % 600 + 1;
-        if ((*ref ? shmalloc_free(heap, ref) : shmalloc_alloc(heap, size, ref)) < 0)
+        if ((*ref ? shmalloc_ref_free(heap, ref) : shmalloc_ref_alloc(heap, size, ref)) < 0)
             fail("churn");
     }
     return NULL;
@@ -169,12 +169,12 @@ static void stop_in_lock(void)
     pid_t child = fork();
     if (child == 0) {
         shmalloc_ref ref;
-        if (shmalloc_alloc(heap, STOPPED_SIZE, &ref) < 0)
+        if (shmalloc_ref_alloc(heap, STOPPED_SIZE, &ref) < 0)
             fail("alloc in the child");
         ptrace(PTRACE_TRACEME, 0, NULL, NULL);
         raise(SIGSTOP);
         for (int i = 0; i < 100; i++)
-            if (shmalloc_alloc(heap, STOPPED_SIZE, &ref) < 0)
+            if (shmalloc_ref_alloc(heap, STOPPED_SIZE, &ref) < 0)
                 fail("alloc in the child");
         _exit(0);
     }

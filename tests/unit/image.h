@@ -43,9 +43,9 @@ static inline void image_fill(shmalloc_heap *heap, int count, size_t size)
 {
     static _Thread_local shmalloc_ref refs[IMAGE_SMALL];
     for (int i = 0; i < count; i++)
-        must_work(shmalloc_alloc(heap, size, &refs[i]));
+        must_work(shmalloc_ref_alloc(heap, size, &refs[i]));
     for (int i = 0; i < count; i += 2)
-        must_work(shmalloc_free(heap, &refs[i]));
+        must_work(shmalloc_ref_free(heap, &refs[i]));
 }
 
 /* Its end flushes its cache: many slabs with free slots. */
@@ -79,7 +79,7 @@ static inline int image_child(void *arg)
     image_fill(heap, IMAGE_LARGE, 300 * SMF_PAGE); /* and of the set of long ones */
     for (uint16_t i = 1; i < 20; i++) {
         shmalloc_ref ref;
-        must_work(shmalloc_alloc_tagged(heap, 500, i, &ref));
+        must_work(shmalloc_ref_alloc_tagged(heap, 500, i, &ref));
     }
     for (int i = 0; i < IMAGE_ROOTS; i++) {
         char name[32];

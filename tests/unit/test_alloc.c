@@ -20,13 +20,13 @@ HEAP_SUITE(alloc, 0, 60);
 static shmalloc_ref allocate(size_t size)
 {
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, size, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, size, &ref));
     return ref;
 }
 
 static void release(shmalloc_ref ref)
 {
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     must(ref == 0, "free left the ref");
 }
 
@@ -111,7 +111,7 @@ Test(alloc, size_0_counts_as_1)
     release(b);
     void *p = shmalloc_malloc(f.heap, 0);
     cr_assert_not_null(p);
-    cr_assert_eq(shmalloc_mfree(f.heap, p), 0);
+    cr_assert_eq(shmalloc_free(f.heap, p), 0);
 }
 
 Test(alloc, absurd_sizes_are_refused)
@@ -119,9 +119,9 @@ Test(alloc, absurd_sizes_are_refused)
     const size_t sizes[] = {SIZE_MAX, SIZE_MAX - 8191, SIZE_MAX / 2, 1ull << 63, 1ull << 47};
     for (unsigned i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
         shmalloc_ref ref = 77;
-        must_code(shmalloc_alloc(f.heap, sizes[i], &ref), SHMALLOC_EFULL);
-        must_code(shmalloc_alloc_zeroed(f.heap, sizes[i], &ref), SHMALLOC_EFULL);
-        must_code(shmalloc_alloc_aligned(f.heap, 1 << 20, sizes[i], &ref), SHMALLOC_EFULL);
+        must_code(shmalloc_ref_alloc(f.heap, sizes[i], &ref), SHMALLOC_EFULL);
+        must_code(shmalloc_ref_alloc_zeroed(f.heap, sizes[i], &ref), SHMALLOC_EFULL);
+        must_code(shmalloc_ref_alloc_aligned(f.heap, 1 << 20, sizes[i], &ref), SHMALLOC_EFULL);
         cr_assert_eq(ref, 77, "written on failure");
         cr_assert_null(shmalloc_malloc(f.heap, sizes[i]));
         cr_assert_eq(errno, ENOMEM);
@@ -133,12 +133,12 @@ Test(alloc, absurd_sizes_are_refused)
 
 Test(alloc, null_out_is_refused)
 {
-    must_code(shmalloc_alloc(f.heap, 8, NULL), -EINVAL);
-    must_code(shmalloc_alloc_zeroed(f.heap, 8, NULL), -EINVAL);
-    must_code(shmalloc_alloc_aligned(f.heap, 16, 8, NULL), -EINVAL);
-    must_code(shmalloc_alloc_tagged(f.heap, 8, 1, NULL), -EINVAL);
-    must_code(shmalloc_free(f.heap, NULL), -EINVAL);
-    must_code(shmalloc_realloc(f.heap, NULL, 8), -EINVAL);
+    must_code(shmalloc_ref_alloc(f.heap, 8, NULL), -EINVAL);
+    must_code(shmalloc_ref_alloc_zeroed(f.heap, 8, NULL), -EINVAL);
+    must_code(shmalloc_ref_alloc_aligned(f.heap, 16, 8, NULL), -EINVAL);
+    must_code(shmalloc_ref_alloc_tagged(f.heap, 8, 1, NULL), -EINVAL);
+    must_code(shmalloc_ref_free(f.heap, NULL), -EINVAL);
+    must_code(shmalloc_ref_realloc(f.heap, NULL, 8), -EINVAL);
 }
 
 /* ---- alignment ---- */
@@ -149,7 +149,7 @@ Test(alloc, every_power_of_two_up_to_1_MiB)
     for (size_t alignment = 1; alignment <= 1 << 20; alignment *= 2) {
         shmalloc_ref refs[sizeof(sizes) / sizeof(sizes[0])] = {0};
         for (unsigned i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-            must_work(shmalloc_alloc_aligned(f.heap, alignment, sizes[i], &refs[i]));
+            must_work(shmalloc_ref_alloc_aligned(f.heap, alignment, sizes[i], &refs[i]));
             must(refs[i] % alignment == 0, "%zu bytes, aligned to %zu, at %#llx", sizes[i], alignment,
                  (unsigned long long)refs[i]);
             must((uintptr_t)shmalloc_ptr(f.heap, refs[i]) % alignment == 0, "in memory");
@@ -169,7 +169,7 @@ Test(alloc, bad_alignments_are_refused)
     const size_t bad[] = {0, 3, 12, 24, 1000, (1 << 20) + 1, 1 << 21, SIZE_MAX};
     for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         shmalloc_ref ref = 5;
-        must_code(shmalloc_alloc_aligned(f.heap, bad[i], 64, &ref), -EINVAL);
+        must_code(shmalloc_ref_alloc_aligned(f.heap, bad[i], 64, &ref), -EINVAL);
         cr_assert_eq(ref, 5);
         errno = 0;
         cr_assert_null(shmalloc_aligned_alloc(f.heap, bad[i], 64));
@@ -183,7 +183,7 @@ Test(alloc, aligned_pointers)
         void *p = shmalloc_aligned_alloc(f.heap, alignment, 1234);
         must(p && (uintptr_t)p % alignment == 0, "%zu: %p", alignment, p);
         must(shmalloc_usable_size(f.heap, p) >= 1234, "%zu", alignment);
-        must_work(shmalloc_mfree(f.heap, p));
+        must_work(shmalloc_free(f.heap, p));
     }
 }
 
@@ -201,9 +201,9 @@ static void zeroed_after_dirt(size_t size, int round)
         release(dirty[i]);
     for (int i = 0; i < 4; i++) {
         if (round == 0)
-            must_work(shmalloc_alloc_zeroed(f.heap, size, &clean[i]));
+            must_work(shmalloc_ref_alloc_zeroed(f.heap, size, &clean[i]));
         else if (round == 1)
-            must_work(shmalloc_alloc_tagged(f.heap, size, 7, &clean[i]));
+            must_work(shmalloc_ref_alloc_tagged(f.heap, size, 7, &clean[i]));
         else
             clean[i] = shmalloc_ref_of(f.heap, shmalloc_calloc(f.heap, size / 2 + 1, 2));
         must(all_zero(shmalloc_ptr(f.heap, clean[i]), size), "%zu bytes, way %d", size, round);
@@ -231,11 +231,11 @@ Test(alloc, zeroed_after_pages_went_to_the_file_system_and_back)
         memset(shmalloc_ptr(f.heap, ref), 0xff, 4 << 20);
         release(ref);
         must(shmalloc_trim(f.heap) > 0, "nothing given back: %s", shmalloc_errmsg());
-        must_work(shmalloc_alloc_zeroed(f.heap, 4 << 20, &ref));
+        must_work(shmalloc_ref_alloc_zeroed(f.heap, 4 << 20, &ref));
         must(all_zero(shmalloc_ptr(f.heap, ref), 4 << 20), "round %d", i);
         memset(shmalloc_ptr(f.heap, ref), 0xff, 4 << 20);
         release(ref);
-        must_work(shmalloc_alloc_zeroed(f.heap, 4 << 20, &ref)); /* now dirty, not punched */
+        must_work(shmalloc_ref_alloc_zeroed(f.heap, 4 << 20, &ref)); /* now dirty, not punched */
         must(all_zero(shmalloc_ptr(f.heap, ref), 4 << 20), "round %d, dirty", i);
         release(ref);
         release(guard);
@@ -250,7 +250,7 @@ Test(alloc, tags_stay_with_their_blocks)
     for (int i = 0; i < COUNT; i++) {
         size_t size = 1 + rng_log_uniform(&rng, 17);
         if (i % 3)
-            must_work(shmalloc_alloc_tagged(f.heap, size, (uint16_t)(i * 21 + 1), &refs[i]));
+            must_work(shmalloc_ref_alloc_tagged(f.heap, size, (uint16_t)(i * 21 + 1), &refs[i]));
         else
             refs[i] = allocate(size);
     }
@@ -270,7 +270,7 @@ Test(alloc, tags_stay_with_their_blocks)
 Test(alloc, tag_of_what_is_not_a_block_is_0)
 {
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc_tagged(f.heap, 100, 0xfeff, &ref));
+    must_work(shmalloc_ref_alloc_tagged(f.heap, 100, 0xfeff, &ref));
     cr_assert_eq(shmalloc_tag(f.heap, ref), 0xfeff);
     cr_assert_eq(shmalloc_tag(f.heap, 0), 0);
     cr_assert_eq(shmalloc_tag(f.heap, ref + 1), 0);
@@ -285,7 +285,7 @@ Test(alloc, tags_of_the_library_are_refused)
     const uint16_t tags[] = {0xff00, 0xff01, 0xffff};
     for (unsigned i = 0; i < sizeof(tags) / sizeof(tags[0]); i++) {
         shmalloc_ref ref = 77;
-        must_code(shmalloc_alloc_tagged(f.heap, 100, tags[i], &ref), -EINVAL);
+        must_code(shmalloc_ref_alloc_tagged(f.heap, 100, tags[i], &ref), -EINVAL);
         must(ref == 77, "tag %#x: written on failure", tags[i]);
         char found[32];
         snprintf(found, sizeof(found), "found %#x:", tags[i]);
@@ -300,7 +300,7 @@ static void resize(size_t from, size_t to)
 {
     shmalloc_ref ref = allocate(from);
     fill(ref, from, from);
-    must_work(shmalloc_realloc(f.heap, &ref, to));
+    must_work(shmalloc_ref_realloc(f.heap, &ref, to));
     must(usable(ref) >= to, "%zu to %zu", from, to);
     must_hold(ref, from < to ? from : to, from);
     fill(ref, usable(ref), to); /* all of it is ours */
@@ -322,25 +322,25 @@ Test(alloc, realloc_of_pointers_keeps_contents)
 {
     struct rng rng = rng_from(2);
     size_t size = 10;
-    void *p = shmalloc_mrealloc(f.heap, NULL, size); /* NULL allocates */
+    void *p = shmalloc_realloc(f.heap, NULL, size); /* NULL allocates */
     for (int i = 0; i < 400; i++) {
         pattern_fill(p, 0, size, (uint64_t)i);
         size_t next = 1 + rng_log_uniform(&rng, 20);
-        p = shmalloc_mrealloc(f.heap, p, next);
+        p = shmalloc_realloc(f.heap, p, next);
         must(p, "%s", shmalloc_errmsg());
         size_t kept = size < next ? size : next;
         must(pattern_check(p, kept, (uint64_t)i) == kept, "step %d: %zu to %zu", i, size, next);
         size = next;
     }
-    p = shmalloc_mrealloc(f.heap, p, 0); /* counts as 1 */
+    p = shmalloc_realloc(f.heap, p, 0); /* counts as 1 */
     cr_assert_not_null(p);
-    must_work(shmalloc_mfree(f.heap, p));
+    must_work(shmalloc_free(f.heap, p));
 }
 
 Test(alloc, realloc_of_0_allocates)
 {
     shmalloc_ref ref = 0;
-    must_work(shmalloc_realloc(f.heap, &ref, 100));
+    must_work(shmalloc_ref_realloc(f.heap, &ref, 100));
     cr_assert(ref);
     release(ref);
 }
@@ -350,10 +350,10 @@ Test(alloc, large_blocks_grow_and_shrink_in_place)
     shmalloc_ref ref = allocate(1 << 20), was = ref;
     fill(ref, 1 << 20, 3);
     uint64_t allocated = heap_stats(f.heap).allocated;
-    must_work(shmalloc_realloc(f.heap, &ref, 512 << 10));
+    must_work(shmalloc_ref_realloc(f.heap, &ref, 512 << 10));
     cr_assert_eq(ref, was, "shrunk in place");
     cr_assert_eq(heap_stats(f.heap).allocated, allocated - (512 << 10), "the rest is free");
-    must_work(shmalloc_realloc(f.heap, &ref, 1 << 20));
+    must_work(shmalloc_ref_realloc(f.heap, &ref, 1 << 20));
     cr_assert_eq(ref, was, "the pages behind are free");
     must_hold(ref, 512 << 10, 3);
     must_be_sound(f.heap);
@@ -364,10 +364,10 @@ Test(alloc, failed_realloc_leaves_the_block)
 {
     shmalloc_ref ref = allocate(1000), was = ref;
     fill(ref, 1000, 4);
-    must_code(shmalloc_realloc(f.heap, &ref, 1ull << 50), SHMALLOC_EFULL);
+    must_code(shmalloc_ref_realloc(f.heap, &ref, 1ull << 50), SHMALLOC_EFULL);
     cr_assert_eq(ref, was);
     must_hold(ref, 1000, 4);
-    cr_assert_null(shmalloc_mrealloc(f.heap, shmalloc_ptr(f.heap, ref), 1ull << 50));
+    cr_assert_null(shmalloc_realloc(f.heap, shmalloc_ptr(f.heap, ref), 1ull << 50));
     must_hold(ref, 1000, 4);
     release(ref);
 }
@@ -375,10 +375,10 @@ Test(alloc, failed_realloc_leaves_the_block)
 Test(alloc, realloc_of_bad_refs_is_refused)
 {
     shmalloc_ref good = allocate(1000), bad = good + 16;
-    must_code(shmalloc_realloc(f.heap, &bad, 2000), SHMALLOC_EBADREF);
+    must_code(shmalloc_ref_realloc(f.heap, &bad, 2000), SHMALLOC_EBADREF);
     cr_assert_eq(bad, good + 16);
     bad = 1ull << 42;
-    must_code(shmalloc_realloc(f.heap, &bad, 2000), SHMALLOC_EBADREF);
+    must_code(shmalloc_ref_realloc(f.heap, &bad, 2000), SHMALLOC_EBADREF);
     release(good);
 }
 
@@ -387,7 +387,7 @@ Test(alloc, realloc_of_bad_refs_is_refused)
 static void must_refuse(shmalloc_ref ref, int code)
 {
     shmalloc_ref given = ref;
-    must_code(shmalloc_free(f.heap, &given), code);
+    must_code(shmalloc_ref_free(f.heap, &given), code);
     must(given == ref, "the ref changed");
 }
 
@@ -410,7 +410,7 @@ Test(alloc, free_of_what_is_no_block_is_refused)
     must_refuse(1ull << 40, SHMALLOC_EBADREF); /* beyond the heap */
     must_refuse(UINT64_MAX, SHMALLOC_EBADREF);
     int mine = 0;
-    must_code(shmalloc_mfree(f.heap, &mine), SHMALLOC_EBADREF);
+    must_code(shmalloc_free(f.heap, &mine), SHMALLOC_EBADREF);
     must_be_sound(f.heap);
 }
 
@@ -428,7 +428,7 @@ Test(alloc, double_frees_that_are_found_at_once)
     for (unsigned i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
         shmalloc_ref ref = allocate(sizes[i]), again = ref;
         release(ref);
-        int rc = shmalloc_free(f.heap, &again);
+        int rc = shmalloc_ref_free(f.heap, &again);
         must(rc == (sizes[i] > LARGEST_KEPT ? SHMALLOC_EBADREF : SHMALLOC_EDOUBLEFREE), "%zu bytes: %d", sizes[i], rc);
         must(again, "changed");
     }
@@ -438,8 +438,8 @@ Test(alloc, double_frees_that_are_found_at_once)
 Test(alloc, free_of_0_and_NULL_does_nothing)
 {
     shmalloc_ref none = 0;
-    must_work(shmalloc_free(f.heap, &none));
-    must_work(shmalloc_mfree(f.heap, NULL));
+    must_work(shmalloc_ref_free(f.heap, &none));
+    must_work(shmalloc_free(f.heap, NULL));
     cr_assert_eq(shmalloc_usable_size(f.heap, NULL), 0);
 }
 
@@ -526,14 +526,14 @@ Test(alloc, a_full_heap_says_so_and_goes_on_after_frees)
     int count[2];
     for (int round = 0; round < 2; round++) {
         int n = 0, rc;
-        while ((rc = shmalloc_alloc(small, 64, &refs[n])) == 0)
+        while ((rc = shmalloc_ref_alloc(small, 64, &refs[n])) == 0)
             n++;
         must_code(rc, SHMALLOC_EFULL);
         cr_assert_str_not_empty(shmalloc_errmsg());
         must_be_sound(small);
         count[round] = n;
         while (n-- > 0)
-            must_work(shmalloc_free(small, &refs[n]));
+            must_work(shmalloc_ref_free(small, &refs[n]));
         must_be_as_before(small, &empty);
     }
     cr_assert_gt(count[0], 95000, "%d blocks of 64 bytes in 8 MiB", count[0]);

@@ -63,7 +63,7 @@ static int take_down(void *arg)
     must_work(shmalloc_root_get(heap, "list", 0, &ref));
     while (ref) {
         shmalloc_ref next = ((struct node *)shmalloc_ptr(heap, ref))->next;
-        must_work(shmalloc_free(heap, &ref));
+        must_work(shmalloc_ref_free(heap, &ref));
         ref = next;
     }
     must_work(shmalloc_root_remove(heap, "list"));
@@ -78,7 +78,7 @@ Test(bases, a_list_of_a_million_nodes_is_followed_at_three_addresses, .timeout =
     shmalloc_ref head = 0;
     for (uint64_t i = 1; i <= NODES; i++) {
         shmalloc_ref ref = 0;
-        must_work(shmalloc_alloc(f.heap, sizeof(struct node), &ref));
+        must_work(shmalloc_ref_alloc(f.heap, sizeof(struct node), &ref));
         *(struct node *)shmalloc_ptr(f.heap, ref) = (struct node){head, i};
         head = ref;
     }

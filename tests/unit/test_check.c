@@ -234,8 +234,8 @@ static int churn(void *arg)
     struct rng rng = rng_from(5);
     for (;;) {
         shmalloc_ref *ref = &refs[rng_below(&rng, 3000)];
-        must_work(*ref ? shmalloc_free(heap, ref)
-                       : shmalloc_alloc(heap, rng_log_uniform(&rng, 17), ref));
+        must_work(*ref ? shmalloc_ref_free(heap, ref)
+                       : shmalloc_ref_alloc(heap, rng_log_uniform(&rng, 17), ref));
     }
     return 0;
 }
@@ -322,11 +322,11 @@ Test(check, finds_nothing_in_many_states)
     for (int step = 0; step < 20000; step++) {
         shmalloc_ref *ref = &refs[rng_below(&rng, 2000)];
         if (*ref)
-            must_work(shmalloc_free(f.heap, ref));
+            must_work(shmalloc_ref_free(f.heap, ref));
         else if (rng_below(&rng, 8) == 0)
-            must_work(shmalloc_alloc_tagged(f.heap, rng_log_uniform(&rng, 14), 7, ref));
+            must_work(shmalloc_ref_alloc_tagged(f.heap, rng_log_uniform(&rng, 14), 7, ref));
         else
-            must_work(shmalloc_alloc(f.heap, rng_log_uniform(&rng, 20), ref));
+            must_work(shmalloc_ref_alloc(f.heap, rng_log_uniform(&rng, 20), ref));
         if (step % 4000 == 3999)
             must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg());
         if (step % 200 == 0) {

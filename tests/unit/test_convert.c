@@ -213,9 +213,9 @@ static void use(shmalloc_heap *heap)
 {
     struct old_model *m = model_of(heap);
     for (int i = 0; i < OLD_BUSY; i++)
-        must_work(shmalloc_free(heap, &m->busy[i]));
+        must_work(shmalloc_ref_free(heap, &m->busy[i]));
     for (unsigned i = 0; i < 600; i++) {
-        must_work(shmalloc_realloc(heap, &m->busy[i % OLD_BUSY], 8 + i * 331 % 150000));
+        must_work(shmalloc_ref_realloc(heap, &m->busy[i % OLD_BUSY], 8 + i * 331 % 150000));
         memset(shmalloc_ptr(heap, m->busy[i % OLD_BUSY]), 255, 8);
     }
     must_code(shmalloc_mutex_lock(heap, &m->mutex), m->mutex_is_held ? 1 : 0);

@@ -43,10 +43,10 @@ static int grow(void *arg)
 {
     shmalloc_heap *heap = arg;
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(heap, 20 << 20, &ref));
+    must_work(shmalloc_ref_alloc(heap, 20 << 20, &ref));
     say_something();
     pattern_fill(shmalloc_ptr(heap, ref), 0, 20 << 20, 1);
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_free(heap, &ref));
     must(shmalloc_trim(heap) > 0, "%s", shmalloc_errmsg());
     must_be_sound(heap);
     return 0;
@@ -189,7 +189,7 @@ static int daemon_without_file(void *arg)
     (void)arg;
     unlink(f.path);
     take_numbers_for_log();
-    must_code(shmalloc_alloc(f.heap, 100, &ref), -EBADF);
+    must_code(shmalloc_ref_alloc(f.heap, 100, &ref), -EBADF);
     must(strstr(shmalloc_errmsg(), f.path), "%s", shmalloc_errmsg());
     must_code(shmalloc_check(f.heap), -EBADF);
     must_work(shmalloc_close(f.heap));

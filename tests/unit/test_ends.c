@@ -32,7 +32,7 @@ struct words {
 
 static struct words *make_words(shmalloc_ref *ref)
 {
-    must_work(shmalloc_alloc_zeroed(f.heap, sizeof(struct words), ref));
+    must_work(shmalloc_ref_alloc_zeroed(f.heap, sizeof(struct words), ref));
     return shmalloc_ptr(f.heap, *ref);
 }
 
@@ -46,9 +46,9 @@ static void drop_words(struct words *words, shmalloc_ref ref)
 {
     lock_words(words);
     for (size_t i = 0; i < sizeof(words->word) / sizeof(words->word[0]); i++)
-        must_work(shmalloc_free(f.heap, &words->word[i]));
+        must_work(shmalloc_ref_free(f.heap, &words->word[i]));
     must_work(shmalloc_mutex_unlock(f.heap, &words->mutex));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
 }
 
 /* Allocate and free, linked to words in the heap and under its mutex, for ever. */
@@ -58,8 +58,8 @@ static void churn(struct words *words, uint64_t seed)
     for (;;) {
         shmalloc_ref *word = &words->word[rng_below(&rng, 64)];
         lock_words(words);
-        must_work(shmalloc_free(f.heap, word));
-        must_work(shmalloc_alloc(f.heap, 1 + rng_log_uniform(&rng, 17), word));
+        must_work(shmalloc_ref_free(f.heap, word));
+        must_work(shmalloc_ref_alloc(f.heap, 1 + rng_log_uniform(&rng, 17), word));
         must_work(shmalloc_mutex_unlock(f.heap, &words->mutex));
         pthread_testcancel();
     }
@@ -74,8 +74,8 @@ static void allocate_late(void *value)
 {
     uintptr_t rounds = (uintptr_t)value;
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 100, &ref));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 100, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     if (rounds > 1)
         pthread_setspecific(late_key, (void *)(rounds - 1));
 }
@@ -83,8 +83,8 @@ static void allocate_late(void *value)
 static void *end_in_the_middle(void *arg)
 {
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 100, &ref));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 100, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     if (arg)
         pthread_setspecific(late_key, arg);
     pthread_exit(NULL);
@@ -148,7 +148,7 @@ static void *leave_holding(void *arg)
 {
     struct words *words = arg;
     lock_words(words);
-    must_work(shmalloc_alloc(f.heap, 300, &words->word[0]));
+    must_work(shmalloc_ref_alloc(f.heap, 300, &words->word[0]));
     syscall(SYS_exit, 0);
     return NULL;
 }
@@ -215,13 +215,13 @@ Test(ends, a_process_that_exits_while_its_threads_work)
     drop_words(words, ref);
 }
 
-/* As a signal handler does that interrupts shmalloc_alloc() when it has armed the link record. */
+/* As a signal handler does that interrupts shmalloc_ref_alloc() when it has armed the link record. */
 static int exit_in_a_linked_step(void *arg)
 {
     shmalloc_heap *heap = fixture_join(&f);
     shmalloc_ref *word = shmalloc_ptr(heap, *(shmalloc_ref *)arg);
-    must_work(shmalloc_alloc(heap, 64, word)); /* the stack of the class is open, and has more */
-    must_work(shmalloc_free(heap, word));
+    must_work(shmalloc_ref_alloc(heap, 64, word)); /* the stack of the class is open, and has more */
+    must_work(shmalloc_ref_free(heap, word));
     struct smi_thread *t = smi_current;
     struct smi_top *top = smi_top(t, smi_class_of(64));
     t->slot->link.dest = smi_link_ref_of(t, top->word);
@@ -233,21 +233,21 @@ static int exit_in_a_linked_step(void *arg)
 Test(ends, a_process_that_exits_in_a_linked_step)
 {
     shmalloc_ref ref;
-    must_work(shmalloc_alloc_zeroed(f.heap, 64, &ref));
+    must_work(shmalloc_ref_alloc_zeroed(f.heap, 64, &ref));
     cr_assert_eq(run_child(exit_in_a_linked_step, &ref), 0);
     cr_assert_eq(f.heap->state->poison, 0, "what was interrupted is no damage");
     shmalloc_ref *word = shmalloc_ptr(f.heap, ref);
     must(*word != 0, "the step is finished");
-    must_work(shmalloc_free(f.heap, word));
+    must_work(shmalloc_ref_free(f.heap, word));
     must_be_sound(f.heap);
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
 }
 
 static int die_in_a_linked_step(void *arg)
 {
     shmalloc_heap *heap = fixture_join(&f);
     void *block = shmalloc_malloc(heap, 64);
-    must_work(shmalloc_mfree(heap, block));
+    must_work(shmalloc_free(heap, block));
     struct smi_thread *t = smi_current;
     t->slot->link.dest = smi_link_ref_of(t, smi_top(t, smi_class_of(64))->word);
     smi_link_arm(t, shmalloc_ptr(heap, *(shmalloc_ref *)arg), SMF_LINK_SHORT_TAKE);
@@ -261,13 +261,13 @@ Test(ends, a_block_with_the_word_of_a_step_is_freed_before_the_step_is_undone)
     enum { COUNT = 8, SIZE = 3 << 20 };
     shmalloc_ref refs[COUNT];
     for (int i = 0; i < COUNT; i++)
-        must_work(shmalloc_alloc_zeroed(f.heap, SIZE, &refs[i])); /* the last one lies in the last chunk */
+        must_work(shmalloc_ref_alloc_zeroed(f.heap, SIZE, &refs[i])); /* the last one lies in the last chunk */
     shmalloc_ref last = refs[COUNT - 1];
     uint64_t chunks = f.heap->state->chunk_count;
     cr_assert_gt(chunks, 1);
     cr_assert_eq(run_child(die_in_a_linked_step, &last), -SIGKILL);
     for (int i = 0; i < COUNT; i++)
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
     must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg());
     must_work(smi_recover_adopt(f.heap, SMI_ADOPT_ALL));
     cr_assert_eq(f.heap->state->poison, 0);
@@ -283,7 +283,7 @@ static int exit_under_a_lock(void *arg)
     must_work(shmalloc_open(f.path, NULL, &f.heap));
     shmalloc_heap *heap = f.heap;
     struct smf_page_heap *ph = heap->page_heap;
-    must_work(shmalloc_mfree(heap, shmalloc_malloc(heap, 8)));
+    must_work(shmalloc_free(heap, shmalloc_malloc(heap, 8)));
     must_work(smi_lock_acquire(heap, smi_lock_of_pages(heap)));
     struct smi_op op = smi_op_begin(heap, &ph->log_count, ph->log, SMF_PAGE_LOG);
     smi_set(&op, &ph->free_pages, 1);
@@ -310,14 +310,14 @@ Test(ends, children_of_vfork)
 {
     shmalloc_ref ref = 0;
     for (int i = 0; i < 20; i++) {
-        must_work(shmalloc_alloc(f.heap, 1000, &ref));
+        must_work(shmalloc_ref_alloc(f.heap, 1000, &ref));
         pid_t pid = vfork();
         if (pid == 0)
             exec_true();
         int status;
         cr_assert_eq(waitpid(pid, &status, 0), pid);
         cr_assert_eq(status, 0);
-        must_work(shmalloc_free(f.heap, &ref));
+        must_work(shmalloc_ref_free(f.heap, &ref));
     }
 }
 
@@ -326,9 +326,9 @@ static int vfork_and_stay(void *arg)
 {
     struct job *job = arg;
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 1000, &ref)); /* slots in the cache */
-    must_work(shmalloc_free(f.heap, &ref));
-    must_work(shmalloc_alloc(f.heap, 1000, &job->words->word[0]));
+    must_work(shmalloc_ref_alloc(f.heap, 1000, &ref)); /* slots in the cache */
+    must_work(shmalloc_ref_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 1000, &job->words->word[0]));
     pid_t pid = vfork();
     if (pid == 0) {
         job->pid = getpid();
@@ -352,7 +352,7 @@ static void vfork_and_kill(int child_first)
     } else {
         kill_child(parent);
         for (int i = 0; i < 1000; i++) /* the heap is of use while the orphan pins the parent's locks */
-            must_work(shmalloc_realloc(f.heap, &words->word[1 + i % 60], 1000 + (size_t)i));
+            must_work(shmalloc_ref_realloc(f.heap, &words->word[1 + i % 60], 1000 + (size_t)i));
         kill(job->pid, SIGKILL);
         while (kill(job->pid, 0) == 0) /* its reaper is not ours */
             usleep(1000);
@@ -403,12 +403,12 @@ Test(ends, an_owner_that_dumps_core)
 static int hold_and_stop(void *arg)
 {
     struct job *job = arg;
-    must_work(shmalloc_alloc(f.heap, 500, &job->words->word[0]));
+    must_work(shmalloc_ref_alloc(f.heap, 500, &job->words->word[0]));
     must_work(shmalloc_mutex_lock(f.heap, &job->words->mutex));
     signal_word(&job->started);
     raise(SIGSTOP);
-    must_work(shmalloc_free(f.heap, &job->words->word[0]));
-    must_work(shmalloc_alloc(f.heap, 500, &job->words->word[0]));
+    must_work(shmalloc_ref_free(f.heap, &job->words->word[0]));
+    must_work(shmalloc_ref_alloc(f.heap, 500, &job->words->word[0]));
     return shmalloc_mutex_unlock(f.heap, &job->words->mutex);
 }
 
@@ -425,8 +425,8 @@ Test(ends, a_stopped_owner_is_not_dead)
     must_code(shmalloc_mutex_timedlock(f.heap, &words->mutex, 30000000), -ETIMEDOUT);
     uint64_t cached = heap_stats(f.heap).cached;
     for (int i = 0; i < 1000; i++) { /* everybody else goes on; nobody takes what it has cached */
-        must_work(shmalloc_alloc(f.heap, 500, &words->word[1]));
-        must_work(shmalloc_free(f.heap, &words->word[1]));
+        must_work(shmalloc_ref_alloc(f.heap, 500, &words->word[1]));
+        must_work(shmalloc_ref_free(f.heap, &words->word[1]));
     }
     must_work(shmalloc_trim(f.heap) < 0 ? -1 : 0);
     cr_assert_gt(cached, 0);
@@ -440,13 +440,13 @@ Test(ends, a_stopped_owner_is_not_dead)
 static int close_all_and_work(void *arg)
 {
     struct job *job = arg;
-    must_work(shmalloc_alloc(f.heap, 500, &job->words->word[0]));
+    must_work(shmalloc_ref_alloc(f.heap, 500, &job->words->word[0]));
     closefrom(3);
     signal_word(&job->started);
     await_word(&job->go_on, 1);
     for (int i = 0; i < 1000; i++) {
-        must_work(shmalloc_free(f.heap, &job->words->word[0]));
-        must_work(shmalloc_alloc(f.heap, 500 + (size_t)i * 100, &job->words->word[0]));
+        must_work(shmalloc_ref_free(f.heap, &job->words->word[0]));
+        must_work(shmalloc_ref_alloc(f.heap, 500 + (size_t)i * 100, &job->words->word[0]));
     }
     signal_word(&job->started);
     pause();
@@ -478,11 +478,11 @@ static int fill_caches(void *arg)
     static shmalloc_ref refs[8][500];
     for (unsigned k = 0; k < 8; k++)
         for (unsigned i = 0; i < 500; i++)
-            must_work(shmalloc_alloc(f.heap, 10 + k * 16, &refs[k][i]));
+            must_work(shmalloc_ref_alloc(f.heap, 10 + k * 16, &refs[k][i]));
     for (unsigned k = 0; k < 8; k++)
         for (unsigned i = 0; i < 500; i++)
-            must_work(shmalloc_free(f.heap, &refs[k][i]));
-    must_work(shmalloc_alloc(f.heap, 70000, &job->words->word[0]));
+            must_work(shmalloc_ref_free(f.heap, &refs[k][i]));
+    must_work(shmalloc_ref_alloc(f.heap, 70000, &job->words->word[0]));
     raise(SIGKILL);
     return 0;
 }
@@ -512,11 +512,11 @@ static void *use_wait_and_use(void *arg)
 {
     struct job *job = arg;
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 100, &ref));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 100, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     signal_word(&job->started);
     await_word(&job->go_on, 1);
-    must_code(shmalloc_alloc(f.heap, 100, &ref), SHMALLOC_ECLOSED);
+    must_code(shmalloc_ref_alloc(f.heap, 100, &ref), SHMALLOC_ECLOSED);
     must(shmalloc_malloc(f.heap, 100) == NULL, "a block of a closed heap");
     return NULL;
 }

@@ -168,18 +168,18 @@ static void allocate_to_refusal(shmalloc_heap *heap, int code, const char *remed
     struct usage empty = usage_now(heap);
     static shmalloc_ref refs[100000];
     int count = 0, rc;
-    while ((rc = shmalloc_alloc(heap, 100000, &refs[count])) == 0)
+    while ((rc = shmalloc_ref_alloc(heap, 100000, &refs[count])) == 0)
         count++;
     must_code(rc, code);
     must(strstr(shmalloc_errmsg(), f.dir) && strstr(shmalloc_errmsg(), remedy), "\"%s\"", shmalloc_errmsg());
-    must(shmalloc_alloc(heap, 50u << 20, &refs[count]) < 0, "the big one is refused too");
+    must(shmalloc_ref_alloc(heap, 50u << 20, &refs[count]) < 0, "the big one is refused too");
     must_be_sound(heap);
     for (int i = 0; i < count; i++) { /* what was handed out can be written to its last byte */
         memset(shmalloc_ptr(heap, refs[i]), 0x5a, 100000);
-        must_work(shmalloc_free(heap, &refs[i]));
+        must_work(shmalloc_ref_free(heap, &refs[i]));
     }
-    must(shmalloc_alloc(heap, 100000, &refs[0]) == 0, "%s", shmalloc_errmsg());
-    must_work(shmalloc_free(heap, &refs[0]));
+    must(shmalloc_ref_alloc(heap, 100000, &refs[0]) == 0, "%s", shmalloc_errmsg());
+    must_work(shmalloc_ref_free(heap, &refs[0]));
     must_be_as_before(heap, &empty);
 }
 
@@ -235,7 +235,7 @@ static int refused_use(void *arg)
 {
     (void)arg;
     shmalloc_ref ref = 0;
-    must_code(shmalloc_alloc(f.heap, 8, &ref), SHMALLOC_EFOREIGN);
+    must_code(shmalloc_ref_alloc(f.heap, 8, &ref), SHMALLOC_EFOREIGN);
     return 0;
 }
 
@@ -250,9 +250,9 @@ static int in_pid_namespace(void *arg)
 static void refused_in_pid_namespace(worker_fn *fn)
 {
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 8, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 8, &ref));
     int status = run_child(in_pid_namespace, &fn);
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     if (status == NOT_PERMITTED)
         cr_skip_test("no PID namespace here");
     cr_assert_eq(status, 0, "%d", status);
@@ -284,10 +284,10 @@ static int address_space_limit(void *arg)
     }
     /* A smaller reservation is allowed; then blocks must work in it. */
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(heap, 1 << 20, &ref));
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_alloc(heap, 1 << 20, &ref));
+    must_work(shmalloc_ref_free(heap, &ref));
     must_be_sound(heap);
-    must_code(shmalloc_alloc(heap, 1u << 30, &ref), SHMALLOC_EADDRESS); /* of 1 TiB that it may grow to */
+    must_code(shmalloc_ref_alloc(heap, 1u << 30, &ref), SHMALLOC_EADDRESS); /* of 1 TiB that it may grow to */
     must(strstr(shmalloc_errmsg(), "limit on address space"), "\"%s\"", shmalloc_errmsg());
     return shmalloc_close(heap) < 0;
 }
@@ -302,23 +302,23 @@ static int outgrown(void *arg)
     shmalloc_heap *heap = heap_open(f.path);
     static shmalloc_ref mine[100], more[10000], large, far;
     for (int i = 0; i < 100; i++)
-        must_work(shmalloc_alloc(heap, 5000, &mine[i]));
-    must_work(shmalloc_alloc(heap, 2 << 20, &large)); /* too large to be kept */
+        must_work(shmalloc_ref_alloc(heap, 5000, &mine[i]));
+    must_work(shmalloc_ref_alloc(heap, 2 << 20, &large)); /* too large to be kept */
     signal_word(&step[0]);
     await_word(&step[1], 1);
     must_work(shmalloc_root_get(heap, "far", 0, &far));
-    must_code(shmalloc_free(heap, &far), SHMALLOC_EBADREF);
+    must_code(shmalloc_ref_free(heap, &far), SHMALLOC_EBADREF);
     int rc = 0, count = 0;
     while (rc == 0 && count < 10000)
-        rc = shmalloc_alloc(heap, 60000, &more[count++]);
+        rc = shmalloc_ref_alloc(heap, 60000, &more[count++]);
     must_code(rc, SHMALLOC_EADDRESS);
     must(strstr(shmalloc_errmsg(), "close and open it again"), "\"%s\"", shmalloc_errmsg());
-    must_code(shmalloc_free(heap, &large), SHMALLOC_EADDRESS);
+    must_code(shmalloc_ref_free(heap, &large), SHMALLOC_EADDRESS);
     must_work(shmalloc_root_set(heap, "large", 0, large)); /* for the others to free */
     while (count-- > 0)
-        must_work(shmalloc_free(heap, &more[count]));
+        must_work(shmalloc_ref_free(heap, &more[count]));
     for (int i = 0; i < 100; i++)
-        must_work(shmalloc_free(heap, &mine[i]));
+        must_work(shmalloc_ref_free(heap, &mine[i]));
     return shmalloc_close(heap) < 0;
 }
 
@@ -330,20 +330,20 @@ Test(error, a_heap_that_others_make_longer_than_our_addresses)
     shmalloc_ref far = 0, small[200] = {0};
     pid_t pid = start_child(outgrown, step);
     await_word(&step[0], 1);
-    must_work(shmalloc_alloc(f.heap, 300u << 20, &far));
+    must_work(shmalloc_ref_alloc(f.heap, 300u << 20, &far));
     must_work(shmalloc_root_set(f.heap, "far", 0, far));
     for (int i = 0; i < 200; i++)
-        must_work(shmalloc_alloc(f.heap, 60000, &small[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 60000, &small[i]));
     for (int i = 0; i < 200; i += 2)
-        must_work(shmalloc_free(f.heap, &small[i]));
+        must_work(shmalloc_ref_free(f.heap, &small[i]));
     signal_word(&step[1]);
     cr_assert_eq(wait_child(pid), 0);
     must_be_sound(f.heap);
-    must_work(shmalloc_free(f.heap, &far));
+    must_work(shmalloc_ref_free(f.heap, &far));
     must_work(shmalloc_root_get(f.heap, "large", 0, &far));
-    must_work(shmalloc_free(f.heap, &far));
+    must_work(shmalloc_ref_free(f.heap, &far));
     for (int i = 1; i < 200; i += 2)
-        must_work(shmalloc_free(f.heap, &small[i]));
+        must_work(shmalloc_ref_free(f.heap, &small[i]));
     must_work(shmalloc_root_remove(f.heap, "far"));
     must_work(shmalloc_root_remove(f.heap, "large"));
 }

@@ -42,7 +42,7 @@ static int work(struct shared *s, int me, uint32_t processes)
     struct rng rng = rng_from((uint64_t)me);
     for (int i = 0; i < COUNT; i++) {
         size_t size = 1 + rng_log_uniform(&rng, 12);
-        must_work(shmalloc_alloc(f.heap, size, &s->refs[me][i]));
+        must_work(shmalloc_ref_alloc(f.heap, size, &s->refs[me][i]));
         pattern_fill(shmalloc_ptr(f.heap, s->refs[me][i]), 0, size, (uint64_t)(me * COUNT + i));
     }
     signal_word(&s->turn[0]);
@@ -52,7 +52,7 @@ static int work(struct shared *s, int me, uint32_t processes)
         size_t size = 1 + rng_log_uniform(&rng, 12);
         must(pattern_check(shmalloc_ptr(f.heap, s->refs[me][i]), size, (uint64_t)(me * COUNT + i)) == size,
              "process %d, block %d was handed out twice", me, i);
-        must_work(shmalloc_free(f.heap, &s->refs[me][i]));
+        must_work(shmalloc_ref_free(f.heap, &s->refs[me][i]));
     }
     return 0;
 }
@@ -62,9 +62,9 @@ static void warm_up(void)
 {
     static shmalloc_ref refs[COUNT];
     for (int i = 0; i < COUNT; i++)
-        must_work(shmalloc_alloc(f.heap, (size_t)i % 600 + 1, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, (size_t)i % 600 + 1, &refs[i]));
     for (int i = 0; i < COUNT; i++)
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
 }
 
 Test(fork, parent_and_children_allocate_at_once)
@@ -149,9 +149,9 @@ static int come_to_a_heap_at_rest(void *arg)
     await_word(&turn[0], 1); /* our parent has closed it, as the last one */
     must(state_mark() == SMF_CLEAN, "the heap is at rest");
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 64, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 64, &ref));
     must(state_mark() == SMF_IN_USE, "the heap is changed and marked clean");
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     must_be_sound(f.heap);
     must_work(shmalloc_close(f.heap));
     must(state_mark() == SMF_CLEAN, "the child was the last one");
@@ -174,8 +174,8 @@ static int close_it(void *arg)
 {
     (void)arg;
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 64, &ref));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 64, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     return shmalloc_close(f.heap) < 0;
 }
 
@@ -197,11 +197,11 @@ Test(fork, a_childs_end_leaves_the_parent_attached)
 {
     for (int i = 0; i < 20; i++) {
         shmalloc_ref ref = 0;
-        must_work(shmalloc_alloc(f.heap, 500, &ref));
+        must_work(shmalloc_ref_alloc(f.heap, 500, &ref));
         cr_assert_eq(run_child(close_it, NULL), 0);
         cr_assert_eq(run_child(close_unused, NULL), 0);
         cr_assert_eq(run_child(die_with_a_cache, NULL), -SIGKILL);
-        must_work(shmalloc_free(f.heap, &ref));
+        must_work(shmalloc_ref_free(f.heap, &ref));
         cr_assert_geq(heap_stats(f.heap).processes, 1);
     }
     pid_t pid = start_child(close_it, NULL); /* our liveness lock is still ours: nobody adopts us */
@@ -215,11 +215,11 @@ static int use_fresh_open(void *arg)
     (void)arg;
     shmalloc_heap *again = heap_open(f.path); /* while the inherited handle is there too */
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(again, 64, &ref));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(again, 64, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     must_work(shmalloc_close(again));
-    must_work(shmalloc_alloc(f.heap, 64, &ref));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 64, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     return shmalloc_close(f.heap) < 0;
 }
 
@@ -232,9 +232,9 @@ static int fork_deeper(void *arg)
 {
     int depth = *(int *)arg - 1;
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 64, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 64, &ref));
     int rc = depth > 0 ? run_child(fork_deeper, &depth) : 0;
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     return rc;
 }
 
@@ -253,7 +253,7 @@ Test(fork, a_child_of_raw_clone_is_refused)
     pid_t pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
     if (pid == 0) {
         shmalloc_ref ref = 0;
-        int rc = shmalloc_alloc(f.heap, 64, &ref);
+        int rc = shmalloc_ref_alloc(f.heap, 64, &ref);
         _exit(rc != -ENOTSUP || ref != 0);
     }
     cr_assert_eq(wait_child(pid), 0);
@@ -269,8 +269,8 @@ Test(fork, a_killed_childs_cache_comes_back_while_the_parent_goes_on)
     shmalloc_ref ref = 0;
     uint64_t deadline = now_ns() + 5000000000ull;
     while (heap_stats(f.heap).processes > 1 && now_ns() < deadline) { /* it looks now and then */
-        must_work(shmalloc_alloc(f.heap, 100000, &ref));
-        must_work(shmalloc_free(f.heap, &ref));
+        must_work(shmalloc_ref_alloc(f.heap, 100000, &ref));
+        must_work(shmalloc_ref_free(f.heap, &ref));
     }
     cr_assert_eq(heap_stats(f.heap).processes, 1);
     cr_assert_eq(heap_stats(f.heap).threads, 1);
@@ -287,9 +287,9 @@ static void *allocate_on(void *arg)
     while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
         shmalloc_ref refs[50] = {0};
         for (int i = 0; i < 50; i++)
-            must_work(shmalloc_alloc(f.heap, 1 + rng_log_uniform(&rng, 18), &refs[i]));
+            must_work(shmalloc_ref_alloc(f.heap, 1 + rng_log_uniform(&rng, 18), &refs[i]));
         for (int i = 0; i < 50; i++)
-            must_work(shmalloc_free(f.heap, &refs[i]));
+            must_work(shmalloc_ref_free(f.heap, &refs[i]));
     }
     return NULL;
 }
@@ -300,8 +300,8 @@ static int allocate_a_little(void *arg)
     struct rng rng = rng_from(9);
     for (int i = 0; i < 200; i++) {
         shmalloc_ref ref = 0;
-        must_work(shmalloc_alloc(f.heap, 1 + rng_log_uniform(&rng, 18), &ref));
-        must_work(shmalloc_free(f.heap, &ref));
+        must_work(shmalloc_ref_alloc(f.heap, 1 + rng_log_uniform(&rng, 18), &ref));
+        must_work(shmalloc_ref_free(f.heap, &ref));
     }
     return 0;
 }

@@ -133,9 +133,9 @@ Test(heap, sizes_are_rounded_and_kept)
     fixture_reopen(&f);
     cr_assert_eq(heap_stats(f.heap).max_size, max);
     shmalloc_ref ref = 0;
-    must_code(shmalloc_alloc(f.heap, 19 << 20, &ref), SHMALLOC_EFULL);
-    must_work(shmalloc_alloc(f.heap, 10 << 20, &ref));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_code(shmalloc_ref_alloc(f.heap, 19 << 20, &ref), SHMALLOC_EFULL);
+    must_work(shmalloc_ref_alloc(f.heap, 10 << 20, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     must_be_sound(f.heap);
 }
 
@@ -143,7 +143,7 @@ Test(heap, an_empty_heap_is_small)
 {
     f.heap = heap_create(f.path, 0);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 8, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 8, &ref));
     cr_assert_leq(heap_stats(f.heap).file_size, 1 << 20);
 }
 
@@ -160,10 +160,10 @@ Test(heap, every_number_of_arenas_works)
         struct usage empty = usage_now(heap);
         shmalloc_ref refs[300];
         for (size_t i = 0; i < 300; i++)
-            must_work(shmalloc_alloc(heap, i * 300, &refs[i]));
+            must_work(shmalloc_ref_alloc(heap, i * 300, &refs[i]));
         must_be_sound(heap);
         for (size_t i = 0; i < 300; i++)
-            must_work(shmalloc_free(heap, &refs[i]));
+            must_work(shmalloc_ref_free(heap, &refs[i]));
         must_be_as_before(heap, &empty);
         must_work(shmalloc_close(heap));
     }
@@ -227,12 +227,12 @@ Test(heap, twice_in_one_process_is_one_mapping)
 {
     shmalloc_heap *a = heap_create(f.path, 0), *b = heap_open(f.path);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(a, 100, &ref));
+    must_work(shmalloc_ref_alloc(a, 100, &ref));
     cr_assert_eq(shmalloc_ptr(a, ref), shmalloc_ptr(b, ref));
     cr_assert_eq(heap_stats(b).processes, 1);
     must_work(shmalloc_close(a));
     pattern_fill(shmalloc_ptr(b, ref), 0, 100, 1); /* the mapping is still there */
-    must_work(shmalloc_free(b, &ref));
+    must_work(shmalloc_ref_free(b, &ref));
     cr_assert_eq(heap_stats(b).allocated, 0);
     close_sound(b);
 }
@@ -245,9 +245,9 @@ Test(heap, under_two_names_it_is_still_one_heap)
     cr_assert_eq(link(f.path, other), 0);
     b = heap_open(other);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(a, 100, &ref));
+    must_work(shmalloc_ref_alloc(a, 100, &ref));
     cr_assert_eq(shmalloc_ptr(a, ref), shmalloc_ptr(b, ref));
-    must_work(shmalloc_free(b, &ref));
+    must_work(shmalloc_ref_free(b, &ref));
     must_work(shmalloc_close(b));
     close_sound(a);
 }
@@ -259,7 +259,7 @@ static int use_memfd(void *arg)
     must_work(shmalloc_open_fd(*(int *)arg, NULL, &heap));
     must_work(shmalloc_root_get(heap, "x", 0, &ref));
     must(pattern_check(shmalloc_ptr(heap, ref), 1000, 8) == 1000, "contents");
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_free(heap, &ref));
     return shmalloc_close(heap) < 0;
 }
 
@@ -275,7 +275,7 @@ Test(heap, lives_in_a_memfd_passed_on_by_descriptor)
     int again = dup(fd);
     close(fd); /* the heap does not need it */
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(heap, 1000, &ref));
+    must_work(shmalloc_ref_alloc(heap, 1000, &ref));
     pattern_fill(shmalloc_ptr(heap, ref), 0, 1000, 8);
     must_work(shmalloc_root_set(heap, "x", 0, ref));
     cr_assert_eq(run_child(use_memfd, &again), 0);
@@ -303,7 +303,7 @@ Test(heap, read_only_reads_and_refuses_to_write)
 {
     shmalloc_heap *heap = heap_create(f.path, 0), *reader;
     shmalloc_ref ref = 0, other = 0;
-    must_work(shmalloc_alloc_tagged(heap, 1000, 5, &ref));
+    must_work(shmalloc_ref_alloc_tagged(heap, 1000, 5, &ref));
     pattern_fill(shmalloc_ptr(heap, ref), 0, 1000, 1);
     must_work(shmalloc_root_set(heap, "x", 0, ref));
     must_work(shmalloc_close(heap));
@@ -316,9 +316,9 @@ Test(heap, read_only_reads_and_refuses_to_write)
         cr_assert_geq(shmalloc_usable_size(reader, shmalloc_ptr(reader, ref)), 1000);
         cr_assert_eq(heap_stats(reader).allocated_blocks, 1);
         must_be_sound(reader);
-        must_code(shmalloc_alloc(reader, 8, &other), SHMALLOC_EREADONLY);
-        must_code(shmalloc_free(reader, &other), SHMALLOC_EREADONLY);
-        must_code(shmalloc_realloc(reader, &other, 99), SHMALLOC_EREADONLY);
+        must_code(shmalloc_ref_alloc(reader, 8, &other), SHMALLOC_EREADONLY);
+        must_code(shmalloc_ref_free(reader, &other), SHMALLOC_EREADONLY);
+        must_code(shmalloc_ref_realloc(reader, &other, 99), SHMALLOC_EREADONLY);
         must_code(shmalloc_root_set(reader, "y", 0, 8), SHMALLOC_EREADONLY);
         must_code(shmalloc_root_remove(reader, "x"), SHMALLOC_EREADONLY);
         must_code(shmalloc_set_max_size(reader, 1ull << 41), SHMALLOC_EREADONLY);
@@ -349,7 +349,7 @@ Test(heap, a_reader_follows_growth)
     pid_t pid = start_child(reads_what_grows, turn);
     await_word(&turn[0], 1);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 32 << 20, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 32 << 20, &ref));
     pattern_fill(shmalloc_ptr(f.heap, ref), 0, 32 << 20, 6);
     must_work(shmalloc_root_set(f.heap, "grown", 0, ref));
     signal_word(&turn[1]);
@@ -424,18 +424,18 @@ Test(heap, maximum_size_can_be_raised_not_lowered)
     options.max_size = 8 << 20;
     must_work(shmalloc_open(f.path, &options, &f.heap));
     shmalloc_ref ref = 0;
-    must_code(shmalloc_alloc(f.heap, 20 << 20, &ref), SHMALLOC_EFULL);
+    must_code(shmalloc_ref_alloc(f.heap, 20 << 20, &ref), SHMALLOC_EFULL);
     must_code(shmalloc_set_max_size(f.heap, 4 << 20), -EINVAL);
     must_code(shmalloc_set_max_size(f.heap, (16ull << 40) + 1), -EINVAL);
     must_work(shmalloc_set_max_size(f.heap, (64 << 20) - 5));
     cr_assert_eq(heap_stats(f.heap).max_size, 64 << 20, "rounded up");
-    int rc = shmalloc_alloc(f.heap, 20 << 20, &ref);
+    int rc = shmalloc_ref_alloc(f.heap, 20 << 20, &ref);
     cr_assert(rc == 0 || rc == SHMALLOC_EADDRESS, "%d: %s", rc, shmalloc_errmsg());
     if (rc == 0)
-        must_work(shmalloc_free(f.heap, &ref));
+        must_work(shmalloc_ref_free(f.heap, &ref));
     fixture_reopen(&f);
-    must_work(shmalloc_alloc(f.heap, 20 << 20, &ref));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 20 << 20, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     must_be_sound(f.heap);
 }
 
@@ -486,7 +486,7 @@ static void make_image(void)
         shmalloc_ref ref = 0;
         char name[20];
         snprintf(name, sizeof(name), "root %zu", i);
-        must_work(shmalloc_alloc(heap, i * 100 + 1, &ref));
+        must_work(shmalloc_ref_alloc(heap, i * 100 + 1, &ref));
         must_work(shmalloc_root_set(heap, name, 0, ref));
     }
     must_work(shmalloc_close(heap));
@@ -605,13 +605,13 @@ static int use_damaged(void *arg)
         return 0;
     shmalloc_ref refs[60] = {0};
     for (size_t i = 0; i < 60; i++)
-        shmalloc_alloc(heap, i * 200 + 1, &refs[i]);
+        shmalloc_ref_alloc(heap, i * 200 + 1, &refs[i]);
     for (int i = 0; i < 50; i++) {
         char name[20];
         snprintf(name, sizeof(name), "root %d", i);
         shmalloc_ref ref = 0;
         if (shmalloc_root_get(heap, name, 0, &ref) == 0 && i % 2) {
-            shmalloc_free(heap, &ref);
+            shmalloc_ref_free(heap, &ref);
             shmalloc_root_remove(heap, name);
         }
     }
@@ -620,7 +620,7 @@ static int use_damaged(void *arg)
     shmalloc_stats stats = {.struct_size = sizeof(stats)};
     shmalloc_get_stats(heap, &stats);
     for (size_t i = 0; i < 60; i++)
-        shmalloc_free(heap, &refs[i]);
+        shmalloc_ref_free(heap, &refs[i]);
     shmalloc_close(heap);
     return 0;
 }
@@ -673,7 +673,7 @@ Test(heap, a_copy_of_a_heap_in_use_is_unclean_until_recovered)
 {
     f.heap = heap_create(f.path, 0);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 100, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 100, &ref));
     pattern_fill(shmalloc_ptr(f.heap, ref), 0, 100, 2);
     must_work(shmalloc_root_set(f.heap, "x", 0, ref));
     const char *copy = fixture_path(&f, "copy");
@@ -691,7 +691,7 @@ Test(heap, a_copy_of_a_heap_in_use_is_unclean_until_recovered)
     shmalloc_ref got;
     must_work(shmalloc_root_get(heap, "x", 0, &got));
     cr_assert_eq(got, ref);
-    must_work(shmalloc_free(heap, &got));
+    must_work(shmalloc_ref_free(heap, &got));
     cr_assert_eq(heap_stats(heap).allocated, 0, "cached blocks of the copied process came back");
     close_sound(heap);
     must_code(shmalloc_recover(f.path), SHMALLOC_EBUSY);
@@ -722,7 +722,7 @@ Test(heap, blocks_and_roots_are_there_after_reopening)
             size_t size = 1 + rng_log_uniform(&rng, 17);
             shmalloc_ref ref = 0;
             if (round == 0) {
-                must_work(shmalloc_alloc(f.heap, size, &ref));
+                must_work(shmalloc_ref_alloc(f.heap, size, &ref));
                 pattern_fill(shmalloc_ptr(f.heap, ref), 0, size, (uint64_t)i);
                 must_work(shmalloc_root_set(f.heap, name, 0, ref));
                 continue;
@@ -730,7 +730,7 @@ Test(heap, blocks_and_roots_are_there_after_reopening)
             must_work(shmalloc_root_get(f.heap, name, 0, &ref));
             must(pattern_check(shmalloc_ptr(f.heap, ref), size, (uint64_t)i) == size, "block %d", i);
             if (round == 2) {
-                must_work(shmalloc_free(f.heap, &ref));
+                must_work(shmalloc_ref_free(f.heap, &ref));
                 must_work(shmalloc_root_remove(f.heap, name));
             }
         }
@@ -744,15 +744,15 @@ Test(heap, many_cycles_of_open_and_close_leak_nothing)
 {
     f.heap = heap_create(f.path, 0);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 8, &ref));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 8, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     struct usage empty = usage_now(f.heap);
     uint64_t metadata = 0;
     int fds = 0;
     for (int i = 0; i < 300; i++) {
         fixture_reopen(&f);
-        must_work(shmalloc_alloc(f.heap, 100, &ref));
-        must_work(shmalloc_free(f.heap, &ref));
+        must_work(shmalloc_ref_alloc(f.heap, 100, &ref));
+        must_work(shmalloc_ref_free(f.heap, &ref));
         int fd = dup(0); /* the lowest free descriptor moves when one leaks */
         close(fd);
         must(i == 0 || fd == fds, "descriptor %d, was %d", fd, fds);

@@ -61,11 +61,11 @@ Test(kept, a_block_comes_back_to_its_thread)
     void *block = take(LARGE);
     uint64_t takes = f.heap->page_heap->takes;
     for (int i = 0; i < 100; i++) {
-        must_work(shmalloc_mfree(f.heap, block));
+        must_work(shmalloc_free(f.heap, block));
         cr_assert_eq(take(LARGE), block);
     }
     cr_assert_eq(f.heap->page_heap->takes, takes, "the page heap had no part in it");
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     cr_assert_eq(cached(), page_of(block)->page_count * SMF_PAGE);
     cr_assert_eq(heap_stats(f.heap).allocated, 0, "it does not count as allocated");
     must_be_as_before(f.heap, &before);
@@ -81,9 +81,9 @@ static void *free_at_once(void *arg)
 {
     struct racer *racer = arg;
     void *warm = take(LARGE); /* this thread has a context, and takes the short way */
-    must_work(shmalloc_mfree(f.heap, warm));
+    must_work(shmalloc_free(f.heap, warm));
     pthread_barrier_wait(racer->barrier);
-    racer->rc = shmalloc_mfree(f.heap, racer->block);
+    racer->rc = shmalloc_free(f.heap, racer->block);
     return NULL;
 }
 
@@ -112,7 +112,7 @@ static int free_kept_of_parent(void *arg)
 {
     const shmalloc_ref *ref = arg;
     shmalloc_heap *heap = fixture_join(&f);
-    must_code(shmalloc_mfree(heap, shmalloc_ptr(heap, *ref)), SHMALLOC_EDOUBLEFREE);
+    must_code(shmalloc_free(heap, shmalloc_ptr(heap, *ref)), SHMALLOC_EDOUBLEFREE);
     must(shmalloc_usable_size(heap, shmalloc_ptr(heap, *ref)) == 0, "a kept block is no block");
     return 0;
 }
@@ -121,7 +121,7 @@ Test(kept, another_process_is_told_that_a_block_is_free)
 {
     void *block = take(LARGE);
     shmalloc_ref ref = shmalloc_ref_of(f.heap, block);
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     cr_assert_eq(run_child(free_kept_of_parent, &ref), 0);
     must_be_as_before(f.heap, &before);
 }
@@ -131,12 +131,12 @@ Test(kept, a_kept_block_cannot_be_resized)
     static const size_t sizes[] = {2 * LARGE, LARGE, LARGE / 2, 100};
     void *block = take(LARGE);
     shmalloc_ref ref = shmalloc_ref_of(f.heap, block), was = ref;
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-        must_code(shmalloc_realloc(f.heap, &ref, sizes[i]), SHMALLOC_EDOUBLEFREE);
+        must_code(shmalloc_ref_realloc(f.heap, &ref, sizes[i]), SHMALLOC_EDOUBLEFREE);
         cr_assert(strstr(shmalloc_errmsg(), "is free already"), "%s", shmalloc_errmsg());
         cr_assert_eq(ref, was);
-        cr_assert_null(shmalloc_mrealloc(f.heap, block, sizes[i]));
+        cr_assert_null(shmalloc_realloc(f.heap, block, sizes[i]));
         cr_assert(strstr(shmalloc_errmsg(), "is free already"), "%s", shmalloc_errmsg());
     }
     cr_assert_gt(cached(), 0, "it is kept still");
@@ -149,9 +149,9 @@ Test(kept, too_large_ones_and_tagged_ones_go_back)
 {
     shmalloc_ref ref;
     void *large = take(MOST + 1);
-    must_work(shmalloc_alloc_tagged(f.heap, LARGE, 3, &ref));
-    must_work(shmalloc_mfree(f.heap, large));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc_tagged(f.heap, LARGE, 3, &ref));
+    must_work(shmalloc_free(f.heap, large));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     cr_assert_eq(cached(), 0);
 }
 
@@ -161,7 +161,7 @@ Test(kept, a_thread_keeps_eight_mebibytes_at_most)
     for (int i = 0; i < 40; i++)
         blocks[i] = take(MOST - 4096 * (size_t)i);
     for (int i = 0; i < 40; i++) {
-        must_work(shmalloc_mfree(f.heap, blocks[i]));
+        must_work(shmalloc_free(f.heap, blocks[i]));
         cr_assert_leq(cached(), 8u << 20);
     }
     cr_assert_gt(cached(), 6u << 20);
@@ -175,7 +175,7 @@ static void keeps_nothing(unsigned flags, uint64_t decay_ms)
     f.heap = heap_create(f.path, flags);
     must_work(shmalloc_set_give_back(f.heap, decay_ms, 0));
     void *block = take(LARGE);
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     cr_assert_eq(page_of(block)->kind, SMF_PAGE_FREE);
 }
 
@@ -193,11 +193,11 @@ Test(kept, zeroed_blocks_are_zero)
 {
     void *block = take(LARGE);
     memset(block, 0xaa, LARGE);
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     void *again = shmalloc_calloc(f.heap, 1, LARGE);
     cr_assert_eq(again, block, "the test wants the same block");
     cr_assert(all_zero(again, LARGE));
-    must_work(shmalloc_mfree(f.heap, again));
+    must_work(shmalloc_free(f.heap, again));
 }
 
 /* ---- room ---- */
@@ -215,11 +215,11 @@ static int hold_in_child(void *arg)
     for (unsigned i = 0; i < holder->count; i++)
         blocks[i] = take(MOST);
     for (unsigned i = 0; i < holder->count; i++)
-        must_work(shmalloc_mfree(f.heap, blocks[i]));
+        must_work(shmalloc_free(f.heap, blocks[i]));
     signal_word(&holder->step[0]);
     await_word(&holder->step[1], 1);
     for (unsigned i = 0; i < holder->count; i++) /* what was taken away is found to be gone */
-        must_work(shmalloc_mfree(f.heap, take(MOST)));
+        must_work(shmalloc_free(f.heap, take(MOST)));
     return 0;
 }
 
@@ -243,7 +243,7 @@ Test(kept, what_others_keep_is_had_by_who_finds_no_room)
     cr_assert_lt(left, MOST);
     cr_assert_eq(cached(), 0, "all of it was had");
     while (count > 0)
-        must_work(shmalloc_mfree(f.heap, blocks[--count]));
+        must_work(shmalloc_free(f.heap, blocks[--count]));
     signal_word(&holder.step[1]);
     cr_assert_eq(wait_child(pid), 0);
     must_be_sound(f.heap);
@@ -268,7 +268,7 @@ Test(kept, what_others_keep_is_had_below_a_limit_on_file_size)
     for (int i = 0; i < 4; i++)
         blocks[i] = take(MOST);
     for (int i = 0; i < 4; i++)
-        must_work(shmalloc_mfree(f.heap, blocks[i]));
+        must_work(shmalloc_free(f.heap, blocks[i]));
     cr_assert_eq(run_child(find_room_below_a_limit, count), 0);
     cr_assert_eq(cached(), 0, "all of it was had");
     cr_assert_geq(*count, 4);
@@ -278,8 +278,8 @@ Test(kept, a_block_grows_over_a_kept_neighbour)
 {
     void *block = take(LARGE), *behind = take(LARGE), *guard = take(LARGE);
     cr_assert_eq((uint8_t *)behind - (uint8_t *)block, page_of(block)->page_count * SMF_PAGE);
-    must_work(shmalloc_mfree(f.heap, behind));
-    cr_assert_eq(shmalloc_mrealloc(f.heap, block, LARGE + 50000), block);
+    must_work(shmalloc_free(f.heap, behind));
+    cr_assert_eq(shmalloc_realloc(f.heap, block, LARGE + 50000), block);
     cr_assert_neq(take(LARGE), behind, "the kept block is gone");
     (void)guard;
     must_be_sound(f.heap);
@@ -288,7 +288,7 @@ Test(kept, a_block_grows_over_a_kept_neighbour)
 Test(kept, trim_empties_them)
 {
     void *block = take(LARGE);
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     cr_assert_gt(cached(), 0);
     cr_assert_geq(shmalloc_trim(f.heap), LARGE);
     cr_assert_eq(cached(), 0);
@@ -299,10 +299,10 @@ Test(kept, they_go_back_when_nobody_wants_them)
 {
     must_work(shmalloc_set_give_back(f.heap, 1, 0));
     void *block = take(LARGE);
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     for (int i = 0; i < 1000 && cached() > 0; i++) { /* long ways, each of which looks around */
         usleep(2000);
-        must_work(shmalloc_mfree(f.heap, take(4 * MOST)));
+        must_work(shmalloc_free(f.heap, take(4 * MOST)));
     }
     cr_assert_eq(cached(), 0);
 }
@@ -314,7 +314,7 @@ static void *plant_entries(void *arg)
 {
     void **blocks = arg;
     for (int i = 0; i < 3; i++)
-        must_work(shmalloc_mfree(f.heap, blocks[i]));
+        must_work(shmalloc_free(f.heap, blocks[i]));
     uint64_t *spans = smi_current->slot->spans, kept = shmalloc_ref_of(f.heap, blocks[0]);
     must(spans[0] - kept < SMF_PAGE, "the first entry has the first block");
     spans[8] = spans[0];
@@ -335,7 +335,7 @@ Test(kept, a_thread_that_ends_gives_back_what_it_keeps_and_nothing_else)
     cr_assert_eq(cached(), 0);
     cr_assert_eq(heap_stats(f.heap).allocated_blocks, 1);
     must_be_sound(f.heap);
-    must_work(shmalloc_mfree(f.heap, blocks[3]));
+    must_work(shmalloc_free(f.heap, blocks[3]));
     must_be_as_before(f.heap, &before);
 }
 
@@ -344,8 +344,8 @@ static int keep_and_die(void *arg)
     (void)arg;
     f.heap = fixture_join(&f);
     void *one = take(LARGE), *two = take(MOST);
-    must_work(shmalloc_mfree(f.heap, one));
-    must_work(shmalloc_mfree(f.heap, two));
+    must_work(shmalloc_free(f.heap, one));
+    must_work(shmalloc_free(f.heap, two));
     kill(getpid(), SIGKILL);
     return 0;
 }
@@ -374,14 +374,14 @@ Test(kept, a_block_stays_kept_when_who_claimed_it_dies)
 {
     void *block = take(LARGE);
     shmalloc_ref ref = shmalloc_ref_of(f.heap, block);
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     cr_assert_eq(run_child(claim_and_die, &ref), -SIGKILL);
     void *other = take(LARGE); /* it cannot be had; and then the page heap is repaired */
     cr_assert_neq(other, block);
     must_work(shmalloc_check(f.heap));
     cr_assert_eq(take(LARGE), block, "it is kept again");
-    must_work(shmalloc_mfree(f.heap, block));
-    must_work(shmalloc_mfree(f.heap, other));
+    must_work(shmalloc_free(f.heap, block));
+    must_work(shmalloc_free(f.heap, other));
     must_be_as_before(f.heap, &before);
 }
 
@@ -390,7 +390,7 @@ Test(kept, a_block_can_be_freed_when_who_resized_it_dies)
     void *block = take(LARGE);
     shmalloc_ref ref = shmalloc_ref_of(f.heap, block);
     cr_assert_eq(run_child(claim_and_die, &ref), -SIGKILL);
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     must_be_as_before(f.heap, &before);
 }
 
@@ -400,14 +400,14 @@ Test(kept, a_block_can_be_resized_when_who_resized_it_dies)
     shmalloc_ref ref = shmalloc_ref_of(f.heap, block);
     cr_assert_eq(run_child(claim_and_die, &ref), -SIGKILL);
     cr_assert_geq(shmalloc_usable_size(f.heap, block), LARGE);
-    must_work(shmalloc_realloc(f.heap, &ref, 2 * LARGE));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_realloc(f.heap, &ref, 2 * LARGE));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     must_be_as_before(f.heap, &before);
 }
 
 static int free_and_fail(shmalloc_heap *heap, void *block, void *arg)
 {
-    must_work(shmalloc_mfree(heap, block));
+    must_work(shmalloc_free(heap, block));
     if (arg)
         kill(getpid(), SIGKILL);
     return -ECANCELED;
@@ -428,14 +428,14 @@ Test(kept, an_init_that_frees_its_block_costs_nobody_anything)
     void *block = take(LARGE); /* the same, which is somebody's now */
     must_code(shmalloc_root_get_or_create(f.heap, "root", 0, 8, NULL, NULL, &ref), 1);
     must_work(shmalloc_root_remove(f.heap, "root"));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     cr_assert_eq(run_child(free_and_die, &f), -SIGKILL);
     ref = shmalloc_ref_of(f.heap, block);
     must_work(shmalloc_close(f.heap));
     must_work(shmalloc_open(f.path, NULL, &f.heap)); /* the slots of the dead and of this thread came back */
     block = shmalloc_ptr(f.heap, ref);
     cr_assert_geq(shmalloc_usable_size(f.heap, block), LARGE);
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     must_be_as_before(f.heap, &before);
 }
 
@@ -444,12 +444,12 @@ Test(kept, an_init_that_frees_its_block_costs_nobody_anything)
 Test(kept, who_only_takes_kept_blocks_sees_that_the_heap_is_poisoned)
 {
     void *block = take(LARGE);
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     f.heap->state->poison = (uint64_t)-SHMALLOC_ECORRUPT;
     int i = 0;
     while (i < 1000 && (block = shmalloc_malloc(f.heap, LARGE)) != NULL) {
         i++;
-        if (shmalloc_mfree(f.heap, block) < 0)
+        if (shmalloc_free(f.heap, block) < 0)
             break;
     }
     cr_assert_lt(i, 1000);

@@ -137,7 +137,7 @@ static int sealable(shmalloc_heap **heap, uint64_t initial_size)
     options.flags = SHMALLOC_CREATE;
     options.initial_size = initial_size;
     must_work(shmalloc_open_fd(fd, &options, heap));
-    must_work(shmalloc_alloc(*heap, 1000, &ref));
+    must_work(shmalloc_ref_alloc(*heap, 1000, &ref));
     pattern_fill(shmalloc_ptr(*heap, ref), 0, 1000, 1);
     must_work(shmalloc_root_set(*heap, "x", 0, ref));
     return fd;
@@ -193,7 +193,7 @@ static int fill(shmalloc_heap *heap, shmalloc_ref *refs, int *count)
     int rc = 0;
     for (*count = 0; rc == 0; *count += rc == 0) {
         must(*count < SEALED, "it grows");
-        rc = shmalloc_alloc(heap, PIECE, &refs[*count]);
+        rc = shmalloc_ref_alloc(heap, PIECE, &refs[*count]);
         if (rc == 0)
             pattern_fill(shmalloc_ptr(heap, refs[*count]), 0, PIECE, (uint64_t)*count);
     }
@@ -214,7 +214,7 @@ static void use_sealed(int fd, shmalloc_heap *heap, int can_punch)
     must(count > 20, "%d blocks", count);
     for (int i = 0; i < count; i++) {
         must(pattern_check(shmalloc_ptr(heap, refs[i]), PIECE, (uint64_t)i) == PIECE, "block %d", i);
-        must_work(shmalloc_free(heap, &refs[i]));
+        must_work(shmalloc_ref_free(heap, &refs[i]));
     }
     int64_t given = shmalloc_trim(heap);
     must(can_punch ? given > 0 : given == 0, "%lld: %s", (long long)given, shmalloc_errmsg());
@@ -223,7 +223,7 @@ static void use_sealed(int fd, shmalloc_heap *heap, int can_punch)
     must_code(fill(heap, refs, &again), SHMALLOC_EFULL);
     must(again == count, "%d blocks, before %d", again, count);
     while (again-- > 0)
-        must_work(shmalloc_free(heap, &refs[again]));
+        must_work(shmalloc_ref_free(heap, &refs[again]));
 }
 
 Test(messages, memfds_sealed_against_growing)
@@ -233,8 +233,8 @@ Test(messages, memfds_sealed_against_growing)
     for (int i = 0; i < 3; i++) {
         int fd = sealable(&heap, 1 << 20);
         shmalloc_ref ref = 0;
-        must_work(shmalloc_alloc(heap, 3 << 20, &ref)); /* a chunk of its own, free then, which could be cut off */
-        must_work(shmalloc_free(heap, &ref));
+        must_work(shmalloc_ref_alloc(heap, 3 << 20, &ref)); /* a chunk of its own, free then, which could be cut off */
+        must_work(shmalloc_ref_free(heap, &ref));
         must(fcntl(fd, F_ADD_SEALS, seals[i]) == 0, "seal: %s", strerror(errno));
         use_sealed(fd, heap, i < 2);
         must_work(shmalloc_set_give_back(heap, 0, 0)); /* the same without being asked to */
@@ -259,19 +259,19 @@ Test(messages, memfds_sealed_against_shrinking)
         must(pwrite(fd, dirt, sizeof(dirt), st.st_size + (i << 20)) == sizeof(dirt), "pwrite");
     must(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) == 0, "seal: %s", strerror(errno));
     for (int i = 0; i < 4; i++) {
-        must_work(shmalloc_alloc_zeroed(heap, 3 << 20, &refs[i]));
+        must_work(shmalloc_ref_alloc_zeroed(heap, 3 << 20, &refs[i]));
         must(all_zero(shmalloc_ptr(heap, refs[i]), 3 << 20), "not zero");
     }
     must_be_sound(heap);
     for (int i = 0; i < 4; i++)
-        must_work(shmalloc_free(heap, &refs[i]));
+        must_work(shmalloc_ref_free(heap, &refs[i]));
     must(fstat(fd, &st) == 0, "fstat");
     off_t size = st.st_size;
     must(shmalloc_trim(heap) > 0, "%s", shmalloc_errmsg());
     must(fstat(fd, &st) == 0 && st.st_size == size && st.st_blocks < 4 << 11, "%lld bytes, %lld stored",
          (long long)st.st_size, (long long)st.st_blocks * 512);
-    must_work(shmalloc_alloc(heap, 8 << 20, &refs[0]));
-    must_work(shmalloc_free(heap, &refs[0]));
+    must_work(shmalloc_ref_alloc(heap, 8 << 20, &refs[0]));
+    must_work(shmalloc_ref_free(heap, &refs[0]));
     must_be_sound(heap);
     must_work(shmalloc_close(heap));
     close(fd);
@@ -328,21 +328,21 @@ Test(messages, an_attribute_set_meanwhile)
     const char *path = fixture_path(&f, "open");
     shmalloc_heap *heap = heap_create(path, 0);
     shmalloc_ref ref = 0, large = 0;
-    must_work(shmalloc_alloc(heap, 3 << 20, &ref));
+    must_work(shmalloc_ref_alloc(heap, 3 << 20, &ref));
     pattern_fill(shmalloc_ptr(heap, ref), 0, 3 << 20, 1);
     if (!set_attribute(path, FS_IMMUTABLE_FL)) {
         shmalloc_close(heap);
         suite_end();
         cr_skip_test("attributes cannot be set here");
     }
-    must_explain(shmalloc_alloc(heap, 20 << 20, &large), -EPERM, path, "immutable", "chattr -i", NULL);
-    must_work(shmalloc_free(heap, &ref));
+    must_explain(shmalloc_ref_alloc(heap, 20 << 20, &large), -EPERM, path, "immutable", "chattr -i", NULL);
+    must_work(shmalloc_ref_free(heap, &ref));
     must(shmalloc_trim(heap) == 0, "%s", shmalloc_errmsg());
-    must_work(shmalloc_alloc(heap, 3 << 20, &ref));
+    must_work(shmalloc_ref_alloc(heap, 3 << 20, &ref));
     must(set_attribute(path, 0), "chattr");
-    must_work(shmalloc_alloc(heap, 20 << 20, &large));
-    must_work(shmalloc_free(heap, &large));
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_alloc(heap, 20 << 20, &large));
+    must_work(shmalloc_ref_free(heap, &large));
+    must_work(shmalloc_ref_free(heap, &ref));
     must(shmalloc_trim(heap) > 0, "%s", shmalloc_errmsg());
     must_be_sound(heap);
     must_work(shmalloc_close(heap));
@@ -487,7 +487,7 @@ static int alloc_in_a_heap_of_2_MiB(size_t size)
     options.flags = SHMALLOC_CREATE;
     options.max_size = 2 << 20;
     must_work(shmalloc_open(fixture_path(&f, "small"), &options, &heap));
-    int rc = shmalloc_alloc(heap, size, &ref);
+    int rc = shmalloc_ref_alloc(heap, size, &ref);
     must(rc < 0 && ref == 0, "%zu bytes were to be had", size);
     char text[1024];
     snprintf(text, sizeof(text), "%s", shmalloc_errmsg());
@@ -510,23 +510,23 @@ Test(messages, blocks_that_are_none)
 {
     shmalloc_ref ref = 0, other;
     int local = 0;
-    must_work(shmalloc_alloc(f.heap, 0, &ref)); /* counts as 1 */
-    must_work(shmalloc_free(f.heap, &ref));
-    must_work(shmalloc_alloc(f.heap, 100, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 0, &ref)); /* counts as 1 */
+    must_work(shmalloc_ref_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 100, &ref));
     other = ref + 16;
-    must_explain(shmalloc_free(f.heap, &other), SHMALLOC_EBADREF, f.path, "not the first byte", "0x",
+    must_explain(shmalloc_ref_free(f.heap, &other), SHMALLOC_EBADREF, f.path, "not the first byte", "0x",
                  "what an allocation gave", NULL);
-    must_explain(shmalloc_mfree(f.heap, &local), SHMALLOC_EBADREF, f.path, "not in this heap", NULL);
+    must_explain(shmalloc_free(f.heap, &local), SHMALLOC_EBADREF, f.path, "not in this heap", NULL);
     other = 1ull << 43;
-    must_explain(shmalloc_free(f.heap, &other), SHMALLOC_EBADREF, f.path, "0x80000000000", NULL);
+    must_explain(shmalloc_ref_free(f.heap, &other), SHMALLOC_EBADREF, f.path, "0x80000000000", NULL);
     other = ref;
-    must_work(shmalloc_free(f.heap, &ref));
-    must_explain(shmalloc_free(f.heap, &other), SHMALLOC_EDOUBLEFREE, f.path, "free already", "once", NULL);
+    must_work(shmalloc_ref_free(f.heap, &ref));
+    must_explain(shmalloc_ref_free(f.heap, &other), SHMALLOC_EDOUBLEFREE, f.path, "free already", "once", NULL);
     shmalloc_heap *reader;
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
     options.flags = SHMALLOC_READ_ONLY;
     must_work(shmalloc_open(f.path, &options, &reader));
-    must_explain(shmalloc_alloc(reader, 8, &other), SHMALLOC_EREADONLY, f.path, "read-only", "open it for writing",
+    must_explain(shmalloc_ref_alloc(reader, 8, &other), SHMALLOC_EREADONLY, f.path, "read-only", "open it for writing",
                  NULL);
     must_work(shmalloc_close(reader));
 }

@@ -27,13 +27,13 @@ struct block {
 
 static struct block *make_block(void)
 {
-    must_work(shmalloc_alloc_zeroed(f.heap, sizeof(struct block), &block_ref));
+    must_work(shmalloc_ref_alloc_zeroed(f.heap, sizeof(struct block), &block_ref));
     return shmalloc_ptr(f.heap, block_ref);
 }
 
 static void drop_block(void)
 {
-    must_work(shmalloc_free(f.heap, &block_ref));
+    must_work(shmalloc_ref_free(f.heap, &block_ref));
 }
 
 Test(mutex, zeroed_bytes_are_an_unlocked_mutex)
@@ -345,7 +345,7 @@ static int link_and_die(void *arg)
     struct block *b = arg;
     int rc = shmalloc_mutex_lock(f.heap, &b->mutex);
     must(rc >= 0, "%d", rc);
-    must_work(b->link ? shmalloc_free(f.heap, &b->link) : shmalloc_alloc(f.heap, 300, &b->link));
+    must_work(b->link ? shmalloc_ref_free(f.heap, &b->link) : shmalloc_ref_alloc(f.heap, 300, &b->link));
     raise(SIGKILL);
     return 1;
 }

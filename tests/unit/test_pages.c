@@ -43,7 +43,7 @@ TestSuite(pages, .init = begin, .fini = end, .timeout = 60);
 static shmalloc_ref take(uint64_t page_count)
 {
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, page_count * PAGE, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, page_count * PAGE, &ref));
     must(shmalloc_usable_size(f.heap, shmalloc_ptr(f.heap, ref)) == page_count * PAGE,
          "%llu pages", (unsigned long long)page_count);
     return ref;
@@ -52,7 +52,7 @@ static shmalloc_ref take(uint64_t page_count)
 /* To the page heap: the thread would keep it. */
 static void give(shmalloc_ref ref)
 {
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     must_work(smi_kept_release(f.heap, smi_current->slot, smi_current->slot_index));
 }
 
@@ -120,12 +120,12 @@ Test(pages, taking_all_pages_leaves_no_free_run_and_freeing_brings_all_back)
     struct usage empty = usage_now(small);
     int count = 0;
     for (uint64_t pages = 256; pages >= 9; pages = pages > 9 ? pages / 2 < 9 ? 9 : pages / 2 : 8)
-        while (shmalloc_alloc(small, pages * PAGE, &refs[count]) == 0)
+        while (shmalloc_ref_alloc(small, pages * PAGE, &refs[count]) == 0)
             count++;
     must_be_sound(small);
     cr_assert_lt(heap_stats(small).largest_free_run, 9 * PAGE);
     for (int i = 0; i < count; i++)
-        must_work(shmalloc_free(small, &refs[i]));
+        must_work(shmalloc_ref_free(small, &refs[i]));
     must_be_as_before(small, &empty);
     must_work(shmalloc_close(small));
 }
@@ -156,7 +156,7 @@ Test(pages, front_and_back_of_an_aligned_block_merge_again)
     uint64_t run = heap_stats(f.heap).largest_free_run;
     for (int i = 0; i < 4; i++) {
         shmalloc_ref odd = take(9 + (uint64_t)i), aligned = 0;
-        must_work(shmalloc_alloc_aligned(f.heap, 1 << 20, 100 * PAGE, &aligned));
+        must_work(shmalloc_ref_alloc_aligned(f.heap, 1 << 20, 100 * PAGE, &aligned));
         cr_assert_eq(aligned % (1 << 20), 0);
         must_be_sound(f.heap);
         give(odd);
@@ -171,7 +171,7 @@ Test(pages, aligned_takes_of_every_alignment_and_offset)
         for (uint64_t offset = 9; offset < 14; offset++) {
             shmalloc_ref front = take(offset), blocks[4] = {0};
             for (int i = 0; i < 4; i++) {
-                must_work(shmalloc_alloc_aligned(f.heap, alignment, (9 + (uint64_t)i) * PAGE, &blocks[i]));
+                must_work(shmalloc_ref_alloc_aligned(f.heap, alignment, (9 + (uint64_t)i) * PAGE, &blocks[i]));
                 must(blocks[i] % alignment == 0, "alignment %zu", alignment);
             }
             must_be_sound(f.heap);
@@ -302,15 +302,15 @@ Test(pages, resize_in_place_takes_only_what_is_free_behind)
     shmalloc_ref a = take(100), b = take(20), c = take(50), was = a;
     give(b);
     uint64_t size = 100;
-    must_work(shmalloc_realloc(f.heap, &a, (size = 115) * PAGE));
+    must_work(shmalloc_ref_realloc(f.heap, &a, (size = 115) * PAGE));
     cr_assert_eq(a, was, "15 of the 20 free pages behind");
-    must_work(shmalloc_realloc(f.heap, &a, (size = 120) * PAGE));
+    must_work(shmalloc_ref_realloc(f.heap, &a, (size = 120) * PAGE));
     cr_assert_eq(a, was, "all of them");
     must_be_sound(f.heap);
-    must_work(shmalloc_realloc(f.heap, &a, (size = 121) * PAGE));
+    must_work(shmalloc_ref_realloc(f.heap, &a, (size = 121) * PAGE));
     cr_assert_neq(a, was, "the next page is taken");
     must_be_sound(f.heap);
-    must_work(shmalloc_realloc(f.heap, &a, 10 * PAGE));
+    must_work(shmalloc_ref_realloc(f.heap, &a, 10 * PAGE));
     cr_assert_eq(shmalloc_usable_size(f.heap, shmalloc_ptr(f.heap, a)), 10 * PAGE);
     give(a);
     give(c);

@@ -59,15 +59,15 @@ static void damage_free_sets(void)
 Test(poison, damage_is_found_named_and_stops_mutation_everywhere)
 {
     shmalloc_ref kept = 0, ref = 7, got = 0;
-    must_work(shmalloc_alloc(f.heap, 100, &kept));
+    must_work(shmalloc_ref_alloc(f.heap, 100, &kept));
     must_work(shmalloc_root_set(f.heap, "kept", 0, kept));
     pattern_fill(shmalloc_ptr(f.heap, kept), 0, 100, 1);
     damage_free_sets();
-    must_code(shmalloc_alloc(f.heap, 1 << 20, &ref), SHMALLOC_ECORRUPT);
+    must_code(shmalloc_ref_alloc(f.heap, 1 << 20, &ref), SHMALLOC_ECORRUPT);
     cr_assert_str_not_empty(shmalloc_errmsg());
     cr_assert_eq(ref, 7);
-    must_code(shmalloc_alloc(f.heap, 1 << 20, &ref), SHMALLOC_EPOISONED);
-    must_code(shmalloc_alloc_aligned(f.heap, 4096, 100000, &ref), SHMALLOC_EPOISONED);
+    must_code(shmalloc_ref_alloc(f.heap, 1 << 20, &ref), SHMALLOC_EPOISONED);
+    must_code(shmalloc_ref_alloc_aligned(f.heap, 4096, 100000, &ref), SHMALLOC_EPOISONED);
     must_code(shmalloc_root_set(f.heap, "new", 0, 8), SHMALLOC_EPOISONED);
     must_code(shmalloc_root_remove(f.heap, "kept"), SHMALLOC_EPOISONED);
     cr_assert_eq(shmalloc_trim(f.heap), SHMALLOC_EPOISONED);
@@ -87,7 +87,7 @@ static int finds_poison(void *arg)
     int rc = shmalloc_open(f.path, NULL, &heap);
     if (rc < 0)
         return rc != SHMALLOC_EPOISONED && rc != SHMALLOC_ECORRUPT;
-    must_code(shmalloc_alloc(heap, 1 << 20, &ref), SHMALLOC_EPOISONED);
+    must_code(shmalloc_ref_alloc(heap, 1 << 20, &ref), SHMALLOC_EPOISONED);
     return 0;
 }
 
@@ -95,7 +95,7 @@ Test(poison, other_processes_see_it)
 {
     shmalloc_ref ref;
     damage_free_sets();
-    must_code(shmalloc_alloc(f.heap, 1 << 20, &ref), SHMALLOC_ECORRUPT);
+    must_code(shmalloc_ref_alloc(f.heap, 1 << 20, &ref), SHMALLOC_ECORRUPT);
     cr_assert_eq(run_child(finds_poison, NULL), 0);
 }
 
@@ -112,12 +112,12 @@ static int survive_nonsense(void *arg)
         shmalloc_heap *heap = heap_create(path, 0);
         shmalloc_ref refs[40] = {0};
         for (int k = 0; k < 20; k++)
-            must_work(shmalloc_alloc(heap, (size_t)k * 500 + 1, &refs[k]));
+            must_work(shmalloc_ref_alloc(heap, (size_t)k * 500 + 1, &refs[k]));
         memcpy(shmalloc_ptr(heap, offset), &nonsense[i], 8);
         for (int k = 0; k < 20; k++)
-            shmalloc_free(heap, &refs[k]);
+            shmalloc_ref_free(heap, &refs[k]);
         for (int k = 0; k < 40; k++)
-            shmalloc_alloc(heap, (size_t)k * 2500 + 1, &refs[k]);
+            shmalloc_ref_alloc(heap, (size_t)k * 2500 + 1, &refs[k]);
         shmalloc_trim(heap);
         shmalloc_check(heap);
         shmalloc_stats stats = {.struct_size = sizeof(stats)};
@@ -164,7 +164,7 @@ static void use_and_ignore(void)
         blocks[i] = shmalloc_malloc(f.heap, 40);
     for (int i = 0; i < 200; i++)
         if (blocks[i])
-            shmalloc_mfree(f.heap, blocks[i]);
+            shmalloc_free(f.heap, blocks[i]);
     shmalloc_trim(f.heap);
 }
 
@@ -189,7 +189,7 @@ Test(poison, a_fallen_count_of_reshaped_slabs_is_noticed)
     for (int i = 0; i < 2000; i++)
         blocks[i] = shmalloc_malloc(f.heap, 100);
     for (int i = 0; i < 2000; i++)
-        must_work(shmalloc_mfree(f.heap, blocks[i]));
+        must_work(shmalloc_free(f.heap, blocks[i]));
     shmalloc_trim(f.heap); /* slabs end */
     cr_assert_gt(f.heap->state->reshaped, 0);
     use_and_ignore();
@@ -206,7 +206,7 @@ static uint64_t *stack(uint64_t *count)
     for (int i = 0; i < 20; i++)
         blocks[i] = shmalloc_malloc(f.heap, 40);
     for (int i = 0; i < 20; i++)
-        must_work(shmalloc_mfree(f.heap, blocks[i]));
+        must_work(shmalloc_free(f.heap, blocks[i]));
     struct smi_bin *bin = smi_bin(smi_current, smi_class_of(40));
     must(bin->array[0] == SMF_OPEN, "the stack is open");
     *count = smi_stack_count(bin->array, (uint32_t)bin->capacity + 1);

@@ -45,7 +45,7 @@ static void *filled(size_t size, uint64_t stamp)
 static void check_and_free(void *block, size_t size, uint64_t stamp)
 {
     must(pattern_check(block, size, stamp) == size, "block %p of %zu bytes changed", block, size);
-    must_work(shmalloc_mfree(heap, block));
+    must_work(shmalloc_free(heap, block));
 }
 
 Test(private, every_size_from_a_byte_to_64_MiB)
@@ -71,10 +71,10 @@ Test(private, zeroed_blocks_are_zero_where_others_were)
 {
     open_heap(0);
     for (size_t size = 1; size < 8 << 20; size = size * 3 + 1) {
-        must_work(shmalloc_mfree(heap, filled(size, size)));
+        must_work(shmalloc_free(heap, filled(size, size)));
         void *block = shmalloc_calloc(heap, 1, size);
         must(block && all_zero(block, size), "%zu bytes", size);
-        must_work(shmalloc_mfree(heap, block));
+        must_work(shmalloc_free(heap, block));
     }
     must_work(shmalloc_close(heap));
 }
@@ -84,7 +84,7 @@ Test(private, trimmed_memory_goes_back_and_reads_as_zeros)
     enum { SIZE = 64 << 20 };
     open_heap(0);
     void *block = filled(SIZE, 1);
-    must_work(shmalloc_mfree(heap, block));
+    must_work(shmalloc_free(heap, block));
     int64_t given = shmalloc_trim(heap);
     must(given >= SIZE, "%lld bytes went back", (long long)given);
     must_be_sound(heap);
@@ -111,15 +111,15 @@ Test(private, roots_links_tags_and_statistics_work)
 {
     open_heap(0);
     shmalloc_ref ref, found, word;
-    must_work(shmalloc_alloc_tagged(heap, 100, 7, &ref));
+    must_work(shmalloc_ref_alloc_tagged(heap, 100, 7, &ref));
     cr_assert_eq(shmalloc_tag(heap, ref), 7);
     must_work(shmalloc_root_set(heap, "it", 1, ref));
     must_work(shmalloc_root_get(heap, "it", 1, &found));
     cr_assert_eq(found, ref);
-    must_work(shmalloc_alloc_zeroed(heap, 8, &word));
-    must_work(shmalloc_alloc(heap, 50, shmalloc_ptr(heap, word)));
-    must_work(shmalloc_realloc(heap, shmalloc_ptr(heap, word), 5000));
-    must_work(shmalloc_free(heap, shmalloc_ptr(heap, word)));
+    must_work(shmalloc_ref_alloc_zeroed(heap, 8, &word));
+    must_work(shmalloc_ref_alloc(heap, 50, shmalloc_ptr(heap, word)));
+    must_work(shmalloc_ref_realloc(heap, shmalloc_ptr(heap, word), 5000));
+    must_work(shmalloc_ref_free(heap, shmalloc_ptr(heap, word)));
     shmalloc_stats stats = heap_stats(heap);
     cr_assert_eq(stats.allocated_blocks, 2);
     cr_assert_eq(stats.threads, 1);
@@ -131,9 +131,9 @@ Test(private, a_hardened_one_finds_every_double_free)
 {
     open_heap(SHMALLOC_HARDENED);
     void *a = filled(40, 1), *b = filled(40, 2);
-    must_work(shmalloc_mfree(heap, a));
-    must_work(shmalloc_mfree(heap, b));
-    must_code(shmalloc_mfree(heap, a), SHMALLOC_EDOUBLEFREE);
+    must_work(shmalloc_free(heap, a));
+    must_work(shmalloc_free(heap, b));
+    must_code(shmalloc_free(heap, a), SHMALLOC_EDOUBLEFREE);
     must_work(shmalloc_close(heap));
 }
 
@@ -158,11 +158,11 @@ Test(private, two_of_them_know_their_own_blocks)
     open_heap(SHMALLOC_HUGE_PAGES);
     must_work(shmalloc_open_private(NULL, &other));
     void *block = filled(30, 1);
-    must_code(shmalloc_mfree(other, block), SHMALLOC_EBADREF);
+    must_code(shmalloc_free(other, block), SHMALLOC_EBADREF);
     check_and_free(block, 30, 1);
     must_work(shmalloc_close(heap));
     must(shmalloc_malloc(other, 5), "the other one is open still");
-    must_code(shmalloc_alloc(heap, 1, &(shmalloc_ref){0}), SHMALLOC_ECLOSED);
+    must_code(shmalloc_ref_alloc(heap, 1, &(shmalloc_ref){0}), SHMALLOC_ECLOSED);
     must_work(shmalloc_close(other));
 }
 
@@ -240,7 +240,7 @@ Test(private, a_child_may_close_it)
     void *block = filled(1, 1);
     pid_t pid = fork();
     if (pid == 0)
-        _exit(shmalloc_close(heap) == 0 && shmalloc_alloc(heap, 1, &(shmalloc_ref){0}) == SHMALLOC_ECLOSED ? 0 : 1);
+        _exit(shmalloc_close(heap) == 0 && shmalloc_ref_alloc(heap, 1, &(shmalloc_ref){0}) == SHMALLOC_ECLOSED ? 0 : 1);
     cr_assert_eq(wait_child(pid), 0);
     check_and_free(block, 1, 1);
     must_work(shmalloc_close(heap));
@@ -257,14 +257,14 @@ static void *churn(void *arg)
     while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
         unsigned i = (unsigned)rng_below(&rng, HELD);
         if (held[i])
-            must_work(shmalloc_mfree(heap, held[i]));
+            must_work(shmalloc_free(heap, held[i]));
         held[i] = shmalloc_malloc(heap, 1 + rng_log_uniform(&rng, 18));
         must(held[i], "%s", shmalloc_errmsg());
         *(char *)held[i] = 1;
     }
     for (int i = 0; i < HELD; i++)
         if (held[i])
-            must_work(shmalloc_mfree(heap, held[i]));
+            must_work(shmalloc_free(heap, held[i]));
     return NULL;
 }
 
@@ -336,7 +336,7 @@ Test(private, a_child_that_settles_may_fork)
         for (int i = 0; i < COUNT; i++)
             blocks[i] = shmalloc_malloc(heap, (size_t)(8 + i % 60 * 16));
         for (int i = 0; i < COUNT; i++)
-            must_work(shmalloc_mfree(heap, blocks[i])); /* full stacks, which take their time to give back */
+            must_work(shmalloc_free(heap, blocks[i])); /* full stacks, which take their time to give back */
         pid_t pid = fork();
         if (pid == 0) {
             grandchild_of_a_settling_child((unsigned)rng_below(&rng, 500000));
@@ -362,7 +362,7 @@ Test(private, a_child_whose_new_thread_settles)
         pthread_t thread;
         open_heap(0);
         void *block = shmalloc_malloc(heap, 100);
-        must_work(shmalloc_mfree(heap, block));
+        must_work(shmalloc_free(heap, block));
         const struct smi_thread *mine = heap->contexts;
         pid_t pid = ways[way]();
         if (pid == 0) {
@@ -410,7 +410,7 @@ Test(private, a_thread_of_a_child_ends_before_the_copy_is_used)
         pthread_exit(NULL);
     }
     cr_assert_eq(wait_child_within(pid, 20000), 0);
-    must_work(shmalloc_mfree(heap, block));
+    must_work(shmalloc_free(heap, block));
     must_work(shmalloc_close(heap));
 }
 
@@ -466,14 +466,14 @@ Test(private, a_child_may_begin_with_frees_of_large_blocks)
     for (int i = 0; i < COUNT; i++)
         must((blocks[i] = shmalloc_malloc(heap, LARGE)) != NULL, "%s", shmalloc_errmsg());
     for (unsigned i = 0; i < SMF_SPANS; i++) /* as many as a thread keeps: each that is freed later takes one's place */
-        must_work(shmalloc_mfree(heap, blocks[i]));
+        must_work(shmalloc_free(heap, blocks[i]));
     stop = 0;
     must(pthread_create(&thread, NULL, hold_page_heap, NULL) == 0, "pthread_create");
     await_word((uint32_t *)&stop, 1);
     pid_t pid = fork();
     if (pid == 0) {
         for (unsigned i = SMF_SPANS; i < COUNT; i++)
-            must_work(shmalloc_mfree(heap, blocks[i]));
+            must_work(shmalloc_free(heap, blocks[i]));
         must_be_sound(heap);
         _exit(0);
     }
@@ -554,7 +554,7 @@ static int churn_and_fork(void *arg)
         for (int n = 0; n < 200 && getpid() == me; n++) {
             unsigned i = (unsigned)rng_below(&rng, 64);
             if (held[i])
-                must_work(shmalloc_mfree(heap, held[i]));
+                must_work(shmalloc_free(heap, held[i]));
             held[i] = shmalloc_malloc(heap, 1 + rng_log_uniform(&rng, 18));
         }
         if (getpid() != me) {
@@ -581,7 +581,7 @@ Test(private, what_is_given_back_of_locked_memory_reads_as_zeros)
     memset(block, 0xaa, SIZE);
     if (mlock(block + (8 << 20), 4096) < 0) /* RLIMIT_MEMLOCK may forbid it */
         cr_skip_test("mlock: %s", strerror(errno));
-    must_work(shmalloc_mfree(heap, block));
+    must_work(shmalloc_free(heap, block));
     must(shmalloc_trim(heap) >= 0, "%s", shmalloc_errmsg());
     uint8_t *again = shmalloc_calloc(heap, 1, SIZE);
     cr_assert_eq(again, block, "the test wants the same memory again");
@@ -664,8 +664,8 @@ Test(private, more_threads_than_slots)
 /* Keys made after the heap's own have their destructors run after its, in every round. */
 static void free_late(void *block)
 {
-    must_work(shmalloc_mfree(heap, block));
-    must_work(shmalloc_mfree(heap, shmalloc_malloc(heap, 40)));
+    must_work(shmalloc_free(heap, block));
+    must_work(shmalloc_free(heap, shmalloc_malloc(heap, 40)));
 }
 
 static pthread_key_t round_key;
@@ -692,7 +692,7 @@ Test(private, destructors_of_ending_threads_may_free)
     pthread_key_t keys[8];
     pthread_t thread;
     open_heap(0);
-    shmalloc_mfree(heap, filled(1, 1)); /* now the heap has its key */
+    shmalloc_free(heap, filled(1, 1)); /* now the heap has its key */
     for (int i = 0; i < 8; i++)
         must(pthread_key_create(&keys[i], free_late) == 0, "pthread_key_create");
     must(pthread_key_create(&round_key, come_again) == 0, "pthread_key_create");
@@ -715,7 +715,7 @@ static void *use_closed_later(void *arg)
     check_and_free(filled(10, 1), 10, 1);
     signal_word((uint32_t *)&stop);
     await_word((uint32_t *)&stop, 2);
-    must_code(shmalloc_alloc(heap, 1, &(shmalloc_ref){0}), SHMALLOC_ECLOSED);
+    must_code(shmalloc_ref_alloc(heap, 1, &(shmalloc_ref){0}), SHMALLOC_ECLOSED);
     return NULL;
 }
 

@@ -133,10 +133,10 @@ static int proc_goes_away(void *arg)
     if (!own_mounts() || mount("none", "/proc", "tmpfs", 0, NULL) < 0)
         return NOT_PERMITTED;
     must(smi_os_thread_exists(getpid(), started), "a thread that cannot be seen is taken for dead");
-    must_work(shmalloc_alloc(heap, 20 << 20, &ref));
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_alloc(heap, 20 << 20, &ref));
+    must_work(shmalloc_ref_free(heap, &ref));
     must_be_sound(heap);
-    must_be_told(shmalloc_alloc(f.heap, 100, &ref)); /* inherited, and this child never called */
+    must_be_told(shmalloc_ref_alloc(f.heap, 100, &ref)); /* inherited, and this child never called */
     return shmalloc_close(heap) < 0;
 }
 
@@ -158,11 +158,11 @@ static int hidden_from_nobody(void *arg)
     must(setgid(65534) == 0 && setuid(65534) == 0, "setuid");
     must(access("/proc/1", F_OK) < 0, "nothing is hidden");
     must_work(shmalloc_open(f.path, NULL, &heap));
-    must_work(shmalloc_alloc(heap, 20 << 20, &ref));
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_alloc(heap, 20 << 20, &ref));
+    must_work(shmalloc_ref_free(heap, &ref));
     usleep(1100000); /* the next long call looks for the dead */
-    must_work(shmalloc_alloc(heap, 20 << 20, &ref));
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_alloc(heap, 20 << 20, &ref));
+    must_work(shmalloc_ref_free(heap, &ref));
     must(heap_stats(heap).processes == 2, "%llu processes", (unsigned long long)heap_stats(heap).processes);
     return shmalloc_close(heap) < 0;
 }

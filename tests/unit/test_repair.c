@@ -238,12 +238,12 @@ static int use_heap(void *arg)
     shmalloc_heap *heap = heap_open(f.path);
     for (int step = 0; step < 5000; step++) {
         shmalloc_ref *ref = &refs[rng_below(&work, 2000)];
-        must_work(*ref ? shmalloc_free(heap, ref)
-                       : shmalloc_alloc_tagged(heap, rng_log_uniform(&work, 17), (uint16_t)(step % 3), ref));
+        must_work(*ref ? shmalloc_ref_free(heap, ref)
+                       : shmalloc_ref_alloc_tagged(heap, rng_log_uniform(&work, 17), (uint16_t)(step % 3), ref));
     }
     for (int i = 0; i < 2000; i++)
         if (refs[i])
-            must_work(shmalloc_free(heap, &refs[i]));
+            must_work(shmalloc_ref_free(heap, &refs[i]));
     must_work(shmalloc_root_set(heap, "bound after", 1, 0));
     must_work(shmalloc_root_remove(heap, "bound after"));
     must_work(shmalloc_check(heap));

@@ -42,11 +42,11 @@ static int fill(void *arg)
          shmalloc_errmsg());
     shmalloc_ref *refs = shmalloc_ptr(heap, table);
     for (int i = 0; i < BLOCKS; i++) {
-        must_work(shmalloc_alloc(heap, SIZE, &refs[i]));
+        must_work(shmalloc_ref_alloc(heap, SIZE, &refs[i]));
         memset(shmalloc_ptr(heap, refs[i]), i + 1, SIZE);
     }
     for (int i = 0; i < BLOCKS; i += 8)
-        must_work(shmalloc_free(heap, &refs[i]));
+        must_work(shmalloc_ref_free(heap, &refs[i]));
     must(shmalloc_trim(heap) >= BLOCKS / 8 * SIZE, "no holes");
     return shmalloc_close(heap) < 0;
 }

@@ -197,7 +197,7 @@ static int init_allocates(shmalloc_heap *heap, void *block, void *arg)
 {
     (void)arg;
     uint64_t *words = block;
-    int rc = shmalloc_alloc(heap, 64, &words[0]);
+    int rc = shmalloc_ref_alloc(heap, 64, &words[0]);
     return rc < 0 ? rc : shmalloc_root_set(heap, "inner", 0, words[0]);
 }
 
@@ -206,7 +206,7 @@ static void drop_root(const char *name)
     shmalloc_ref ref;
     must_work(shmalloc_root_get(f.heap, name, 0, &ref));
     must_work(shmalloc_root_remove(f.heap, name));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
 }
 
 Test(roots, get_or_create_creates_once)

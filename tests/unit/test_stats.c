@@ -53,21 +53,21 @@ Test(stats, agree_with_each_block_and_the_model)
         if (count < COUNT && rng_below(&rng, 5) < 3) {
             size_t size = 1 + rng_log_uniform(&rng, 18);
             if (rng_below(&rng, 4) == 0)
-                must_work(shmalloc_alloc_tagged(f.heap, size, (uint16_t)(step | 1), &refs[count]));
+                must_work(shmalloc_ref_alloc_tagged(f.heap, size, (uint16_t)(step | 1), &refs[count]));
             else
-                must_work(shmalloc_alloc(f.heap, size, &refs[count]));
+                must_work(shmalloc_ref_alloc(f.heap, size, &refs[count]));
             count++;
         } else if (count > 0) {
             uint64_t i = rng_below(&rng, (uint64_t)count);
             shmalloc_ref ref = refs[i];
             refs[i] = refs[--count];
-            must_work(shmalloc_free(f.heap, &ref));
+            must_work(shmalloc_ref_free(f.heap, &ref));
         }
         if (step % 1000 == 0)
             must_agree(count);
     }
     while (count > 0)
-        must_work(shmalloc_free(f.heap, &refs[--count]));
+        must_work(shmalloc_ref_free(f.heap, &refs[--count]));
     must_agree(0);
 }
 
@@ -75,9 +75,9 @@ Test(stats, every_byte_of_the_file_has_one_place)
 {
     struct rng rng = rng_from(7);
     for (int i = 0; i < COUNT; i++)
-        must_work(shmalloc_alloc(f.heap, 1 + rng_log_uniform(&rng, 17), &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 1 + rng_log_uniform(&rng, 17), &refs[i]));
     for (int i = 0; i < COUNT; i += 2)
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
     shmalloc_stats s = heap_stats(f.heap);
     uint64_t sum = s.metadata + s.allocated + s.cached + s.central_free + s.free_pages;
     cr_assert_leq(sum, s.file_size);
@@ -86,28 +86,28 @@ Test(stats, every_byte_of_the_file_has_one_place)
     cr_assert_leq(s.free_reserved, s.free_pages);
     cr_assert_leq(s.largest_free_run, s.free_pages);
     for (int i = 1; i < COUNT; i += 2)
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
 }
 
 Test(stats, largest_free_run_fits_without_growing)
 {
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 3 << 20, &ref));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 3 << 20, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     shmalloc_stats s = heap_stats(f.heap);
-    must_work(shmalloc_alloc(f.heap, s.largest_free_run, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, s.largest_free_run, &ref));
     cr_assert_eq(heap_stats(f.heap).file_size, s.file_size);
-    must_work(shmalloc_free(f.heap, &ref));
-    must_work(shmalloc_alloc(f.heap, s.largest_free_run + 1, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, s.largest_free_run + 1, &ref));
     cr_assert_gt(heap_stats(f.heap).file_size, s.file_size);
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
 }
 
 Test(stats, free_reserved_follows_the_file_system)
 {
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 16 << 20, &ref));
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 16 << 20, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     struct stat st;
     shmalloc_stats s = heap_stats(f.heap);
     cr_assert_eq(stat(f.path, &st), 0);
@@ -125,8 +125,8 @@ static int attach_and_wait(void *arg)
     uint32_t *words = arg;
     shmalloc_heap *heap = fixture_join(&f);
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(heap, 8, &ref));
-    must_work(shmalloc_free(heap, &ref));
+    must_work(shmalloc_ref_alloc(heap, 8, &ref));
+    must_work(shmalloc_ref_free(heap, &ref));
     signal_word(&words[0]);
     await_word(&words[1], 1);
     return shmalloc_close(heap) < 0;
@@ -177,14 +177,14 @@ static int free_visited(const shmalloc_block *block, void *arg)
 {
     shmalloc_ref ref = block->ref;
     ++*(int *)arg;
-    return shmalloc_free(f.heap, &ref); /* no lock may be held here */
+    return shmalloc_ref_free(f.heap, &ref); /* no lock may be held here */
 }
 
 Test(stats, visitors_may_stop_and_free)
 {
     int count = 0;
     for (int i = 0; i < 500; i++)
-        must_work(shmalloc_alloc(f.heap, 100, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 100, &refs[i]));
     cr_assert_eq(shmalloc_each_block(f.heap, stop_at_second, &count), -55);
     cr_assert_eq(count, 2);
     count = 0;

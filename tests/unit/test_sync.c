@@ -9,16 +9,16 @@ HEAP_SUITE(sync, 0, 20);
 Test(sync, ranges_inside_the_heap)
 {
     shmalloc_ref small = 0, large = 0;
-    must_work(shmalloc_alloc(f.heap, 100, &small));
-    must_work(shmalloc_alloc(f.heap, 1 << 20, &large));
+    must_work(shmalloc_ref_alloc(f.heap, 100, &small));
+    must_work(shmalloc_ref_alloc(f.heap, 1 << 20, &large));
     must_work(shmalloc_sync(f.heap, 0, 0));
     must_work(shmalloc_sync(f.heap, small, 100));
     must_work(shmalloc_sync(f.heap, small + 3, 1));
     must_work(shmalloc_sync(f.heap, large + 5000, 77777));
     uint64_t size = heap_stats(f.heap).file_size;
     must_work(shmalloc_sync(f.heap, size - 1, 1));
-    must_work(shmalloc_free(f.heap, &small));
-    must_work(shmalloc_free(f.heap, &large));
+    must_work(shmalloc_ref_free(f.heap, &small));
+    must_work(shmalloc_ref_free(f.heap, &large));
 }
 
 Test(sync, ranges_outside_are_refused)
@@ -33,7 +33,7 @@ Test(sync, ranges_outside_are_refused)
 Test(sync, what_was_synced_is_in_the_file)
 {
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 5000, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 5000, &ref));
     pattern_fill(shmalloc_ptr(f.heap, ref), 0, 5000, 1);
     must_work(shmalloc_sync(f.heap, ref, 5000));
     char bytes[5000];
@@ -41,5 +41,5 @@ Test(sync, what_was_synced_is_in_the_file)
     cr_assert(file && fseek(file, (long)ref, SEEK_SET) == 0 && fread(bytes, 5000, 1, file) == 1);
     fclose(file);
     cr_assert_eq(pattern_check(bytes, 5000, 1), 5000);
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
 }

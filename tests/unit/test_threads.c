@@ -34,7 +34,7 @@ static void *allocate_and_free(void *arg)
     struct rng rng = rng_from((uint64_t)(uintptr_t)arg);
     for (int i = 0; i < 100; i++) {
         size_t size = 1 + rng_log_uniform(&rng, 14);
-        must_work(shmalloc_alloc(f.heap, size, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, size, &refs[i]));
         pattern_fill(shmalloc_ptr(f.heap, refs[i]), 0, size, (uint64_t)(uintptr_t)arg);
     }
     rng = rng_from((uint64_t)(uintptr_t)arg);
@@ -42,7 +42,7 @@ static void *allocate_and_free(void *arg)
         size_t size = 1 + rng_log_uniform(&rng, 14);
         must(pattern_check(shmalloc_ptr(f.heap, refs[i]), size, (uint64_t)(uintptr_t)arg) == size,
              "block %d of thread %p", i, arg);
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
     }
     return NULL;
 }
@@ -69,7 +69,7 @@ static void *free_what_main_allocated(void *arg)
 {
     shmalloc_ref *refs = arg;
     for (int i = 0; i < 1000; i++)
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
     return NULL;
 }
 
@@ -81,13 +81,13 @@ static void *free_and_allocate_small_there(void *block)
 {
     static void *blocks[SMALL_BLOCKS];
     int i = 0, found = 0;
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     must(shmalloc_trim(f.heap) >= 0, "trim: %s", shmalloc_errmsg());
     for (; i < SMALL_BLOCKS && !found; i++)
         found = (blocks[i] = shmalloc_malloc(f.heap, 32)) == block;
     must(found, "the page was not used again");
     for (int other = 0; other < i - 1; other++)
-        must_work(shmalloc_mfree(f.heap, blocks[other]));
+        must_work(shmalloc_free(f.heap, blocks[other]));
     return NULL;
 }
 
@@ -98,7 +98,7 @@ static void two_cached_blocks(size_t size, void *out[2])
         for (int i = 0; i < 2; i++)
             must((out[i] = shmalloc_malloc(f.heap, size)) != NULL, "%s", shmalloc_errmsg());
         for (int i = 0; i < 2 && round == 0; i++)
-            must_work(shmalloc_mfree(f.heap, out[i]));
+            must_work(shmalloc_free(f.heap, out[i]));
     }
 }
 
@@ -108,28 +108,28 @@ Test(threads, a_remembered_block_may_come_back_in_another_class)
     two_cached_blocks(8192, two);
     void *first = two[0], *block = two[1];
     pthread_join(start_thread(free_and_allocate_small_there, block), NULL);
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     must_be_sound(f.heap);
     void *next = shmalloc_malloc(f.heap, 8192);
     cr_assert_neq(next, block, "a block of 32 bytes was taken for one of 8 KiB");
-    must_work(shmalloc_mfree(f.heap, next));
-    must_work(shmalloc_mfree(f.heap, first));
+    must_work(shmalloc_free(f.heap, next));
+    must_work(shmalloc_free(f.heap, first));
 }
 
 Test(threads, what_is_no_ref_is_no_block_even_on_the_fast_path)
 {
     shmalloc_ref nothing = 0;
     must(shmalloc_trim(f.heap) >= 0, "trim: %s", shmalloc_errmsg());
-    must_work(shmalloc_free(f.heap, &nothing));
-    must_code(shmalloc_mfree(f.heap, shmalloc_ptr(f.heap, 1)), SHMALLOC_EBADREF);
+    must_work(shmalloc_ref_free(f.heap, &nothing));
+    must_code(shmalloc_free(f.heap, shmalloc_ptr(f.heap, 1)), SHMALLOC_EBADREF);
     must_be_sound(f.heap);
 }
 
 static void *free_and_allocate_tagged_there(void *block)
 {
     shmalloc_ref ref = 0;
-    must_work(shmalloc_mfree(f.heap, block));
-    must_work(shmalloc_alloc_tagged(f.heap, 64, 7, &ref));
+    must_work(shmalloc_free(f.heap, block));
+    must_work(shmalloc_ref_alloc_tagged(f.heap, 64, 7, &ref));
     must(shmalloc_ptr(f.heap, ref) == block, "the slot was not used again");
     return NULL;
 }
@@ -140,11 +140,11 @@ Test(threads, a_remembered_block_may_come_back_with_a_tag)
     two_cached_blocks(64, two);
     void *first = two[0], *block = two[1];
     pthread_join(start_thread(free_and_allocate_tagged_there, block), NULL);
-    must_work(shmalloc_mfree(f.heap, block));
+    must_work(shmalloc_free(f.heap, block));
     cr_assert_eq(shmalloc_malloc(f.heap, 64), block);
     cr_assert_eq(shmalloc_tag(f.heap, shmalloc_ref_of(f.heap, block)), 0, "it still has the tag that it was freed with");
-    must_work(shmalloc_mfree(f.heap, block));
-    must_work(shmalloc_mfree(f.heap, first));
+    must_work(shmalloc_free(f.heap, block));
+    must_work(shmalloc_free(f.heap, first));
 }
 
 Test(threads, blocks_may_be_freed_by_any_thread)
@@ -152,7 +152,7 @@ Test(threads, blocks_may_be_freed_by_any_thread)
     static shmalloc_ref refs[1000];
     for (int round = 0; round < 20; round++) {
         for (size_t i = 0; i < 1000; i++)
-            must_work(shmalloc_alloc(f.heap, i * 10 + 1, &refs[i]));
+            must_work(shmalloc_ref_alloc(f.heap, i * 10 + 1, &refs[i]));
         pthread_join(start_thread(free_what_main_allocated, refs), NULL);
     }
     cr_assert_eq(heap_stats(f.heap).allocated, 0);
@@ -187,11 +187,11 @@ static void *attach_and_wait(void *arg)
 {
     int *code = arg;
     shmalloc_ref ref = 0;
-    *code = shmalloc_alloc(f.heap, 64, &ref);
+    *code = shmalloc_ref_alloc(f.heap, 64, &ref);
     signal_word(&attached);
     await_word(&leave, 1);
     if (*code == 0)
-        must_work(shmalloc_free(f.heap, &ref));
+        must_work(shmalloc_ref_free(f.heap, &ref));
     return NULL;
 }
 
@@ -199,7 +199,7 @@ Test(threads, the_1025th_is_refused_until_one_leaves)
 {
     static pthread_t threads[MOST_THREADS];
     shmalloc_ref mine = 0;
-    must_work(shmalloc_alloc(f.heap, 64, &mine)); /* this thread has one of the slots */
+    must_work(shmalloc_ref_alloc(f.heap, 64, &mine)); /* this thread has one of the slots */
     for (int i = 0; i < MOST_THREADS - 1; i++)
         threads[i] = start_thread(attach_and_wait, &attach_codes[i]);
     await_word(&attached, MOST_THREADS - 1);
@@ -213,7 +213,7 @@ Test(threads, the_1025th_is_refused_until_one_leaves)
     signal_word(&leave);
     for (int i = 0; i < MOST_THREADS; i++)
         pthread_join(threads[i], NULL);
-    must_work(shmalloc_free(f.heap, &mine));
+    must_work(shmalloc_ref_free(f.heap, &mine));
     pthread_join(start_thread(allocate_and_free, NULL), NULL);
     cr_assert_leq(heap_stats(f.heap).threads, 1);
 }
@@ -243,9 +243,9 @@ static int open_one_too_many(void *arg)
 static int allocate_as_forked_child(void *arg)
 {
     shmalloc_ref ref = 0;
-    must_code(shmalloc_alloc(f.heap, 64, &ref), *(int *)arg);
+    must_code(shmalloc_ref_alloc(f.heap, 64, &ref), *(int *)arg);
     if (ref)
-        must_work(shmalloc_free(f.heap, &ref));
+        must_work(shmalloc_ref_free(f.heap, &ref));
     return shmalloc_close(f.heap) < 0;
 }
 
@@ -285,14 +285,14 @@ Test(threads, one_thread_may_use_many_heaps)
     }
     for (int k = 0; k < 50; k++)
         for (int i = 0; i < HEAPS; i++) {
-            must_work(shmalloc_alloc(heaps[i], 100, &refs[i][k]));
+            must_work(shmalloc_ref_alloc(heaps[i], 100, &refs[i][k]));
             pattern_fill(shmalloc_ptr(heaps[i], refs[i][k]), 0, 100, (uint64_t)(i * 100 + k));
         }
     for (int i = 0; i < HEAPS; i++) {
         for (int k = 0; k < 50; k++) {
             cr_assert_eq(
                 pattern_check(shmalloc_ptr(heaps[i], refs[i][k]), 100, (uint64_t)(i * 100 + k)), 100);
-            must_work(shmalloc_free(heaps[i], &refs[i][k]));
+            must_work(shmalloc_ref_free(heaps[i], &refs[i][k]));
         }
         cr_assert_eq(heap_stats(heaps[i]).allocated, 0);
         must_be_sound(heaps[i]);
@@ -304,8 +304,8 @@ Test(threads, a_block_of_one_heap_is_foreign_to_another)
 {
     shmalloc_heap *other = heap_create(fixture_path(&f, "other"), 0);
     void *p = shmalloc_malloc(other, 100);
-    must_code(shmalloc_mfree(f.heap, p), SHMALLOC_EBADREF);
+    must_code(shmalloc_free(f.heap, p), SHMALLOC_EBADREF);
     cr_assert_eq(shmalloc_ref_of(f.heap, p), 0);
-    must_work(shmalloc_mfree(other, p));
+    must_work(shmalloc_free(other, p));
     must_work(shmalloc_close(other));
 }

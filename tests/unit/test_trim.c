@@ -31,9 +31,9 @@ Test(trim, everything_freed_goes_back)
 {
     uint64_t before_storage = storage(), before_size = heap_stats(f.heap).file_size;
     shmalloc_ref ref = 0;
-    must_work(shmalloc_alloc(f.heap, 64 << 20, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 64 << 20, &ref));
     memset(shmalloc_ptr(f.heap, ref), 1, 64 << 20);
-    must_work(shmalloc_free(f.heap, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
     cr_assert_geq(storage(), 64u << 20);
     cr_assert_geq(trim(), 64 << 20);
     cr_assert_eq(heap_stats(f.heap).file_size, before_size, "the tail is cut off");
@@ -47,23 +47,23 @@ static shmalloc_ref refs[COUNT];
 Test(trim, what_is_kept_keeps_its_contents)
 {
     for (int i = 0; i < COUNT; i++) {
-        must_work(shmalloc_alloc(f.heap, 300000, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 300000, &refs[i]));
         pattern_fill(shmalloc_ptr(f.heap, refs[i]), 0, 300000, (uint64_t)i);
     }
     for (int i = 0; i < COUNT; i += 2)
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
     cr_assert_gt(trim(), COUNT / 2 * 250000);
     must_be_sound(f.heap);
     for (int i = 1; i < COUNT; i += 2)
         cr_assert_eq(pattern_check(shmalloc_ptr(f.heap, refs[i]), 300000, (uint64_t)i), 300000);
     for (int i = 0; i < COUNT; i += 2) { /* into the holes */
-        must_work(shmalloc_alloc(f.heap, 300000, &refs[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 300000, &refs[i]));
         pattern_fill(shmalloc_ptr(f.heap, refs[i]), 0, 300000, (uint64_t)i);
     }
     trim();
     for (int i = 0; i < COUNT; i++) {
         cr_assert_eq(pattern_check(shmalloc_ptr(f.heap, refs[i]), 300000, (uint64_t)i), 300000);
-        must_work(shmalloc_free(f.heap, &refs[i]));
+        must_work(shmalloc_ref_free(f.heap, &refs[i]));
     }
 }
 
@@ -72,9 +72,9 @@ Test(trim, slabs_and_caches_go_back_too)
     enum { SMALL = 200000 };
     static shmalloc_ref small[SMALL];
     for (int i = 0; i < SMALL; i++)
-        must_work(shmalloc_alloc(f.heap, 100, &small[i]));
+        must_work(shmalloc_ref_alloc(f.heap, 100, &small[i]));
     for (int i = 0; i < SMALL; i++)
-        must_work(shmalloc_free(f.heap, &small[i]));
+        must_work(shmalloc_ref_free(f.heap, &small[i]));
     cr_assert_gt(trim(), SMALL * 90);
     shmalloc_stats s = heap_stats(f.heap);
     cr_assert_eq(s.cached, 0);
@@ -90,7 +90,7 @@ static int uses_heap_across_growth(void *arg)
         shmalloc_ref ref;
         must_work(shmalloc_root_get(heap, "grown", 0, &ref));
         must(pattern_check(shmalloc_ptr(heap, ref), 8 << 20, i) == 8 << 20, "round %u", i);
-        must_work(shmalloc_free(heap, &ref));
+        must_work(shmalloc_ref_free(heap, &ref));
         must(shmalloc_trim(heap) >= 0, "%s", shmalloc_errmsg());
         signal_word(&turn[1]);
     }
@@ -113,7 +113,7 @@ Test(trim, other_processes_follow_cuts_and_growth)
     pid_t pid = start_child(uses_heap_across_growth, turn);
     for (uint32_t i = 0; i < 20; i++) {
         shmalloc_ref ref = 0;
-        must_work(shmalloc_alloc(f.heap, 8 << 20, &ref));
+        must_work(shmalloc_ref_alloc(f.heap, 8 << 20, &ref));
         const uint8_t *block = shmalloc_ptr(f.heap, ref);
         cr_assert_eq(shmalloc_usable_size(f.heap, block), 8 << 20);
         pattern_fill(shmalloc_ptr(f.heap, ref), 0, 8 << 20, i);
@@ -122,7 +122,7 @@ Test(trim, other_processes_follow_cuts_and_growth)
         await_word(&turn[1], i + 1);
         cr_assert_eq(shmalloc_usable_size(f.heap, block), 0); /* it lies beyond the end now */
         ask_about_everything(block - ref);
-        must_code(shmalloc_free(f.heap, &ref), SHMALLOC_EBADREF);
+        must_code(shmalloc_ref_free(f.heap, &ref), SHMALLOC_EBADREF);
         must_be_sound(f.heap);
     }
     cr_assert_eq(wait_child(pid), 0);
@@ -135,8 +135,8 @@ static int grow_and_cut(void *arg)
     shmalloc_heap *heap = fixture_join(&f);
     while (!__atomic_load_n(stop, __ATOMIC_RELAXED)) {
         shmalloc_ref ref = 0;
-        must_work(shmalloc_alloc(heap, 4 << 20, &ref));
-        must_work(shmalloc_free(heap, &ref));
+        must_work(shmalloc_ref_alloc(heap, 4 << 20, &ref));
+        must_work(shmalloc_ref_free(heap, &ref));
         must(shmalloc_trim(heap) >= 0, "%s", shmalloc_errmsg());
     }
     return shmalloc_close(heap) < 0;
@@ -154,8 +154,8 @@ Test(trim, readers_survive_a_file_that_is_cut_under_them)
 {
     uint32_t *stop = shared_memory(4);
     shmalloc_ref small = 0, large = 0;
-    must_work(shmalloc_alloc_tagged(f.heap, 100, 7, &small));
-    must_work(shmalloc_alloc(f.heap, 1 << 20, &large));
+    must_work(shmalloc_ref_alloc_tagged(f.heap, 100, 7, &small));
+    must_work(shmalloc_ref_alloc(f.heap, 1 << 20, &large));
     pid_t pid = start_child(grow_and_cut, stop);
     for (uint64_t end = now_ns() + 1500000000ull; now_ns() < end;) {
         int count = 0;
@@ -170,8 +170,8 @@ Test(trim, readers_survive_a_file_that_is_cut_under_them)
     }
     *stop = 1;
     cr_assert_eq(wait_child(pid), 0);
-    must_work(shmalloc_free(f.heap, &small));
-    must_work(shmalloc_free(f.heap, &large));
+    must_work(shmalloc_ref_free(f.heap, &small));
+    must_work(shmalloc_ref_free(f.heap, &large));
 }
 
 Test(trim, read_only_handles_cannot)

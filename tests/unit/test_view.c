@@ -36,7 +36,7 @@ static void make_closed_heap(void)
 {
     f.heap = heap_create(f.path, 0);
     shmalloc_ref ref;
-    must_work(shmalloc_alloc(f.heap, 100, &ref));
+    must_work(shmalloc_ref_alloc(f.heap, 100, &ref));
     must_work(shmalloc_close(f.heap));
     f.heap = NULL;
 }
@@ -458,11 +458,11 @@ Test(view, lists_the_blocks_that_users_have)
     shmalloc_ref refs[4], large, tagged, freed;
     f.heap = heap_create(f.path, 0);
     for (int i = 0; i < 4; i++)
-        must_work(shmalloc_alloc(f.heap, 8u << i, &refs[i]));
-    must_work(shmalloc_alloc(f.heap, 100000, &large));
-    must_work(shmalloc_alloc_tagged(f.heap, 50, 4711, &tagged));
-    must_work(shmalloc_alloc(f.heap, 50, &freed));
-    must_work(shmalloc_free(f.heap, &freed)); /* cached now */
+        must_work(shmalloc_ref_alloc(f.heap, 8u << i, &refs[i]));
+    must_work(shmalloc_ref_alloc(f.heap, 100000, &large));
+    must_work(shmalloc_ref_alloc_tagged(f.heap, 50, 4711, &tagged));
+    must_work(shmalloc_ref_alloc(f.heap, 50, &freed));
+    must_work(shmalloc_ref_free(f.heap, &freed)); /* cached now */
     must_work(shmalloc_root_set(f.heap, "root", 0, 0)); /* a block of the library's own */
     struct listing listing = {.count = 0};
     must_work(smi_view_open(&view, f.path));

@@ -23,7 +23,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "format/layout.h"
+#include "layout.h"
 #include "old_heaps.h"
 
 #define must(condition) ((condition) ? (void)0 : fail(__LINE__, #condition))
