@@ -19,6 +19,7 @@
 #include "pages/pages.h"
 #include "life/process.h"
 #include "handle/resident.h"
+#include "names/mutex.h"
 #include "names/roots.h"
 #include "slots/slab.h"
 
@@ -527,6 +528,52 @@ int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t 
         rc = create_root(entry.t, &n, type, size, init, arg, out);
     leave(&entry);
     return rc;
+}
+
+/* ---- mutexes ---- */
+
+/* The calling thread's own context, for an owner has a name of its own. */
+static struct smi_thread *thread_of(shmalloc_heap *heap, int *rc)
+{
+    struct smi_thread *t = smi_current;
+    if (SMI_LIKELY(t->true_epoch == SMI_LOAD(&heap->epoch))) {
+        *rc = 0;
+        return t;
+    }
+    return smi_thread_enter(heap, rc);
+}
+
+static int lock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
+{
+    int rc, state = smi_os_cancel_off();
+    struct smi_thread *t = thread_of(heap, &rc);
+    if (t)
+        rc = smi_mutex_lock(t, mutex, timeout_ns);
+    smi_os_cancel_restore(state);
+    return rc;
+}
+
+int shmalloc_mutex_lock(shmalloc_heap *heap, shmalloc_mutex *mutex)
+{
+    return lock(heap, mutex, UINT64_MAX);
+}
+
+int shmalloc_mutex_trylock(shmalloc_heap *heap, shmalloc_mutex *mutex)
+{
+    return lock(heap, mutex, 0);
+}
+
+int shmalloc_mutex_timedlock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
+{
+    /* 0 and the largest value mean something else to smi_mutex_lock() */
+    return lock(heap, mutex, timeout_ns == 0 ? 1 : timeout_ns == UINT64_MAX ? timeout_ns - 1 : timeout_ns);
+}
+
+int shmalloc_mutex_unlock(shmalloc_heap *heap, shmalloc_mutex *mutex)
+{
+    int rc;
+    struct smi_thread *t = thread_of(heap, &rc);
+    return t ? smi_mutex_unlock(t, mutex) : rc;
 }
 
 /* ---- the heap as a whole ---- */

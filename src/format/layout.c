@@ -9,6 +9,8 @@
 #include "platform/error.h"
 #include "platform/os.h"
 
+_Static_assert(SMF_MUTEX_WORDS == SMI_MUTEX_WORDS, "what the file has room for is what a mutex takes");
+
 #define REMEDY "see what `shmalloc-inspect check --repair` can do, or restore the file from a copy"
 
 static uint64_t take_area(uint64_t *at, uint64_t bytes, uint64_t alignment)
@@ -34,15 +36,6 @@ void smi_areas(uint32_t arena_count, struct smf_areas *out, uint32_t *lock_count
     out->central = take_area(&at, central_count * sizeof(struct smf_central), 64);
     out->end = take_area(&at, 0, SMF_PAGE);
     *lock_count = locks;
-}
-
-uint64_t smi_hash(const void *bytes, size_t len)
-{
-    const uint8_t *p = bytes;
-    uint64_t hash = 0xcbf29ce484222325ull;
-    for (size_t i = 0; i < len; i++)
-        hash = (hash ^ p[i]) * 0x100000001b3ull;
-    return hash;
 }
 
 static int validate_platform(const struct smf_header *h, const char *path)

@@ -33,6 +33,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "platform/hash.h" /* of identity checksums and root names */
+
 #define SMF_MAGIC 0x434f4c4c414d4853ull /* "SHMALLOC" */
 #define SMF_FORMAT_VERSION 3u
 #define SMF_FORMAT_OLDEST 2u /* a heap of this format or later is converted at its first attach: convert.c */
@@ -560,9 +562,6 @@ _Static_assert(sizeof(struct smf_user_mutex) == 64, "src/README.md");
 
 /* Where everything lies for a number of arenas; the header must agree. */
 void smi_areas(uint32_t arena_count, struct smf_areas *out, uint32_t *lock_count);
-
-/* FNV-1a 64 (Fowler, Noll, Vo): identity checksums and name hashes. */
-uint64_t smi_hash(const void *bytes, size_t len);
 
 /* Bytes that a chunk of `page_count` pages needs for its words and descriptors. */
 static inline uint64_t smi_chunk_metadata_bytes(uint64_t page_count)

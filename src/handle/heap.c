@@ -20,12 +20,14 @@
 #include "look/check.h"
 #include "handle/lock.h"
 #include "platform/os.h"
+#include "names/roots.h"
 #include "pages/pages.h"
 #include "handle/pagetable.h"
 #include "life/process.h"
 #include "life/recover.h"
 #include "handle/resident.h"
 #include "handle/storage.h"
+#include "slots/central.h"
 
 #define DEFAULT_MAX_SIZE (1ull << 40)
 #define DEFAULT_ARENAS 4
@@ -283,6 +285,20 @@ struct smf_thread *smi_thread_slot(const shmalloc_heap *heap, uint32_t index)
 
 /* ---- handle ---- */
 
+/* Who repairs what a dead owner of a lock left. */
+static void set_repairs(shmalloc_heap *heap)
+{
+    uint32_t pages = smi_lock_of_pages(heap);
+    const struct smi_repair rows[] = {
+        {SMF_LOCK_ROOTS, SMF_LOCK_ROOTS, smi_roots_repair},
+        {SMF_LOCK_RECOVER, SMF_LOCK_RECOVER, smi_recover_repair},
+        {SMF_LOCK_CLASS_FIRST, pages - 1, smi_central_repair},
+        {pages, pages, smi_pages_repair},
+    };
+    _Static_assert(sizeof(rows) < sizeof(heap->repairs), "the last row is empty");
+    memcpy(heap->repairs, rows, sizeof(rows));
+}
+
 static void set_areas(shmalloc_heap *heap, const struct smf_header *header)
 {
     uint8_t *base = heap->base;
@@ -301,6 +317,7 @@ static void set_areas(shmalloc_heap *heap, const struct smf_header *header)
     heap->arena_count = header->arena_count;
     heap->lock_count = header->lock_count;
     heap->hardened = (header->mode & SMF_HEAP_HARDENED) != 0;
+    set_repairs(heap);
 }
 
 /* ---- addresses ---- */

@@ -34,6 +34,14 @@
 
 struct smi_thread;
 
+/* How what a dead owner of a lock left half done is repaired: a row for each range of locks, by the module whose words
+ * they guard. The lock is held, or nobody else is attached. */
+struct smi_repair {
+    uint32_t first, last; /* locks, as in enum smf_lock_index */
+    int (*repair)(shmalloc_heap *heap, uint32_t index);
+};
+#define SMI_REPAIRS 8
+
 struct shmalloc_heap {
     /* First OS page: wiped in a forked child, however it was forked. The epoch is unique for each
      * attachment of each handle in this process, so a thread's context that carries another one belongs
@@ -71,6 +79,7 @@ struct shmalloc_heap {
     struct smf_central *central;
     uint32_t arena_count;
     uint32_t lock_count;
+    struct smi_repair repairs[SMI_REPAIRS]; /* ends where `repair` is NULL */
     int hardened;
 
     uintptr_t *words; /* by granule: address that page 0's word would have; 0 = not looked up yet */

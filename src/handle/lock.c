@@ -5,11 +5,8 @@
 #include <errno.h>
 #include <pthread.h>
 
-#include "slots/central.h"
 #include "platform/direct_mutex.h"
 #include "platform/os.h"
-#include "pages/pages.h"
-#include "names/roots.h"
 #include "handle/undo.h"
 
 /* Indices of the heap locks this thread holds, ascending. */
@@ -44,16 +41,10 @@ void smi_lock_forget(void)
 
 int smi_lock_repair(shmalloc_heap *heap, uint32_t index)
 {
-    if (index == smi_lock_of_pages(heap))
-        return smi_pages_repair(heap);
-    if (index >= SMF_LOCK_CLASS_FIRST)
-        return smi_central_repair(heap, (index - SMF_LOCK_CLASS_FIRST) / SMF_CLASSES,
-                                  (index - SMF_LOCK_CLASS_FIRST) % SMF_CLASSES);
-    if (index == SMF_LOCK_ROOTS)
-        return smi_roots_repair(heap);
-    /* RECOVER: what it guards is done anew by the next who adopts. But the table of thread slots may name one that
-     * the page heap's log is about to undo. */
-    return index == SMF_LOCK_RECOVER ? smi_lock_pass(heap, smi_lock_of_pages(heap), smi_lock_of_pages(heap)) : 0;
+    for (const struct smi_repair *row = heap->repairs; row->repair; row++)
+        if (index >= row->first && index <= row->last)
+            return row->repair(heap, index);
+    return 0; /* a lock that nothing takes yet */
 }
 
 int smi_lock_pass(shmalloc_heap *heap, uint32_t first, uint32_t last)

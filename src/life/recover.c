@@ -293,6 +293,14 @@ static int pass_locks(shmalloc_heap *heap)
     return smi_lock_pass(heap, SMF_LOCK_CLASS_FIRST, heap->lock_count - 1);
 }
 
+/* What the lock guards is done anew by the next who adopts. But the table of thread slots may name one that the page
+ * heap's log is about to undo. */
+int smi_recover_repair(shmalloc_heap *heap, uint32_t index)
+{
+    (void)index;
+    return smi_lock_pass(heap, smi_lock_of_pages(heap), smi_lock_of_pages(heap));
+}
+
 /* The thread slot at `index` when the process owns it, else NULL. */
 static struct smf_thread *slot_of(shmalloc_heap *heap, uint32_t index, uint32_t process)
 {
@@ -393,23 +401,5 @@ int smi_recover_adopt(shmalloc_heap *heap, uint64_t most)
         if (rc > 0)
             return adopt_all(heap, most);
     }
-    return rc;
-}
-
-int smi_recover_owner(shmalloc_heap *heap, uint32_t index, uint64_t serial)
-{
-    struct smf_thread *slot = smi_thread_slot(heap, index);
-    if (!slot)
-        return 0;
-    int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
-    if (rc < 0)
-        return rc;
-    if (slot->owner != 0 && slot->serial == serial) { /* else adopted already, and resolved with that */
-        rc = pass_locks(heap);
-        if (rc == 0)
-            rc = smi_cache_resolve_link(heap, slot, index);
-    }
-    smi_lock_release(heap, SMF_LOCK_RECOVER);
-    SMI_STORE(&heap->adopt_wanted, 1);
     return rc;
 }

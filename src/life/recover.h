@@ -38,15 +38,14 @@ int smi_recover_readable(shmalloc_heap *heap, const struct smi_identity *seen, i
  * wants to be `alone`. What the dead left is brought to rest. */
 int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone);
 
+/* What a dead owner of the lock RECOVER left. */
+int smi_recover_repair(shmalloc_heap *heap, uint32_t index);
+
 /* Look for processes that died and bring back what they held. Cheap when nobody did. Of slots in their caches, about
  * `most` go back; more of them wait for the next look, so that no single call pays for a process of a thousand
  * threads. */
 #define SMI_ADOPT_ALL UINT64_MAX
 #define SMI_ADOPT_SOME 65536ull /* some 2 ms */
 int smi_recover_adopt(shmalloc_heap *heap, uint64_t most);
-
-/* The owner of a user mutex died: resolve its link record before anybody touches what the mutex guards.
- * `index` and `serial` name its thread slot as of then. */
-int smi_recover_owner(shmalloc_heap *heap, uint32_t index, uint64_t serial);
 
 #endif

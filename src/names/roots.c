@@ -23,7 +23,6 @@
 #include "slots/central.h"
 #include "handle/lock.h"
 #include "platform/os.h"
-#include "life/process.h"
 #include "handle/undo.h"
 
 #define LONGEST_CHAIN (1u << 20) /* a bound for damaged chains, far above any that is used */
@@ -302,8 +301,9 @@ int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name)
     return rc;
 }
 
-int smi_roots_repair(shmalloc_heap *heap)
+int smi_roots_repair(shmalloc_heap *heap, uint32_t index)
 {
+    (void)index;
     struct smf_roots *roots = heap->roots;
     /* The library's classes first: in the middle of taking or giving a root's block their logs name `scratch`. */
     uint32_t own = heap->arena_count, longest = smi_class_of(sizeof(struct smf_root) + SMF_ROOT_NAME_MAX + 1);

@@ -25,6 +25,6 @@ int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name);
 int smi_roots_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *root, void *arg), void *arg);
 
 /* What a dead owner of the roots lock left. */
-int smi_roots_repair(shmalloc_heap *heap);
+int smi_roots_repair(shmalloc_heap *heap, uint32_t index);
 
 #endif

@@ -73,7 +73,7 @@ static void unclaim(shmalloc_heap *heap)
     SMI_STORE(&state->claimed, 0);
 }
 
-int smi_pages_repair(shmalloc_heap *heap)
+static int undo(shmalloc_heap *heap)
 {
     struct smf_page_heap *ph = heap->page_heap;
     int rc = smi_undo_apply(heap, &ph->log_count, ph->log, SMF_PAGE_LOG);
@@ -82,10 +82,16 @@ int smi_pages_repair(shmalloc_heap *heap)
     return rc;
 }
 
+int smi_pages_repair(shmalloc_heap *heap, uint32_t index)
+{
+    (void)index;
+    return undo(heap);
+}
+
 /* Give up half way: what was stored is undone. */
 static int abandon(struct smi_op *op, int rc)
 {
-    smi_pages_repair(op->heap);
+    undo(op->heap);
     return rc;
 }
 

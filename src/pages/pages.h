@@ -62,7 +62,7 @@ uint64_t smi_pages_largest(shmalloc_heap *heap);
 int smi_pages_check_chunks(shmalloc_heap *heap);
 
 /* What a dead owner of the page lock left. */
-int smi_pages_repair(shmalloc_heap *heap);
+int smi_pages_repair(shmalloc_heap *heap, uint32_t index);
 
 /* Lay out the directory and chunk 0 of a new heap whose fixed areas are mapped and zero. The file has
  * `size` bytes. */

@@ -24,7 +24,7 @@
 
 #include "platform/direct.h" /* after the system's: it takes names of theirs */
 #include "platform/direct_mutex.h"
-#include "format/layout.h"
+#include "platform/hash.h"
 
 #define MAP_ALIGNMENT (2ull << 20)
 
@@ -54,7 +54,7 @@ uint32_t smi_os_page_bytes(void)
 
 int smi_os_mutex_init(void *mutex)
 {
-    _Static_assert(sizeof(pthread_mutex_t) <= SMF_MUTEX_WORDS * sizeof(uint64_t), "a mutex fits its place");
+    _Static_assert(sizeof(pthread_mutex_t) <= SMI_MUTEX_WORDS * sizeof(uint64_t), "a mutex fits its place");
     pthread_mutexattr_t attr;
     int rc = pthread_mutexattr_init(&attr);
     if (rc != 0)
@@ -86,7 +86,7 @@ int smi_os_mutex_lock_until(void *mutex, uint64_t deadline)
 
 int smi_os_platform(struct smi_platform *out)
 {
-    uint64_t fresh[SMF_MUTEX_WORDS] = {0};
+    uint64_t fresh[SMI_MUTEX_WORDS] = {0};
     int rc = smi_os_mutex_init(fresh);
     if (rc < 0)
         return rc;
@@ -761,7 +761,7 @@ int smi_os_thread_exists(pid_t tid, uint64_t start_time)
 int smi_os_thread_known(void)
 {
     /* An error-checking mutex names its owner by the id that the C library keeps for the thread. */
-    uint64_t probe[SMF_MUTEX_WORDS] = {0};
+    uint64_t probe[SMI_MUTEX_WORDS] = {0};
     uint32_t owner = smi_os_thread_id();
     if (smi_os_mutex_init(probe) < 0 || pthread_mutex_lock((pthread_mutex_t *)probe) != 0)
         return 0;

@@ -23,7 +23,8 @@ struct smi_platform {
 int smi_os_platform(struct smi_platform *out);
 uint32_t smi_os_page_bytes(void);
 
-/* A robust, process-shared, error-checking mutex in 40 bytes. */
+/* A robust, process-shared, error-checking mutex in so many words of 8 bytes. */
+#define SMI_MUTEX_WORDS 6
 int smi_os_mutex_init(void *mutex);
 
 /* pthread_mutex_lock that gives up at a time of smi_os_clock: ETIMEDOUT. */

@@ -159,8 +159,9 @@ static int retire_if_spare(shmalloc_heap *heap, struct smf_central *central, uin
     return retire(heap, central, k, page);
 }
 
-int smi_central_repair(shmalloc_heap *heap, uint32_t arena, uint32_t k)
+int smi_central_repair(shmalloc_heap *heap, uint32_t index)
 {
+    uint32_t arena = (index - SMF_LOCK_CLASS_FIRST) / SMF_CLASSES, k = (index - SMF_LOCK_CLASS_FIRST) % SMF_CLASSES;
     struct smf_central *central = central_of(heap, arena, k);
     /* The page lock first: its owner may be the same victim, half way in or out with our slab. And the lock of side
      * arrays: in the middle of giving one back, the slab does not name it any more, and will when that is undone. */

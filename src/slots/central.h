@@ -33,7 +33,7 @@ int smi_central_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name, uint64_t
 /* Slabs without a used slot go back to the page heap. */
 int smi_central_trim(shmalloc_heap *heap);
 
-/* What a dead owner of a class lock left. */
-int smi_central_repair(shmalloc_heap *heap, uint32_t arena, uint32_t k);
+/* What a dead owner of the class lock `index` left. */
+int smi_central_repair(shmalloc_heap *heap, uint32_t index);
 
 #endif
