@@ -29,14 +29,6 @@ struct list {
 
 static int early, uncounted, lost; /* the bugs */
 
-/* In program order, and by one instruction: a kill falls before or after it. */
-static void store(uint64_t *word, uint64_t value)
-{
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    __atomic_store_n(word, value, __ATOMIC_RELEASE);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-}
-
 /* ---- the list ---- */
 
 static struct list *find_list(shmalloc_heap *heap)
@@ -51,13 +43,13 @@ static int resolve(shmalloc_heap *heap, struct list *list)
 {
     uint64_t count = 0;
     if (list->first == list->fresh)
-        store(&list->fresh, 0);
+        shmalloc_store(&list->fresh, 0);
     if (shmalloc_ref_free(heap, &list->fresh) < 0) /* nothing to do for 0 */
         return -1;
     for (struct node *node = shmalloc_ptr(heap, list->first); node; node = shmalloc_ptr(heap, node->next))
         count++;
     if (!uncounted)
-        store(&list->count, count);
+        shmalloc_store(&list->count, count);
     return 0;
 }
 
@@ -76,11 +68,11 @@ static int push(shmalloc_heap *heap, uint64_t value)
     struct node *node = shmalloc_ptr(heap, *held);
     node->next = list->first;
     if (early)
-        store(&list->first, *held);
-    store(&node->value, value);
-    store(&list->first, *held);
-    store(held, 0);
-    store(&list->count, list->count + 1);
+        shmalloc_store(&list->first, *held);
+    shmalloc_store(&node->value, value);
+    shmalloc_store(&list->first, *held);
+    shmalloc_store(held, 0);
+    shmalloc_store(&list->count, list->count + 1);
     return shmalloc_mutex_unlock(heap, &list->mutex);
 }
 
@@ -91,9 +83,9 @@ static int pop(shmalloc_heap *heap)
         return -1;
     struct node *node = shmalloc_ptr(heap, list->first);
     if (node) {
-        store(&list->fresh, list->first);
-        store(&list->first, node->next);
-        store(&list->count, list->count - 1);
+        shmalloc_store(&list->fresh, list->first);
+        shmalloc_store(&list->first, node->next);
+        shmalloc_store(&list->count, list->count - 1);
         if (shmalloc_ref_free(heap, &list->fresh) < 0)
             return -1;
     }

@@ -25,14 +25,6 @@ struct list {
     shmalloc_ref limbo; /* 0 but for moments: linked, or to be freed */
 };
 
-/* In program order, and by one instruction: a kill falls before or after it. */
-static void store(shmalloc_ref *word, shmalloc_ref value)
-{
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    __atomic_store_n(word, value, __ATOMIC_RELEASE);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-}
-
 /* The link to the first line that says `text`; without such a line, or with NULL, the last link. */
 static shmalloc_ref *find(shmalloc_heap *heap, struct list *list, const char *text)
 {
@@ -47,7 +39,7 @@ static int resolve_limbo(shmalloc_heap *heap, struct list *list)
 {
     for (shmalloc_ref at = list->first; at;) {
         if (at == list->limbo)
-            store(&list->limbo, 0);
+            shmalloc_store(&list->limbo, 0);
         at = ((struct line *)shmalloc_ptr(heap, at))->next;
     }
     return shmalloc_ref_free(heap, &list->limbo); /* nothing to do for 0 */
@@ -62,8 +54,8 @@ static int add(shmalloc_heap *heap, struct list *list, const char *text)
     struct line *line = shmalloc_ptr(heap, list->limbo);
     line->next = 0;
     memcpy(line->text, text, size);
-    store(find(heap, list, NULL), list->limbo);
-    store(&list->limbo, 0);
+    shmalloc_store(find(heap, list, NULL), list->limbo);
+    shmalloc_store(&list->limbo, 0);
     return 0;
 }
 
@@ -75,8 +67,8 @@ static int take_out(shmalloc_heap *heap, struct list *list, const char *text)
         printf("no such line\n");
         return 0;
     }
-    store(&list->limbo, *link);
-    store(link, line->next);
+    shmalloc_store(&list->limbo, *link);
+    shmalloc_store(link, line->next);
     return shmalloc_ref_free(heap, &list->limbo);
 }
 

@@ -37,7 +37,7 @@ static int work_until_killed(shmalloc_heap *heap, struct shared *shared)
     for (unsigned i = 0;; i++) {
         if (shmalloc_mutex_lock(heap, &shared->mutex) < 0 || churn(heap, shared, i) < 0)
             return 1;
-        __atomic_store_n(&shared->steps, shared->steps + 1, __ATOMIC_RELAXED);
+        shmalloc_store(&shared->steps, shared->steps + 1);
         if (shmalloc_mutex_unlock(heap, &shared->mutex) < 0)
             return 1;
     }
@@ -46,13 +46,13 @@ static int work_until_killed(shmalloc_heap *heap, struct shared *shared)
 /* Start a child, let it work, kill it. */
 static int lose_a_child(shmalloc_heap *heap, struct shared *shared)
 {
-    uint64_t before = __atomic_load_n(&shared->steps, __ATOMIC_RELAXED);
+    uint64_t before = shmalloc_load(&shared->steps);
     pid_t child = fork();
     if (child < 0)
         return -1;
     if (child == 0)
         _exit(work_until_killed(heap, shared));
-    while (__atomic_load_n(&shared->steps, __ATOMIC_RELAXED) < before + 1000 &&
+    while (shmalloc_load(&shared->steps) < before + 1000 &&
            waitpid(child, NULL, WNOHANG) == 0)
         usleep(100);
     int status = 0;

@@ -63,25 +63,11 @@ struct table {
     shmalloc_ref bucket[BUCKETS];
 };
 
-/* A store that the compiler moves neither up nor down: a killed process has made its stores up to
- * some point of the program and none after. */
-static void store(uint64_t *word, uint64_t value)
-{
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    __atomic_store_n(word, value, __ATOMIC_RELEASE);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-}
-
-static uint64_t load(const uint64_t *word)
-{
-    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
-}
-
 /* The record at a link if there is one and it is complete. */
 static void *follow(shmalloc_heap *heap, const shmalloc_ref *link)
 {
-    struct record *record = shmalloc_ptr(heap, load(link));
-    return record && load(&record->ready) ? record : NULL;
+    struct record *record = shmalloc_ptr(heap, shmalloc_load(link));
+    return record && shmalloc_load(&record->ready) ? record : NULL;
 }
 
 /* Append a zeroed record of `size` bytes at the link that ends a chain. */
@@ -116,7 +102,7 @@ static int add(shmalloc_heap *heap, struct table *table)
             break;
         struct file *file = shmalloc_ptr(heap, *link);
         memcpy(file->name, name, (size_t)length);
-        store(&file->record.ready, 1);
+        shmalloc_store(&file->record.ready, 1);
         link = &file->record.next;
     }
     free(name);
@@ -128,9 +114,9 @@ static void take_step(shmalloc_heap *heap, struct stripe *stripe)
 {
     struct word *word = shmalloc_ptr(heap, stripe->step.word);
     struct file *file = shmalloc_ptr(heap, stripe->step.file);
-    store(&word->count, stripe->step.count);
-    store(&file->offset, stripe->step.offset);
-    store(&stripe->armed, 0);
+    shmalloc_store(&word->count, stripe->step.count);
+    shmalloc_store(&file->offset, stripe->step.offset);
+    shmalloc_store(&stripe->armed, 0);
 }
 
 static int lock_stripe(shmalloc_heap *heap, struct stripe *stripe)
@@ -168,7 +154,7 @@ static int append_word(shmalloc_heap *heap, shmalloc_ref *link, const char *text
     struct word *word = shmalloc_ptr(heap, *link);
     word->length = length;
     memcpy(word->text, text, length);
-    store(&word->record.ready, 1);
+    shmalloc_store(&word->record.ready, 1);
     return 0;
 }
 
@@ -188,7 +174,7 @@ static int count_word(shmalloc_heap *heap, struct table *table, struct file *fil
             struct word *word = shmalloc_ptr(heap, *link);
             stripe->step =
                 (struct step){*link, shmalloc_ref_of(heap, file), word->count + 1, after};
-            store(&stripe->armed, 1); /* killed before: nothing happened; after: it will */
+            shmalloc_store(&stripe->armed, 1); /* killed before: nothing happened; after: it will */
             take_step(heap, stripe);
         }
     }
@@ -239,7 +225,7 @@ static int count_file(shmalloc_heap *heap, struct table *table, struct file *fil
     }
     free(text);
     if (rc == 0)
-        store(&file->done, 1);
+        shmalloc_store(&file->done, 1);
     return rc;
 }
 
@@ -251,7 +237,7 @@ static int work(shmalloc_heap *heap, struct table *table)
         struct file *file;
         for (shmalloc_ref *link = &table->files; (file = follow(heap, link));
              link = &file->record.next) {
-            if (load(&file->done))
+            if (shmalloc_load(&file->done))
                 continue;
             int rc = wait ? shmalloc_mutex_lock(heap, &file->mutex)
                           : shmalloc_mutex_trylock(heap, &file->mutex);
@@ -292,7 +278,7 @@ static size_t collect(shmalloc_heap *heap, struct table *table, struct word **ou
     for (unsigned i = 0; i < BUCKETS; i++)
         for (shmalloc_ref *link = &table->bucket[i]; (word = follow(heap, link));
              link = &word->record.next)
-            if (load(&word->count) && count++ < room)
+            if (shmalloc_load(&word->count) && count++ < room)
                 out[count - 1] = word;
     return count;
 }

@@ -487,7 +487,7 @@ static int publish(struct smi_thread *t, const struct smi_name *name, uint64_t t
     int rc = smi_roots_bind(heap, name, &found_type, &ref, 1, building);
     if (rc == 0) {
         *out = ref;
-        return 1;
+        return SHMALLOC_CREATED;
     }
     int given = smi_block_give(heap, *building, building);
     if (rc < 0 || given < 0)

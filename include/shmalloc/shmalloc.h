@@ -39,7 +39,7 @@
  * close, shmalloc_open() says SHMALLOC_EUNCLEAN and shmalloc_recover() decides.
  *
  * What the program itself stores is its own to order: the compiler may move and merge plain stores. A structure
- * that is to be whole after a kill is made ready first and linked last, by one atomic store (or by the library:
+ * that is to be whole after a kill is made ready first and linked last, by shmalloc_store() (or by the library:
  * shmalloc_ref_alloc() and its kin store the ref word so). examples/list.c shows it, and shmalloc-crashtest(3) tests it.
  *
  * Errors: every function that can fail returns 0 or a count, or a negative code: a negated errno
@@ -141,6 +141,11 @@ enum shmalloc_error {
     SHMALLOC_ECLOSED = -20019,    /**< the handle is closed */
     SHMALLOC_EFILESYSTEM = -20020, /**< the file lies on a network, FUSE or overlay file system */
     SHMALLOC_EPROC = -20021,      /**< /proc is missing or masked; a heap in a file needs /proc/self and the boot id */
+};
+
+/** What calls return that did what they were asked for and have more to say: positive, no error. */
+enum shmalloc_outcome {
+    SHMALLOC_CREATED = 1, /**< shmalloc_root_get_or_create() made the root */
 };
 
 /** What a code means, in a few words. Static storage; never NULL. Any thread. */
@@ -306,6 +311,32 @@ SHMALLOC_API void *shmalloc_ptr_range(const shmalloc_heap *heap, shmalloc_ref re
 /** The ref of an address in this process; 0 for NULL and for anything outside the heap. */
 SHMALLOC_API shmalloc_ref shmalloc_ref_of(const shmalloc_heap *heap, const void *address);
 
+/* ---- the program's own words ------------------------------------------------------------------ */
+
+/**
+ * Store an 8-aligned word of 8 bytes of the program's own, in the order that a kill respects.
+ *
+ * The word is stored by one instruction: others, and who comes after a kill, see the old value or
+ * the new one. Who loads the new value by shmalloc_load() sees all that the thread stored before.
+ * After a kill that came when the word was stored, all of that is there; nothing that the program
+ * stores later is, while the word is not. So make a block ready with plain stores, then link it.
+ *
+ * Threads: any; of two that store to one word at once, one value is lost, so use a mutex.
+ * Crash: crash-atomic. Durability: none by itself. Cost: a store.
+ */
+static inline void shmalloc_store(uint64_t *word, uint64_t value)
+{
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* a kill cuts a thread's stores at one point */
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+/** Load such a word, and then what its value stands for. Any thread. Cost: a load. */
+static inline uint64_t shmalloc_load(const uint64_t *word)
+{
+    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
 /* ---- allocation: refs --------------------------------------------------------------------------- */
 
 /**
@@ -439,7 +470,8 @@ SHMALLOC_API int shmalloc_root_each(const shmalloc_heap *heap,
  *
  * @param init  May be NULL. Called with the block before anybody else can see it; a value other than
  *              0 frees the block and is returned (use negative values).
- * @return 0 found, 1 created, or a negative code (SHMALLOC_ETYPE when found with another type id).
+ * @return 0 found, SHMALLOC_CREATED, or a negative code (SHMALLOC_ETYPE when found with another
+ *         type id).
  */
 SHMALLOC_API int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t type,
                                              size_t size,

@@ -436,7 +436,8 @@ static int refuse_root(shmalloc_heap *heap, void *block, void *arg)
 static void root_create_sized(struct stage *s, size_t size)
 {
     shmalloc_ref ref;
-    must_code(shmalloc_root_get_or_create(s->heap, "a root", 5, size, fill_root, NULL, &ref), 1);
+    must_code(shmalloc_root_get_or_create(s->heap, "a root", 5, size, fill_root, NULL, &ref),
+              SHMALLOC_CREATED);
 }
 static void root_create(struct stage *s)
 {
@@ -693,7 +694,8 @@ static void make_world(struct stage *s, const struct op *op)
 {
     shmalloc_ref ref;
     create_heap(s, op->traits & OP_HARDENED ? SHMALLOC_HARDENED : 0);
-    must_code(shmalloc_root_get_or_create(s->heap, "world", 0, sizeof(struct world), NULL, NULL, &ref), 1);
+    must_code(shmalloc_root_get_or_create(s->heap, "world", 0, sizeof(struct world), NULL, NULL, &ref),
+              SHMALLOC_CREATED);
     s->world = shmalloc_ptr(s->heap, ref);
 }
 

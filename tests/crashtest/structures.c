@@ -35,19 +35,6 @@ static struct world *world_of(shmalloc_heap *heap)
     return known = shmalloc_ptr(heap, ref);
 }
 
-/* The compiler keeps these stores and their order. */
-static void store(uint64_t *word, uint64_t value)
-{
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    __atomic_store_n(word, value, __ATOMIC_RELEASE);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-}
-
-static uint64_t load(const uint64_t *word)
-{
-    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
-}
-
 #define CALLBACK(name) static int name(shmalloc_heap *heap, void *arg __attribute__((unused)))
 
 /* ---- what all have ---- */
@@ -94,7 +81,7 @@ static int lock(shmalloc_heap *heap)
     if (rc != 1)
         return rc;
     if (w->ref[1] == w->ref[0])
-        store(&w->ref[1], 0);
+        shmalloc_store(&w->ref[1], 0);
     return shmalloc_ref_free(heap, &w->ref[1]);
 }
 
@@ -112,9 +99,9 @@ static int push(shmalloc_heap *heap, shmalloc_ref *held)
         return -1;
     struct node *node = shmalloc_ptr(heap, *held);
     node->next = w->ref[0];
-    store(&node->value, 3);
-    store(&w->ref[0], *held);
-    store(held, 0);
+    shmalloc_store(&node->value, 3);
+    shmalloc_store(&w->ref[0], *held);
+    shmalloc_store(held, 0);
     return shmalloc_mutex_unlock(heap, &w->mutex);
 }
 CALLBACK(push_right)
@@ -133,8 +120,8 @@ CALLBACK(pop_right)
         return -1;
     const struct node *node = shmalloc_ptr(heap, w->ref[0]);
     if (node) {
-        store(&w->ref[1], w->ref[0]);
-        store(&w->ref[0], node->next);
+        shmalloc_store(&w->ref[1], w->ref[0]);
+        shmalloc_store(&w->ref[0], node->next);
         if (shmalloc_ref_free(heap, &w->ref[1]) < 0)
             return -1;
     }
@@ -144,7 +131,7 @@ CALLBACK(push_losing) /* the old nodes are out of reach for a moment */
 {
     struct world *w = world_of(heap);
     shmalloc_ref old = w->ref[0];
-    store(&w->ref[0], 0);
+    shmalloc_store(&w->ref[0], 0);
     must_work(shmalloc_ref_alloc(heap, sizeof(struct node), &w->ref[0]));
     *(struct node *)shmalloc_ptr(heap, w->ref[0]) = (struct node){old, 3};
     return 0;
@@ -154,7 +141,7 @@ CALLBACK(pop_dangling) /* freed before it is unlinked */
     struct world *w = world_of(heap);
     shmalloc_ref first = w->ref[0], next = ((struct node *)shmalloc_ptr(heap, first))->next;
     must_work(shmalloc_ref_free(heap, &first));
-    store(&w->ref[0], next);
+    shmalloc_store(&w->ref[0], next);
     return 0;
 }
 CALLBACK(make_cycle)
@@ -162,9 +149,9 @@ CALLBACK(make_cycle)
     struct world *w = world_of(heap);
     struct node *first = shmalloc_ptr(heap, w->ref[0]);
     shmalloc_ref next = first->next;
-    store(&first->next, w->ref[0]);
-    store(&first->next, next);
-    store(&first->value, 9);
+    shmalloc_store(&first->next, w->ref[0]);
+    shmalloc_store(&first->next, next);
+    shmalloc_store(&first->value, 9);
     return 0;
 }
 
@@ -172,19 +159,19 @@ CALLBACK(make_cycle)
 
 CALLBACK(one_word)
 {
-    store(&world_of(heap)->word[1], 1);
+    shmalloc_store(&world_of(heap)->word[1], 1);
     return 0;
 }
 CALLBACK(two_words)
 {
-    store(&world_of(heap)->word[1], 1);
-    store(&world_of(heap)->word[2], 1);
+    shmalloc_store(&world_of(heap)->word[1], 1);
+    shmalloc_store(&world_of(heap)->word[2], 1);
     return 0;
 }
 CALLBACK(there_and_back)
 {
     for (unsigned i = 1; i <= 3; i++)
-        store(&world_of(heap)->word[1], i % 2);
+        shmalloc_store(&world_of(heap)->word[1], i % 2);
     return 0;
 }
 CALLBACK(verify_pair)
@@ -212,14 +199,14 @@ CALLBACK(spin)
     for (uint64_t none = 0; !__atomic_compare_exchange_n(&w->word[3], &none, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
          none = 0)
         usleep(10);
-    store(&w->word[1], w->word[1] + 1);
+    shmalloc_store(&w->word[1], w->word[1] + 1);
     usleep(200); /* so that random kills meet the owner */
-    store(&w->word[3], 0);
+    shmalloc_store(&w->word[3], 0);
     return 0;
 }
 CALLBACK(await_spin)
 {
-    while (load(&world_of(heap)->word[3]) != 0)
+    while (shmalloc_load(&world_of(heap)->word[3]) != 0)
         usleep(1000);
     return 0;
 }
@@ -228,7 +215,7 @@ CALLBACK(reset_spin) /* by who is alone only; a survivor waits for ever */
     shmalloc_stats stats = {.struct_size = sizeof(stats)};
     must_work(shmalloc_get_stats(heap, &stats));
     if (stats.processes == 1 && stats.generation != world_of(heap)->word[0])
-        store(&world_of(heap)->word[3], 0);
+        shmalloc_store(&world_of(heap)->word[3], 0);
     return await_spin(heap, arg);
 }
 CALLBACK(note_generation)
@@ -244,7 +231,7 @@ CALLBACK(undo_as_survivor)
     shmalloc_stats stats = {.struct_size = sizeof(stats)};
     must_work(shmalloc_get_stats(heap, &stats));
     if (stats.generation == world_of(heap)->word[0])
-        store(&world_of(heap)->word[1], 0);
+        shmalloc_store(&world_of(heap)->word[1], 0);
     return 0;
 }
 
@@ -261,17 +248,17 @@ CALLBACK(fill_large)
 {
     uint64_t *block = shmalloc_ptr(heap, world_of(heap)->ref[2]);
     for (unsigned i = 2; i < LARGE / 8; i += 16)
-        store(&block[i], i);
-    store(&block[1], 1); /* as a node's value: only now it counts */
+        shmalloc_store(&block[i], i);
+    shmalloc_store(&block[1], 1); /* as a node's value: only now it counts */
     return 0;
 }
 CALLBACK(damage_heap)
 {
     struct world *w = world_of(heap);
     char *start = (char *)w - shmalloc_ref_of(heap, w);
-    store(&w->word[1], 1);
+    shmalloc_store(&w->word[1], 1);
     for (unsigned i = 0; i < 8; i++)
-        store((uint64_t *)(void *)(start + 4096) + i, 0x5a5a5a5a5a5a5a5a); /* its size and state */
+        shmalloc_store((uint64_t *)(void *)(start + 4096) + i, 0x5a5a5a5a5a5a5a5a); /* its size and state */
     return 0;
 }
 
@@ -279,13 +266,13 @@ CALLBACK(damage_heap)
 
 CALLBACK(crash)
 {
-    store(&world_of(heap)->word[1], 1);
+    shmalloc_store(&world_of(heap)->word[1], 1);
     abort();
 }
 CALLBACK(loop)
 {
     for (struct world *w = world_of(heap);;)
-        store(&w->word[1], 1);
+        shmalloc_store(&w->word[1], 1);
     return 0;
 }
 CALLBACK(block_forever)
@@ -305,15 +292,15 @@ CALLBACK(free_nonsense)
 }
 CALLBACK(store_pid)
 {
-    store(&world_of(heap)->word[1], (uint64_t)getpid());
+    shmalloc_store(&world_of(heap)->word[1], (uint64_t)getpid());
     return 0;
 }
 int uneven(shmalloc_heap *heap, void *arg)
 {
     uint32_t *runs = arg;
     if (__atomic_fetch_add(runs, 1, __ATOMIC_SEQ_CST) >= 2)
-        store(&world_of(heap)->word[2], 0);
-    store(&world_of(heap)->word[1], 1);
+        shmalloc_store(&world_of(heap)->word[2], 0);
+    shmalloc_store(&world_of(heap)->word[1], 1);
     return 0;
 }
 

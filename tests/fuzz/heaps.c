@@ -68,7 +68,9 @@ static void fill_heap(shmalloc_heap *heap)
     for (int i = 0; i < 12; i++) {
         char name[16];
         snprintf(name, sizeof(name), "root %d", i);
-        must(shmalloc_root_get_or_create(heap, name, (uint64_t)i % 3, 100, NULL, NULL, &ref) == 1, "%s exists", name);
+        must(shmalloc_root_get_or_create(heap, name, (uint64_t)i % 3, 100, NULL, NULL, &ref) ==
+                 SHMALLOC_CREATED,
+             "%s exists", name);
     }
     must_work(shmalloc_root_set(heap, "table", 0, ref));
 }

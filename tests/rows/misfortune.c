@@ -407,8 +407,9 @@ static int fill_in_group(void *arg)
         return NOT_POSSIBLE;
     shmalloc_heap *heap = rows_heap(c->path, 0, c->max_size, 0);
     shmalloc_ref table;
-    must(shmalloc_root_get_or_create(heap, "table", 0, MOST * sizeof(table), NULL, NULL, &table) == 1, "%s",
-         shmalloc_errmsg());
+    must(shmalloc_root_get_or_create(heap, "table", 0, MOST * sizeof(table), NULL, NULL, &table) ==
+             SHMALLOC_CREATED,
+         "%s", shmalloc_errmsg());
     shmalloc_ref *refs = shmalloc_ptr(heap, table);
     for (; c->blocks < MOST && (c->code = shmalloc_ref_alloc(heap, SIZE, &refs[c->blocks])) == 0; c->blocks++)
         pattern_fill(shmalloc_ptr(heap, refs[c->blocks]), 0, SIZE, c->blocks);

@@ -85,8 +85,9 @@ static inline int image_child(void *arg)
         char name[32];
         shmalloc_ref ref;
         snprintf(name, sizeof(name), "root %03d", i);
-        must(shmalloc_root_get_or_create(heap, name, 0, 100, NULL, NULL, &ref) == 1, "%s exists",
-             name);
+        must(shmalloc_root_get_or_create(heap, name, 0, 100, NULL, NULL, &ref) ==
+                 SHMALLOC_CREATED,
+             "%s exists", name);
     }
     pthread_create(&thread, NULL,
                    order->end == IMAGE_KILLED ? image_thread_that_stays : image_thread,

@@ -426,7 +426,7 @@ Test(kept, an_init_that_frees_its_block_costs_nobody_anything)
     shmalloc_ref ref;
     must_code(shmalloc_root_get_or_create(f.heap, "root", 0, LARGE, free_and_fail, NULL, &ref), -ECANCELED);
     void *block = take(LARGE); /* the same, which is somebody's now */
-    must_code(shmalloc_root_get_or_create(f.heap, "root", 0, 8, NULL, NULL, &ref), 1);
+    must_code(shmalloc_root_get_or_create(f.heap, "root", 0, 8, NULL, NULL, &ref), SHMALLOC_CREATED);
     must_work(shmalloc_root_remove(f.heap, "root"));
     must_work(shmalloc_ref_free(f.heap, &ref));
     cr_assert_eq(run_child(free_and_die, &f), -SIGKILL);

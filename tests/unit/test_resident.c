@@ -38,8 +38,9 @@ static int fill(void *arg)
     struct opening *o = arg;
     shmalloc_heap *heap = heap_create(o->path, 0);
     shmalloc_ref table;
-    must(shmalloc_root_get_or_create(heap, "table", 0, BLOCKS * sizeof(table), NULL, NULL, &table) == 1, "%s",
-         shmalloc_errmsg());
+    must(shmalloc_root_get_or_create(heap, "table", 0, BLOCKS * sizeof(table), NULL, NULL, &table) ==
+             SHMALLOC_CREATED,
+         "%s", shmalloc_errmsg());
     shmalloc_ref *refs = shmalloc_ptr(heap, table);
     for (int i = 0; i < BLOCKS; i++) {
         must_work(shmalloc_ref_alloc(heap, SIZE, &refs[i]));

@@ -213,7 +213,8 @@ Test(roots, get_or_create_creates_once)
 {
     uint64_t stamp = 12;
     shmalloc_ref first = 0, second = 0;
-    must_code(shmalloc_root_get_or_create(f.heap, "x", 3, 1000, init_pattern, &stamp, &first), 1);
+    must_code(shmalloc_root_get_or_create(f.heap, "x", 3, 1000, init_pattern, &stamp, &first),
+              SHMALLOC_CREATED);
     cr_assert_eq(pattern_check(shmalloc_ptr(f.heap, first), 1000, 12), 1000);
     stamp = 13;
     must_code(shmalloc_root_get_or_create(f.heap, "x", 3, 1000, init_pattern, &stamp, &second), 0);
@@ -237,7 +238,8 @@ Test(roots, init_that_fails_leaves_nothing)
 Test(roots, init_may_use_the_heap)
 {
     shmalloc_ref ref = 0;
-    must_code(shmalloc_root_get_or_create(f.heap, "outer", 0, 64, init_allocates, NULL, &ref), 1);
+    must_code(shmalloc_root_get_or_create(f.heap, "outer", 0, 64, init_allocates, NULL, &ref),
+              SHMALLOC_CREATED);
     uint64_t *words = shmalloc_ptr(f.heap, ref);
     must_be("inner", 0, words[0]);
     drop_root("inner");
