@@ -698,22 +698,13 @@ int shmalloc_each_block(const shmalloc_heap *heap, int (*visit)(const shmalloc_b
     return rc;
 }
 
-/* The first violation goes into the message. */
-static void note_first(const char *invariant, uint64_t ref, const char *text, void *arg)
-{
-    int *seen = arg;
-    if (!(*seen)++)
-        smi_error(SHMALLOC_ECORRUPT, "%s at %#llx: %s", invariant, (unsigned long long)ref, text);
-}
-
 int shmalloc_check(const shmalloc_heap *heap)
 {
     struct smi_view view;
-    struct smi_check_result result;
-    int seen = 0, rc = see(heap, &view);
+    int rc = see(heap, &view);
     if (rc < 0)
         return rc;
-    rc = smi_check(&view, 1, note_first, &seen, &result);
+    rc = smi_check_or_error(&view);
     smi_view_finish(&view);
-    return rc < 0 ? rc : result.violations ? SHMALLOC_ECORRUPT : 0;
+    return rc;
 }

@@ -9,7 +9,7 @@
 #ifndef SMI_LOCK_H
 #define SMI_LOCK_H
 
-#include "handle/heap.h"
+#include "handle/handle.h"
 
 static inline uint32_t smi_lock_of_class(uint32_t arena, uint32_t k)
 {

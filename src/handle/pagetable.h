@@ -13,7 +13,7 @@
 #ifndef SMI_PAGETABLE_H
 #define SMI_PAGETABLE_H
 
-#include "handle/heap.h"
+#include "handle/handle.h"
 
 /* An entry: smf_state.reshaped | the page's place behind the first slot of its slab, pages << SMF_PAGE_SHIFT
  *                              | the place of its stack in a context, as in smi_top_by_8. */

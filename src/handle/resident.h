@@ -5,7 +5,7 @@
 #ifndef SMI_RESIDENT_H
 #define SMI_RESIDENT_H
 
-#include "handle/heap.h"
+#include "handle/handle.h"
 
 /* Do what SHMALLOC_PREFAULT and SHMALLOC_HUGE_PAGES in `flags` ask for, as far as the kernel goes along: what was
  * obtained is in heap->prefaulted and smi_resident_huge(). No lock is held. */

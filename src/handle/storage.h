@@ -8,7 +8,7 @@
 #ifndef SMI_STORAGE_H
 #define SMI_STORAGE_H
 
-#include "handle/heap.h"
+#include "handle/handle.h"
 
 /* The length of what is there; at least the heap's size, more when a grower died before it was done. */
 int smi_storage_length(shmalloc_heap *heap, uint64_t *out);

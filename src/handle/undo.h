@@ -11,7 +11,7 @@
 #ifndef SMI_UNDO_H
 #define SMI_UNDO_H
 
-#include "handle/heap.h"
+#include "handle/handle.h"
 
 struct smi_op {
     shmalloc_heap *heap;

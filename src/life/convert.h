@@ -8,7 +8,7 @@
 #ifndef SMI_CONVERT_H
 #define SMI_CONVERT_H
 
-#include "handle/heap.h"
+#include "handle/handle.h"
 
 /* Is the heap that was mapped of an older format? */
 int smi_convert_is_due(const shmalloc_heap *heap);

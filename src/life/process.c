@@ -33,11 +33,6 @@
 #define LOOK_EVERY_NS 1000000000ull
 #define MOST_CONTEXTS (SMF_THREADS - 1) /* of a private heap: one slot is for all others together */
 
-const char smi_serves_none;
-#define SERVES_NONE ((const shmalloc_heap *)(const void *)&smi_serves_none)
-static struct smi_thread nobody = {.serves = SERVES_NONE, .true_epoch = UINT64_MAX};
-_Thread_local struct smi_thread *smi_current = &nobody;
-
 /* All contexts of this thread. */
 static _Thread_local struct smi_thread *contexts;
 
@@ -251,7 +246,7 @@ static void fill_hot_page(struct smi_thread *t)
 static void serve(struct smi_thread *t)
 {
     int is_open = __atomic_load_n(&t->heap->epoch, __ATOMIC_ACQUIRE) == t->true_epoch;
-    SMI_STORE(&t->serves, is_open && !t->heap->hardened ? t->heap : SERVES_NONE);
+    SMI_STORE(&t->serves, is_open && !t->heap->hardened ? t->heap : SMI_SERVES_NONE);
 }
 
 /* ---- forked children ---- */
@@ -293,8 +288,8 @@ static void forget_parent(void)
     /* The memory of the parent's contexts is lost to the child: it may be in mid-change. Those of private heaps are
      * the child's, and may be used before the copy is settled, which is left to the first call that takes the long way:
      * most children only call exec. */
-    if (smi_current != &nobody && !(smi_current->heap && smi_current->is_private))
-        smi_current = &nobody;
+    if (smi_current != &smi_nobody && !(smi_current->heap && smi_current->is_private))
+        smi_current = &smi_nobody;
     struct smi_thread **at = &contexts;
     while (*at)
         if ((*at)->heap && (*at)->heap->is_private)
@@ -478,7 +473,7 @@ static void drop_context(struct smi_thread *t)
     if (*at)
         *at = t->next_in_thread;
     if (smi_current == t)
-        smi_current = &nobody;
+        smi_current = &smi_nobody;
 }
 
 /* The same, and nobody has it any more: no heap's list has it. */

@@ -5,7 +5,7 @@
 #ifndef SMI_PROCESS_H
 #define SMI_PROCESS_H
 
-#include "handle/heap.h"
+#include "slots/context.h"
 
 /* Guards the process's list of heaps and every list of contexts. Comes before all heap locks. */
 void smi_registry_lock(void);

@@ -3,7 +3,7 @@
 #ifndef SMI_RECOVER_H
 #define SMI_RECOVER_H
 
-#include "handle/heap.h"
+#include "handle/handle.h"
 #include "platform/os.h"
 
 /* What a heap's file says of itself, read at once. */

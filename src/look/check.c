@@ -1336,3 +1336,18 @@ int smi_check(struct smi_view *view, int live, smi_report_fn *report, void *arg,
         smi_error(rc, "%s: cannot check: %s", view->path, shmalloc_strerror(rc));
     return rc;
 }
+
+/* The first violation goes into the message. */
+static void note_first(const char *invariant, uint64_t ref, const char *text, void *arg)
+{
+    int *seen = arg;
+    if (!(*seen)++)
+        smi_error(SHMALLOC_ECORRUPT, "%s at %#llx: %s", invariant, (unsigned long long)ref, text);
+}
+
+int smi_check_or_error(struct smi_view *view)
+{
+    struct smi_check_result result;
+    int seen = 0, rc = smi_check(view, 1, note_first, &seen, &result);
+    return rc < 0 ? rc : result.violations ? SHMALLOC_ECORRUPT : 0;
+}

@@ -35,4 +35,7 @@ struct smi_check_result {
 int smi_check(struct smi_view *view, int live, smi_report_fn *report, void *arg,
               struct smi_check_result *result);
 
+/* SHMALLOC_ECORRUPT, with the first violation as message, unless there is none. */
+int smi_check_or_error(struct smi_view *view);
+
 #endif

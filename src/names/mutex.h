@@ -3,7 +3,7 @@
 #ifndef SMI_MUTEX_H
 #define SMI_MUTEX_H
 
-#include "handle/heap.h"
+#include "slots/context.h"
 
 /* As shmalloc_mutex_lock(); timeout_ns 0: do not wait, ~0: for ever. The thread must not be cancelled between the mutex and
  * its owner's name, nor in a repair. */

@@ -3,7 +3,7 @@
 #ifndef SMI_ROOTS_H
 #define SMI_ROOTS_H
 
-#include "handle/heap.h"
+#include "handle/handle.h"
 
 struct smi_name {
     const char *text;

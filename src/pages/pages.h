@@ -9,7 +9,7 @@
 #ifndef SMI_PAGES_H
 #define SMI_PAGES_H
 
-#include "handle/heap.h"
+#include "handle/handle.h"
 
 struct smi_take {
     uint64_t count;       /* pages, 1.. */

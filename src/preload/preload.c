@@ -29,6 +29,7 @@
 #include "platform/direct_mutex.h"
 #include "slots/fast.h"
 #include "platform/os.h"
+#include "life/open.h"
 #include "life/process.h"
 
 #define EXPORT __attribute__((visibility("default")))

@@ -5,7 +5,7 @@
 #ifndef SMI_BLOCK_H
 #define SMI_BLOCK_H
 
-#include "handle/heap.h"
+#include "slots/context.h"
 
 struct smi_request {
     size_t size;

@@ -8,7 +8,7 @@
 #ifndef SMI_CACHE_H
 #define SMI_CACHE_H
 
-#include "handle/heap.h"
+#include "slots/context.h"
 
 /* The cache array of class k of a thread slot, which is closed if it is open, and the slots it can hold. The slot's owner
  * closes it by smi_cache_close before. SHMALLOC_ECORRUPT (poisoned) when

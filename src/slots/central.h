@@ -8,7 +8,7 @@
 #ifndef SMI_CENTRAL_H
 #define SMI_CENTRAL_H
 
-#include "handle/heap.h"
+#include "handle/handle.h"
 
 /* A cache array, as its owner knows it. */
 struct smi_stack {

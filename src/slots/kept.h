@@ -9,7 +9,7 @@
 #ifndef SMI_KEPT_H
 #define SMI_KEPT_H
 
-#include "handle/heap.h"
+#include "slots/context.h"
 
 #define SMI_KEPT_MOST (SMF_SPAN_MOST_PAGES << SMF_PAGE_SHIFT) /* bytes of a block that is kept */
 

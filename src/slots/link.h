@@ -9,7 +9,7 @@
 #ifndef SMI_LINK_H
 #define SMI_LINK_H
 
-#include "handle/heap.h"
+#include "slots/context.h"
 
 /* One side of a linked step: a ref and the array of the closed stack it leaves or enters; array NULL: the thread's
  * scratch, or a large block. */

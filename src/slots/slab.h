@@ -10,7 +10,7 @@
 #ifndef SMI_SLAB_H
 #define SMI_SLAB_H
 
-#include "handle/heap.h"
+#include "slots/context.h"
 
 /* A slot, found from a ref. */
 struct smi_slot {

@@ -19,7 +19,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "handle/heap.h"
+#include "handle/handle.h"
 #include "lane.h"
 
 enum { CACHED = 40000, MOST = 1000000 };

@@ -15,6 +15,7 @@
 
 #include "look/check.h"
 #include "handle/lock.h"
+#include "slots/context.h"
 #include "rows.h"
 
 ROWS_SUITE(60);

@@ -16,6 +16,7 @@
 
 #include "pages/pages.h"
 #include "rows.h"
+#include "slots/context.h"
 
 ROWS_SUITE(60);
 

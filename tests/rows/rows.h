@@ -13,7 +13,7 @@
 
 #include <criterion/criterion.h>
 
-#include "handle/heap.h"
+#include "handle/handle.h"
 #include "support.h"
 #include "look/view.h"
 #include "view_check.h"

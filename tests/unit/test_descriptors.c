@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "handle/heap.h"
+#include "handle/handle.h"
 #include "heap_suite.h"
 
 HEAP_SUITE(descriptors, 0, 60);

@@ -14,7 +14,8 @@
 
 #include <criterion/criterion.h>
 
-#include "handle/heap.h"
+#include "handle/handle.h"
+#include "slots/context.h"
 #include "handle/lock.h"
 #include "support.h"
 

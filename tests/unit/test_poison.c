@@ -11,7 +11,8 @@
 
 #include <criterion/criterion.h>
 
-#include "handle/heap.h"
+#include "handle/handle.h"
+#include "slots/context.h"
 #include "support.h"
 
 static struct fixture f;

@@ -1,36 +1,25 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * heap.h - the handle of an open heap in this process, and the way from refs and pages to addresses.
+ * handle.h - the handle of an open heap in this process, and the way from refs and pages to addresses.
  *
  * Nothing in the handle is a truth about the heap: it caches where things are mapped. Two tables lead
  * from a granule (1 MiB of the file) to its chunk's page words and descriptors in one load. An entry is
  * filled at first use from the chunk directory and never becomes wrong, because a chunk keeps its
  * bounds for ever; whether a page exists *now* is a comparison with smf_state.size.
  */
-#ifndef SMI_HEAP_H
-#define SMI_HEAP_H
+#ifndef SMI_HANDLE_H
+#define SMI_HANDLE_H
 
 #include <pthread.h>
 #include <stdint.h>
 
 #include <shmalloc/shmalloc.h>
 
-#include "platform/debug.h"
-#include "platform/error.h"
 #include "format/layout.h"
 #include "format/sizeclass.h"
-
-/* Loads and stores of words that other processes see, or that a kill may cut between. Stores stay in
- * program order: on one processor a killed process's stores all arrive, so the compiler is the only
- * one to be kept from reordering. */
-#define SMI_BARRIER() __atomic_signal_fence(__ATOMIC_SEQ_CST)
-#define SMI_LOAD(p) __atomic_load_n((p), __ATOMIC_RELAXED)
-#define SMI_STORE(p, v)                                                                                \
-    do {                                                                                               \
-        SMI_BARRIER();                                                                                 \
-        __atomic_store_n((p), (v), __ATOMIC_RELAXED);                                                  \
-        SMI_BARRIER();                                                                                 \
-    } while (0)
+#include "platform/debug.h"
+#include "platform/error.h"
+#include "platform/store.h"
 
 struct smi_thread;
 
@@ -114,87 +103,6 @@ struct shmalloc_heap {
 
 _Static_assert(offsetof(struct shmalloc_heap, base) == 4096, "what is wiped is one OS page");
 
-/* A slot stack of one class of a thread: what the long way needs. The truth is `array`, in the file. */
-struct smi_bin {
-    uint64_t *array;   /* word 0 is the count or SMF_OPEN, then refs */
-    uint64_t limit;    /* slots it may hold; what a corrupt count is compared with */
-    uint64_t capacity; /* of the array */
-    uint32_t batch;    /* slots that the next refill asks for */
-    uint32_t is_clear; /* all words above the count are 0, or were a stack's since */
-};
-
-/* What the fast paths need of it, half a cache line. While the stack is open, `word` is the address of the ref on top,
- * or of word 0 when there is none; the words above it are 0. While it is closed, or where there is none, `ref` is 0 and
- * `end` says that there is no room. */
-struct smi_top {
-    _Alignas(32) uint64_t *word;
-    uint64_t ref;     /* what is in it */
-    uint64_t inverse; /* 2^64 divided by a slot's size, rounded up */
-    uint32_t length;  /* of all slots of a slab, bytes */
-    uint32_t end;     /* address of the last word that may be used, low half */
-};
-_Static_assert(sizeof(struct smi_top) == 1 << SMI_TOP_SHIFT, "sizeclass.h");
-
-/* What a thread needs to use a heap. Contexts are made SMI_CONTEXTS_AT_ONCE at a time, in one mapping: first a page of
- * each, which the kernel wipes in a forked child, however it was forked, then, as far behind it for all, the rest. So
- * the fast paths compare `serves` and know that the heap is open and the process not forked. Contexts of private heaps are
- * not wiped: the child has its own copy of what its own thread may touch on the fast paths. */
-#define SMI_CONTEXT_PAGE 4096u
-#define SMI_CONTEXTS_AT_ONCE 16u
-struct smi_thread {
-    /* Wiped, but for private heaps. By the kind in a page's word; the first stays all zeros, and no slot begins in it. */
-    _Alignas(64) struct smi_top top_of_kind[SMF_CLASSES + 1];
-    const shmalloc_heap *serves; /* the heap while the fast paths may be used; in hardened heaps &smi_serves_none */
-    uint8_t *base;
-    uint64_t reserved;        /* of the heap's, as is `base` */
-    uint64_t covered;         /* refs below it have an entry in `known` */
-    const uint64_t *known;    /* heap->known, to be indexed by address */
-    uint8_t unused[SMI_CONTEXT_PAGE - (SMF_CLASSES + 1) * sizeof(struct smi_top) - 5 * 8];
-    uint8_t others[(SMI_CONTEXTS_AT_ONCE - 1) * SMI_CONTEXT_PAGE];
-
-    /* Not wiped. */
-    struct smf_thread *slot;
-    shmalloc_heap *heap;
-    uint64_t true_epoch; /* heap->epoch at attach */
-    int is_private;      /* of a private heap, also when that was closed */
-    uint32_t slot_index;
-    uint32_t arena;
-    uint64_t span_pages; /* that it keeps at most: the sum of its entries in slot->spans */
-    uint32_t next_span;  /* entry whose block goes next when there is no room */
-    uint32_t span_calls; /* large blocks that never took the long way; now and then one does */
-    uint64_t spans_at;   /* smi_os_tick when kept blocks that nobody wanted went back last, and */
-    uint64_t spans_seen[SMF_SPANS]; /* what was kept then */
-    uint64_t room;       /* bytes of slots its arrays may still grow by */
-    struct smi_thread *next_in_thread; /* this thread's contexts of other heaps; or the next in the pool */
-    struct smi_thread *next_in_heap;
-    struct smi_bin bins[SMF_CLASSES];
-};
-_Static_assert(offsetof(struct smi_thread, slot) == SMI_CONTEXTS_AT_ONCE * SMI_CONTEXT_PAGE,
-               "behind all pages that are wiped");
-_Static_assert(sizeof(struct smi_thread) - offsetof(struct smi_thread, slot) <= SMI_CONTEXT_PAGE, "one page each");
-
-/* Neither a heap nor NULL. */
-extern const char smi_serves_none;
-
-/* The stack of class k. */
-static inline struct smi_bin *smi_bin(struct smi_thread *t, uint32_t k)
-{
-    return &t->bins[k];
-}
-
-static inline struct smi_top *smi_top(struct smi_thread *t, uint32_t k)
-{
-    return &t->top_of_kind[1 + k];
-}
-
-static inline const struct smf_state *smi_state_of(const struct smi_thread *t)
-{
-    return (const struct smf_state *)(const void *)(t->base + SMF_STATE_OFFSET);
-}
-
-/* The context the calling thread used last; never NULL. */
-extern _Thread_local struct smi_thread *smi_current __attribute__((tls_model("initial-exec")));
-
 /* ---- addresses ---- */
 
 /* How much of `size` bytes the mapping and the file have; the file is asked. */
@@ -228,6 +136,9 @@ static inline int smi_ref_of(const shmalloc_heap *heap, const void *address, uin
 
 /* See that the tables of a private heap of `size` bytes can be filled; others' always can. 0 or a negated errno. */
 int smi_heap_open_tables(shmalloc_heap *heap, uint64_t size);
+
+/* Bytes of each of the two tables, which are one mapping. */
+uint64_t smi_handle_table_bytes(const shmalloc_heap *heap);
 
 /* A thread slot by its number in the table; NULL when there is none. */
 struct smf_thread *smi_thread_slot(const shmalloc_heap *heap, uint32_t index);
@@ -303,14 +214,24 @@ int smi_heap_descriptor(shmalloc_heap *heap);
 struct smi_file_info;
 int smi_heap_look(shmalloc_heap *heap, struct smi_file_info *out);
 
-/* The process ends, and smi_process_may_leave(): leave the heap as closing does, but the mapping stays, so that what lies
- * there can be read to the last. A call that changes the heap would attach anew. */
-int smi_heap_leave(shmalloc_heap *heap);
-
 /* Another description of the heap's file, to be closed; or a negative code with a message. */
 int smi_heap_reopen(shmalloc_heap *heap);
 
 /* `fd`, such a description, is the heap's from now on; what was its own before is closed. */
 int smi_heap_replace_descriptor(shmalloc_heap *heap, int fd);
+
+/* ---- handles ---- */
+
+/* An empty handle; NULL with a message. `path` is for that. */
+shmalloc_heap *smi_handle_new(const char *path);
+/* A handle of the heap in the file `fd`, of which `info` is; the descriptor is the handle's if this does not fail. */
+int smi_handle_make(int fd, const struct smi_file_info *info, const char *path, int read_only, shmalloc_heap **out);
+/* The areas of the heap that is mapped. */
+void smi_handle_set_areas(shmalloc_heap *heap, const struct smf_header *header);
+/* The end of a handle that nobody has, or of NULL. */
+void smi_handle_drop(shmalloc_heap *heap);
+/* The end of one that the program had: a thread that comes with it later gets an answer instead of a fault. The registry
+ * lock is held. */
+void smi_handle_bury(shmalloc_heap *heap);
 
 #endif

@@ -1,289 +1,38 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * heap.c - open, create, close: from a file to a handle and back.
+ * open.c - open, create, close: from a file to a handle and back.
  *
  * Creation: the whole heap is built in a file without a name, which gets its name when it is complete; by
  * descriptor, the first word is stored last. Opening: read and validate the identity, take the attach lock,
  * map, then either take the heap into use in a new generation or join those who have it. Closing: bring this
  * process's thread slots to rest, leave the table; the last one syncs and marks the file clean.
  */
-#include "handle/heap.h"
+#include "life/open.h"
 
 #include <errno.h>
 #include <limits.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
-#include "look/check.h"
 #include "handle/lock.h"
-#include "platform/os.h"
-#include "names/roots.h"
-#include "pages/pages.h"
-#include "handle/pagetable.h"
-#include "life/process.h"
-#include "life/recover.h"
+#include "handle/mapping.h"
 #include "handle/resident.h"
 #include "handle/storage.h"
+#include "life/process.h"
+#include "life/recover.h"
+#include "look/check.h"
+#include "names/roots.h"
+#include "pages/pages.h"
+#include "platform/os.h"
 #include "slots/central.h"
 
-#define DEFAULT_MAX_SIZE (1ull << 40)
 #define DEFAULT_ARENAS 4
 #define DEFAULT_DECAY_NS 10000000000ull
-#define MAP_UNIT (2ull << 20)
-#define ADDRESSES (64ull << 40)   /* that heaps may take: half of what a process has on the usual machine */
-#define STEP_OF_ADDRESSES (16ull << 40) /* after each of these a heap without a smaller maximum gets less */
 #define ROOM_TO_RAISE 16 /* times its maximum is reserved for a heap, so that it can be raised */
 #define PRIVATE_SIZE (8ull << 20) /* of a private heap, at first: addresses, not memory */
 #define RECOVER_ONLY 0x80000000u /* open flag of shmalloc_recover: nobody else may have it open */
-
-/* ---- state ---- */
-
-int smi_heap_is_outgrown(const shmalloc_heap *heap)
-{
-    struct smi_file_info info;
-    uint64_t size = SMI_LOAD(&heap->state->size);
-    /* A damaged size is not the file's. */
-    return SMI_UNLIKELY(size > heap->reserved) && !heap->is_private && smi_os_stat(heap->fd, &info) == 0 &&
-           info.size >= size;
-}
-
-int smi_heap_outgrown(const shmalloc_heap *heap)
-{
-    return smi_error(SHMALLOC_EADDRESS,
-                     "%s: another process has made the heap %llu bytes long, this one has addresses for %llu of them; "
-                     "close and open it again, with fewer heaps open or a higher limit on address space (ulimit -v)",
-                     heap->path, (unsigned long long)SMI_LOAD(&heap->state->size), (unsigned long long)heap->reserved);
-}
-
-int smi_heap_poison(shmalloc_heap *heap, const char *format, ...)
-{
-    char text[400];
-    if (smi_heap_is_outgrown(heap))
-        return smi_heap_outgrown(heap);
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof(text), format, args);
-    va_end(args);
-    if (!heap->read_only)
-        SMI_STORE(&heap->state->poison, (uint64_t)-SHMALLOC_ECORRUPT);
-    return smi_error(SHMALLOC_ECORRUPT, "%s: %s; the heap can now only be read", heap->path, text);
-}
-
-int smi_heap_double_free(const shmalloc_heap *heap, uint64_t ref)
-{
-    return smi_error(SHMALLOC_EDOUBLEFREE, "%s: block at %#llx is free already; free a block once", heap->path,
-                     (unsigned long long)ref);
-}
-
-int smi_heap_writable(shmalloc_heap *heap)
-{
-    if (heap->closed)
-        return smi_error(SHMALLOC_ECLOSED, "the heap handle is closed; open the heap again");
-    if (heap->read_only)
-        return smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only; open it for writing to change it",
-                         heap->path);
-    if (SMI_LOAD(&heap->state->poison))
-        return smi_error(SHMALLOC_EPOISONED,
-                         "%s: was found damaged (code -%llu) and can only be read; `shmalloc-inspect check "
-                         "--repair` tells what can be done",
-                         heap->path, (unsigned long long)SMI_LOAD(&heap->state->poison));
-    return 0;
-}
-
-static int is_file_of(const shmalloc_heap *heap, const struct smi_file_info *info)
-{
-    return info->device == heap->device && info->inode == heap->inode;
-}
-
-/* Open the heap's file by its name; other files are not even opened. */
-static int open_by_path(const shmalloc_heap *heap)
-{
-    struct smi_file_info info;
-    int rc = smi_os_stat_path(heap->path, 1, &info);
-    if (rc == -ENOENT || rc == -ENOTDIR || (rc == 0 && !is_file_of(heap, &info)))
-        return -EBADF;
-    if (rc < 0)
-        return rc;
-    int fd = smi_os_open(heap->path, heap->read_only);
-    if (fd < 0)
-        return fd == -ENOENT ? -EBADF : fd;
-    rc = smi_os_stat(fd, &info);
-    if (rc == 0 && is_file_of(heap, &info))
-        rc = smi_os_mark(fd, heap->mark);
-    else if (rc == 0)
-        rc = -EBADF;
-    if (rc < 0)
-        smi_os_close(fd);
-    return rc < 0 ? rc : fd;
-}
-
-/* Is the descriptor still the library's own? The mark tells also the program's own descriptor of the same file from
- * ours. Another file's that happens to have it, one in 2^30, is found out here. 1, 0, or why it cannot be told. */
-static int is_own(const shmalloc_heap *heap)
-{
-    struct smi_file_info info;
-    if (!smi_os_has_mark(heap->fd, heap->mark))
-        return 0;
-    int rc = smi_os_stat(heap->fd, &info);
-    return rc < 0 ? rc : is_file_of(heap, &info);
-}
-
-/* The descriptor is not the library's any more: make a new one, unless another thread has. */
-static int replace_lost(shmalloc_heap *heap)
-{
-    while (__atomic_exchange_n(&heap->reopening, 1, __ATOMIC_ACQUIRE) != 0)
-        smi_os_sleep(100000);
-    int own = is_own(heap);
-    if (own == 0) { /* somebody closed it, and its number may be another file's by now: leave that alone */
-        int fd = open_by_path(heap);
-        SMI_STORE(&heap->fd, fd < 0 ? -1 : fd);
-        own = fd < 0 ? fd : 1;
-    }
-    __atomic_store_n(&heap->reopening, 0, __ATOMIC_RELEASE);
-    if (own == -EBADF)
-        return smi_refused(own, "%s: the library's descriptor was closed and the name does not lead to the file any more",
-                           heap->path);
-    return own < 0 ? smi_refused_change(own, -1, heap->path, "%s: the library's descriptor was closed; cannot open the "
-                                                             "file again", heap->path) : 0;
-}
-
-int smi_heap_descriptor(shmalloc_heap *heap)
-{
-    return heap->is_private || smi_os_has_mark(heap->fd, heap->mark) ? 0 : replace_lost(heap);
-}
-
-int smi_heap_look(shmalloc_heap *heap, struct smi_file_info *out)
-{
-    int rc = smi_heap_descriptor(heap);
-    if (rc < 0)
-        return rc;
-    rc = smi_os_stat(heap->fd, out);
-    if (rc == 0 && is_file_of(heap, out))
-        return 0;
-    rc = replace_lost(heap);
-    if (rc == 0 && (rc = smi_os_stat(heap->fd, out)) < 0)
-        rc = smi_refused(rc, "%s: cannot look at the file", heap->path);
-    return rc;
-}
-
-int smi_heap_reopen(shmalloc_heap *heap)
-{
-    struct smi_file_info info;
-    int rc = smi_heap_descriptor(heap), fd = -1;
-    for (int tries = 0; rc == 0 && tries < 2; tries++) {
-        rc = fd = smi_os_reopen(heap->fd, heap->read_only);
-        if (fd >= 0)
-            rc = smi_os_stat(fd, &info);
-        if (rc == 0 && is_file_of(heap, &info))
-            return fd;
-        smi_os_close(fd);
-        if (rc < 0)
-            return smi_refused_change(rc, heap->fd, heap->path, "%s: cannot open the file once more by /proc/self/fd",
-                                      heap->path);
-        rc = replace_lost(heap); /* another file's description happens to have the mark */
-    }
-    return rc < 0 ? rc : smi_refused(-EBADF, "%s: the library's descriptor is another file's again and again", heap->path);
-}
-
-/* Close the descriptor unless the program did. */
-static void close_own(shmalloc_heap *heap)
-{
-    if (smi_os_has_mark(heap->fd, heap->mark))
-        smi_os_close(heap->fd);
-    heap->fd = -1;
-}
-
-int smi_heap_replace_descriptor(shmalloc_heap *heap, int fd)
-{
-    int rc = smi_os_mark(fd, heap->mark);
-    if (rc < 0) {
-        smi_os_close(fd);
-        return smi_refused(rc, "%s: cannot look at the file", heap->path);
-    }
-    close_own(heap);
-    heap->fd = fd;
-    return 0;
-}
-
-uint64_t smi_heap_backed(const shmalloc_heap *heap, uint64_t size)
-{
-    struct smi_file_info info;
-    uint64_t backed;
-    if (heap->closed)
-        return 0;
-    if (heap->is_private)
-        backed = SMI_LOAD(&heap->allowed);
-    else if (smi_heap_look((shmalloc_heap *)heap, &info) == 0)
-        backed = info.size < heap->reserved ? info.size : heap->reserved;
-    else
-        return size < heap->reserved ? size : heap->reserved; /* it cannot be looked at: it will be as it says */
-    SMI_STORE(&((shmalloc_heap *)heap)->backed, backed); /* a handle is private memory */
-    return size < backed ? size : backed;
-}
-
-#define TABLE_PIECE (1ull << 16) /* bytes of a table, for 8 GiB of heap, and a multiple of any kernel's page */
-
-/* Of each of the two tables, which are one mapping. */
-static size_t table_bytes(const shmalloc_heap *heap)
-{
-    size_t bytes = (heap->reserved >> SMF_GRANULE_SHIFT) * sizeof(uintptr_t);
-    return (bytes + TABLE_PIECE - 1) & ~(TABLE_PIECE - 1);
-}
-
-int smi_heap_open_tables(shmalloc_heap *heap, uint64_t size)
-{
-    uint64_t needed = (size >> SMF_GRANULE_SHIFT) * sizeof(uintptr_t);
-    needed = (needed + TABLE_PIECE - 1) & ~(TABLE_PIECE - 1);
-    needed = needed < table_bytes(heap) ? needed : table_bytes(heap);
-    if (!heap->is_private || needed <= heap->tables_open)
-        return 0;
-    int rc = smi_os_allow(heap->words, needed);
-    if (rc == 0)
-        rc = smi_os_allow(heap->descriptors, needed);
-    if (rc == 0)
-        heap->tables_open = needed;
-    return rc;
-}
-
-int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)
-{
-    uint64_t page = granule << (SMF_GRANULE_SHIFT - SMF_PAGE_SHIFT);
-    uint64_t count = SMI_LOAD(&heap->state->chunk_count);
-    if (count > SMF_CHUNKS)
-        return 0;
-    for (uint64_t i = count; i-- > 0;) {
-        struct smf_chunk chunk = heap->directory[i];
-        if (page < chunk.first_page || page - chunk.first_page >= chunk.page_count)
-            continue;
-        uint64_t offset = smi_chunk_words_offset(&chunk, &heap->areas);
-        uint64_t end = ((uint64_t)chunk.first_page + chunk.page_count) << SMF_PAGE_SHIFT;
-        if (chunk.first_page % (SMF_GRANULE >> SMF_PAGE_SHIFT) != 0 || end % SMF_GRANULE != 0 ||
-            end > smi_size(heap) || offset + smi_chunk_metadata_bytes(chunk.page_count) > end)
-            return 0;
-        uintptr_t words = (uintptr_t)heap->base + offset;
-        uintptr_t descriptors = words + chunk.page_count * sizeof(uint16_t);
-        /* Descriptors first: who sees the words' entry uses both. */
-        __atomic_store_n(&heap->descriptors[granule],
-                         descriptors - chunk.first_page * sizeof(struct smf_page), __ATOMIC_RELAXED);
-        __atomic_store_n(&heap->words[granule], words - chunk.first_page * sizeof(uint16_t),
-                         __ATOMIC_RELEASE);
-        return 1;
-    }
-    return 0;
-}
-
-struct smf_thread *smi_thread_slot(const shmalloc_heap *heap, uint32_t index)
-{
-    uint64_t ref = index < SMF_THREADS ? SMI_LOAD(&heap->threads[index]) : 0;
-    if (ref == 0 || ref % SMF_PAGE != 0 || !smi_in_heap(heap, ref, SMF_THREAD_PAGES * SMF_PAGE))
-        return NULL;
-    return smi_at(heap, ref);
-}
-
-/* ---- handle ---- */
 
 /* Who repairs what a dead owner of a lock left. */
 static void set_repairs(shmalloc_heap *heap)
@@ -301,200 +50,8 @@ static void set_repairs(shmalloc_heap *heap)
 
 static void set_areas(shmalloc_heap *heap, const struct smf_header *header)
 {
-    uint8_t *base = heap->base;
-    heap->header = (void *)base;
-    heap->areas = header->areas;
-    const struct smf_areas *areas = &heap->areas;
-    heap->state = (void *)(base + SMF_STATE_OFFSET);
-    heap->runtime = (void *)(base + areas->runtime);
-    heap->processes = (void *)(base + areas->processes);
-    heap->locks = (void *)(base + areas->locks);
-    heap->directory = (void *)(base + areas->directory);
-    heap->page_heap = (void *)(base + areas->page_heap);
-    heap->roots = (void *)(base + areas->roots);
-    heap->threads = (void *)(base + areas->threads);
-    heap->central = (void *)(base + areas->central);
-    heap->arena_count = header->arena_count;
-    heap->lock_count = header->lock_count;
-    heap->hardened = (header->mode & SMF_HEAP_HARDENED) != 0;
+    smi_handle_set_areas(heap, header);
     set_repairs(heap);
-}
-
-/* ---- addresses ---- */
-
-/* Bytes that are reserved for the heaps of this process. */
-static uint64_t addresses_taken;
-
-/* How many there may be in all: the program needs some, too. */
-static uint64_t addresses_for_heaps(void)
-{
-    uint64_t limit = smi_os_address_limit();
-    limit -= limit / 4;
-    return limit < ADDRESSES ? limit : ADDRESSES;
-}
-
-/* How many of `wanted` bytes of addresses the next heap gets, where there may be `all`. The first 16 heaps may have 1 TiB
- * each, the next 256 have 64 GiB, the next 4,096 have 4 GiB, and so on; under a limit a heap gets two thirds of what is
- * left. A greater maximum was asked for: it is granted while much is left. */
-static uint64_t affordable(uint64_t wanted, uint64_t all)
-{
-    uint64_t taken = SMI_LOAD(&addresses_taken), step = DEFAULT_MAX_SIZE;
-    uint64_t left = all > taken ? all - taken : 0;
-    if (wanted > step && wanted <= left - left / 4 && all == ADDRESSES)
-        step = wanted;
-    for (uint64_t t = taken; t >= STEP_OF_ADDRESSES && step > MAP_UNIT; t -= STEP_OF_ADDRESSES)
-        step /= 16;
-    if (step > left / 3 * 2)
-        step = left / 3 * 2;
-    return wanted < step ? wanted : step;
-}
-
-static int no_addresses(const shmalloc_heap *heap, uint64_t size)
-{
-    return smi_error(SHMALLOC_EADDRESS,
-                     "%s: no free address range of %llu bytes, expected that many at least; the heaps of this process "
-                     "have %llu bytes and may have %llu, the rest is the program's; close some, or raise the limits on "
-                     "address space (ulimit -v) and, with mlockall, on locked memory (ulimit -l)",
-                     heap->path, (unsigned long long)size, (unsigned long long)SMI_LOAD(&addresses_taken),
-                     (unsigned long long)addresses_for_heaps());
-}
-
-/* Give back what the handle owns: mapping, tables, descriptor. */
-static void empty_handle(shmalloc_heap *heap)
-{
-    if (heap->base)
-        __atomic_fetch_sub(&addresses_taken, heap->reserved, __ATOMIC_RELAXED);
-    smi_os_unmap(heap->base, heap->base ? heap->reserved : 0);
-    smi_os_unmap(heap->words, 2 * table_bytes(heap));
-    smi_pagetable_drop(heap);
-    close_own(heap);
-}
-
-static void drop_handle(shmalloc_heap *heap)
-{
-    if (!heap)
-        return;
-    empty_handle(heap);
-    smi_os_unmap(heap, sizeof(*heap));
-}
-
-/* Handles that were closed, the last few of them: a thread that comes with one later gets an answer instead
- * of a fault. The registry lock is held. */
-#define TOMBSTONES 64
-static void bury_handle(shmalloc_heap *heap)
-{
-    static shmalloc_heap *tombstones[TOMBSTONES];
-    static unsigned next;
-    static struct smf_state nothing; /* size 0: no ref is inside */
-    empty_handle(heap);
-    heap->closed = 1;
-    heap->path = "closed heap";
-    heap->state = &nothing;
-    heap->base = NULL;
-    heap->words = heap->descriptors = NULL;
-    if (tombstones[next])
-        smi_os_unmap(tombstones[next], sizeof(*heap));
-    tombstones[next] = heap;
-    next = (next + 1) % TOMBSTONES;
-}
-
-/* What memory of this process alone may hold (RLIMIT_DATA) is for blocks. */
-static uintptr_t *new_tables(const shmalloc_heap *heap)
-{
-    size_t bytes = 2 * table_bytes(heap);
-    return heap->is_private ? smi_os_reserve_zeros(bytes) : smi_os_private(bytes, 0);
-}
-
-/* Map what `heap->reserved` says, and the two tables. */
-static int map_reserved(shmalloc_heap *heap, void *fixed)
-{
-    int rc = 0;
-    if (!heap->is_private)
-        rc = smi_os_map(heap->fd, heap->reserved, heap->read_only, fixed, (void **)&heap->base);
-    else if (!(heap->base = smi_os_reserve_private(heap->reserved, heap->reserved >= 64 * SMI_PRIVATE_ALIGNMENT
-                                                                       ? SMI_PRIVATE_ALIGNMENT
-                                                                       : MAP_UNIT)))
-        rc = -ENOMEM;
-    if (rc < 0)
-        return rc;
-    heap->words = new_tables(heap);
-    if (heap->words) {
-        heap->descriptors = heap->words + table_bytes(heap) / sizeof(*heap->descriptors);
-        smi_pagetable_make(heap);
-        return 0;
-    }
-    smi_os_unmap(heap->base, heap->reserved);
-    heap->base = NULL;
-    return -ENOMEM;
-}
-
-/* Map the heap with addresses to spare: `wanted` bytes, or as many as can be spared, at least `size`, which a file was
- * seen to have. Who chose a base chose what lies around it. */
-static int map_heap(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *fixed)
-{
-    int rc = -ENOMEM;
-    uint64_t all = fixed ? 0 : addresses_for_heaps(), spared = fixed ? wanted : affordable(wanted, all);
-    wanted = spared < size ? size : spared;
-    if (!fixed && (size > all || SMI_LOAD(&addresses_taken) > all - size))
-        return no_addresses(heap, size);
-    heap->reserved = (wanted + MAP_UNIT - 1) & ~(MAP_UNIT - 1);
-    while ((rc = map_reserved(heap, fixed)) < 0) {
-        uint64_t half = (heap->reserved / 2 + MAP_UNIT - 1) & ~(MAP_UNIT - 1);
-        if (rc != -ENOMEM || half < size || half == heap->reserved)
-            break;
-        heap->reserved = half; /* a limit on addresses: take what there is */
-    }
-    if (rc == 0) {
-        heap->backed = heap->is_private ? 0 : size;
-        __atomic_fetch_add(&addresses_taken, heap->reserved, __ATOMIC_RELAXED);
-        return 0;
-    }
-    if (rc == -EADDRINUSE)
-        return smi_error(SHMALLOC_EADDRESS,
-                         "%s: the heap must be mapped at %p, where this process has something else; run it "
-                         "without that, or make a heap without a fixed base",
-                         heap->path, fixed);
-    if (rc == -ENOMEM)
-        return no_addresses(heap, size);
-    return smi_refused_change(rc, heap->fd, heap->path, "%s: cannot map the file", heap->path);
-}
-
-static shmalloc_heap *new_handle(const char *path)
-{
-    shmalloc_heap *heap = smi_os_private(sizeof(*heap), offsetof(struct shmalloc_heap, base));
-    if (!heap) {
-        smi_refused(-ENOMEM, "%s: no private memory for a handle", path);
-        return NULL;
-    }
-    heap->fd = -1;
-    heap->path = heap->path_text;
-    heap->handles = 1;
-    heap->process_index = -1;
-    return heap;
-}
-
-/* `info` is of `fd`. */
-static int make_handle(int fd, const struct smi_file_info *info, const char *path, int read_only, shmalloc_heap **out)
-{
-    shmalloc_heap *heap = new_handle(path);
-    if (!heap)
-        return -ENOMEM;
-    char *absolute = smi_os_absolute(path);
-    snprintf(heap->path_text, sizeof(heap->path_text), "%s", absolute ? absolute : path);
-    free(absolute);
-    smi_os_random(&heap->mark, sizeof(heap->mark));
-    heap->mark = heap->mark >> 1 | 1; /* no file system ends its files before that */
-    int rc = smi_os_mark(fd, heap->mark);
-    if (rc < 0) {
-        smi_os_unmap(heap, sizeof(*heap));
-        return smi_refused(rc, "%s: cannot look at the file", path);
-    }
-    heap->fd = fd;
-    heap->read_only = read_only;
-    heap->device = info->device;
-    heap->inode = info->inode;
-    *out = heap;
-    return 0;
 }
 
 static int read_boot_id(const char *path, uint8_t out[16])
@@ -524,15 +81,15 @@ static int check_options(const shmalloc_options *o, const char *path)
     if (o->max_size > SMF_MAX_SIZE)
         return smi_error(-EINVAL, "%s: maximum size %llu is over the limit of 16 TiB", path,
                          (unsigned long long)o->max_size);
-    if (o->initial_size > (o->max_size ? o->max_size : DEFAULT_MAX_SIZE))
+    if (o->initial_size > (o->max_size ? o->max_size : SMI_DEFAULT_MAX_SIZE))
         return smi_error(-EINVAL, "%s: initial size %llu is over the maximum size %llu", path,
                          (unsigned long long)o->initial_size,
-                         (unsigned long long)(o->max_size ? o->max_size : DEFAULT_MAX_SIZE));
+                         (unsigned long long)(o->max_size ? o->max_size : SMI_DEFAULT_MAX_SIZE));
     if (o->arenas > SMF_ARENAS_MAX)
         return smi_error(-EINVAL, "%s: %u arenas are over the limit of %u", path, o->arenas, SMF_ARENAS_MAX);
     if (o->layout && strlen(o->layout) >= sizeof(((struct smf_header *)0)->layout_name))
         return smi_error(-EINVAL, "%s: layout name has %zu bytes, at most 63 fit", path, strlen(o->layout));
-    if ((uintptr_t)o->base % MAP_UNIT != 0)
+    if ((uintptr_t)o->base % SMI_MAP_UNIT != 0)
         return smi_error(-EINVAL, "%s: base %p is not a multiple of 2 MiB", path, o->base);
     if ((o->mode & ~07777u) != 0)
         return smi_error(-EINVAL, "%s: mode %o has more than permission bits", path, o->mode);
@@ -592,7 +149,7 @@ static int format_file(int fd, const char *path, const shmalloc_options *o, cons
         return smi_refused(rc, "%s: cannot make a robust mutex", path);
     uint64_t least = round_granule(header.areas.end + 8 * SMF_PAGE);
     uint64_t size = round_granule(o->initial_size);
-    uint64_t max_size = round_granule(o->max_size ? o->max_size : DEFAULT_MAX_SIZE);
+    uint64_t max_size = round_granule(o->max_size ? o->max_size : SMI_DEFAULT_MAX_SIZE);
     size = size < least ? least : size;
     if (max_size < size)
         return smi_error(-EINVAL, "%s: maximum size %llu is below the %llu bytes that an empty heap has",
@@ -612,11 +169,11 @@ static int format_file(int fd, const char *path, const shmalloc_options *o, cons
     int own = smi_os_reopen(fd, 0);
     rc = own < 0 ? own : smi_os_stat(own, &info);
     if (rc == 0)
-        rc = make_handle(own, &info, path, 0, &heap);
+        rc = smi_handle_make(own, &info, path, 0, &heap);
     if (rc < 0)
         smi_os_close(own);
     if (rc == 0)
-        rc = map_heap(heap, size, size, NULL);
+        rc = smi_mapping_make(heap, size, size, NULL);
     if (rc == 0) {
         set_areas(heap, &header);
         heap->state->max_size = max_size;
@@ -631,7 +188,7 @@ static int format_file(int fd, const char *path, const shmalloc_options *o, cons
     } else if (rc != SHMALLOC_EADDRESS) { /* which has its message */
         smi_refused_change(rc, fd, NULL, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
     }
-    drop_handle(heap);
+    smi_handle_drop(heap);
     return rc;
 }
 
@@ -740,9 +297,9 @@ static int read_identity(int fd, const char *path, const shmalloc_options *o, st
 static uint64_t reservation(const struct smf_header *header, const struct smf_state *state)
 {
     uint64_t most = state->max_size;
-    if (header->fixed_base || most >= DEFAULT_MAX_SIZE)
+    if (header->fixed_base || most >= SMI_DEFAULT_MAX_SIZE)
         return most;
-    return most < DEFAULT_MAX_SIZE / ROOM_TO_RAISE ? most * ROOM_TO_RAISE : DEFAULT_MAX_SIZE;
+    return most < SMI_DEFAULT_MAX_SIZE / ROOM_TO_RAISE ? most * ROOM_TO_RAISE : SMI_DEFAULT_MAX_SIZE;
 }
 
 /* `seen` is what the file held before anything was locked. */
@@ -762,7 +319,7 @@ static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o, struct
             rc = smi_recover_storage(heap, seen, accept);
     }
     if (rc == 0)
-        rc = map_heap(heap, reservation(&seen->header, &seen->state), seen->state.size,
+        rc = smi_mapping_make(heap, reservation(&seen->header, &seen->state), seen->state.size,
                       (void *)(uintptr_t)seen->header.fixed_base);
     if (rc == 0) {
         set_areas(heap, &seen->header);
@@ -818,14 +375,14 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
     if (rc == 0)
         rc = read_identity(fd, path, o, &seen); /* before anything is locked */
     if (rc == 0)
-        rc = make_handle(fd, &info, path, read_only, &heap);
+        rc = smi_handle_make(fd, &info, path, read_only, &heap);
     if (rc < 0) {
         smi_os_close(fd);
         return rc;
     }
     rc = map_and_attach(heap, o, &seen);
     if (rc < 0) {
-        drop_handle(heap);
+        smi_handle_drop(heap);
         return rc;
     }
     register_heap(heap);
@@ -969,11 +526,11 @@ static int build_private(shmalloc_heap *heap, const shmalloc_options *o)
     header.checksum = smi_hash(&header, offsetof(struct smf_header, checksum));
     uint64_t least = round_granule(header.areas.end + 8 * SMF_PAGE);
     uint64_t size = round_granule(o->initial_size ? o->initial_size : PRIVATE_SIZE);
-    uint64_t most = round_granule(o->max_size ? o->max_size : DEFAULT_MAX_SIZE);
+    uint64_t most = round_granule(o->max_size ? o->max_size : SMI_DEFAULT_MAX_SIZE);
     if (most < least)
         return smi_error(-EINVAL, "%s: maximum size %llu is below the %llu bytes that an empty heap has",
                          private_name, (unsigned long long)most, (unsigned long long)least);
-    rc = map_heap(heap, most, least, NULL);
+    rc = smi_mapping_make(heap, most, least, NULL);
     if (rc < 0)
         return rc;
     most = most < heap->reserved ? most : heap->reserved;
@@ -991,14 +548,14 @@ int shmalloc_open_private(const shmalloc_options *options, shmalloc_heap **out)
 {
     const shmalloc_options *o = options ? options : &defaults;
     int rc = out ? check_private_options(o) : smi_error(-EINVAL, "%s: no place for the handle", private_name);
-    shmalloc_heap *heap = rc == 0 ? new_handle(private_name) : NULL;
+    shmalloc_heap *heap = rc == 0 ? smi_handle_new(private_name) : NULL;
     if (rc < 0 || !heap)
         return rc < 0 ? rc : -ENOMEM;
     heap->is_private = 1;
     heap->path = private_name;
     rc = build_private(heap, o);
     if (rc < 0) {
-        drop_handle(heap);
+        smi_handle_drop(heap);
         return rc;
     }
     smi_registry_lock();
@@ -1076,7 +633,7 @@ static int close_registered(shmalloc_heap *heap)
     else if (!heap->read_only && heap->epoch != 0)
         rc = detach(heap, 0);
     unregister(heap);
-    bury_handle(heap);
+    smi_handle_bury(heap);
     return rc;
 }
 
@@ -1169,6 +726,19 @@ int shmalloc_destroy(const char *path)
     return rc;
 }
 
+static int check_file(shmalloc_heap *heap)
+{
+    struct smi_view view;
+    int rc = smi_heap_descriptor(heap);
+    if (rc < 0)
+        return rc;
+    rc = smi_view_of_descriptor(&view, heap->fd, heap->path);
+    if (rc == 0)
+        rc = smi_check_or_error(&view);
+    smi_view_finish(&view);
+    return rc;
+}
+
 int shmalloc_recover(const char *path)
 {
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
@@ -1179,7 +749,7 @@ int shmalloc_recover(const char *path)
     int rc = open_path(path, &options, &heap);
     if (rc < 0)
         return rc;
-    rc = heap->state->poison ? smi_heap_writable(heap) : shmalloc_check(heap);
+    rc = heap->state->poison ? smi_heap_writable(heap) : check_file(heap);
     if (rc == 0)
         return shmalloc_close(heap);
     char text[1024];
