@@ -104,6 +104,17 @@ shmalloc_ref shmalloc_ref_of(const shmalloc_heap *heap, const void *address)
     return address && smi_ref_of(heap, address, &ref) ? ref : 0;
 }
 
+shmalloc_heap *shmalloc_heap_of(const void *address)
+{
+    uint64_t ref;
+    smi_registry_lock(); /* under which heaps are opened and closed */
+    shmalloc_heap *heap = address ? smi_heaps : NULL;
+    while (heap && !smi_ref_of(heap, address, &ref))
+        heap = heap->next;
+    smi_registry_unlock();
+    return heap;
+}
+
 /* The fast path may have failed only because this process has not seen the page of `ref` as it is now. If so, the stack
  * that the block goes to. */
 static struct smi_top *second_look(shmalloc_heap *heap, uint64_t ref)
@@ -132,7 +143,7 @@ static LONG_WAY int alloc_long(shmalloc_heap *heap, size_t size, shmalloc_ref *o
     return alloc(heap, &(struct smi_request){.size = size}, out);
 }
 
-int shmalloc_ref_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
+int (shmalloc_ref_alloc)(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
 {
     struct smi_thread *t = smi_current;
     struct smi_top *top = smi_top_for(heap, t, size);
@@ -146,7 +157,7 @@ int shmalloc_ref_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
     return 0;
 }
 
-int shmalloc_ref_alloc_zeroed(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
+int (shmalloc_ref_alloc_zeroed)(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
 {
     return alloc(heap, &(struct smi_request){.size = size, .zero = 1}, out);
 }
@@ -163,13 +174,13 @@ static int bad_alignment(const shmalloc_heap *heap, size_t alignment)
     return 0;
 }
 
-int shmalloc_ref_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t size, shmalloc_ref *out)
+int (shmalloc_ref_alloc_aligned)(shmalloc_heap *heap, size_t alignment, size_t size, shmalloc_ref *out)
 {
     int rc = bad_alignment(heap, alignment);
     return rc < 0 ? rc : alloc(heap, &(struct smi_request){.size = size, .alignment = alignment}, out);
 }
 
-int shmalloc_ref_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag, shmalloc_ref *out)
+int (shmalloc_ref_alloc_tagged)(shmalloc_heap *heap, size_t size, uint16_t tag, shmalloc_ref *out)
 {
     if (tag >= SMF_TAG_RESERVED)
         return smi_error(-EINVAL, "%s: tag expected 0 to %#x, found %#x: those from %#x on are the library's own; use another",
@@ -220,7 +231,7 @@ static LONG_WAY int free_ref_long(shmalloc_heap *heap, shmalloc_ref *ref)
     return rc;
 }
 
-int shmalloc_ref_free(shmalloc_heap *heap, shmalloc_ref *ref)
+int (shmalloc_ref_free)(shmalloc_heap *heap, shmalloc_ref *ref)
 {
     struct smi_thread *t = smi_current;
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
@@ -265,7 +276,7 @@ static LONG_WAY int realloc_ref_long(shmalloc_heap *heap, shmalloc_ref *ref, siz
     return rc;
 }
 
-int shmalloc_ref_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
+int (shmalloc_ref_realloc)(shmalloc_heap *heap, shmalloc_ref *ref, size_t size)
 {
     struct smi_thread *t = smi_current;
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);

@@ -311,6 +311,17 @@ SHMALLOC_API void *shmalloc_ptr_range(const shmalloc_heap *heap, shmalloc_ref re
 /** The ref of an address in this process; 0 for NULL and for anything outside the heap. */
 SHMALLOC_API shmalloc_ref shmalloc_ref_of(const shmalloc_heap *heap, const void *address);
 
+/**
+ * The heap, open in this process, that an address lies in; NULL when it lies in none. A file that
+ * is open both for writing and read-only is two heaps at two addresses. The handle is one that
+ * shmalloc_open() gave, and is not counted once more: close it as often as it was opened.
+ *
+ * Threads: any, also while others open and close heaps; what another thread closes after the answer
+ * is for the program to order. Never fails. Cost: a lock of this process, and one comparison for
+ * each open heap.
+ */
+SHMALLOC_API shmalloc_heap *shmalloc_heap_of(const void *address);
+
 /* ---- the program's own words ------------------------------------------------------------------ */
 
 /**
@@ -596,6 +607,30 @@ SHMALLOC_API int shmalloc_each_block(const shmalloc_heap *heap,
  *         other thread allocates or frees meanwhile; otherwise caches in motion are left out.
  */
 SHMALLOC_API int shmalloc_check(const shmalloc_heap *heap);
+
+/* ---- what does not compile ---------------------------------------------------------------------- */
+/* Calls that store a ref take the address of a `shmalloc_ref`, or NULL; a block's address there, or a
+ * `void *`, would have its first 8 bytes taken for a ref. Where C has _Generic it does not compile,
+ * in C++ it does not anyway. Each call is a function all the same: `(shmalloc_ref_free)` without the
+ * guard, `&shmalloc_ref_free` for a pointer to it. */
+
+#if !defined(__cplusplus) && defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
+/* NULL, as ((void *)0), gives the conditional expression the other type; a `void *` does not. */
+#define SHMALLOC_NULL_ONLY(p) _Generic(1 ? (p) : (shmalloc_ref *)8, shmalloc_ref *: (p))
+#define SHMALLOC_ADDRESS_OF_REF(p) \
+    _Generic((p), shmalloc_ref *: (p), void *: SHMALLOC_NULL_ONLY(p))
+#define shmalloc_ref_alloc(heap, size, out) \
+    shmalloc_ref_alloc(heap, size, SHMALLOC_ADDRESS_OF_REF(out))
+#define shmalloc_ref_alloc_zeroed(heap, size, out) \
+    shmalloc_ref_alloc_zeroed(heap, size, SHMALLOC_ADDRESS_OF_REF(out))
+#define shmalloc_ref_alloc_aligned(heap, alignment, size, out) \
+    shmalloc_ref_alloc_aligned(heap, alignment, size, SHMALLOC_ADDRESS_OF_REF(out))
+#define shmalloc_ref_alloc_tagged(heap, size, tag, out) \
+    shmalloc_ref_alloc_tagged(heap, size, tag, SHMALLOC_ADDRESS_OF_REF(out))
+#define shmalloc_ref_realloc(heap, ref, size) \
+    shmalloc_ref_realloc(heap, SHMALLOC_ADDRESS_OF_REF(ref), size)
+#define shmalloc_ref_free(heap, ref) shmalloc_ref_free(heap, SHMALLOC_ADDRESS_OF_REF(ref))
+#endif
 
 #ifdef __cplusplus
 }

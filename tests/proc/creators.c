@@ -36,8 +36,9 @@ static int create(void *arg)
     (void)arg;
     must_work(open_either(SHMALLOC_CREATE, &heap));
     must(shmalloc_root_get_or_create(heap, "made", 1, 1000, NULL, NULL, &ref) >= 0, "%s", shmalloc_errmsg());
-    must_work(shmalloc_ref_alloc(heap, 70000, shmalloc_ptr(heap, ref)));
-    must_work(shmalloc_ref_free(heap, shmalloc_ptr(heap, ref)));
+    shmalloc_ref *made = shmalloc_ptr(heap, ref);
+    must_work(shmalloc_ref_alloc(heap, 70000, made));
+    must_work(shmalloc_ref_free(heap, made));
     return shmalloc_close(heap) < 0;
 }
 
@@ -54,13 +55,14 @@ static int look(void *arg)
     must_work(rc);
     must_be_sound(heap);
     uint64_t known = 0;
-    if (shmalloc_root_get(heap, "made", 1, &ref) == 0)
-        known = 1 + (*(uint64_t *)shmalloc_ptr(heap, ref) != 0); /* a kill between alloc and free keeps it */
+    shmalloc_ref *made = NULL;
+    if (shmalloc_root_get(heap, "made", 1, &ref) == 0 && (made = shmalloc_ptr(heap, ref)))
+        known = 1 + (*made != 0); /* a kill between alloc and free keeps it */
     shmalloc_stats stats = heap_stats(heap);
     must(stats.allocated_blocks == known, "%llu blocks are allocated, %llu are named",
          (unsigned long long)stats.allocated_blocks, (unsigned long long)known);
     if (known)
-        must_work(shmalloc_ref_free(heap, shmalloc_ptr(heap, ref)));
+        must_work(shmalloc_ref_free(heap, made));
     return shmalloc_close(heap) < 0;
 }
 

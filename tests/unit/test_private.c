@@ -118,9 +118,10 @@ Test(private, roots_links_tags_and_statistics_work)
     must_work(shmalloc_root_get(heap, "it", 1, &found));
     cr_assert_eq(found, ref);
     must_work(shmalloc_ref_alloc_zeroed(heap, 8, &word));
-    must_work(shmalloc_ref_alloc(heap, 50, shmalloc_ptr(heap, word)));
-    must_work(shmalloc_ref_realloc(heap, shmalloc_ptr(heap, word), 5000));
-    must_work(shmalloc_ref_free(heap, shmalloc_ptr(heap, word)));
+    shmalloc_ref *inside = shmalloc_ptr(heap, word);
+    must_work(shmalloc_ref_alloc(heap, 50, inside));
+    must_work(shmalloc_ref_realloc(heap, inside, 5000));
+    must_work(shmalloc_ref_free(heap, inside));
     shmalloc_stats stats = heap_stats(heap);
     cr_assert_eq(stats.allocated_blocks, 2);
     cr_assert_eq(stats.threads, 1);
