@@ -239,6 +239,7 @@ static void fill_hot_page(struct smi_thread *t)
     t->reserved = heap->reserved;
     t->covered = smi_pagetable_covered(heap);
     t->known = (const uint64_t *)((uintptr_t)heap->known - ((uintptr_t)heap->base >> SMF_PAGE_SHIFT) * sizeof(uint64_t));
+    memcpy(t->top_by_8, smi_top_by_8, sizeof(t->top_by_8));
 }
 
 /* From here on the fast paths may use the context, unless the heap was closed meanwhile. The registry lock is held, under

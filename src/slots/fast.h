@@ -46,7 +46,7 @@ static inline struct smi_top *smi_top_for(const shmalloc_heap *heap, struct smi_
         return NULL;
     uint64_t at;
     if (SMI_LIKELY(size <= SMI_MOST_BY_8))
-        at = smi_top_by_8[(size + 7) / 8];
+        at = t->top_by_8[(size + 7) / 8];
     else if (SMI_LIKELY(size <= SMI_MAX_SMALL))
         at = smi_top_by_128[(size + 127) / 128];
     else
