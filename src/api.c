@@ -17,7 +17,9 @@
 #include "slots/link.h"
 #include "platform/os.h"
 #include "pages/pages.h"
-#include "life/process.h"
+#include "life/context.h"
+#include "life/fork.h"
+#include "life/registry.h"
 #include "handle/resident.h"
 #include "names/mutex.h"
 #include "names/roots.h"
@@ -654,7 +656,7 @@ static int see(const shmalloc_heap *heap, struct smi_view *view)
     if (rc < 0)
         return rc;
     if (heap->is_private) {
-        if ((rc = smi_process_settle((shmalloc_heap *)heap)) < 0)
+        if ((rc = smi_fork_settle((shmalloc_heap *)heap)) < 0)
             return rc;
         smi_view_of_mapping(view, heap->base, smi_size(heap), heap->path);
         return 0;

@@ -8,7 +8,7 @@
  * fills them in. So the heap is first brought to a state that is sound in both, by changes each of which leaves a sound
  * heap of format 2; then one word decides.
  *
- *   1  as format 2: the logs are undone and what the dead left is adopted, as at any first attach      recover.c
+ *   1  as format 2: the logs are undone and what the dead left is adopted, as at any first attach      attach.c
  *   2  words that format 2 ignores get the values that format 3 expects
  *   3  sync; thread slots: bins become 0, then all that format 3 calls new
  *   4  the whole check; sync

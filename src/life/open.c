@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * open.c - open, create, close: from a file to a handle and back.
+ * open.c - from a file to a handle and back.
  *
- * Creation: the whole heap is built in a file without a name, which gets its name when it is complete; by
- * descriptor, the first word is stored last. Opening: read and validate the identity, take the attach lock,
- * map, then either take the heap into use in a new generation or join those who have it. Closing: bring this
- * process's thread slots to rest, leave the table; the last one syncs and marks the file clean.
+ * Opening: read and validate the identity, take the attach lock, map, then either take the heap into use in a new
+ * generation or join those who have it. Closing: bring this process's thread slots to rest, leave the table; the last
+ * one syncs and marks the file clean.
  */
 #include "life/open.h"
 
@@ -19,20 +18,21 @@
 #include "handle/lock.h"
 #include "handle/mapping.h"
 #include "handle/resident.h"
-#include "handle/storage.h"
-#include "life/process.h"
-#include "life/recover.h"
+#include "life/adopt.h"
+#include "life/attach.h"
+#include "life/context.h"
+#include "life/create.h"
+#include "life/registry.h"
 #include "look/check.h"
 #include "names/roots.h"
 #include "pages/pages.h"
 #include "platform/os.h"
 #include "slots/central.h"
 
-#define DEFAULT_ARENAS 4
-#define DEFAULT_DECAY_NS 10000000000ull
 #define ROOM_TO_RAISE 16 /* times its maximum is reserved for a heap, so that it can be raised */
-#define PRIVATE_SIZE (8ull << 20) /* of a private heap, at first: addresses, not memory */
 #define RECOVER_ONLY 0x80000000u /* open flag of shmalloc_recover: nobody else may have it open */
+
+static const shmalloc_options defaults = SHMALLOC_OPTIONS_INIT;
 
 /* Who repairs what a dead owner of a lock left. */
 static void set_repairs(shmalloc_heap *heap)
@@ -40,7 +40,7 @@ static void set_repairs(shmalloc_heap *heap)
     uint32_t pages = smi_lock_of_pages(heap);
     const struct smi_repair rows[] = {
         {SMF_LOCK_ROOTS, SMF_LOCK_ROOTS, smi_roots_repair},
-        {SMF_LOCK_RECOVER, SMF_LOCK_RECOVER, smi_recover_repair},
+        {SMF_LOCK_RECOVER, SMF_LOCK_RECOVER, smi_adopt_repair},
         {SMF_LOCK_CLASS_FIRST, pages - 1, smi_central_repair},
         {pages, pages, smi_pages_repair},
     };
@@ -48,195 +48,10 @@ static void set_repairs(shmalloc_heap *heap)
     memcpy(heap->repairs, rows, sizeof(rows));
 }
 
-static void set_areas(shmalloc_heap *heap, const struct smf_header *header)
+void smi_open_set_areas(shmalloc_heap *heap, const struct smf_header *header)
 {
     smi_handle_set_areas(heap, header);
     set_repairs(heap);
-}
-
-static int read_boot_id(const char *path, uint8_t out[16])
-{
-    int rc = smi_os_boot_id(out);
-    return rc < 0 ? smi_refused(rc, "%s: cannot read the machine's boot id, expected 32 digits in "
-                                    "/proc/sys/kernel/random/boot_id", path) : 0;
-}
-
-static const shmalloc_options defaults = SHMALLOC_OPTIONS_INIT;
-static const char private_name[] = "private heap"; /* in messages */
-
-/* ---- creation ---- */
-
-static int check_options(const shmalloc_options *o, const char *path)
-{
-    if (o->struct_size != sizeof(*o))
-        return smi_error(-EINVAL, "%s: options.struct_size is %zu, expected %zu; begin with "
-                                  "SHMALLOC_OPTIONS_INIT",
-                         path, o->struct_size, sizeof(*o));
-    const unsigned known = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE | SHMALLOC_READ_ONLY | SHMALLOC_HARDENED |
-                           SHMALLOC_ACCEPT_UNCLEAN | SHMALLOC_ANY_FILE_SYSTEM | SHMALLOC_PREFAULT |
-                           SHMALLOC_HUGE_PAGES;
-    if (o->flags & ~known)
-        return smi_error(-EINVAL, "%s: unknown flags %#x; use a newer library, or those of enum shmalloc_flag", path,
-                         o->flags & ~known);
-    if (o->max_size > SMF_MAX_SIZE)
-        return smi_error(-EINVAL, "%s: maximum size %llu is over the limit of 16 TiB", path,
-                         (unsigned long long)o->max_size);
-    if (o->initial_size > (o->max_size ? o->max_size : SMI_DEFAULT_MAX_SIZE))
-        return smi_error(-EINVAL, "%s: initial size %llu is over the maximum size %llu", path,
-                         (unsigned long long)o->initial_size,
-                         (unsigned long long)(o->max_size ? o->max_size : SMI_DEFAULT_MAX_SIZE));
-    if (o->arenas > SMF_ARENAS_MAX)
-        return smi_error(-EINVAL, "%s: %u arenas are over the limit of %u", path, o->arenas, SMF_ARENAS_MAX);
-    if (o->layout && strlen(o->layout) >= sizeof(((struct smf_header *)0)->layout_name))
-        return smi_error(-EINVAL, "%s: layout name has %zu bytes, at most 63 fit", path, strlen(o->layout));
-    if ((uintptr_t)o->base % SMI_MAP_UNIT != 0)
-        return smi_error(-EINVAL, "%s: base %p is not a multiple of 2 MiB", path, o->base);
-    if ((o->mode & ~07777u) != 0)
-        return smi_error(-EINVAL, "%s: mode %o has more than permission bits", path, o->mode);
-    if ((o->flags & SHMALLOC_READ_ONLY) && (o->flags & (SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE)))
-        return smi_error(-EINVAL, "%s: a heap cannot be created read-only", path);
-    return 0;
-}
-
-static uint64_t round_granule(uint64_t n)
-{
-    return (n + SMF_GRANULE - 1) & ~(SMF_GRANULE - 1);
-}
-
-static int fill_header(struct smf_header *h, const shmalloc_options *o)
-{
-    struct smi_platform here;
-    int rc = smi_os_platform(&here);
-    if (rc < 0)
-        return rc;
-    h->format_version = SMF_FORMAT_VERSION;
-    h->endian = SMF_ENDIAN;
-    smi_os_random(h->uuid, sizeof(h->uuid));
-    h->word_bits = 64;
-    h->page_bytes = SMF_PAGE;
-    h->os_page_bytes = here.os_page_bytes;
-    h->machine = here.machine;
-    h->mutex_fingerprint = here.mutex_fingerprint;
-    h->mutex_bytes = here.mutex_bytes;
-    h->class_count = SMF_CLASSES;
-    h->arena_count = o->arenas ? o->arenas : DEFAULT_ARENAS;
-    h->mode = o->flags & SHMALLOC_HARDENED ? SMF_HEAP_HARDENED : 0;
-    h->fixed_base = (uintptr_t)o->base;
-    h->layout_version = o->layout_version;
-    if (o->layout)
-        snprintf(h->layout_name, sizeof(h->layout_name), "%s", o->layout);
-    smi_areas(h->arena_count, &h->areas, &h->lock_count);
-    h->created_at = smi_os_now() / 1000000000ull;
-    return 0;
-}
-
-/* Whose storage a new heap's is, so that its first attacher need not look for holes, and the first of a copy does. */
-static void give_identity(shmalloc_heap *heap, const struct smf_runtime *runtime)
-{
-    struct smi_file_info info;
-    *heap->runtime = *runtime;
-    heap->runtime->device = heap->device;
-    heap->runtime->inode = heap->inode;
-    heap->runtime->stored = smi_os_stat(heap->fd, &info) == 0 ? info.blocks : 0;
-}
-
-/* The bytes of a new heap in an empty file; `runtime` is what /proc tells. */
-static int format_file(int fd, const char *path, const shmalloc_options *o, const struct smf_runtime *runtime)
-{
-    struct smf_header header = {0};
-    int rc = fill_header(&header, o);
-    if (rc < 0)
-        return smi_refused(rc, "%s: cannot make a robust mutex", path);
-    uint64_t least = round_granule(header.areas.end + 8 * SMF_PAGE);
-    uint64_t size = round_granule(o->initial_size);
-    uint64_t max_size = round_granule(o->max_size ? o->max_size : SMI_DEFAULT_MAX_SIZE);
-    size = size < least ? least : size;
-    if (max_size < size)
-        return smi_error(-EINVAL, "%s: maximum size %llu is below the %llu bytes that an empty heap has",
-                         path, (unsigned long long)max_size, (unsigned long long)size);
-    header.magic = SMF_MAGIC;
-    header.checksum = smi_hash(&header, offsetof(struct smf_header, checksum));
-    header.magic = 0;
-    shmalloc_heap *heap = NULL;
-    rc = smi_os_truncate(fd, size);
-    if (rc == 0 && (rc = smi_os_reserve(fd, 0, header.areas.end)) < 0)
-        smi_os_truncate(fd, 0);
-    if (rc == 0)
-        rc = smi_os_write(fd, &header, sizeof(header), 0);
-    if (rc < 0)
-        return smi_refused_change(rc, fd, NULL, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
-    struct smi_file_info info;
-    int own = smi_os_reopen(fd, 0);
-    rc = own < 0 ? own : smi_os_stat(own, &info);
-    if (rc == 0)
-        rc = smi_handle_make(own, &info, path, 0, &heap);
-    if (rc < 0)
-        smi_os_close(own);
-    if (rc == 0)
-        rc = smi_mapping_make(heap, size, size, NULL);
-    if (rc == 0) {
-        set_areas(heap, &header);
-        heap->state->max_size = max_size;
-        heap->state->epoch = 1;
-        heap->state->decay_ns = DEFAULT_DECAY_NS;
-        heap->state->mark = SMF_CLEAN;
-        rc = smi_pages_format(heap, size);
-    }
-    if (rc == 0) {
-        give_identity(heap, runtime);
-        SMI_STORE(&heap->header->magic, SMF_MAGIC);
-    } else if (rc != SHMALLOC_EADDRESS) { /* which has its message */
-        smi_refused_change(rc, fd, NULL, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
-    }
-    smi_handle_drop(heap);
-    return rc;
-}
-
-static int check_file_system(int fd, const char *path, const shmalloc_options *o)
-{
-    const char *unfit = o->flags & (SHMALLOC_READ_ONLY | SHMALLOC_ANY_FILE_SYSTEM)
-                            ? NULL
-                            : smi_os_unfit_file_system(fd);
-    if (!unfit)
-        return 0;
-    return smi_error(SHMALLOC_EFILESYSTEM,
-                     "%s: lies on %s, which does not keep mappings and locks of several processes coherent; "
-                     "put it on a local file system (in a container: a volume, or /dev/shm), or, if one process alone uses "
-                     "it, open it with SHMALLOC_ANY_FILE_SYSTEM",
-                     path, unfit);
-}
-
-/* What creation and the first attacher need of /proc: asked before there is a file. */
-static int read_proc(const char *path, struct smf_runtime *out)
-{
-    memset(out, 0, sizeof(*out));
-    int rc = read_boot_id(path, out->boot_id);
-    if (rc < 0)
-        return rc;
-    rc = smi_os_pid_namespace(&out->pid_namespace);
-    return rc < 0 ? smi_refused(rc, "%s: cannot read this process's PID namespace, /proc/self/ns/pid", path) : 0;
-}
-
-/* Make the heap under no name and link it into place. -EEXIST: somebody else was faster. */
-static int create_file(const char *path, const shmalloc_options *o)
-{
-    char temp_name[PATH_MAX];
-    struct smf_runtime runtime;
-    int rc = read_proc(path, &runtime);
-    if (rc < 0)
-        return rc;
-    int fd = smi_os_create_unnamed(path, o->mode ? o->mode : 0600, temp_name);
-    if (fd < 0)
-        return smi_refused_change(fd, -1, path, "%s: cannot create", path);
-    rc = check_file_system(fd, path, o);
-    if (rc == 0)
-        rc = format_file(fd, path, o, &runtime);
-    if (rc < 0)
-        smi_os_discard(temp_name);
-    else if ((rc = smi_os_publish(fd, path, temp_name)) < 0)
-        smi_refused_change(rc, -1, path, "%s: cannot create", path);
-    smi_os_close(fd);
-    return rc;
 }
 
 /* ---- opening ---- */
@@ -306,27 +121,27 @@ static uint64_t reservation(const struct smf_header *header, const struct smf_st
 static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o, struct smi_identity *seen)
 {
     int accept = (o->flags & SHMALLOC_ACCEPT_UNCLEAN) != 0;
-    int rc = heap->read_only && accept ? 0 : read_boot_id(heap->path, heap->boot_id);
+    int rc = heap->read_only && accept ? 0 : smi_attach_boot_id(heap->path, heap->boot_id);
     if (rc == 0 && !heap->read_only)
         rc = smi_attach_lock(heap);
     if (rc < 0)
         return rc;
     if (heap->read_only) {
-        rc = smi_recover_readable(heap, seen, accept);
+        rc = smi_attach_readable(heap, seen, accept);
     } else {
         rc = read_identity(heap->fd, heap->path, o, seen);
         if (rc == 0)
-            rc = smi_recover_storage(heap, seen, accept);
+            rc = smi_attach_storage(heap, seen, accept);
     }
     if (rc == 0)
         rc = smi_mapping_make(heap, reservation(&seen->header, &seen->state), seen->state.size,
                       (void *)(uintptr_t)seen->header.fixed_base);
     if (rc == 0) {
-        set_areas(heap, &seen->header);
+        smi_open_set_areas(heap, &seen->header);
         if (!heap->read_only)
-            rc = smi_recover_attach(heap, accept, (o->flags & RECOVER_ONLY) != 0);
+            rc = smi_attach(heap, accept, (o->flags & RECOVER_ONLY) != 0);
         else if (!accept) /* a reader takes no entry; it only must not read what a crash may have torn */
-            rc = smi_recover_unclean(heap);
+            rc = smi_attach_unclean(heap);
     }
     if (!heap->read_only)
         smi_attach_unlock(heap);
@@ -341,13 +156,6 @@ static shmalloc_heap *find_open(const struct smi_file_info *info, int read_only)
             heap->read_only == read_only)
             return heap;
     return NULL;
-}
-
-/* The registry lock is held. */
-static void register_heap(shmalloc_heap *heap)
-{
-    heap->next = smi_heaps;
-    smi_heaps = heap;
 }
 
 /* Open what `fd` is; the descriptor becomes the handle's. The registry lock is held. */
@@ -369,7 +177,7 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
         return rc;
     }
     struct smi_identity seen;
-    rc = rc < 0 ? smi_refused(rc, "%s: cannot look at the file", path) : check_file_system(fd, path, o);
+    rc = rc < 0 ? smi_refused(rc, "%s: cannot look at the file", path) : smi_create_check_place(fd, path, o);
     if (rc == 0)
         rc = check_kind(&info, path);
     if (rc == 0)
@@ -385,7 +193,7 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
         smi_handle_drop(heap);
         return rc;
     }
-    register_heap(heap);
+    smi_registry_add(heap);
     *out = heap;
     return 0;
 }
@@ -415,7 +223,7 @@ static int open_path(const char *path, const shmalloc_options *o, shmalloc_heap 
         if (!(o->flags & SHMALLOC_EXCLUSIVE) && smi_os_is_link(path)) /* to nothing, or it would have been opened */
             return smi_error(-ENOENT, "%s: is a symbolic link to a file that does not exist; remove it, or make that file",
                              path);
-        int rc = create_file(path, o);
+        int rc = smi_create_file(path, o);
         if (rc < 0 && (rc != -EEXIST || (o->flags & SHMALLOC_EXCLUSIVE)))
             return rc;
         if (o->flags & SHMALLOC_EXCLUSIVE) {
@@ -432,43 +240,8 @@ int shmalloc_open(const char *path, const shmalloc_options *options, shmalloc_he
     const shmalloc_options *o = options ? options : &defaults;
     if (!path || !*path || !out)
         return smi_error(-EINVAL, "shmalloc_open needs a path and a place for the handle");
-    int rc = check_options(o, path);
+    int rc = smi_create_check(o, path);
     return rc < 0 ? rc : open_path(path, o, out);
-}
-
-/* Has a creator by descriptor been killed before it stored the first word? */
-static int is_unfinished(int fd)
-{
-    struct smf_header h;
-    int64_t got = smi_os_read(fd, &h, sizeof(h), 0);
-    return got == 0 || (got > 0 && h.magic == 0 && (h.endian == SMF_ENDIAN || h.endian == 0) &&
-                        h.format_version <= SMF_FORMAT_VERSION && h.features_must == 0);
-}
-
-/* Make the heap in a descriptor unless it is made; one process at a time. */
-static int create_in(int fd, const char *path, const shmalloc_options *o)
-{
-    uint64_t start = smi_os_tick();
-    struct smf_runtime runtime;
-    int rc;
-    while ((rc = smi_os_lock_byte(fd, SMF_ATTACH_BYTE)) == -EAGAIN) {
-        if (smi_os_tick() - start > 10000000000ull)
-            return smi_error(SHMALLOC_EBUSY,
-                             "%s: another process has been making a heap here for 10 seconds; is it stopped?",
-                             path);
-        smi_os_sleep(200000);
-    }
-    if (rc < 0)
-        return smi_refused(rc, "%s: cannot lock", path);
-    if (is_unfinished(fd) && (rc = read_proc(path, &runtime)) == 0) {
-        rc = smi_os_truncate(fd, 0);
-        rc = rc < 0 ? smi_refused_change(rc, fd, NULL, "%s: cannot empty the file", path)
-                    : format_file(fd, path, o, &runtime);
-    } else if (rc == 0 && (o->flags & SHMALLOC_EXCLUSIVE)) {
-        rc = smi_error(-EEXIST, "%s: is not empty; without SHMALLOC_EXCLUSIVE it is opened", path);
-    }
-    smi_os_unlock_byte(fd, SMF_ATTACH_BYTE);
-    return rc;
 }
 
 int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **out)
@@ -478,148 +251,16 @@ int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **ou
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
     if (!out)
         return smi_error(-EINVAL, "shmalloc_open_fd needs a place for the handle");
-    int rc = check_options(o, path);
+    int rc = smi_create_check(o, path);
     int own = rc < 0 ? -1 : smi_os_reopen(fd, (o->flags & SHMALLOC_READ_ONLY) != 0);
     if (rc == 0 && own < 0)
         rc = smi_refused_change(own, fd, NULL, "%s: cannot open the descriptor's file", path);
-    if (rc == 0 && (o->flags & SHMALLOC_CREATE) && (rc = create_in(own, path, o)) < 0)
+    if (rc == 0 && (o->flags & SHMALLOC_CREATE) && (rc = smi_create_in(own, path, o)) < 0)
         smi_os_close(own);
     return rc < 0 ? rc : open_file(own, path, o, out);
 }
 
-/* ---- private heaps ---- */
-
-static int check_private_options(const shmalloc_options *o)
-{
-    int rc = check_options(o, private_name);
-    if (rc < 0)
-        return rc;
-    const unsigned fit = SHMALLOC_CREATE | SHMALLOC_HARDENED | SHMALLOC_HUGE_PAGES;
-    if (o->flags & ~fit)
-        return smi_error(-EINVAL, "%s: flags %#x are for heaps in files", private_name, o->flags & ~fit);
-    return o->base ? smi_error(-EINVAL, "%s: a fixed base is for heaps in files", private_name) : 0;
-}
-
-/* The fixed areas in fresh memory; zeros are free mutexes, and nobody is there to be told of a death. */
-static int format_private(shmalloc_heap *heap, const struct smf_header *header, uint64_t size)
-{
-    int rc = smi_storage_set_length(heap, size);
-    if (rc < 0)
-        return smi_refused(rc, "%s: cannot make a heap of %llu bytes", private_name, (unsigned long long)size);
-    memcpy(heap->base, header, sizeof(*header));
-    set_areas(heap, header);
-    heap->state->max_size = heap->reserved;
-    heap->state->epoch = 1;
-    heap->state->decay_ns = DEFAULT_DECAY_NS;
-    heap->state->mark = SMF_IN_USE;
-    heap->state->generation = heap->runtime->generation = 1;
-    return smi_pages_format(heap, size);
-}
-
-/* Map as much as there is, up to the maximum size, and lay the heap out. */
-static int build_private(shmalloc_heap *heap, const shmalloc_options *o)
-{
-    struct smf_header header = {.magic = SMF_MAGIC};
-    int rc = fill_header(&header, o);
-    if (rc < 0)
-        return smi_refused(rc, "%s: cannot make a robust mutex", private_name);
-    header.checksum = smi_hash(&header, offsetof(struct smf_header, checksum));
-    uint64_t least = round_granule(header.areas.end + 8 * SMF_PAGE);
-    uint64_t size = round_granule(o->initial_size ? o->initial_size : PRIVATE_SIZE);
-    uint64_t most = round_granule(o->max_size ? o->max_size : SMI_DEFAULT_MAX_SIZE);
-    if (most < least)
-        return smi_error(-EINVAL, "%s: maximum size %llu is below the %llu bytes that an empty heap has",
-                         private_name, (unsigned long long)most, (unsigned long long)least);
-    rc = smi_mapping_make(heap, most, least, NULL);
-    if (rc < 0)
-        return rc;
-    most = most < heap->reserved ? most : heap->reserved;
-    size = size < least ? least : size < most ? size : most;
-    rc = format_private(heap, &header, size);
-    if (rc == 0) {
-        heap->state->max_size = most;
-        if (o->flags & SHMALLOC_HUGE_PAGES)
-            smi_os_want_huge(heap->base, heap->reserved);
-    }
-    return rc;
-}
-
-int shmalloc_open_private(const shmalloc_options *options, shmalloc_heap **out)
-{
-    const shmalloc_options *o = options ? options : &defaults;
-    int rc = out ? check_private_options(o) : smi_error(-EINVAL, "%s: no place for the handle", private_name);
-    shmalloc_heap *heap = rc == 0 ? smi_handle_new(private_name) : NULL;
-    if (rc < 0 || !heap)
-        return rc < 0 ? rc : -ENOMEM;
-    heap->is_private = 1;
-    heap->path = private_name;
-    rc = build_private(heap, o);
-    if (rc < 0) {
-        smi_handle_drop(heap);
-        return rc;
-    }
-    smi_registry_lock();
-    smi_process_start_private(heap);
-    register_heap(heap);
-    smi_registry_unlock();
-    *out = heap;
-    return 0;
-}
-
 /* ---- closing ---- */
-
-/* The last one out: data first, then the mark, each synced. */
-static int mark_clean(shmalloc_heap *heap)
-{
-    uint64_t before = heap->state->mark;
-    struct smi_file_info info;
-    int rc = smi_heap_descriptor(heap);
-    if (rc < 0)
-        return rc;
-    rc = heap->state->sync_failed ? -EIO : smi_os_sync_file(heap->fd);
-    if (rc == 0) {
-        heap->runtime->stored = smi_os_stat(heap->fd, &info) == 0 ? info.blocks : 0;
-        SMI_STORE(&heap->state->mark, SMF_CLEAN);
-        rc = smi_os_sync_file(heap->fd);
-    }
-    if (rc == 0)
-        return 0;
-    SMI_STORE(&heap->state->mark, before);
-    SMI_STORE(&heap->state->sync_failed, (uint64_t)-rc);
-    return smi_refused(rc, "%s: is exact only while the machine is up, because it cannot be synced", heap->path);
-}
-
-/* Leave the heap; the registry lock is held. `cut_off`: see smi_process_leave(). */
-static int detach(shmalloc_heap *heap, int cut_off)
-{
-    int rc = smi_heap_descriptor(heap);
-    if (rc == 0)
-        rc = smi_attach_lock(heap);
-    if (rc < 0) {
-        smi_process_drop(heap);
-        return rc;
-    }
-    rc = smi_process_leave(heap, cut_off);
-    int others = smi_others_alive(heap);
-    if (rc == 0 && others < 0)
-        rc = others;
-    if (rc == 0 && others == 0 && heap->state->poison == 0 && !heap->unchecked) {
-        rc = smi_recover_adopt(heap, SMI_ADOPT_ALL); /* nobody is alive: what the dead left is brought to rest */
-        if (rc == 0)
-            rc = mark_clean(heap);
-    }
-    smi_attach_unlock(heap);
-    return rc;
-}
-
-static void unregister(shmalloc_heap *heap)
-{
-    shmalloc_heap **at = &smi_heaps;
-    while (*at && *at != heap)
-        at = &(*at)->next;
-    if (*at)
-        *at = heap->next;
-}
 
 static int close_registered(shmalloc_heap *heap)
 {
@@ -629,10 +270,10 @@ static int close_registered(shmalloc_heap *heap)
         return 0;
     int rc = 0;
     if (heap->is_private)
-        smi_process_drop(heap);
+        smi_attach_drop(heap);
     else if (!heap->read_only && heap->epoch != 0)
-        rc = detach(heap, 0);
-    unregister(heap);
+        rc = smi_attach_end(heap, 0);
+    smi_registry_remove(heap);
     smi_handle_bury(heap);
     return rc;
 }
@@ -649,6 +290,34 @@ int shmalloc_close(shmalloc_heap *heap)
     return rc;
 }
 
+#define PATIENCE_MS 100
+
+/* Is the calling thread the only one? One that was joined has given its contexts back, but the kernel may still count
+ * it for a moment. */
+static int is_alone(const shmalloc_heap *heap)
+{
+    for (int tries = 0; tries < PATIENCE_MS; tries++) {
+        unsigned threads = smi_os_threads();
+        if (threads <= 1)
+            return threads == 1;
+        if (smi_registry_trylock()) {
+            int others_work = !smi_context_only_mine(heap);
+            smi_registry_unlock();
+            if (others_work)
+                return 0;
+        }
+        smi_os_sleep(1000000);
+    }
+    return 0;
+}
+
+int smi_heap_may_leave(const shmalloc_heap *heap)
+{
+    return __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) != 0 && heap->process_index >= 0 &&
+           heap->processes[heap->process_index].pid == smi_os_process_id() && !smi_registry_is_held() &&
+           !smi_lock_any_held() && is_alone(heap);
+}
+
 /* A process that ends without closing: what it has cached goes back. If other threads of it may still be at
  * work, their caches must be left alone; then the next process that looks adopts it. So it does when a signal handler
  * ends the process in the middle of a change under a lock, which only repair can undo. */
@@ -657,8 +326,8 @@ __attribute__((destructor)) static void leave_all(void)
     if (smi_lock_any_held() || !smi_registry_trylock())
         return;
     for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next)
-        if (!heap->read_only && !heap->is_private && !heap->stays && heap->epoch != 0 && smi_only_mine(heap))
-            detach(heap, 1);
+        if (!heap->read_only && !heap->is_private && !heap->stays && heap->epoch != 0 && smi_context_only_mine(heap))
+            smi_attach_end(heap, 1);
     smi_registry_unlock();
 }
 
@@ -666,7 +335,7 @@ int smi_heap_leave(shmalloc_heap *heap)
 {
     if (!smi_registry_trylock())
         return -EBUSY;
-    int rc = detach(heap, 1);
+    int rc = smi_attach_end(heap, 1);
     smi_registry_unlock();
     return rc;
 }
@@ -768,7 +437,7 @@ int shmalloc_set_max_size(shmalloc_heap *heap, uint64_t bytes)
     int rc;
     if (!smi_thread_enter(heap, &rc))
         return rc;
-    uint64_t size = round_granule(bytes);
+    uint64_t size = smi_create_granules(bytes);
     if (bytes > SMF_MAX_SIZE || size < SMI_LOAD(&heap->state->max_size))
         return smi_error(-EINVAL, "%s: maximum size %llu is not between the present %llu and 16 TiB",
                          heap->path, (unsigned long long)bytes,

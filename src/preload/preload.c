@@ -30,7 +30,7 @@
 #include "slots/fast.h"
 #include "platform/os.h"
 #include "life/open.h"
-#include "life/process.h"
+#include "life/context.h"
 
 #define EXPORT __attribute__((visibility("default")))
 #define LONG_WAY __attribute__((noinline, cold))
@@ -381,7 +381,7 @@ static int is_set(const char *name)
  * blocks of the file can only be read. */
 static void leave_file(void *named)
 {
-    if (heap != named || !smi_process_may_leave(named))
+    if (heap != named || !smi_heap_may_leave(named))
         return;
     left = named;
     __atomic_store_n(&heap, early, __ATOMIC_RELEASE);
@@ -418,7 +418,7 @@ __attribute__((constructor)) static void begin(void)
     strict = is_set("SHMALLOC_STRICT");
     print_at_end = is_set("SHMALLOC_STATS");
     int kept = print_at_end ? smi_os_keep(speak_to) : -1; /* many programs close theirs before they end */
-    smi_process_set_up(); /* not by a malloc of the C library's, which comes under the lock of its list of handlers */
+    smi_context_set_up(); /* not by a malloc of the C library's, which comes under the lock of its list of handlers */
     if (is_set("SHMALLOC_HUGE_PAGES") && ready())
         smi_os_want_huge(early->base, early->reserved);
     if (path && *path && ready()) /* if not, every call will fail, and say so to who called */

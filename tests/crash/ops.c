@@ -12,8 +12,8 @@
 
 #include "slots/cache.h"
 #include "crashtest/stepper.h"
-#include "life/process.h"
-#include "life/recover.h"
+#include "life/context.h"
+#include "life/adopt.h"
 #include "slots/slab.h"
 #include "support.h"
 
@@ -566,7 +566,7 @@ static void somebody_died(struct stage *s)
 }
 static void adopt(struct stage *s)
 {
-    must_work(smi_recover_adopt(s->heap, SMI_ADOPT_ALL));
+    must_work(smi_adopt(s->heap, SMI_ADOPT_ALL));
 }
 
 static int die_in_use(void *arg)

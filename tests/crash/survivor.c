@@ -17,7 +17,7 @@
 #include "image.h"
 #include "handle/lock.h"
 #include "platform/os.h"
-#include "life/process.h"
+#include "life/context.h"
 
 /* Words of the world that survivor n uses; operations use those below. */
 static unsigned word_of(unsigned n)

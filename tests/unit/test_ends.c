@@ -19,7 +19,7 @@
 #include "heap_suite.h"
 #include "slots/link.h"
 #include "handle/lock.h"
-#include "life/recover.h"
+#include "life/adopt.h"
 #include "handle/undo.h"
 
 HEAP_SUITE(ends, 0, 60);
@@ -269,7 +269,7 @@ Test(ends, a_block_with_the_word_of_a_step_is_freed_before_the_step_is_undone)
     for (int i = 0; i < COUNT; i++)
         must_work(shmalloc_ref_free(f.heap, &refs[i]));
     must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg());
-    must_work(smi_recover_adopt(f.heap, SMI_ADOPT_ALL));
+    must_work(smi_adopt(f.heap, SMI_ADOPT_ALL));
     cr_assert_eq(f.heap->state->poison, 0);
     must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg());
     cr_assert_lt(f.heap->state->chunk_count, chunks, "and then it goes");
@@ -460,14 +460,14 @@ Test(ends, a_daemon_without_descriptors_is_not_dead_until_it_dies)
     struct job *job = make_job(words);
     pid_t pid = start_child(close_all_and_work, job);
     await_word(&job->started, 1);
-    must_work(smi_recover_adopt(f.heap, SMI_ADOPT_ALL));
+    must_work(smi_adopt(f.heap, SMI_ADOPT_ALL));
     cr_assert_eq(heap_stats(f.heap).processes, 2, "the daemon was taken for dead");
     signal_word(&job->go_on);
     await_word(&job->started, 2);
-    must_work(smi_recover_adopt(f.heap, SMI_ADOPT_ALL));
+    must_work(smi_adopt(f.heap, SMI_ADOPT_ALL));
     cr_assert_eq(heap_stats(f.heap).processes, 2);
     kill_child(pid);
-    must_work(smi_recover_adopt(f.heap, SMI_ADOPT_ALL));
+    must_work(smi_adopt(f.heap, SMI_ADOPT_ALL));
     cr_assert_eq(heap_stats(f.heap).processes, 1, "the daemon's death went unseen");
     drop_words(words, ref);
 }
@@ -495,7 +495,7 @@ Test(ends, adoption_goes_on_where_it_stopped)
     cr_assert_eq(run_child(fill_caches, make_job(words)), -SIGKILL);
     uint64_t cached = heap_stats(f.heap).cached, rounds = 0;
     for (; heap_stats(f.heap).processes == 2; rounds++) {
-        must_work(smi_recover_adopt(f.heap, 300));
+        must_work(smi_adopt(f.heap, 300));
         must_be_sound(f.heap);
         uint64_t left = heap_stats(f.heap).cached;
         cr_assert(left < cached || heap_stats(f.heap).processes == 1);

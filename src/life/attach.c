@@ -1,30 +1,26 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * recover.c - first attach, and adoption of the dead.
+ * attach.c - to become a process of a heap, and to leave it; see attach.h.
  *
- * A process lives as long as somebody holds the OFD lock on its byte of the file; the kernel lets go of it
- * when the process's memory is gone, which is after all its threads' robust mutexes were marked. So who can
- * take the byte knows that every lock the victim held shows it. Adoption takes the byte, never merely asks
- * for it: of two that try, one gets it.
- *
- * Everything here may be killed at any instruction and is then done again by the next who looks: an entry
- * of the process table becomes free last.
+ * Who comes first takes the heap into use in a new generation; the others join. Who leaves last marks it clean.
+ * All of it may be killed at any instruction and is then done again by the next.
  */
-#include "life/recover.h"
+#include "life/attach.h"
 
 #include <errno.h>
 #include <string.h>
 
-#include "slots/cache.h"
+#include "handle/lock.h"
+#include "life/adopt.h"
+#include "life/context.h"
 #include "life/convert.h"
 #include "life/holes.h"
-#include "handle/lock.h"
-#include "platform/os.h"
 #include "pages/pages.h"
-#include "life/process.h"
+#include "platform/os.h"
 
 #define ATTACH_PATIENCE_NS 10000000000ull
-#define EACH_THREAD 64 /* slots whose return takes as long as that of an empty thread slot */
+
+static uint64_t last_epoch;
 
 int smi_attach_lock(shmalloc_heap *heap)
 {
@@ -51,7 +47,7 @@ void smi_attach_unlock(shmalloc_heap *heap)
         smi_os_unlock_byte(heap->fd, SMF_ATTACH_BYTE);
 }
 
-static int cannot_look(const shmalloc_heap *heap, int rc)
+int smi_attach_cannot_look(const shmalloc_heap *heap, int rc)
 {
     return smi_refused(rc, "%s: cannot look for locks on the file", heap->path);
 }
@@ -62,10 +58,17 @@ int smi_others_alive(shmalloc_heap *heap)
     if (rc < 0)
         return rc;
     int locked = smi_os_is_locked(heap->fd, SMF_LOCK_BYTES, SMF_PROCESSES);
-    return locked < 0 ? cannot_look(heap, locked) : locked;
+    return locked < 0 ? smi_attach_cannot_look(heap, locked) : locked;
 }
 
-/* ---- first attach ---- */
+/* ---- whose file it is ---- */
+
+int smi_attach_boot_id(const char *path, uint8_t out[16])
+{
+    int rc = smi_os_boot_id(out);
+    return rc < 0 ? smi_refused(rc, "%s: cannot read the machine's boot id, expected 32 digits in "
+                                    "/proc/sys/kernel/random/boot_id", path) : 0;
+}
 
 /* Has this machine been running, and is this the file, since that identity was written? What was created and never
  * attached has one, too. */
@@ -87,7 +90,7 @@ static int read_pid_namespace(const shmalloc_heap *heap, uint64_t *out)
     return rc < 0 ? smi_refused(rc, "%s: cannot read this process's PID namespace, /proc/self/ns/pid", heap->path) : 0;
 }
 
-int smi_recover_unclean(shmalloc_heap *heap)
+int smi_attach_unclean(shmalloc_heap *heap)
 {
     if (!is_unclean(heap))
         return 0;
@@ -116,7 +119,7 @@ static int is_believed(const shmalloc_heap *heap, const struct smi_identity *see
     return is_same ? !has_lost_storage(seen) : seen->state.mark != SMF_CLEAN && !accept_unclean;
 }
 
-int smi_recover_storage(shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
+int smi_attach_storage(shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
 {
     int rc = is_believed(heap, seen, accept_unclean) ? 1 : smi_others_alive(heap); /* whoever came first has seen to it */
     if (rc != 0)
@@ -129,7 +132,7 @@ int smi_recover_storage(shmalloc_heap *heap, const struct smi_identity *seen, in
     return rc;
 }
 
-int smi_recover_readable(shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
+int smi_attach_readable(shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
 {
     uint64_t needed, left = is_believed(heap, seen, accept_unclean) ? UINT64_MAX : smi_os_free_for_reading(heap->fd);
     int rc = left == UINT64_MAX ? 1 : smi_others_alive(heap);
@@ -147,6 +150,55 @@ int smi_recover_readable(shmalloc_heap *heap, const struct smi_identity *seen, i
                        "takes storage, %llu bytes, and %llu are free",
                        heap->path, (unsigned long long)needed, (unsigned long long)left);
 }
+
+/* ---- the process's entry ---- */
+
+static void fill_entry(struct smf_process *entry)
+{
+    entry->pid = smi_os_process_id();
+    entry->attached_at = smi_os_now();
+    entry->uid = smi_os_user_id();
+    smi_os_describe_self(entry->name, &entry->start_time);
+    entry->serial++;
+    SMI_STORE(&entry->state, 1);
+}
+
+uint64_t smi_attach_epoch(void)
+{
+    return __atomic_add_fetch(&last_epoch, 1, __ATOMIC_RELAXED);
+}
+
+/* Claim a free entry with `own`, a description of our own. -EAGAIN: there is none. */
+static int claim_free(shmalloc_heap *heap, int own)
+{
+    int rc = -EAGAIN;
+    for (uint32_t i = 0; rc == -EAGAIN && i < SMF_PROCESSES; i++) {
+        if (SMI_LOAD(&heap->processes[i].state) != 0)
+            continue;
+        rc = smi_os_hold_byte(own, SMF_LOCK_BYTES + i, &heap->liveness);
+        if (rc < 0)
+            continue;
+        fill_entry(&heap->processes[i]);
+        heap->process_index = (int)i;
+        heap->generation = heap->state->generation;
+        __atomic_store_n(&heap->epoch, smi_attach_epoch(), __ATOMIC_RELEASE);
+    }
+    return rc < 0 && rc != -EAGAIN ? smi_refused(rc, "%s: cannot hold a lock on the file", heap->path) : rc;
+}
+
+static int claim_entry(shmalloc_heap *heap)
+{
+    int own = smi_heap_reopen(heap), rc = own < 0 ? own : claim_free(heap, own);
+    if (rc == -EAGAIN && (rc = smi_adopt(heap, SMI_ADOPT_ALL)) == 0) /* the entries of the dead */
+        rc = claim_free(heap, own);
+    smi_os_close(own);
+    if (rc != -EAGAIN)
+        return rc;
+    return smi_error(SHMALLOC_EPROCESSES, "%s: %d processes have the heap open, which is the limit; close it in one",
+                     heap->path, SMF_PROCESSES);
+}
+
+/* ---- the first, and who joins ---- */
 
 /* The descriptor was asked for just before, when others were looked for. */
 static int set_mark(shmalloc_heap *heap, uint64_t mark)
@@ -208,7 +260,7 @@ static int repair_all(shmalloc_heap *heap)
 static int first(shmalloc_heap *heap, int accept_unclean)
 {
     int was_clean = heap->state->mark == SMF_CLEAN;
-    int rc = accept_unclean ? 0 : smi_recover_unclean(heap);
+    int rc = accept_unclean ? 0 : smi_attach_unclean(heap);
     if (rc == 0)
         rc = take_identity(heap);
     if (rc == 0)
@@ -230,7 +282,7 @@ static int first(shmalloc_heap *heap, int accept_unclean)
 static int join(shmalloc_heap *heap, int accept_unclean)
 {
     uint64_t here, there = heap->runtime->pid_namespace;
-    int rc = accept_unclean ? 0 : smi_recover_unclean(heap);
+    int rc = accept_unclean ? 0 : smi_attach_unclean(heap);
     if (rc == 0)
         rc = read_pid_namespace(heap, &here);
     if (rc < 0)
@@ -255,10 +307,10 @@ static int convert(shmalloc_heap *heap)
     if (!smi_convert_is_due(heap))
         return smi_convert_seal(heap);
     int rc = smi_convert_begin(heap);
-    return rc < 0 ? rc : smi_convert_end(heap, smi_recover_adopt(heap, SMI_ADOPT_ALL));
+    return rc < 0 ? rc : smi_convert_end(heap, smi_adopt(heap, SMI_ADOPT_ALL));
 }
 
-int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
+int smi_attach(shmalloc_heap *heap, int accept_unclean, int alone)
 {
     int others = smi_others_alive(heap);
     if (others < 0)
@@ -274,132 +326,86 @@ int smi_recover_attach(shmalloc_heap *heap, int accept_unclean, int alone)
     if (rc == 0 && !others && (rc = convert(heap)) < 0 && was_clean) /* what was changed goes before the mark */
         was_clean = smi_os_has_mark(heap->fd, heap->mark) && smi_os_sync_file(heap->fd) == 0;
     if (rc == 0)
-        rc = smi_process_claim(heap);
+        rc = claim_entry(heap);
     if (rc < 0 && was_clean && !others && heap->state->poison == 0) {
         SMI_STORE(&heap->state->mark, SMF_CLEAN); /* nothing that outlives a reboot was changed */
         if (smi_os_has_mark(heap->fd, heap->mark)) /* the message stays that of the failure */
             smi_os_sync_file(heap->fd);
     }
     if (rc == 0 && heap->state->poison == 0) /* a poisoned heap stays as it is */
-        smi_recover_adopt(heap, SMI_ADOPT_SOME);
+        smi_adopt(heap, SMI_ADOPT_SOME);
     return rc;
 }
 
-/* ---- adoption ---- */
+/* ---- leaving ---- */
 
-/* After this no lock shows the dead as its owner, and nothing is half done under one. */
-static int pass_locks(shmalloc_heap *heap)
+void smi_attach_drop(shmalloc_heap *heap)
 {
-    return smi_lock_pass(heap, SMF_LOCK_CLASS_FIRST, heap->lock_count - 1);
+    __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
+    while (heap->contexts)
+        smi_context_disown(heap, heap->contexts);
+    if (heap->shared)
+        smi_context_to_pool(heap->shared);
+    heap->shared = NULL;
+    smi_os_unmap(heap->liveness, 4096);
+    heap->liveness = NULL;
+    heap->process_index = -1;
 }
 
-/* What the lock guards is done anew by the next who adopts. But the table of thread slots may name one that the page
- * heap's log is about to undo. */
-int smi_recover_repair(shmalloc_heap *heap, uint32_t index)
+static int leave(shmalloc_heap *heap, int cut_off)
 {
-    (void)index;
-    return smi_lock_pass(heap, smi_lock_of_pages(heap), smi_lock_of_pages(heap));
-}
-
-/* The thread slot at `index` when the process owns it, else NULL. */
-static struct smf_thread *slot_of(shmalloc_heap *heap, uint32_t index, uint32_t process)
-{
-    struct smf_thread *slot = smi_thread_slot(heap, index);
-    return slot && slot->owner == process + 1ull ? slot : NULL;
-}
-
-/* What decides over blocks first, for all threads: words and blocks are what they will be, whenever the caches come
- * back. 1: some have not. */
-static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *most)
-{
-    uint32_t made = SMF_THREADS; /* slots are made in the order of the table; repair may have cleared an entry */
     int rc = 0;
-    while (made > 0 && SMI_LOAD(&heap->threads[made - 1]) == 0)
-        made--;
-    for (uint32_t i = 0; rc == 0 && i < made; i++) {
-        struct smf_thread *slot = slot_of(heap, i, process);
-        rc = slot ? smi_cache_settle(heap, slot, i) : 0;
-    }
-    for (uint32_t i = 0; rc == 0 && i < made; i++) {
-        struct smf_thread *slot = slot_of(heap, i, process);
-        if (!slot)
-            continue;
-        rc = *most >= EACH_THREAD ? smi_cache_release(heap, slot, i, most) : 1;
-        *most -= *most < EACH_THREAD ? *most : EACH_THREAD;
-    }
+    __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
+    for (struct smi_thread *t = heap->contexts; t; t = t->next_in_heap)
+        SMI_STORE(&t->serves, NULL);
+    for (struct smi_thread *t = heap->contexts; t && heap->process_index >= 0 && rc == 0; t = t->next_in_heap)
+        if (heap->state->poison == 0)
+            rc = smi_context_release(heap, t, cut_off);
+    if (heap->process_index >= 0 && rc == 0) /* else the next one adopts what is left */
+        SMI_STORE(&heap->processes[heap->process_index].state, 0);
+    smi_attach_drop(heap);
     return rc;
 }
 
-/* Adopt process `i` if its byte can be taken on `fd`, a description of our own. 1: not all of it yet. */
-static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i, uint64_t *most)
+/* The last one out: data first, then the mark, each synced. */
+static int mark_clean(shmalloc_heap *heap)
 {
-    int rc = smi_os_lock_byte(fd, SMF_LOCK_BYTES + i);
+    uint64_t before = heap->state->mark;
+    struct smi_file_info info;
+    int rc = smi_heap_descriptor(heap);
     if (rc < 0)
-        return rc == -EAGAIN ? 0 : cannot_look(heap, rc); /* alive, or somebody else is just claiming it */
-    if (heap->processes[i].state != 0) {
-        rc = pass_locks(heap);
-        if (rc == 0)
-            rc = release_threads_of(heap, i, most);
-        if (rc == 0)
-            SMI_STORE(&heap->processes[i].state, 0);
+        return rc;
+    rc = heap->state->sync_failed ? -EIO : smi_os_sync_file(heap->fd);
+    if (rc == 0) {
+        heap->runtime->stored = smi_os_stat(heap->fd, &info) == 0 ? info.blocks : 0;
+        SMI_STORE(&heap->state->mark, SMF_CLEAN);
+        rc = smi_os_sync_file(heap->fd);
     }
-    smi_os_unlock_byte(fd, SMF_LOCK_BYTES + i);
-    return rc;
-}
-
-/* Is entry `i` that of another process? */
-static int is_other(const shmalloc_heap *heap, uint32_t i)
-{
-    return (int)i != heap->process_index && SMI_LOAD(&heap->processes[i].state) != 0;
-}
-
-/* Asked on `fd`. 1, 0, or why it cannot be told. */
-static int looks_dead(shmalloc_heap *heap, int fd, uint32_t i)
-{
-    if (!is_other(heap, i))
+    if (rc == 0)
         return 0;
-    int locked = smi_os_is_locked(fd, SMF_LOCK_BYTES + i, 1);
-    return locked >= 0 ? !locked : cannot_look(heap, locked);
+    SMI_STORE(&heap->state->mark, before);
+    SMI_STORE(&heap->state->sync_failed, (uint64_t)-rc);
+    return smi_refused(rc, "%s: is exact only while the machine is up, because it cannot be synced", heap->path);
 }
 
-static int adopt_all(shmalloc_heap *heap, uint64_t most)
+int smi_attach_end(shmalloc_heap *heap, int cut_off)
 {
-    /* A dead owner of the roots lock may have named its thread slot in the log; that lock comes before
-     * RECOVER, so it is passed first. The dead take no lock any more. */
-    int rc = smi_lock_acquire(heap, SMF_LOCK_ROOTS);
-    if (rc < 0)
+    int rc = smi_heap_descriptor(heap);
+    if (rc == 0)
+        rc = smi_attach_lock(heap);
+    if (rc < 0) {
+        smi_attach_drop(heap);
         return rc;
-    smi_lock_release(heap, SMF_LOCK_ROOTS);
-    rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
-    if (rc < 0)
-        return rc;
-    int fd = smi_heap_reopen(heap);
-    rc = fd < 0 ? fd : 0;
-    for (uint32_t i = 0; rc >= 0 && i < SMF_PROCESSES; i++) {
-        int adopted = looks_dead(heap, fd, i);
-        if (adopted > 0)
-            adopted = adopt_one(heap, fd, i, &most);
-        rc = adopted != 0 ? adopted : rc; /* 1 stays: all the dead are settled all the same */
     }
-    smi_os_close(fd);
-    smi_lock_release(heap, SMF_LOCK_RECOVER);
-    if (rc == 1)
-        SMI_STORE(&heap->adopt_wanted, 1);
-    return rc == 1 ? 0 : rc;
-}
-
-int smi_recover_adopt(shmalloc_heap *heap, uint64_t most)
-{
-    SMI_STORE(&heap->adopt_wanted, 0);
-    int rc = 0, asked = 0;
-    for (uint32_t i = 0; rc == 0 && i < SMF_PROCESSES; i++) {
-        if (!is_other(heap, i))
-            continue;
-        if (!asked++ && (rc = smi_heap_descriptor(heap)) < 0)
-            break;
-        rc = looks_dead(heap, heap->fd, i);
-        if (rc > 0)
-            return adopt_all(heap, most);
+    rc = leave(heap, cut_off);
+    int others = smi_others_alive(heap);
+    if (rc == 0 && others < 0)
+        rc = others;
+    if (rc == 0 && others == 0 && heap->state->poison == 0 && !heap->unchecked) {
+        rc = smi_adopt(heap, SMI_ADOPT_ALL); /* nobody is alive: what the dead left is brought to rest */
+        if (rc == 0)
+            rc = mark_clean(heap);
     }
+    smi_attach_unlock(heap);
     return rc;
 }

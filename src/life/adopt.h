@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: MIT */
+/* adopt.h - the dead: what they held comes back. */
+#ifndef SMI_ADOPT_H
+#define SMI_ADOPT_H
+
+#include "handle/handle.h"
+
+/* Look for processes that died and bring back what they held. Cheap when nobody did. Of slots in their caches, about
+ * `most` go back; more of them wait for the next look, so that no single call pays for a process of a thousand
+ * threads. */
+#define SMI_ADOPT_ALL UINT64_MAX
+#define SMI_ADOPT_SOME 65536ull /* some 2 ms */
+int smi_adopt(shmalloc_heap *heap, uint64_t most);
+
+/* What a dead owner of the lock RECOVER left. */
+int smi_adopt_repair(shmalloc_heap *heap, uint32_t index);
+
+#endif
