@@ -56,7 +56,9 @@ static int resolve(shmalloc_heap *heap, struct list *list)
 static int lock(shmalloc_heap *heap, struct list *list)
 {
     int rc = shmalloc_mutex_lock(heap, &list->mutex);
-    return rc == 1 ? resolve(heap, list) : rc; /* 1: the owner before died */
+    if (rc == SHMALLOC_OWNER_DIED && (rc = resolve(heap, list)) == 0)
+        rc = shmalloc_mutex_consistent(heap, &list->mutex);
+    return rc;
 }
 
 static int push(shmalloc_heap *heap, uint64_t value)

@@ -90,8 +90,8 @@ static int run(shmalloc_heap *heap, const char *command, const char *text)
     rc = shmalloc_mutex_lock(heap, &list->mutex);
     if (rc < 0)
         return rc;
-    if (rc == 1) /* the owner before died */
-        rc = resolve_limbo(heap, list);
+    if (rc == SHMALLOC_OWNER_DIED && (rc = resolve_limbo(heap, list)) == 0)
+        rc = shmalloc_mutex_consistent(heap, &list->mutex);
     if (rc == 0)
         rc = strcmp(command, "add") == 0      ? add(heap, list, text)
              : strcmp(command, "remove") == 0 ? take_out(heap, list, text)

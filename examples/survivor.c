@@ -66,10 +66,12 @@ static int go_on(shmalloc_heap *heap, struct shared *shared, int *inherited)
     int rc = shmalloc_mutex_lock(heap, &shared->mutex);
     if (rc < 0)
         return rc;
-    *inherited += rc == 1;
+    *inherited += rc == SHMALLOC_OWNER_DIED;
     rc = 0;
     for (unsigned i = 0; i < SLOTS && rc == 0; i++)
         rc = churn(heap, shared, i);
+    if (rc == 0)
+        rc = shmalloc_mutex_consistent(heap, &shared->mutex);
     int unlocked = shmalloc_mutex_unlock(heap, &shared->mutex);
     if (rc == 0 && unlocked == 0)
         rc = shmalloc_check(heap);

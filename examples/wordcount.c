@@ -106,6 +106,8 @@ static int add(shmalloc_heap *heap, struct table *table)
         link = &file->record.next;
     }
     free(name);
+    if (rc >= 0) /* a name half added is not ready, and nothing refers to it */
+        rc = shmalloc_mutex_consistent(heap, &table->adding);
     return unlock(heap, &table->adding, rc);
 }
 
@@ -122,9 +124,11 @@ static void take_step(shmalloc_heap *heap, struct stripe *stripe)
 static int lock_stripe(shmalloc_heap *heap, struct stripe *stripe)
 {
     int rc = shmalloc_mutex_lock(heap, &stripe->mutex);
-    if (rc == 1 && stripe->armed)
+    if (rc != SHMALLOC_OWNER_DIED)
+        return rc;
+    if (stripe->armed)
         take_step(heap, stripe);
-    return rc < 0 ? rc : 0;
+    return shmalloc_mutex_consistent(heap, &stripe->mutex);
 }
 
 static uint64_t bucket_of(const char *text, uint64_t length)
@@ -246,10 +250,12 @@ static int work(shmalloc_heap *heap, struct table *table)
             if (rc < 0)
                 return rc;
             if (!file->done) {
-                inherited += rc == 1;
+                inherited += rc == SHMALLOC_OWNER_DIED;
                 counted++;
                 rc = count_file(heap, table, file);
             }
+            if (rc == 0)
+                rc = shmalloc_mutex_consistent(heap, &file->mutex);
             rc = unlock(heap, &file->mutex, rc);
             if (rc < 0)
                 return rc;

@@ -17,12 +17,14 @@
 #include "slots/link.h"
 #include "platform/os.h"
 #include "pages/pages.h"
+#include "life/adopt.h"
 #include "life/context.h"
 #include "life/fork.h"
 #include "life/registry.h"
 #include "handle/resident.h"
 #include "names/mutex.h"
 #include "names/roots.h"
+#include "names/wait.h"
 #include "slots/slab.h"
 
 /* ---- the long way ---- */
@@ -546,17 +548,23 @@ int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t 
 /* ---- mutexes ---- */
 
 /* The calling thread's own context, for an owner has a name of its own. */
-static struct smi_thread *thread_of(shmalloc_heap *heap, int *rc)
+/* Is it its context as the heap is open now? */
+static inline int is_of(const struct smi_thread *t, const shmalloc_heap *heap)
+{
+    return SMI_LIKELY(t->true_epoch == SMI_LOAD(&heap->epoch));
+}
+
+static inline struct smi_thread *thread_of(shmalloc_heap *heap, int *rc)
 {
     struct smi_thread *t = smi_current;
-    if (SMI_LIKELY(t->true_epoch == SMI_LOAD(&heap->epoch))) {
+    if (is_of(t, heap)) {
         *rc = 0;
         return t;
     }
     return smi_thread_enter(heap, rc);
 }
 
-static int lock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
+static LONG_WAY int lock_long(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
 {
     int rc, state = smi_os_cancel_off();
     struct smi_thread *t = thread_of(heap, &rc);
@@ -564,6 +572,24 @@ static int lock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
         rc = smi_mutex_lock(t, mutex, timeout_ns);
     smi_os_cancel_restore(state);
     return rc;
+}
+
+static LONG_WAY int inherit_long(struct smi_thread *t, struct smf_user_mutex *m, int tried)
+{
+    int state = smi_os_cancel_off();
+    int rc = smi_mutex_inherit(t, m, tried);
+    smi_os_cancel_restore(state);
+    return rc;
+}
+
+static inline int lock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
+{
+    struct smi_thread *t = smi_current;
+    struct smf_user_mutex *m = is_of(t, heap) ? smi_mutex_of(heap, mutex) : NULL;
+    int rc = m && smi_mutex_is_current(heap, m) ? smi_mutex_lock_at_once(t, m) : EBUSY;
+    if (SMI_LIKELY(rc == 0))
+        return 0;
+    return rc == EOWNERDEAD || rc == ECANCELED ? inherit_long(t, m, rc) : lock_long(heap, mutex, timeout_ns);
 }
 
 int shmalloc_mutex_lock(shmalloc_heap *heap, shmalloc_mutex *mutex)
@@ -582,11 +608,63 @@ int shmalloc_mutex_timedlock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_
     return lock(heap, mutex, timeout_ns == 0 ? 1 : timeout_ns == UINT64_MAX ? timeout_ns - 1 : timeout_ns);
 }
 
+int shmalloc_mutex_consistent(shmalloc_heap *heap, shmalloc_mutex *mutex)
+{
+    int rc;
+    struct smi_thread *t = thread_of(heap, &rc);
+    return t ? smi_mutex_consistent(t, mutex) : rc;
+}
+
 int shmalloc_mutex_unlock(shmalloc_heap *heap, shmalloc_mutex *mutex)
 {
     int rc;
     struct smi_thread *t = thread_of(heap, &rc);
-    return t ? smi_mutex_unlock(t, mutex) : rc;
+    return SMI_LIKELY(t != NULL) ? smi_mutex_unlock(t, mutex) : rc;
+}
+
+/* ---- waiting ---- */
+
+int shmalloc_wait(shmalloc_heap *heap, const uint32_t *word, uint32_t expected, uint64_t timeout_ns)
+{
+    int rc, state = smi_os_cancel_off();
+    struct smi_thread *t = thread_of(heap, &rc);
+    if (t)
+        rc = smi_wait(t, word, expected, timeout_ns, smi_adopt_waiting);
+    smi_os_cancel_restore(state);
+    return rc;
+}
+
+int shmalloc_wake(shmalloc_heap *heap, const uint32_t *word, uint32_t count)
+{
+    int rc = smi_heap_writable(heap);
+    return rc < 0 ? rc : smi_wake(heap, word, count);
+}
+
+int shmalloc_cond_timedwait(shmalloc_heap *heap, shmalloc_cond *cond, shmalloc_mutex *mutex, uint64_t timeout_ns)
+{
+    int rc, state = smi_os_cancel_off();
+    struct smi_thread *t = thread_of(heap, &rc);
+    if (t)
+        rc = smi_cond_wait(t, cond, mutex, timeout_ns, smi_adopt_waiting);
+    smi_os_cancel_restore(state);
+    return rc;
+}
+
+int shmalloc_cond_wait(shmalloc_heap *heap, shmalloc_cond *cond, shmalloc_mutex *mutex)
+{
+    return shmalloc_cond_timedwait(heap, cond, mutex, SHMALLOC_FOREVER);
+}
+
+int shmalloc_cond_signal(shmalloc_heap *heap, shmalloc_cond *cond)
+{
+    int rc = smi_heap_writable(heap);
+    return rc < 0 ? rc : smi_cond_signal(heap, cond);
+}
+
+int shmalloc_cond_broadcast(shmalloc_heap *heap, shmalloc_cond *cond)
+{
+    int rc = smi_heap_writable(heap);
+    return rc < 0 ? rc : smi_cond_broadcast(heap, cond);
 }
 
 /* ---- the heap as a whole ---- */

@@ -145,7 +145,8 @@ enum shmalloc_error {
 
 /** What calls return that did what they were asked for and have more to say: positive, no error. */
 enum shmalloc_outcome {
-    SHMALLOC_CREATED = 1, /**< shmalloc_root_get_or_create() made the root */
+    SHMALLOC_CREATED = 1,    /**< shmalloc_root_get_or_create() made the root */
+    SHMALLOC_OWNER_DIED = 2, /**< the mutex is locked, but an owner before died holding it */
 };
 
 /** What a code means, in a few words. Static storage; never NULL. Any thread. */
@@ -252,7 +253,7 @@ SHMALLOC_API int shmalloc_open_fd(int fd, const shmalloc_options *options, shmal
  *
  * After fork() or _Fork() the child has a copy of its own and goes on with it. What other threads of the parent
  * had cached returns to the child's heap at its first call; a block that one of them was just being given
- * is lost to the child. A shmalloc_mutex is free in the child, and who first locks one that was held is told by 1.
+ * is lost to the child. A shmalloc_mutex is free in the child, and who first locks one that was held is told: SHMALLOC_OWNER_DIED.
  *
  * Any number of threads: those beyond 1,023 share one cache, at the price of a lock.
  *
@@ -500,21 +501,92 @@ typedef struct shmalloc_mutex {
 
 /**
  * Lock. Not recursive.
- * @return 0; 1: locked, but the owner before died holding it: its unfinished alloc, free or realloc is
- *         resolved, what it was doing to *your* data you must judge; -EDEADLK: the caller holds it;
- *         -EINVAL: not in this heap; SHMALLOC_EREADONLY.
+ *
+ * After SHMALLOC_OWNER_DIED the dead owner's unfinished alloc, free or realloc is resolved; what it was doing to
+ * *your* data you must judge. When that is whole again, say so by shmalloc_mutex_consistent(). Who unlocks without it
+ * hands the same answer to the next owner, and so on: it is never lost, and never final. A thread that ended holding
+ * the mutex counts as dead. So does one that held it when the heap was copied or the machine stopped: in the copy, and
+ * after the reboot, the first owner gets SHMALLOC_OWNER_DIED.
+ *
+ * @return 0; SHMALLOC_OWNER_DIED; -EDEADLK: the caller holds it; -EINVAL: not in this heap; SHMALLOC_EREADONLY.
  */
 SHMALLOC_API int shmalloc_mutex_lock(shmalloc_heap *heap, shmalloc_mutex *mutex);
 
-/** Lock unless it is held: then -EBUSY. */
+/** Lock unless it is held: then -EBUSY, and shmalloc_errmsg() says who holds it: process, thread, since when. */
 SHMALLOC_API int shmalloc_mutex_trylock(shmalloc_heap *heap, shmalloc_mutex *mutex);
 
-/** Lock, waiting at most `timeout_ns` nanoseconds: then -ETIMEDOUT. */
+/** Lock, waiting at most `timeout_ns` nanoseconds: then -ETIMEDOUT, and shmalloc_errmsg() says who holds it. */
 SHMALLOC_API int shmalloc_mutex_timedlock(shmalloc_heap *heap, shmalloc_mutex *mutex,
                                           uint64_t timeout_ns);
 
+/** The holder says that what the mutex guards is whole again after a SHMALLOC_OWNER_DIED; without one, nothing changes.
+ *  Crash-atomic. SHMALLOC_ENOTOWNER when the calling thread does not hold it; -EINVAL: not in this heap. */
+SHMALLOC_API int shmalloc_mutex_consistent(shmalloc_heap *heap, shmalloc_mutex *mutex);
+
 /** Unlock. SHMALLOC_ENOTOWNER when the calling thread does not hold it; -EINVAL: not in this heap. */
 SHMALLOC_API int shmalloc_mutex_unlock(shmalloc_heap *heap, shmalloc_mutex *mutex);
+
+/* ---- waiting ------------------------------------------------------------------------------------ */
+
+/** For the timeouts of this section, in nanoseconds: wait without end. */
+#define SHMALLOC_FOREVER UINT64_MAX
+
+/**
+ * Sleep while the 32-bit word in the heap is `expected`, until shmalloc_wake(), at most `timeout_ns` nanoseconds.
+ *
+ * The protocol is: who changes the word stores the new value first and calls shmalloc_wake() then; who waits
+ * calls this in a loop that looks at the word itself. So no wake-up is lost when either is killed: a change that
+ * nobody was woken for is noticed all the same, within some 20 ms. A value must not come back
+ * while somebody sleeps on it: let the word count. Of a 64-bit word, use the half that changes.
+ *
+ * The answer 0 promises nothing. It also comes, now and then, for no reason, and after each end of a thread or process
+ * that used the heap, which this call notices even when nobody else looks; so a loop that asks whether a peer is alive
+ * and then calls this does not sleep for ever when the peer dies in between.
+ *
+ * @param word  4-aligned, in the heap, behind what is freed. Nothing is stored to it.
+ * @return 0; -ETIMEDOUT; -EINVAL: not an aligned word of this heap; -EFAULT: the file was cut off there;
+ *         SHMALLOC_EREADONLY; SHMALLOC_EPOISONED, also when that happens meanwhile.
+ *
+ * Threads: any, of all processes that have the heap open; in a private heap those of the process. No cancellation point.
+ */
+SHMALLOC_API int shmalloc_wait(shmalloc_heap *heap, const uint32_t *word, uint32_t expected, uint64_t timeout_ns);
+
+/** Wake at most `count` of those who sleep on the word (UINT32_MAX: all).
+ *  @return how many were woken; the errors of shmalloc_wait(). A system call, also when nobody sleeps. */
+SHMALLOC_API int shmalloc_wake(shmalloc_heap *heap, const uint32_t *word, uint32_t count);
+
+/** A condition variable that lives in the heap, for use with a shmalloc_mutex. Zeroed bytes are a valid one. Valid
+ *  again after reboot or copy. 32 bytes, 8-aligned; free it only when nobody waits. */
+typedef struct shmalloc_cond {
+    uint64_t opaque[4];
+} shmalloc_cond;
+
+/**
+ * Unlock the mutex, which the caller holds, sleep until shmalloc_cond_signal() or _broadcast(), and lock it again.
+ *
+ * As everywhere, 0 may come without a signal: call it in a loop that looks at what is waited for. What is waited for
+ * changes under the mutex. Then no wake-up is lost: a waiter that is killed takes none with it, and when a thread died
+ * after it changed what is waited for and before it signalled, all waiters come back and look.
+ *
+ * @return with the mutex locked: 0; SHMALLOC_OWNER_DIED as from shmalloc_mutex_lock(); -ETIMEDOUT from
+ *         shmalloc_cond_timedwait(). Without having slept, the mutex as it was: -EINVAL: one of both is not in this
+ *         heap; SHMALLOC_ENOTOWNER; SHMALLOC_EREADONLY; SHMALLOC_EPOISONED. Any other code: the mutex could not be
+ *         locked again, and is not held.
+ *
+ * No cancellation point.
+ */
+SHMALLOC_API int shmalloc_cond_wait(shmalloc_heap *heap, shmalloc_cond *cond, shmalloc_mutex *mutex);
+
+/** shmalloc_cond_wait() that sleeps at most `timeout_ns` nanoseconds; to lock the mutex again may take longer. */
+SHMALLOC_API int shmalloc_cond_timedwait(shmalloc_heap *heap, shmalloc_cond *cond, shmalloc_mutex *mutex,
+                                         uint64_t timeout_ns);
+
+/** Wake at least one of those who wait, if somebody does. The mutex need not be held. No system call when nobody
+ *  waits. 0; -EINVAL: not in this heap; SHMALLOC_EREADONLY; SHMALLOC_EPOISONED. */
+SHMALLOC_API int shmalloc_cond_signal(shmalloc_heap *heap, shmalloc_cond *cond);
+
+/** Wake all who wait; otherwise as shmalloc_cond_signal(). */
+SHMALLOC_API int shmalloc_cond_broadcast(shmalloc_heap *heap, shmalloc_cond *cond);
 
 /* ---- the heap as a whole ------------------------------------------------------------------------ */
 

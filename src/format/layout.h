@@ -141,7 +141,8 @@ struct smf_state {
     uint64_t claimed_mark;
     uint64_t reserved1[2];
     _Alignas(64) uint64_t epoch; /* kept for reclamation: starts at 1                                */
-    uint64_t adoptions;          /* kept for reclamation                                             */
+    uint64_t adoptions;          /* grows after thread slots were brought to rest: who waits may have
+                                    waited for their threads (wait.c)                            [R] */
     uint64_t reserved2[6];
     _Alignas(64) uint64_t gate;  /* kept for commits: 0 = open for sections                          */
     uint64_t gate_ticket, gate_refused, durable_gate, hints_valid; /* kept for commits               */
@@ -417,6 +418,8 @@ static inline uint64_t smi_link_dest(const struct smf_link *link)
 #define SMF_SPANS 12u
 #define SMF_SPAN_MOST_PAGES 128u /* of a block that is kept: 1 MiB */
 
+#define SMF_HELD 8u /* user mutexes of a thread that are noted; it may hold more */
+
 /* A thread slot, at the first byte of a SMF_PAGE_META span of SMF_THREAD_PAGES. What is said to be kept is for parts to
  * come: 0, and ignored. */
 struct smf_thread {
@@ -442,8 +445,14 @@ struct smf_thread {
     uint64_t section_epoch, ousted, limbo, limbo_current, limbo_bytes, reserved4[3]; /* kept for reclamation  */
     uint64_t tx_state, tx_log, reserved5[6];                                         /* kept for transactions */
     uint64_t section, gate_wait, reserved6[6];                                       /* kept for commits      */
-    uint64_t queue_claims;                                                           /* kept for queues       */
-    uint64_t reserved7[95];
+    uint64_t queue_claims, reserved7[7];                                             /* kept for queues       */
+    uint64_t held[SMF_HELD];       /* refs of user mutexes that it holds; for display only        [T] */
+    uint64_t held_since[SMF_HELD]; /* CLOCK_MONOTONIC ns, coarse; for display only                [T] */
+    uint64_t waits_for;            /* ref of the user mutex, or word, that it waits for, 0 none; for
+                                      display only                                                [T] */
+    uint64_t waits_since;          /* CLOCK_MONOTONIC ns, coarse; for display only                [T] */
+    uint64_t reserved8[6];
+    uint64_t reserved9[64];
     /* the inside arrays follow at SMF_THREAD_ARRAYS */
 };
 #define SMF_THREAD_ARRAYS 2048u
@@ -553,10 +562,21 @@ _Static_assert(sizeof(struct smf_roots) == 4384, "src/README.md");
 /* What shmalloc_mutex holds. All zeros is a valid, unlocked one. */
 struct smf_user_mutex {
     uint64_t generation; /* of the heap when `mutex` was initialised; else it is initialised anew */
-    uint64_t owner;      /* thread slot + 1 in the low 16 bits, its serial above; 0 nobody        */
+    uint64_t owner;      /* bits 0..14: thread slot + 1, 0 nobody; bit 15: SMF_LEFT; above: the slot's serial */
     uint64_t mutex[SMF_MUTEX_WORDS]; /* pthread_mutex_t */
 };
+#define SMF_LEFT (1ull << 15) /* an owner died, and no later one has said that what the mutex guards is consistent */
+#define SMF_OWNER_SLOT (SMF_LEFT - 1)
+#define SMF_OWNER_SERIAL_SHIFT 16
 _Static_assert(sizeof(struct smf_user_mutex) == 64, "src/README.md");
+
+/* What shmalloc_cond holds. All zeros is a valid one, for which nobody waits. */
+struct smf_user_cond {
+    uint32_t sequence; /* futex word. Bit 0: somebody may be asleep; the rest counts signals */
+    uint32_t reserved0;
+    uint64_t reserved1[3];
+};
+_Static_assert(sizeof(struct smf_user_cond) == 32, "src/README.md");
 
 /* ---- derived --------------------------------------------------------------------------------- */
 

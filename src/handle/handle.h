@@ -89,6 +89,7 @@ struct shmalloc_heap {
     struct shmalloc_heap *next;  /* in the process's list of heaps */
 
     uint64_t looked_at; /* smi_os_tick of the last look for dead processes and stale free memory */
+    uint64_t waited_at; /* the same, of a look for dead processes by a thread that waits */
     uint64_t decayed;   /* smf_page_heap.gives as of the last complete look for stale free memory */
     int adopt_wanted;   /* somebody died holding a lock */
     int is_older;       /* its thread slots are of an older format: until it is converted */

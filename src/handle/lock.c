@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <pthread.h>
 
-#include "platform/direct_mutex.h"
 #include "platform/os.h"
 #include "handle/undo.h"
 
@@ -153,20 +152,13 @@ void smi_lock_release(shmalloc_heap *heap, uint32_t index)
     pthread_mutex_unlock((pthread_mutex_t *)heap->locks[index].mutex);
 }
 
-int smi_lock_raw(uint64_t mutex[SMF_MUTEX_WORDS], uint64_t timeout_ns)
+int smi_raw_inherit(uint64_t mutex[SMF_MUTEX_WORDS])
 {
-    pthread_mutex_t *m = (pthread_mutex_t *)mutex;
-    int rc = pthread_mutex_trylock(m);
-    if (rc == EBUSY && timeout_ns > 0) {
-        uint64_t now = smi_os_clock();
-        rc = wait_until(m, timeout_ns < UINT64_MAX - now ? now + timeout_ns : UINT64_MAX);
-    }
-    if (rc != EOWNERDEAD)
-        return -rc;
-    return pthread_mutex_consistent(m) == 0 ? 1 : -EINVAL;
+    return -pthread_mutex_consistent((pthread_mutex_t *)mutex);
 }
 
-int smi_unlock_raw(uint64_t mutex[SMF_MUTEX_WORDS])
+int smi_raw_wait(uint64_t mutex[SMF_MUTEX_WORDS], uint64_t timeout_ns)
 {
-    return -pthread_mutex_unlock((pthread_mutex_t *)mutex);
+    uint64_t now = smi_os_clock();
+    return wait_until((pthread_mutex_t *)mutex, timeout_ns < UINT64_MAX - now ? now + timeout_ns : UINT64_MAX);
 }

@@ -10,6 +10,7 @@
 #define SMI_LOCK_H
 
 #include "handle/handle.h"
+#include "platform/direct_mutex.h"
 
 static inline uint32_t smi_lock_of_class(uint32_t arena, uint32_t k)
 {
@@ -40,9 +41,20 @@ int smi_lock_pass(shmalloc_heap *heap, uint32_t first, uint32_t last);
 /* A child has no lock of a file's heap, whatever its parent held. */
 void smi_lock_forget(void);
 
-/* The 40 bytes below shmalloc_mutex: 0, 1 (previous owner died; already made consistent), or a negated
- * errno. timeout_ns: 0 = do not wait, ~0 = for ever. */
-int smi_lock_raw(uint64_t mutex[SMF_MUTEX_WORDS], uint64_t timeout_ns);
-int smi_unlock_raw(uint64_t mutex[SMF_MUTEX_WORDS]);
+/* The 40 bytes below shmalloc_mutex. smi_raw_try: 0, or the errno of pthread_mutex_trylock; with EOWNERDEAD the mutex is
+ * held, and smi_raw_inherit() makes it as good as any. In line, for the fast path. */
+static inline int smi_raw_try(uint64_t mutex[SMF_MUTEX_WORDS])
+{
+    return pthread_mutex_trylock((pthread_mutex_t *)(void *)mutex);
+}
+
+static inline int smi_raw_unlock(uint64_t mutex[SMF_MUTEX_WORDS])
+{
+    return -pthread_mutex_unlock((pthread_mutex_t *)(void *)mutex);
+}
+
+int smi_raw_inherit(uint64_t mutex[SMF_MUTEX_WORDS]);
+/* Wait for it, at most that long (~0: for ever), after smi_raw_try() answered EBUSY: its answers, or ETIMEDOUT. */
+int smi_raw_wait(uint64_t mutex[SMF_MUTEX_WORDS], uint64_t timeout_ns);
 
 #endif

@@ -19,6 +19,8 @@
 #include "platform/os.h"
 #include "slots/cache.h"
 
+#define WAITING_LOOKS_EVERY_NS 60000000ull /* of all threads of a process that wait together */
+
 #define EACH_THREAD 64 /* slots whose return takes as long as that of an empty thread slot */
 
 /* After this no lock shows the dead as its owner, and nothing is half done under one. */
@@ -74,8 +76,10 @@ static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i, uint64_t *most)
         rc = pass_locks(heap);
         if (rc == 0)
             rc = release_threads_of(heap, i, most);
-        if (rc == 0)
+        if (rc == 0) { /* told before the entry is free: who adopts may be killed here, and the next one tells again */
+            smi_cache_tell_adopted(heap);
             SMI_STORE(&heap->processes[i].state, 0);
+        }
     }
     smi_os_unlock_byte(fd, SMF_LOCK_BYTES + i);
     return rc;
@@ -136,4 +140,12 @@ int smi_adopt(shmalloc_heap *heap, uint64_t most)
             return adopt_all(heap, most);
     }
     return rc;
+}
+
+void smi_adopt_waiting(shmalloc_heap *heap)
+{
+    uint64_t now = smi_os_tick(), last = SMI_LOAD(&heap->waited_at);
+    if (!heap->is_private && now - last > WAITING_LOOKS_EVERY_NS &&
+        __atomic_compare_exchange_n(&heap->waited_at, &last, now, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        smi_adopt(heap, SMI_ADOPT_SOME);
 }

@@ -12,6 +12,10 @@
 #define SMI_ADOPT_SOME 65536ull /* some 2 ms */
 int smi_adopt(shmalloc_heap *heap, uint64_t most);
 
+/* For a thread that waits: have others died, for whom it may wait in vain? They are adopted, which smf_state.adoptions
+ * tells. Looks seldom enough to be called in each slice of a wait. */
+void smi_adopt_waiting(shmalloc_heap *heap);
+
 /* What a dead owner of the lock RECOVER left. */
 int smi_adopt_repair(shmalloc_heap *heap, uint32_t index);
 

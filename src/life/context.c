@@ -263,6 +263,7 @@ static int own_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
         slot->start_time = start_time_of(heap, (pid_t)slot->tid);
         smi_cache_format(slot, (uint64_t)((uint8_t *)slot - heap->base), untouched_slot);
         SMI_STORE(&slot->owner, (uint64_t)heap->process_index + 1);
+        t->name = slot->serial << SMF_OWNER_SERIAL_SHIFT | (t->slot_index + 1);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     return rc;

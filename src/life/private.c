@@ -125,8 +125,11 @@ int smi_private_settle(shmalloc_heap *heap)
     if (rc < 0)
         return rc;
     uint64_t epoch = smi_attach_epoch();
-    if (mine) /* before anybody sees that the heap has it */
+    if (mine) { /* before anybody sees that the heap has it */
+        mine->held_count = 0; /* users' mutexes are free here */
+        memset(mine->slot->held, 0, sizeof(mine->slot->held));
         mine->true_epoch = epoch;
+    }
     smi_private_start(heap, epoch);
     heap->generation = ++heap->state->generation;
     heap->runtime->generation = heap->generation;

@@ -231,7 +231,7 @@ const char *shmalloc_strerror(int code)
     if (own > 0 && own < (int)(sizeof(own_texts) / sizeof(own_texts[0])) && own_texts[own])
         return own_texts[own];
     if (code >= 0)
-        return "success";
+        return code == SHMALLOC_OWNER_DIED ? "locked, but an owner before died holding the mutex" : "success";
 #if defined(__GLIBC__) /* whose strerror is not thread-safe; NULL for what is no errno */
     const char *text = code > -4096 ? strerrordesc_np(-code) : NULL;
 #else

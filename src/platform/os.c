@@ -885,6 +885,33 @@ void smi_os_at_fork(void (*before)(void), void (*in_parent)(void), void (*in_chi
     pthread_sigmask(SIG_SETMASK, &was, NULL);
 }
 
+/* As linux/futex.h has them, which not every C library comes with. */
+#define FUTEX_WAKE 1
+#define FUTEX_WAIT_BITSET 9
+#define FUTEX_PRIVATE_FLAG 128
+#define FUTEX_BITSET_MATCH_ANY 0xffffffffu
+
+/* A file's page is the same word in every process only by the shared key. */
+static int futex_op(int op, int is_private)
+{
+    return is_private ? op | FUTEX_PRIVATE_FLAG : op;
+}
+
+int smi_os_futex_wait(const uint32_t *word, uint32_t expected, uint64_t until, int is_private)
+{
+    struct timespec at = {(time_t)(until / 1000000000u), (long)(until % 1000000000u)};
+    long rc = syscall(SYS_futex, word, futex_op(FUTEX_WAIT_BITSET, is_private), expected, &at, NULL,
+                      FUTEX_BITSET_MATCH_ANY); /* whose time is absolute, by CLOCK_MONOTONIC */
+    return rc < 0 ? -errno : 0;
+}
+
+int smi_os_futex_wake(const uint32_t *word, uint32_t count, int is_private)
+{
+    uint32_t most = count < INT_MAX ? count : INT_MAX;
+    long rc = most ? syscall(SYS_futex, word, futex_op(FUTEX_WAKE, is_private), most, NULL, NULL, 0) : 0;
+    return rc < 0 ? -errno : (int)rc;
+}
+
 /* glibc's own, since 2.32; false in a process that made a thread. */
 extern char __libc_single_threaded __attribute__((weak));
 

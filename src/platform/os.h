@@ -30,6 +30,12 @@ int smi_os_mutex_init(void *mutex);
 /* pthread_mutex_lock that gives up at a time of smi_os_clock: ETIMEDOUT. */
 int smi_os_mutex_lock_until(void *mutex, uint64_t deadline);
 
+/* Sleep while *word is `expected`, until a wake or a time of smi_os_clock. 0: woken, maybe for no reason; -EAGAIN: it is
+ * another; -ETIMEDOUT; -EINTR; -EFAULT: nothing is there. `is_private`: the memory is no file's. No cancellation point. */
+int smi_os_futex_wait(const uint32_t *word, uint32_t expected, uint64_t until, int is_private);
+/* Wake at most `count` who sleep on it; how many were. */
+int smi_os_futex_wake(const uint32_t *word, uint32_t count, int is_private);
+
 /* What a file is. */
 struct smi_file_info {
     uint64_t size, device, inode;

@@ -117,6 +117,8 @@ void smi_cache_format(struct smf_thread *slot, uint64_t own_ref, int zero)
     memset(slot->spans, 0, sizeof(slot->spans)); /* what lay in there was nobody's any more */
     slot->scratch = slot->building = slot->spare[0] = slot->spare[1] = 0;
     slot->refilled = slot->flushed = slot->large = 0;
+    memset(slot->held, 0, sizeof(slot->held) + sizeof(slot->held_since));
+    slot->waits_for = slot->waits_since = 0;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint64_t offset = smi_inline_offset(k);
         if (!zero)
@@ -524,6 +526,13 @@ int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t ind
         SMI_STORE(&slot->section, 0);
         SMI_STORE(&slot->tid, 0);
         SMI_STORE(&slot->owner, 0);
+        smi_cache_tell_adopted(heap);
     }
     return rc;
+}
+
+void smi_cache_tell_adopted(shmalloc_heap *heap)
+{
+    if (!heap->is_older) /* acq_rel: who sees the count finds what the thread left at rest */
+        __atomic_fetch_add(&heap->state->adoptions, 1, __ATOMIC_ACQ_REL);
 }

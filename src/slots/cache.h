@@ -51,6 +51,9 @@ int smi_cache_settle(shmalloc_heap *heap, struct smf_thread *slot, uint32_t inde
  * there are more of them, and the thread slot is not free yet. */
 int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most);
 
+/* Count that threads were brought to rest, for those who may wait for one of them. */
+void smi_cache_tell_adopted(shmalloc_heap *heap);
+
 /* Free a block, small or large, without a cache, and store 0 to *name in the same step. */
 int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name);
 

@@ -52,6 +52,9 @@ struct smi_thread {
     int is_private;      /* of a private heap, also when that was closed */
     uint32_t slot_index;
     uint32_t arena;
+    uint64_t name;       /* of the thread, in the owner's word of user mutexes: slot + 1, serial */
+    uint64_t held_count; /* user mutexes that it holds; the first of them are noted in the slot */
+    uint64_t deaths_seen; /* smf_state.adoptions, as of the last wait that it ended */
     uint64_t span_pages; /* that it keeps at most: the sum of its entries in slot->spans */
     uint32_t next_span;  /* entry whose block goes next when there is no room */
     uint32_t span_calls; /* large blocks that never took the long way; now and then one does */

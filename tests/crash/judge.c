@@ -94,7 +94,10 @@ static void describe_mutex(shmalloc_heap *heap, struct world *world)
     smi_say("mutex answers %d\n", rc);
     works(rc);
     works(shmalloc_mutex_unlock(heap, &world->mutex));
-    works(shmalloc_mutex_lock(heap, &world->mutex));
+    right(shmalloc_mutex_lock(heap, &world->mutex) == rc, "the next owner is told something else: %s", shmalloc_errmsg());
+    works(shmalloc_mutex_consistent(heap, &world->mutex));
+    works(shmalloc_mutex_unlock(heap, &world->mutex));
+    right(shmalloc_mutex_lock(heap, &world->mutex) == 0, "not consistent: %s", shmalloc_errmsg());
     works(shmalloc_mutex_unlock(heap, &world->mutex));
 }
 

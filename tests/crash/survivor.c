@@ -320,7 +320,7 @@ static int pass_mutex(struct stage *s, struct loot *loot)
 {
     int rc = shmalloc_mutex_lock(s->heap, &s->world->mutex);
     works(rc);
-    if (loot && rc == 1)
+    if (loot && rc == SHMALLOC_OWNER_DIED)
         plunder(s, loot);
     works(shmalloc_mutex_unlock(s->heap, &s->world->mutex));
     return rc;

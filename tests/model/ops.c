@@ -408,7 +408,8 @@ static void op_child(struct model *m)
     m->mirror->counts.children++;
     m->mirror->counts.killed += ending >= KILLED;
     if (ending == KILLED_WITH_MUTEX) {
-        must_code(shmalloc_mutex_lock(m->heap, mutex(m)), 1);
+        must_code(shmalloc_mutex_lock(m->heap, mutex(m)), SHMALLOC_OWNER_DIED);
+        must_work(shmalloc_mutex_consistent(m->heap, mutex(m)));
         must_work(shmalloc_mutex_unlock(m->heap, mutex(m)));
     }
 }
@@ -442,7 +443,7 @@ static void op_rest(struct model *m)
     m->mirror->counts.rests++;
     m->mirror->counts.killed += ending >= KILLED;
     int rc = shmalloc_mutex_timedlock(m->heap, mutex(m), 5000000000ull);
-    must(rc == 0 || rc == 1, "the mutex after everybody died: %d %s", rc, shmalloc_errmsg());
+    must(rc == 0 || rc == SHMALLOC_OWNER_DIED, "the mutex after everybody died: %d %s", rc, shmalloc_errmsg());
     must_work(shmalloc_mutex_unlock(m->heap, mutex(m)));
 }
 

@@ -276,10 +276,12 @@ void lane_burst(const struct lane_work *w)
     begin(w);
     int rc = shmalloc_mutex_lock(w->heap, &w->lane->mutex);
     end(w);
-    must(rc == 0 || rc == 1, "lock: %d %s", rc, shmalloc_errmsg());
-    if (rc == 1) { /* the owner died: its last call is resolved, the rest is ours to put right */
+    must(rc == 0 || rc == SHMALLOC_OWNER_DIED, "lock: %d %s", rc, shmalloc_errmsg());
+    if (rc == SHMALLOC_OWNER_DIED) { /* the owner died: its last call is resolved, the rest is ours to put right */
         verify_lane(w->heap, w->lane, "after the owner's death");
         w->lane->after = w->lane->before;
+        if (rng_below(w->rng, 4) > 0) /* else the next owner is told, too */
+            must_work(shmalloc_mutex_consistent(w->heap, &w->lane->mutex));
     }
     must(w->lane->before == w->lane->after,
          "lane %u: somebody else is inside, or died inside and nobody was told (lock %d, generation %llu)",
@@ -380,11 +382,12 @@ static void lock_lanes(shmalloc_heap *heap, struct lane *lanes, unsigned count, 
 {
     for (unsigned i = 0; i < count; i++) {
         int rc = shmalloc_mutex_timedlock(heap, &lanes[i].mutex, 10000000000ull);
-        must(rc == 0 || rc == 1, "lane %u: the mutex: %d %s", i, rc, shmalloc_errmsg());
-        must(rc == 1 || lanes[i].before == lanes[i].after,
+        must(rc == 0 || rc == SHMALLOC_OWNER_DIED, "lane %u: the mutex: %d %s", i, rc, shmalloc_errmsg());
+        must(rc == SHMALLOC_OWNER_DIED || lanes[i].before == lanes[i].after,
              "lane %u: its owner died inside and nobody was told", i);
         lanes[i].after = lanes[i].before;
-        out->deaths_seen += (uint64_t)rc;
+        out->deaths_seen += rc == SHMALLOC_OWNER_DIED;
+        must_work(shmalloc_mutex_consistent(heap, &lanes[i].mutex));
         verify_lane(heap, &lanes[i], "audit");
     }
 }

@@ -218,7 +218,7 @@ static void use(shmalloc_heap *heap)
         must_work(shmalloc_ref_realloc(heap, &m->busy[i % OLD_BUSY], 8 + i * 331 % 150000));
         memset(shmalloc_ptr(heap, m->busy[i % OLD_BUSY]), 255, 8);
     }
-    must_code(shmalloc_mutex_lock(heap, &m->mutex), m->mutex_is_held ? 1 : 0);
+    must_code(shmalloc_mutex_lock(heap, &m->mutex), m->mutex_is_held ? SHMALLOC_OWNER_DIED : 0);
     m->mutex_is_held = 0;
     must_work(shmalloc_mutex_unlock(heap, &m->mutex));
 }

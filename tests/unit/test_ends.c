@@ -39,7 +39,7 @@ static struct words *make_words(shmalloc_ref *ref)
 static void lock_words(struct words *words)
 {
     int rc = shmalloc_mutex_lock(f.heap, &words->mutex);
-    must(rc == 0 || rc == 1, "lock: %s", shmalloc_errmsg()); /* 1: the owner ended inside */
+    must(rc == 0 || rc == SHMALLOC_OWNER_DIED, "lock: %s", shmalloc_errmsg()); /* it ended inside */
 }
 
 static void drop_words(struct words *words, shmalloc_ref ref)
@@ -163,7 +163,7 @@ Test(ends, a_thread_that_leaves_rawly_inside_counts_as_dead)
     pthread_t thread;
     cr_assert_eq(pthread_create(&thread, NULL, leave_holding, words), 0);
     cr_assert_eq(pthread_join(thread, NULL), 0);
-    must_code(shmalloc_mutex_timedlock(f.heap, &words->mutex, 20000000000ull), 1);
+    must_code(shmalloc_mutex_timedlock(f.heap, &words->mutex, 20000000000ull), SHMALLOC_OWNER_DIED);
     cr_assert_neq(words->word[0], 0);
     must_work(shmalloc_mutex_unlock(f.heap, &words->mutex));
     drop_words(words, ref);
@@ -391,7 +391,7 @@ Test(ends, an_owner_that_dumps_core)
     struct job *job = make_job(words);
     pid_t pid = start_child(dump_while_holding, job);
     await_word(&job->started, 1);
-    must_code(shmalloc_mutex_timedlock(f.heap, &words->mutex, 20000000000ull), 1);
+    must_code(shmalloc_mutex_timedlock(f.heap, &words->mutex, 20000000000ull), SHMALLOC_OWNER_DIED);
     must_work(shmalloc_mutex_unlock(f.heap, &words->mutex));
     cr_assert_eq(wait_child(pid), -SIGABRT);
     char command[256];

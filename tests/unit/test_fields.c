@@ -144,6 +144,9 @@ static const struct field thread_fields[] = {
     WHOLE(smf_thread, tx_state), WHOLE(smf_thread, tx_log), ARRAY(smf_thread, reserved5, uint64_t),
     WHOLE(smf_thread, section), WHOLE(smf_thread, gate_wait), ARRAY(smf_thread, reserved6, uint64_t),
     WHOLE(smf_thread, queue_claims), ARRAY(smf_thread, reserved7, uint64_t),
+    ARRAY(smf_thread, held, uint64_t), ARRAY(smf_thread, held_since, uint64_t),
+    WHOLE(smf_thread, waits_for), WHOLE(smf_thread, waits_since), ARRAY(smf_thread, reserved8, uint64_t),
+    ARRAY(smf_thread, reserved9, uint64_t),
 };
 
 /* A cache's array, a bitmap in a page of its own, a side array: words of one meaning. */
@@ -565,7 +568,7 @@ static const struct exception {
     {"state", "claimed", 0, "an unfinished change: of a block whose mark does not say so, it means nothing"},
     {"state*", "claimed_mark", 0, "counts only while a block is claimed"},
     {"state*", "epoch", 0, "room for what comes, read by nobody"},
-    {"state*", "adoptions", 0, "room for what comes, read by nobody"},
+    {"state*", "adoptions", 0, "a counter: who waits looks once more at what it waits for"},
     {"state*", "gate*", 0, "room for what comes, read by nobody"},
     {"state*", "durable_gate", 0, "room for what comes, read by nobody"},
     {"state*", "hints_valid", 0, "room for what comes, read by nobody"},
@@ -658,6 +661,8 @@ static const struct exception {
     {"thread*", "tx_*", 0, "room for what comes, read by nobody"},
     {"thread*", "gate_wait", 0, "room for what comes, read by nobody"},
     {"thread*", "queue_claims", 0, "room for what comes, read by nobody"},
+    {"thread*", "held*", 0, "for display"},
+    {"thread*", "waits_*", 0, "for display"},
     {"thread*", "refilled", 0, "statistics"},
     {"thread*", "flushed", 0, "statistics"},
     {"thread*", "large", 0, "statistics"},

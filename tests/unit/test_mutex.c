@@ -140,7 +140,8 @@ Test(mutex, a_thread_that_exits_holding_it_counts_as_dead)
     pthread_t thread;
     pthread_create(&thread, NULL, lock_and_exit, b);
     pthread_join(thread, NULL);
-    must_code(shmalloc_mutex_lock(f.heap, &b->mutex), 1);
+    must_code(shmalloc_mutex_lock(f.heap, &b->mutex), SHMALLOC_OWNER_DIED);
+    must_work(shmalloc_mutex_consistent(f.heap, &b->mutex));
     must_work(shmalloc_mutex_unlock(f.heap, &b->mutex));
     must_work(shmalloc_mutex_lock(f.heap, &b->mutex));
     must_work(shmalloc_mutex_unlock(f.heap, &b->mutex));
@@ -184,17 +185,18 @@ static int lock_and_die(void *arg)
     return 1;
 }
 
-Test(mutex, a_killed_owners_mutex_passes_on_with_1)
+Test(mutex, a_killed_owners_mutex_passes_on_with_that_answer)
 {
     struct block *b = make_block();
     for (int i = 0; i < 20; i++) {
         cr_assert_eq(run_child(lock_and_die, b), -SIGKILL);
         if (i % 3 == 0)
-            must_code(shmalloc_mutex_lock(f.heap, &b->mutex), 1);
+            must_code(shmalloc_mutex_lock(f.heap, &b->mutex), SHMALLOC_OWNER_DIED);
         else if (i % 3 == 1)
-            must_code(shmalloc_mutex_trylock(f.heap, &b->mutex), 1);
+            must_code(shmalloc_mutex_trylock(f.heap, &b->mutex), SHMALLOC_OWNER_DIED);
         else
-            must_code(shmalloc_mutex_timedlock(f.heap, &b->mutex, 1000000000), 1);
+            must_code(shmalloc_mutex_timedlock(f.heap, &b->mutex, 1000000000), SHMALLOC_OWNER_DIED);
+        must_work(shmalloc_mutex_consistent(f.heap, &b->mutex));
         must_work(shmalloc_mutex_unlock(f.heap, &b->mutex));
     }
     cr_assert_eq(b->a, 20);
@@ -233,22 +235,24 @@ Test(mutex, a_waiter_wakes_when_the_owner_is_killed)
         await_word(&w->locked, 1);
         pthread_t killer;
         pthread_create(&killer, NULL, kill_soon, &pid);
-        must_code(shmalloc_mutex_lock(f.heap, &w->block->mutex), 1);
+        must_code(shmalloc_mutex_lock(f.heap, &w->block->mutex), SHMALLOC_OWNER_DIED);
         pthread_join(killer, NULL);
+        must_work(shmalloc_mutex_consistent(f.heap, &w->block->mutex));
         must_work(shmalloc_mutex_unlock(f.heap, &w->block->mutex));
         wait_child(pid);
     }
     drop_block();
 }
 
-/* Two deaths in a row, the second while holding what it got with 1. */
+/* Two deaths in a row, the second while holding what it got so. */
 Test(mutex, an_heir_may_die_too)
 {
     struct block *b = make_block();
     for (int i = 0; i < 5; i++)
         cr_assert_eq(run_child(lock_and_die, b), -SIGKILL);
-    must_code(shmalloc_mutex_lock(f.heap, &b->mutex), 1);
+    must_code(shmalloc_mutex_lock(f.heap, &b->mutex), SHMALLOC_OWNER_DIED);
     cr_assert_eq(b->a, 5);
+    must_work(shmalloc_mutex_consistent(f.heap, &b->mutex));
     must_work(shmalloc_mutex_unlock(f.heap, &b->mutex));
     must_work(shmalloc_mutex_lock(f.heap, &b->mutex));
     must_work(shmalloc_mutex_unlock(f.heap, &b->mutex));
@@ -267,8 +271,9 @@ Test(mutex, an_exit_without_unlock_counts_as_death_of_all_it_held)
 {
     struct block *b = make_block();
     cr_assert_eq(run_child(lock_two_and_exit, b), 0);
-    must_code(shmalloc_mutex_lock(f.heap, &b->second), 1);
-    must_code(shmalloc_mutex_lock(f.heap, &b->mutex), 1);
+    must_code(shmalloc_mutex_lock(f.heap, &b->second), SHMALLOC_OWNER_DIED);
+    must_code(shmalloc_mutex_lock(f.heap, &b->mutex), SHMALLOC_OWNER_DIED);
+    must_work(shmalloc_mutex_consistent(f.heap, &b->mutex));
     must_work(shmalloc_mutex_unlock(f.heap, &b->mutex));
     must_work(shmalloc_mutex_unlock(f.heap, &b->second));
     drop_block();
@@ -294,7 +299,7 @@ Test(mutex, held_when_everybody_died_it_is_free_after_reopening)
     f.heap = heap_open(f.path);
     b = shmalloc_ptr(f.heap, block_ref);
     int rc = shmalloc_mutex_timedlock(f.heap, &b->mutex, 2000000000);
-    cr_assert(rc == 0 || rc == 1, "%d %s", rc, shmalloc_errmsg());
+    cr_assert(rc == 0 || rc == SHMALLOC_OWNER_DIED, "%d %s", rc, shmalloc_errmsg());
     must_work(shmalloc_mutex_unlock(f.heap, &b->mutex));
     must_work(shmalloc_root_remove(f.heap, "block"));
     drop_block();
@@ -307,7 +312,7 @@ Test(mutex, held_at_close_it_is_free_after_reopening)
     fixture_reopen(&f);
     b = shmalloc_ptr(f.heap, block_ref);
     int rc = shmalloc_mutex_timedlock(f.heap, &b->mutex, 2000000000);
-    cr_assert(rc == 0 || rc == 1, "%d %s", rc, shmalloc_errmsg());
+    cr_assert(rc == 0 || rc == SHMALLOC_OWNER_DIED, "%d %s", rc, shmalloc_errmsg());
     must_work(shmalloc_mutex_unlock(f.heap, &b->mutex));
     drop_block();
 }
@@ -355,8 +360,9 @@ Test(mutex, what_was_linked_before_the_death_stays_linked)
     struct block *b = make_block();
     for (int i = 0; i < 6; i++) {
         cr_assert_eq(run_child(link_and_die, b), -SIGKILL);
-        must_code(shmalloc_mutex_lock(f.heap, &b->mutex), 1);
+        must_code(shmalloc_mutex_lock(f.heap, &b->mutex), SHMALLOC_OWNER_DIED);
         cr_assert_eq(b->link != 0, i % 2 == 0, "step %d", i);
+        must_work(shmalloc_mutex_consistent(f.heap, &b->mutex));
         must_work(shmalloc_mutex_unlock(f.heap, &b->mutex));
     }
     drop_block();

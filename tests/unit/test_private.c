@@ -438,7 +438,7 @@ Test(private, a_mutex_is_free_in_the_child_and_says_if_it_was_held)
     pid_t pid = fork();
     if (pid == 0) {
         must_code(shmalloc_mutex_lock(heap, unheld), 0);
-        must_code(shmalloc_mutex_lock(heap, held), 1);
+        must_code(shmalloc_mutex_lock(heap, held), SHMALLOC_OWNER_DIED);
         _exit(0);
     }
     cr_assert_eq(wait_child(pid), 0);
