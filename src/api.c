@@ -420,7 +420,9 @@ int shmalloc_root_set(shmalloc_heap *heap, const char *name, uint64_t type, shma
     int rc = smi_name_of(heap, name, &n);
     if (rc < 0 || (rc = enter(heap, &entry)) < 0)
         return rc;
-    rc = smi_roots_bind(heap, &n, &type, &ref, 0, NULL);
+    rc = ref == 0 ? 0 : smi_block_verify(entry.t, ref);
+    if (rc == 0)
+        rc = smi_roots_bind(heap, &n, &type, &ref, 0, NULL);
     leave(&entry);
     return rc;
 }
@@ -455,14 +457,18 @@ int shmalloc_root_get(const shmalloc_heap *heap, const char *name, uint64_t type
         return rc;
     if (heap->read_only || SMI_LOAD(&heap->state->poison)) {
         rc = find_root(heap, &n, type, out);
+        if (rc == SHMALLOC_ENOROOT)
+            smi_roots_missing(heap, &n);
     } else {
         rc = enter((shmalloc_heap *)heap, &entry);
         if (rc < 0)
             return rc;
         rc = find_root(heap, &n, type, out);
+        if (rc == SHMALLOC_ENOROOT)
+            smi_roots_missing(heap, &n);
         leave(&entry);
     }
-    return rc == SHMALLOC_ENOROOT ? smi_error(rc, "%s: no root \"%s\"", heap->path, n.text) : rc;
+    return rc;
 }
 
 int shmalloc_root_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *root, void *arg),
@@ -493,13 +499,38 @@ int shmalloc_root_remove(shmalloc_heap *heap, const char *name)
     return rc;
 }
 
+/* What is asked for of a root. */
+struct wanted {
+    const struct smi_name *name;
+    uint64_t type;
+    size_t size;
+};
+
+/* The root was found: is it what is wanted? */
+static int take_found(struct smi_thread *t, const struct wanted *wanted, uint64_t ref, shmalloc_ref *out)
+{
+    const shmalloc_heap *heap = t->heap;
+    int rc = ref == 0 ? 0 : smi_block_verify(t, ref);
+    if (rc < 0)
+        return smi_error(rc, "%s: root \"%s\" names %#llx, which is no block any more; bind it anew, or remove it",
+                         heap->path, wanted->name->text, (unsigned long long)ref);
+    size_t size = ref == 0 ? SIZE_MAX : smi_block_size(heap, ref);
+    if (size < wanted->size)
+        return smi_error(SHMALLOC_ESIZE,
+                         "%s: root \"%s\" has a block of %zu bytes, %zu were asked for; convert what is in it "
+                         "(shmalloc_ref_realloc, shmalloc_root_set), or run the program that made it",
+                         heap->path, wanted->name->text, size, wanted->size);
+    *out = ref;
+    return 0;
+}
+
 /* What `building` names becomes a root, unless somebody else's did meanwhile: then it is freed. */
-static int publish(struct smi_thread *t, const struct smi_name *name, uint64_t type, shmalloc_ref *out)
+static int publish(struct smi_thread *t, const struct wanted *wanted, shmalloc_ref *out)
 {
     shmalloc_heap *heap = t->heap;
     uint64_t *building = &t->slot->building;
-    uint64_t ref = *building, found_type = type;
-    int rc = smi_roots_bind(heap, name, &found_type, &ref, 1, building);
+    uint64_t ref = *building, found_type = wanted->type;
+    int rc = smi_roots_bind(heap, wanted->name, &found_type, &ref, 1, building);
     if (rc == 0) {
         *out = ref;
         return SHMALLOC_CREATED;
@@ -507,23 +538,24 @@ static int publish(struct smi_thread *t, const struct smi_name *name, uint64_t t
     int given = smi_block_give(heap, *building, building);
     if (rc < 0 || given < 0)
         return rc < 0 ? rc : given;
-    return root_of_type(heap, name, type, found_type, ref, out);
+    rc = root_of_type(heap, wanted->name, wanted->type, found_type, ref, &ref);
+    return rc < 0 ? rc : take_found(t, wanted, ref, out);
 }
 
-static int create_root(struct smi_thread *t, const struct smi_name *name, uint64_t type, size_t size,
+static int create_root(struct smi_thread *t, const struct wanted *wanted,
                        int (*init)(shmalloc_heap *, void *, void *), void *arg, shmalloc_ref *out)
 {
     shmalloc_heap *heap = t->heap;
     uint64_t *building = &t->slot->building, ref;
     if (*building != 0)
         return smi_error(-EDEADLK, "%s: root \"%s\" is wanted while another root's init runs; create it before",
-                         heap->path, name->text);
-    int rc = smi_block_take(t, &(struct smi_request){.size = size, .zero = 1}, building, &ref);
+                         heap->path, wanted->name->text);
+    int rc = smi_block_take(t, &(struct smi_request){.size = wanted->size, .zero = 1}, building, &ref);
     if (rc < 0)
         return rc;
     rc = init ? init(heap, smi_at(heap, ref), arg) : 0;
     if (rc == 0)
-        return publish(t, name, type, out);
+        return publish(t, wanted, out);
     if (smi_block_give(heap, ref, building) == SHMALLOC_EDOUBLEFREE) /* by init, which should not */
         SMI_STORE(building, 0);
     return rc;
@@ -538,9 +570,13 @@ int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t 
     int rc = out ? smi_name_of(heap, name, &n) : smi_error(-EINVAL, "%s: no place for the ref", heap->path);
     if (rc < 0 || (rc = enter(heap, &entry)) < 0)
         return rc;
-    rc = find_root(heap, &n, type, out);
-    if (rc == SHMALLOC_ENOROOT)
-        rc = create_root(entry.t, &n, type, size, init, arg, out);
+    struct wanted wanted = {&n, type, size};
+    shmalloc_ref found;
+    rc = find_root(heap, &n, type, &found);
+    if (rc == 0)
+        rc = take_found(entry.t, &wanted, found, out);
+    else if (rc == SHMALLOC_ENOROOT)
+        rc = create_root(entry.t, &wanted, init, arg, out);
     leave(&entry);
     return rc;
 }

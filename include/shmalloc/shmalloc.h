@@ -141,6 +141,7 @@ enum shmalloc_error {
     SHMALLOC_ECLOSED = -20019,    /**< the handle is closed */
     SHMALLOC_EFILESYSTEM = -20020, /**< the file lies on a network, FUSE or overlay file system */
     SHMALLOC_EPROC = -20021,      /**< /proc is missing or masked; a heap in a file needs /proc/self and the boot id */
+    SHMALLOC_ESIZE = -20022,      /**< the root's block is smaller than asked */
 };
 
 /** What calls return that did what they were asked for and have more to say: positive, no error. */
@@ -285,7 +286,9 @@ SHMALLOC_API int shmalloc_destroy(const char *path);
 
 /**
  * Decide about a heap that shmalloc_open() calls unclean: resolve what was in flight, run the full
- * check, and mark the heap sound if it is.
+ * check, and mark the heap sound if it is. Only the heap's own data are judged: blocks, roots, what is free. What programs
+ * keep in their blocks may be of different moments all the same, in a copy that was made while they worked, or after a
+ * power cut; whoever opens the heap next has to judge that.
  * @return 0: it can be opened; SHMALLOC_ECORRUPT: it is damaged, shmalloc_errmsg() names the first
  *         violation; SHMALLOC_EBUSY: processes have it open; -EIO and others: the file could not be read
  *         or synced, and nothing was decided; codes of shmalloc_open(). A damaged heap can be read, not
@@ -451,12 +454,16 @@ SHMALLOC_API size_t shmalloc_usable_size(const shmalloc_heap *heap, const void *
  * visible and crash-atomic. Codes beside those below: -EINVAL for a bad name, and those of
  * shmalloc_ref_alloc(). */
 
-/** Bind `name` to `ref` (0 is allowed) and `type` (0: none), replacing what it was bound to. */
+/** Bind `name` to the block `ref`, or to 0, and to `type` (0: none), replacing what it was bound to. SHMALLOC_EBADREF when
+ *  `ref` is not the first byte of a block, or one that was freed, as far as shmalloc_ref_free() would find that at once
+ *  or the calling thread has it cached. A block that is freed later stays bound: remove or replace the root first.
+ *  `shmalloc-inspect check` names roots that were not. */
 SHMALLOC_API int shmalloc_root_set(shmalloc_heap *heap, const char *name, uint64_t type,
                                    shmalloc_ref ref);
 
 /** Look `name` up. `type` other than 0 must equal the root's, else SHMALLOC_ETYPE. SHMALLOC_ENOROOT
- *  when there is none. Works read-only. */
+ *  when there is none; then shmalloc_errmsg() offers a name that is close to it, if one of the first 1,000 is. Works
+ *  read-only. */
 SHMALLOC_API int shmalloc_root_get(const shmalloc_heap *heap, const char *name, uint64_t type,
                                    shmalloc_ref *out);
 
@@ -478,12 +485,13 @@ SHMALLOC_API int shmalloc_root_each(const shmalloc_heap *heap,
 /**
  * Find the root `name`, or allocate `size` zeroed bytes, let `init` fill them and publish them under
  * the name. Of several that create at once one wins; the others free theirs and get the winner's.
- * A process killed in here leaks nothing. A root that is bound to 0 is found: *out is 0 then.
+ * A process killed in here leaks nothing. A root that is bound to 0 is found: *out is 0 then. One whose block is smaller
+ * than `size`, as an earlier version of the program may have made it, is refused: shmalloc_errmsg() names both sizes.
  *
  * @param init  May be NULL. Called with the block before anybody else can see it; a value other than
  *              0 frees the block and is returned (use negative values).
- * @return 0 found, SHMALLOC_CREATED, or a negative code (SHMALLOC_ETYPE when found with another
- *         type id).
+ * @return 0 found, SHMALLOC_CREATED, or a negative code: SHMALLOC_ETYPE when found with another type id; SHMALLOC_ESIZE
+ *         with a smaller block; SHMALLOC_EBADREF bound to what is no block, in the words of shmalloc_root_set().
  */
 SHMALLOC_API int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t type,
                                              size_t size,

@@ -156,32 +156,19 @@ static int convert_slots(shmalloc_heap *heap)
 
 /* ---- the end ---- */
 
-struct finding {
-    int seen;
-    char text[320];
-};
-
-static void note(const char *invariant, uint64_t ref, const char *text, void *arg)
-{
-    struct finding *finding = arg;
-    if (!finding->seen)
-        snprintf(finding->text, sizeof(finding->text), "%s at %#llx: %s", invariant, (unsigned long long)ref, text);
-    finding->seen = 1;
-}
-
 static int check(shmalloc_heap *heap)
 {
     struct smi_view view;
     struct smi_check_result result;
-    struct finding finding = {0, ""};
+    struct smi_finding finding = {0};
     int rc = smi_heap_descriptor(heap);
     if (rc < 0)
         return rc;
     rc = smi_view_of_descriptor(&view, heap->fd, heap->path);
     if (rc == 0)
-        rc = smi_check(&view, 0, note, &finding, &result);
+        rc = smi_check(&view, 0, smi_note_finding, &finding, &result);
     smi_view_finish(&view);
-    if (finding.seen)
+    if (finding.count > 0)
         return damaged(heap, finding.text);
     return rc < 0 ? smi_refused(rc, "%s: cannot check it before it is converted", heap->path) : 0;
 }

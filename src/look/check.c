@@ -168,6 +168,15 @@ static uint64_t ref_of_page(uint64_t page)
     return page << SMF_PAGE_SHIFT;
 }
 
+static void tell(struct walk *w, const char *invariant, uint64_t ref, const char *text)
+{
+    if (strcmp(invariant, SMI_DANGLING) == 0)
+        w->result->dangling++;
+    else
+        w->result->violations++;
+    w->report(invariant, ref, text, w->arg);
+}
+
 /* Remember a disagreement of a live heap: later looks only confirm what the first one saw. */
 static void remember(struct walk *w, const char *invariant, struct place place, const char *text)
 {
@@ -204,12 +213,10 @@ violation(struct walk *w, const char *invariant, struct place place, const char 
     va_start(args, format);
     vsnprintf(text, sizeof(text), format, args);
     va_end(args);
-    if (w->live) {
+    if (w->live)
         remember(w, invariant, place, text);
-        return;
-    }
-    w->result->violations++;
-    w->report(invariant, place.ref, text, w->arg);
+    else
+        tell(w, invariant, place.ref, text);
 }
 
 /* What smi_view_settle could not resolve. */
@@ -999,6 +1006,19 @@ static const char *name_at(struct walk *w, uint64_t ref)
     return root ? (const char *)(root + 1) : "";
 }
 
+/* What the root at `at` names: while its record stands still, nobody binds it anew, and a block that a program has
+ * is in no bitmap and no cache. */
+static void check_target(struct walk *w, uint64_t at)
+{
+    const struct smf_root *root = smi_view_root(w->view, at);
+    shmalloc_block block;
+    if (!root || root->ref == 0 || smi_view_find_block(w->view, w->cached, w->cached_count, root->ref, &block))
+        return;
+    violation(w, SMI_DANGLING, in_part(at, ROOTS),
+              "root \"%s\" names %#llx, where no block begins that a program has; it was freed, or never was one",
+              (const char *)(root + 1), (unsigned long long)root->ref);
+}
+
 static int by_name(const void *a, const void *b, void *arg)
 {
     const struct named *x = a, *y = b;
@@ -1027,6 +1047,8 @@ static void check_roots(struct walk *w)
         append(w, &w->own, table->scratch, at + offsetof(struct smf_roots, scratch));
     }
     w->result->roots = roots.count;
+    for (size_t i = 0; i < roots.count; i++)
+        check_target(w, roots.at[i].ref);
     if (roots.count)
         qsort_r(roots.at, roots.count, sizeof(*roots.at), by_name, w);
     for (size_t i = 1; i < roots.count; i++)
@@ -1283,8 +1305,7 @@ static int look_repeatedly(struct walk *w)
     }
     for (size_t i = 0; i < w->found_count; i++) {
         if (w->found[i].still >= 2) {
-            r->violations++;
-            w->report(w->found[i].invariant, w->found[i].ref, w->found[i].text, w->arg);
+            tell(w, w->found[i].invariant, w->found[i].ref, w->found[i].text);
         } else {
             r->left_out++;
         }
@@ -1319,6 +1340,15 @@ static void report_nothing(const char *invariant, uint64_t ref, const char *text
     (void)arg;
 }
 
+void smi_note_finding(const char *invariant, uint64_t ref, const char *text, void *arg)
+{
+    struct smi_finding *finding = arg;
+    if (strcmp(invariant, SMI_DANGLING) == 0)
+        return;
+    if (finding->count++ == 0)
+        snprintf(finding->text, sizeof(finding->text), "%s at %#llx: %s", invariant, (unsigned long long)ref, text);
+}
+
 int smi_check(struct smi_view *view, int live, smi_report_fn *report, void *arg,
               struct smi_check_result *result)
 {
@@ -1337,17 +1367,10 @@ int smi_check(struct smi_view *view, int live, smi_report_fn *report, void *arg,
     return rc;
 }
 
-/* The first violation goes into the message. */
-static void note_first(const char *invariant, uint64_t ref, const char *text, void *arg)
-{
-    int *seen = arg;
-    if (!(*seen)++)
-        smi_error(SHMALLOC_ECORRUPT, "%s at %#llx: %s", invariant, (unsigned long long)ref, text);
-}
-
 int smi_check_or_error(struct smi_view *view)
 {
     struct smi_check_result result;
-    int seen = 0, rc = smi_check(view, 1, note_first, &seen, &result);
-    return rc < 0 ? rc : result.violations ? SHMALLOC_ECORRUPT : 0;
+    struct smi_finding finding = {0};
+    int rc = smi_check(view, 1, smi_note_finding, &finding, &result);
+    return finding.count > 0 ? smi_error(SHMALLOC_ECORRUPT, "%s: %s", view->path, finding.text) : rc;
 }

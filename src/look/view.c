@@ -703,6 +703,27 @@ int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *coun
 
 /* ---- blocks --------------------------------------------------------------------------------- */
 
+int smi_view_find_block(struct smi_view *view, const struct smi_cached *cached, size_t count, uint64_t ref,
+                        shmalloc_block *out)
+{
+    uint32_t slab, index;
+    struct smi_cached key = {.ref = ref};
+    const struct smf_page *page = smi_view_page(view, ref >> SMF_PAGE_SHIFT);
+    if (page && page->kind == SMF_PAGE_LARGE && ref % SMF_PAGE == 0) {
+        *out = (shmalloc_block){ref, (uint64_t)page->page_count << SMF_PAGE_SHIFT, page->tag};
+        return !smi_view_is_kept(view, ref, page->page_count, page->side);
+    }
+    if (smi_view_slot(view, ref, &slab, &index) < 0)
+        return 0;
+    page = smi_view_page(view, slab);
+    unsigned k = page->size_class;
+    if (page->arena >= view->header.arena_count || (smi_view_slab_bits(view, slab, k, index / 64) >> index % 64 & 1) ||
+        (count > 0 && bsearch(&key, cached, count, sizeof(key), by_ref)))
+        return 0;
+    *out = (shmalloc_block){ref, smi_classes[k].size, smi_view_slot_tag(view, page, index)};
+    return 1;
+}
+
 struct block_walk {
     struct smi_view *view;
     int (*visit)(const shmalloc_block *block, void *arg);

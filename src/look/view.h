@@ -170,6 +170,11 @@ struct smi_cached {
  * read are left out. 0, or -ENOMEM. */
 int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *count);
 
+/* The block that begins at `ref` and that a program has: 1, or 0 when there is none. `cached` is what smi_view_cached
+ * gave. */
+int smi_view_find_block(struct smi_view *view, const struct smi_cached *cached, size_t count, uint64_t ref,
+                        shmalloc_block *out);
+
 /* Tag of slot `index` of a slab, 0 none. */
 uint16_t smi_view_slot_tag(struct smi_view *view, const struct smf_page *slab, uint32_t index);
 

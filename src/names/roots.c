@@ -212,6 +212,110 @@ int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint6
     return rc;
 }
 
+/* ---- a name that is close ---- */
+
+#define MOST_EDITS 2
+#define MOST_CANDIDATES 1000 /* a missing root must not cost more in a heap of many thousands */
+
+/* Edits that may be between a name and what was meant: the shorter, the fewer, or all short names would be alike. */
+static unsigned edits_for(uint32_t len)
+{
+    return len < 3 ? 0 : len < 6 ? 1 : MOST_EDITS;
+}
+
+static char lower(char c)
+{
+    return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+}
+
+static unsigned least_of(unsigned a, unsigned b)
+{
+    return a < b ? a : b;
+}
+
+/* How many bytes have to be inserted, left out, replaced or swapped with their neighbour to make `b` of `a`, large and
+ * small letters being the same; `most` + 1 when it is more than that. Only MOST_EDITS columns beside the diagonal count.
+ * rows[0] is of the byte before the last one, rows[1] of the last one. */
+static unsigned edits_between(const char *a, uint32_t a_len, const char *b, uint32_t b_len, unsigned most)
+{
+    uint8_t memory[3][SMF_ROOT_NAME_MAX + 2], *rows[3] = {memory[0], memory[1], memory[2]};
+    memset(memory, MOST_EDITS + 1, sizeof(memory));
+    for (uint32_t j = 0; j <= MOST_EDITS; j++)
+        rows[1][j] = (uint8_t)j;
+    for (uint32_t i = 1; i <= a_len; i++) {
+        uint32_t first = i > MOST_EDITS ? i - MOST_EDITS : 1, last = least_of(i + MOST_EDITS, b_len);
+        unsigned best = MOST_EDITS + 1;
+        memset(rows[2], MOST_EDITS + 1, b_len + 1);
+        rows[2][0] = (uint8_t)least_of(i, MOST_EDITS + 1);
+        for (uint32_t j = first; j <= last; j++) {
+            unsigned edits = rows[1][j - 1] + (lower(a[i - 1]) != lower(b[j - 1]));
+            edits = least_of(edits, 1u + least_of(rows[1][j], rows[2][j - 1]));
+            if (i > 1 && j > 1 && lower(a[i - 1]) == lower(b[j - 2]) && lower(a[i - 2]) == lower(b[j - 1]))
+                edits = least_of(edits, 1u + rows[0][j - 2]);
+            rows[2][j] = (uint8_t)least_of(edits, MOST_EDITS + 1);
+            best = least_of(best, rows[2][j]);
+        }
+        if (best > most && rows[2][0] > most)
+            return most + 1;
+        uint8_t *oldest = rows[0];
+        rows[0] = rows[1];
+        rows[1] = rows[2];
+        rows[2] = oldest;
+    }
+    return least_of(rows[1][b_len], most + 1);
+}
+
+struct candidate {
+    const struct smi_name *name;
+    unsigned edits; /* of the best so far; one more than allowed: none */
+    char text[SMF_ROOT_NAME_MAX + 1];
+};
+
+static void consider(struct candidate *best, const struct smf_root *root)
+{
+    char text[SMF_ROOT_NAME_MAX + 1];
+    uint32_t len = SMI_LOAD(&root->name_len);
+    if (best->edits == 0 || len > SMF_ROOT_NAME_MAX || len + best->edits <= best->name->len ||
+        best->name->len + best->edits <= len)
+        return;
+    memcpy(text, name_in(root), len);
+    text[len] = 0;
+    unsigned edits = edits_between(best->name->text, best->name->len, text, len, best->edits - 1);
+    if (edits >= best->edits)
+        return;
+    best->edits = edits;
+    memcpy(best->text, text, len + 1);
+}
+
+static int find_closest(const shmalloc_heap *heap, void *arg)
+{
+    struct candidate *best = arg;
+    unsigned looked_at = 0;
+    best->edits = edits_for(best->name->len) + 1;
+    best->text[0] = 0;
+    for (uint32_t i = 0; i < SMF_ROOT_BUCKETS; i++)
+        for (uint64_t ref = SMI_LOAD(&heap->roots->bucket[i]); ref != 0 && looked_at < MOST_CANDIDATES; looked_at++) {
+            const struct smf_root *root = root_at(heap, ref);
+            if (!root)
+                break;
+            consider(best, root);
+            ref = SMI_LOAD(&root->next);
+        }
+    return 0;
+}
+
+int smi_roots_missing(const shmalloc_heap *heap, const struct smi_name *name)
+{
+    struct candidate best = {.name = name};
+    int rc = read_roots(heap, find_closest, &best);
+    if (rc == 0 && best.text[0])
+        return smi_error(SHMALLOC_ENOROOT, "%s: no root \"%s\"; there is one named \"%s\"", heap->path, name->text,
+                         best.text);
+    return smi_error(SHMALLOC_ENOROOT, "%s: no root \"%s\"", heap->path, name->text);
+}
+
+/* ---- all roots ---- */
+
 /* Copies of roots, each a shmalloc_root whose name follows it. */
 struct list {
     char *bytes;
@@ -285,7 +389,7 @@ int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name)
     if (!link) {
         rc = damaged(heap, name);
     } else if (!root) {
-        rc = smi_error(SHMALLOC_ENOROOT, "%s: no root \"%s\"", heap->path, name->text);
+        rc = SHMALLOC_ENOROOT;
     } else {
         uint64_t ref = (uint64_t)((uint8_t *)root - heap->base);
         begin_change(heap);
@@ -298,7 +402,7 @@ int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name)
         rc = smi_central_give(heap, ref, &roots->scratch, NULL);
     }
     smi_lock_release(heap, SMF_LOCK_ROOTS);
-    return rc;
+    return rc == SHMALLOC_ENOROOT ? smi_roots_missing(heap, name) : rc;
 }
 
 int smi_roots_repair(shmalloc_heap *heap, uint32_t index)

@@ -19,6 +19,8 @@ int smi_roots_bind(shmalloc_heap *heap, const struct smi_name *name, uint64_t *t
                    int absent_only, uint64_t *scratch);
 /* 0; SHMALLOC_ENOROOT, without a message; or SHMALLOC_ECORRUPT. */
 int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type, uint64_t *ref);
+/* SHMALLOC_ENOROOT with a message, which offers a name that is close to it. */
+int smi_roots_missing(const shmalloc_heap *heap, const struct smi_name *name);
 int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name);
 
 /* Call `visit` for a snapshot of all roots, holding no lock. */

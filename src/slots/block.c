@@ -342,6 +342,31 @@ size_t smi_block_size(const shmalloc_heap *heap, uint64_t ref)
     return find_user_slot(heap, ref, &slot) < 0 ? 0 : smi_classes[slot.k].size;
 }
 
+/* The central heap has the slot, or the calling thread's stack. */
+static int is_free_slot(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot)
+{
+    const struct smi_bin *bin = smi_bin(t, slot->k);
+    if (SMI_LOAD(smi_slab_bits(t->heap, slot->page, slot->k, slot->index / 64)) >> slot->index % 64 & 1)
+        return 1;
+    uint64_t count = bin->array ? smi_stack_count(bin->array, (uint32_t)bin->capacity + 1) : 0;
+    for (uint64_t i = 1; i <= count && i <= bin->capacity; i++)
+        if (SMI_LOAD(&bin->array[i]) == ref)
+            return 1;
+    return 0;
+}
+
+int smi_block_verify(struct smi_thread *t, uint64_t ref)
+{
+    struct smi_slot slot;
+    int freed = is_free(t->heap, ref);
+    if (!freed && smi_block_size(t->heap, ref) == 0)
+        return not_a_block(t->heap, ref);
+    if (freed || (!is_large(t->heap, ref) && find_user_slot(t->heap, ref, &slot) == 0 && is_free_slot(t, ref, &slot)))
+        return smi_error(SHMALLOC_EBADREF, "%s: block at %#llx was freed; give one that is in use", t->heap->path,
+                         (unsigned long long)ref);
+    return 0;
+}
+
 uint16_t smi_block_tag(const shmalloc_heap *heap, uint64_t ref)
 {
     struct smi_slot slot;

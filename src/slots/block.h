@@ -26,6 +26,9 @@ int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t 
 
 /* Usable bytes of the block at `ref`, 0 when there is none. */
 size_t smi_block_size(const shmalloc_heap *heap, uint64_t ref);
+/* Is it a block that a program has? 0, or SHMALLOC_EBADREF. What other threads freed and have cached is not seen, but in
+ * hardened heaps. */
+int smi_block_verify(struct smi_thread *t, uint64_t ref);
 uint16_t smi_block_tag(const shmalloc_heap *heap, uint64_t ref);
 
 #endif

@@ -277,7 +277,7 @@ static void op_root(struct model *m)
         must_code(shmalloc_root_get(m->heap, root_name(i), 0, &got), r->bound ? 0 : SHMALLOC_ENOROOT);
         must(!r->bound || got == r->ref, "root %u is %llu", i, (unsigned long long)got);
     } else {
-        r->ref = take16(m);
+        r->ref = m->mirror->slots[take_slot(m)].ref; /* a block, or 0 */
         r->type = what / 4 % 3;
         must_work(shmalloc_root_set(m->heap, root_name(i), r->type, r->ref));
         r->bound = 1;

@@ -8,6 +8,7 @@
  *   keep=N             allocate N large blocks and free them all: the thread keeps them (12 at most)
  *   pile=N             allocate N small blocks of one size and free them all (10,000 at most)
  *   roots=N            bind N roots
+ *   dangle             bind the root "freed" to a block, free that
  *   odd-names          bind roots whose names hold control characters and invalid UTF-8
  *   close              close the heap in order
  *   hold               print "ready", wait for end of input
@@ -90,6 +91,13 @@ static void make_roots(long count)
         if (shmalloc_root_get_or_create(heap, name, (uint64_t)i, 48, NULL, NULL, &ref) < 0)
             fail("root");
     }
+}
+
+static void make_dangling_root(void)
+{
+    shmalloc_ref ref;
+    if (shmalloc_root_get_or_create(heap, "freed", 7, 64, NULL, NULL, &ref) < 0 || shmalloc_ref_free(heap, &ref) < 0)
+        fail("dangle");
 }
 
 static void make_odd_roots(void)
@@ -214,6 +222,8 @@ static void run(const char *step)
         make_roots(count);
     else if (strcmp(step, "odd-names") == 0)
         make_odd_roots();
+    else if (strcmp(step, "dangle") == 0)
+        make_dangling_root();
     else if (strcmp(step, "hold") == 0)
         say("ready"), wait_for_end_of_input();
     else if (strcmp(step, "churn") == 0)

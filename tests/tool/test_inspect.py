@@ -273,6 +273,42 @@ class HeapsInUse(InspectTest):
             self.assertEqual(run(command, self.heap)[0], SOUND)
 
 
+class DanglingRoots(InspectTest):
+    """Roots whose block was freed: the heap is sound, and they are named."""
+
+    def look(self, live):
+        status, check = run_json("check", self.heap)
+        self.assertEqual((status, check["status"], check["dangling"]), (DAMAGED, "dangling", 1))
+        self.assertEqual([v["invariant"] for v in check["violations"]], ["U1"])
+        self.assertIn('"freed"', check["violations"][0]["text"])
+        status, out, err = run("check", self.heap)
+        self.assertEqual((status, err), (DAMAGED, ""))
+        self.assertRegex(out, r'(?m)^U1  0x[0-9a-f]{12}  root "freed" names 0x[0-9a-f]+, where no block')
+        self.assertRegex(out, r"(?m)^sound, but 1 root names no block: ")
+        status, roots = run_json("roots", self.heap)
+        self.assertEqual((status, roots["status"], roots["moving"]), (DAMAGED, "dangling", live))
+        self.assertEqual({r["name"]: r["dangling"] for r in roots["roots"]},
+                         {"freed": True, "root 0": False, "root 1": False})
+        status, out, _ = run("roots", self.heap)
+        self.assertEqual(status, DAMAGED)
+        self.assertRegex(out, r"(?m)^0x[0-9a-f]{12} +no block +0x7  freed$")
+        self.assertIn("1 root names a place where no block begins", out)
+        status, report = run_json("report", self.heap, "-o", os.path.join(self.dir, "page.html"))
+        self.assertEqual((status, report["dangling"], report["violations"]), (DAMAGED, 1, 0))
+
+    def test_at_rest(self):
+        self.make("create", "fill=100", "roots=2", "dangle", "close")
+        self.look(live=False)
+        # there is nothing to repair
+        status, answer = run_json("check", self.heap, "--repair")
+        self.assertEqual((status, answer["repair"]["steps"], answer["repair"]["obstacles"]), (SOUND, [], []))
+        self.make("create", "close")
+
+    def test_in_use(self):
+        with Held(self.heap, "create", "fill=100", "roots=2", "dangle", "hold"):
+            self.look(live=True)
+
+
 class DamagedHeaps(InspectTest):
     def test_each_violation_with_its_place(self):
         self.make("create", "fill=1000", "roots=3", "close")

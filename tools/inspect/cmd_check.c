@@ -17,7 +17,9 @@ static const char help[] =
     "their blocks is not looked at.\n"
     "\n"
     "One line for each violation: the invariant, the byte of the file where it shows,\n"
-    "and what is wrong there. The invariants are listed below.\n"
+    "and what is wrong there. The invariants are listed below. The last one is about roots\n"
+    "that name no block: a fault of a program, no damage of the heap; the exit status is 1,\n"
+    "too.\n"
     "\n"
     "A heap in use changes while it is read. If something disagrees it is read again a\n"
     "few times, and only what every reading shows, and what held still meanwhile, is\n"
@@ -41,10 +43,12 @@ static const char help[] =
     "\n"
     "JSON keys\n"
     "  schema, command, file   1, \"check\", the path\n"
-    "  status                  \"sound\", \"damaged\" or \"unknown\", as the exit status\n"
+    "  status                  \"sound\", \"dangling\" when nothing is wrong but that roots name\n"
+    "                          no block, \"damaged\" or \"unknown\"\n"
     "  error                   only on failure: code, meaning, message\n"
-    "                          The next six not with --repair, unless something was written:\n"
+    "                          The next seven not with --repair, unless something was written:\n"
     "  violations              list of: invariant, ref (bytes from the start), text\n"
+    "  dangling                number of roots that name no block, which are in the list, too\n"
     "  checked                 numbers of pages, slabs, blocks, free_runs, cached_slots, roots\n"
     "  in_flight               steps of dead, stopped or running threads, resolved\n"
     "  moving                  true when the heap changed while it was read\n"
@@ -65,7 +69,7 @@ static void show(const char *invariant, uint64_t ref, const char *text, void *ar
     if (report->violations)
         inspect_add_finding(report->violations, invariant, ref, text);
     else
-        inspect_print_finding(report->in, RED, invariant, ref, text);
+        inspect_print_finding(report->in, strcmp(invariant, SMI_DANGLING) == 0 ? YELLOW : RED, invariant, ref, text);
 }
 
 static void print_counts(struct inspect *in, const struct smi_check_result *r)
@@ -74,6 +78,9 @@ static void print_counts(struct inspect *in, const struct smi_check_result *r)
     if (r->violations)
         printf("%sdamaged%s: %s in ", inspect_color(in, RED), inspect_color(in, PLAIN),
                inspect_count(r->violations, "violation", "violations", n[0]));
+    else if (r->dangling)
+        printf("%ssound, but %s%s: ", inspect_color(in, YELLOW),
+               inspect_count(r->dangling, "root names no block", "roots name no block", n[0]), inspect_color(in, PLAIN));
     else
         printf("%ssound%s: ", inspect_color(in, GREEN), inspect_color(in, PLAIN));
     printf("%s, %s, %s, %s, %s, %s\n", inspect_count(r->pages, "page", "pages", n[0]),
@@ -112,6 +119,7 @@ static void add_counts(struct inspect *in, const struct smi_check_result *r)
     inspect_add_number(checked, "roots", r->roots);
     inspect_add(in->out, "checked", checked);
     inspect_add_number(in->out, "in_flight", r->in_flight);
+    inspect_add_number(in->out, "dangling", r->dangling);
     inspect_add_flag(in->out, "moving", r->moving);
     inspect_add_number(in->out, "readings", r->walks);
     inspect_add_number(in->out, "left_out", r->left_out);
@@ -151,7 +159,9 @@ enum verdict inspect_check_now(struct inspect *in)
         else
             inspect_say_unclean(in);
     }
-    return result.violations ? DAMAGED : SOUND;
+    if (result.dangling)
+        in->finding = result.violations ? NULL : "dangling";
+    return result.violations || result.dangling ? DAMAGED : SOUND;
 }
 
 static enum verdict run(struct inspect *in)
@@ -172,6 +182,8 @@ static void list_invariants(void)
         printf("  %s  ", i->id);
         inspect_print_wrapped(i->text, 6, 80);
     }
+    printf("  %s  ", SMI_DANGLING);
+    inspect_print_wrapped(SMI_DANGLING_TEXT, 6, 80);
 }
 
 static const struct option options[] = {

@@ -41,6 +41,7 @@ static const char help[] =
     "  error                   only on failure: code, meaning, message\n"
     "  output, bytes           the page and its length\n"
     "  violations              number of them\n"
+    "  dangling                number of roots that name no block\n"
     "  moving                  true when processes use the heap\n";
 
 #define COLUMNS 64
@@ -307,6 +308,9 @@ static void put_verdict(FILE *page, const struct figures *f)
     if (f->check.violations)
         put(page, "<p><span class=\"verdict bad\">damaged: %s</span></p>\n",
             inspect_count(f->check.violations, "violation", "violations", n[0]));
+    else if (f->check.dangling)
+        put(page, "<p><span class=\"verdict bad\">sound, but %s</span></p>\n",
+            inspect_count(f->check.dangling, "root names no block", "roots name no block", n[0]));
     else
         put(page, "<p><span class=\"verdict\">sound</span></p>\n");
     put(page, "<p>%s and %s were checked. ", inspect_count(f->check.pages, "page", "pages", n[0]),
@@ -328,8 +332,8 @@ static void put_verdict(FILE *page, const struct figures *f)
 
 static void put_violations(FILE *page, const struct figures *f)
 {
-    uint64_t shown = 0;
-    if (!f->check.violations)
+    uint64_t shown = 0, all = f->check.violations + f->check.dangling;
+    if (!all)
         return;
     open_card(page, " all", "Violations", "The invariant, the byte of the file, what is wrong.");
     put(page, "<div class=\"scroll\"><table>\n");
@@ -343,9 +347,8 @@ static void put_violations(FILE *page, const struct figures *f)
         put(page, "</td></tr>\n");
     }
     put(page, "</table></div>\n");
-    if (shown < f->check.violations)
-        put(page, "<p class=\"note\">and %llu more</p>\n",
-            (unsigned long long)(f->check.violations - shown));
+    if (shown < all)
+        put(page, "<p class=\"note\">and %llu more</p>\n", (unsigned long long)(all - shown));
     put(page, "</section>\n");
 }
 
@@ -730,16 +733,23 @@ static enum verdict finish_page(struct inspect *in, const char *path, const char
         inspect_add_text(in->out, "output", path);
         inspect_add_number(in->out, "bytes", len);
         inspect_add_number(in->out, "violations", f->check.violations);
+        inspect_add_number(in->out, "dangling", f->check.dangling);
         inspect_add_flag(in->out, "moving", inspect_is_live(in));
     } else if (strcmp(path, "-") != 0) {
         printf("%s: %s; the heap is ", path, inspect_bytes(len, n));
         if (f->check.violations)
             printf("%sdamaged%s: %s\n", inspect_color(in, RED), inspect_color(in, PLAIN),
                    inspect_count(f->check.violations, "violation", "violations", v));
+        else if (f->check.dangling)
+            printf("%ssound, but %s%s\n", inspect_color(in, YELLOW),
+                   inspect_count(f->check.dangling, "root names no block", "roots name no block", v),
+                   inspect_color(in, PLAIN));
         else
             printf("%ssound%s\n", inspect_color(in, GREEN), inspect_color(in, PLAIN));
     }
-    return f->check.violations ? DAMAGED : SOUND;
+    if (f->check.dangling && !f->check.violations)
+        in->finding = "dangling";
+    return f->check.violations || f->check.dangling ? DAMAGED : SOUND;
 }
 
 static enum verdict run(struct inspect *in)

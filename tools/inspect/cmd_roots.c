@@ -8,28 +8,33 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "format/sizeclass.h"
 
 static const char help[] =
     "The named roots, by name: the type id the program gave, the ref, and the size of the\n"
-    "block that begins there (- when none does: a root may name any byte, or nothing).\n"
+    "block that begins there: - for a root that names nothing, \"no block\" where none begins\n"
+    "that a program has. Such a root dangles: its block was freed, or never was one. The heap\n"
+    "is as sound as it was, but who follows the root finds somebody else's data; so the\n"
+    "exit status is 1 then.\n"
     "\n"
     "JSON keys\n"
     "  schema, command, file   1, \"roots\", the path\n"
-    "  status                  \"sound\", \"damaged\" or \"unknown\", as the exit status\n"
+    "  status                  \"sound\", \"dangling\" when a root is, \"damaged\" or \"unknown\"\n"
     "  error                   only on failure: code, meaning, message\n"
     "  moving                  true when processes use the heap\n"
     "  roots                   list of: name (invalid UTF-8 as U+FFFD), type (hexadecimal, in\n"
-    "                          quotes), ref, size (bytes of the block, or null), tag\n";
+    "                          quotes), ref, size (bytes of the block, or null), tag, dangling\n";
 
 struct root {
     char *name;
     uint64_t type, ref;
+    int has_block; /* one that a program has begins at `ref` */
+    shmalloc_block block;
 };
 
 struct roots {
     struct root *at;
     size_t count, room;
+    int moved; /* they changed while the blocks were looked at */
 };
 
 static int collect(const shmalloc_root *root, void *arg)
@@ -46,7 +51,7 @@ static int collect(const shmalloc_root *root, void *arg)
     char *name = strdup(root->name);
     if (!name)
         return -ENOMEM;
-    roots->at[roots->count++] = (struct root){name, root->type, root->ref};
+    roots->at[roots->count++] = (struct root){name, root->type, root->ref, 0, {0}};
     return 0;
 }
 
@@ -66,11 +71,28 @@ static uint64_t list_sequence(struct inspect *in)
     return sequence;
 }
 
-/* The roots as of one moment: while the lists change, the sequence does, too. */
+/* What each root names. */
+static int find_blocks(struct inspect *in, struct roots *roots)
+{
+    struct smi_cached *cached;
+    size_t count;
+    int rc = smi_view_cached(&in->view, &cached, &count);
+    if (rc < 0)
+        return rc;
+    for (size_t i = 0; i < roots->count; i++) {
+        struct root *root = &roots->at[i];
+        root->has_block = smi_view_find_block(&in->view, cached, count, root->ref, &root->block);
+    }
+    free(cached);
+    return 0;
+}
+
+/* The roots and their blocks as of one moment: while the lists change, the sequence does, too. What was named all the
+ * time that the blocks were looked at, and is none, is dangling. */
 static int read_roots(struct inspect *in, struct roots *roots)
 {
     int rc = 0;
-    for (int tries = 0; tries < 4; tries++) {
+    for (int tries = 0; tries < 8; tries++) {
         if (tries > 0) {
             forget(roots);
             rc = smi_view_reload(&in->view);
@@ -78,10 +100,26 @@ static int read_roots(struct inspect *in, struct roots *roots)
         uint64_t before = list_sequence(in);
         if (rc == 0)
             rc = smi_view_each_root(&in->view, collect, roots);
-        if (!inspect_is_live(in) || (rc == 0 && list_sequence(in) == before))
+        int found = rc == 0 || rc == SHMALLOC_ECORRUPT ? find_blocks(in, roots) : rc;
+        rc = found < 0 ? found : rc;
+        roots->moved = inspect_is_live(in) && list_sequence(in) != before;
+        if (!inspect_is_live(in) || (rc == 0 && !roots->moved))
             break;
     }
     return rc;
+}
+
+static int is_dangling(const struct roots *roots, const struct root *root)
+{
+    return root->ref != 0 && !root->has_block && !roots->moved;
+}
+
+static size_t count_dangling(const struct roots *roots)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < roots->count; i++)
+        count += is_dangling(roots, &roots->at[i]) ? 1 : 0;
+    return count;
 }
 
 static int by_name(const void *a, const void *b)
@@ -89,93 +127,65 @@ static int by_name(const void *a, const void *b)
     return strcmp(((const struct root *)a)->name, ((const struct root *)b)->name);
 }
 
-static int is_cached(const struct smi_cached *cached, size_t count, uint64_t ref)
-{
-    size_t low = 0, high = count;
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        if (cached[middle].ref < ref)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low < count && cached[low].ref == ref;
-}
+/* ---- text ---- */
 
-struct blocks {
-    struct inspect *in;
-    struct smi_cached *cached;
-    size_t cached_count;
-};
-
-/* The allocated block that begins at `ref`: 1, or 0 when none does. */
-static int find_block(const struct blocks *blocks, uint64_t ref, shmalloc_block *out)
+static void print_root(struct inspect *in, const struct roots *roots, const struct root *root)
 {
-    struct smi_view *view = &blocks->in->view;
-    uint32_t slab, index;
-    const struct smf_page *page = smi_view_page(view, ref >> SMF_PAGE_SHIFT);
-    if (page && page->kind == SMF_PAGE_LARGE && ref % SMF_PAGE == 0) {
-        *out = (shmalloc_block){ref, (uint64_t)page->page_count << SMF_PAGE_SHIFT, page->tag};
-        return 1;
-    }
-    if (smi_view_slot(view, ref, &slab, &index) < 0)
-        return 0;
-    page = smi_view_page(view, slab);
-    if (page->arena >= view->header.arena_count ||
-        (smi_view_slab_bits(view, slab, page->size_class, index / 64) >> index % 64 & 1) ||
-        is_cached(blocks->cached, blocks->cached_count, ref))
-        return 0;
-    *out = (shmalloc_block){ref, smi_classes[page->size_class].size,
-                            smi_view_slot_tag(view, page, index)};
-    return 1;
-}
-
-static void print_root(const struct blocks *blocks, const struct root *root)
-{
-    shmalloc_block block;
     char size[32] = "-";
-    if (find_block(blocks, root->ref, &block))
-        inspect_number(block.size, size);
-    printf("0x%012llx  %14s  %#18llx  ", (unsigned long long)root->ref, size,
-           (unsigned long long)root->type);
+    int dangling = is_dangling(roots, root);
+    if (root->has_block)
+        inspect_number(root->block.size, size);
+    printf("0x%012llx  %s%14s%s  %#18llx  ", (unsigned long long)root->ref, inspect_color(in, dangling ? RED : PLAIN),
+           dangling ? "no block" : size, inspect_color(in, PLAIN), (unsigned long long)root->type);
     inspect_print_text(root->name);
     printf("\n");
 }
 
-static void add_root(const struct blocks *blocks, struct json_object *list, const struct root *root)
+static void print_all(struct inspect *in, const struct roots *roots)
+{
+    char n[64];
+    size_t dangling = count_dangling(roots);
+    if (roots->count == 0) {
+        printf("no roots\n");
+        return;
+    }
+    printf("%s%-14s  %14s  %18s  %s%s\n", inspect_color(in, BOLD), "REF", "SIZE", "TYPE", "NAME",
+           inspect_color(in, PLAIN));
+    for (size_t i = 0; i < roots->count; i++)
+        print_root(in, roots, &roots->at[i]);
+    if (dangling > 0)
+        printf("\n%s%s%s where no block begins that a program has: it was freed, or never was one.\n"
+               "Bind such a root anew, or remove it, before somebody follows it.\n",
+               inspect_color(in, RED), inspect_count(dangling, "root names a place", "roots name places", n),
+               inspect_color(in, PLAIN));
+    if (roots->moved)
+        printf("%sThe roots changed each time they were read: the blocks are those of a moment later.%s\n",
+               inspect_color(in, DIM), inspect_color(in, PLAIN));
+}
+
+/* ---- JSON ---- */
+
+static void add_root(struct json_object *list, const struct roots *roots, const struct root *root)
 {
     struct json_object *object = json_object_new_object();
-    shmalloc_block block;
     char type[32];
-    int found = find_block(blocks, root->ref, &block);
     snprintf(type, sizeof(type), "0x%llx", (unsigned long long)root->type);
     inspect_add_text(object, "name", root->name);
     inspect_add_text(object, "type", type);
     inspect_add_number(object, "ref", root->ref);
-    inspect_add(object, "size", found ? json_object_new_uint64(block.size) : NULL);
-    inspect_add(object, "tag", json_object_new_int(found ? block.tag : 0));
+    inspect_add(object, "size", root->has_block ? json_object_new_uint64(root->block.size) : NULL);
+    inspect_add(object, "tag", json_object_new_int(root->has_block ? root->block.tag : 0));
+    inspect_add_flag(object, "dangling", is_dangling(roots, root));
     json_object_array_add(list, object);
 }
 
-static void show_roots(struct inspect *in, const struct roots *roots)
+static void add_all(struct inspect *in, const struct roots *roots)
 {
-    struct blocks blocks = {in, NULL, 0};
-    smi_view_cached(&in->view, &blocks.cached, &blocks.cached_count);
-    if (in->out) {
-        struct json_object *list = json_object_new_array();
-        for (size_t i = 0; i < roots->count; i++)
-            add_root(&blocks, list, &roots->at[i]);
-        inspect_add_flag(in->out, "moving", inspect_is_live(in));
-        inspect_add(in->out, "roots", list);
-    } else if (roots->count) {
-        printf("%s%-14s  %14s  %18s  %s%s\n", inspect_color(in, BOLD), "REF", "SIZE", "TYPE",
-               "NAME", inspect_color(in, PLAIN));
-        for (size_t i = 0; i < roots->count; i++)
-            print_root(&blocks, &roots->at[i]);
-    } else {
-        printf("no roots\n");
-    }
-    free(blocks.cached);
+    struct json_object *list = json_object_new_array();
+    for (size_t i = 0; i < roots->count; i++)
+        add_root(list, roots, &roots->at[i]);
+    inspect_add_flag(in->out, "moving", inspect_is_live(in));
+    inspect_add(in->out, "roots", list);
 }
 
 static enum verdict run(struct inspect *in)
@@ -187,10 +197,16 @@ static enum verdict run(struct inspect *in)
     int rc = read_roots(in, &roots);
     if (roots.count)
         qsort(roots.at, roots.count, sizeof(*roots.at), by_name);
-    if (rc == 0 || rc == SHMALLOC_ECORRUPT)
-        show_roots(in, &roots); /* of a damaged list, what can be read */
+    if (rc == 0 || rc == SHMALLOC_ECORRUPT) /* of a damaged list, what can be read */
+        in->out ? add_all(in, &roots) : print_all(in, &roots);
+    if (rc < 0)
+        verdict = inspect_report_error(in, rc);
+    else if (count_dangling(&roots) > 0) {
+        in->finding = "dangling";
+        verdict = DAMAGED;
+    }
     forget(&roots);
-    return rc < 0 ? inspect_report_error(in, rc) : SOUND;
+    return verdict;
 }
 
 const struct subcommand inspect_roots = {"roots", "named roots and what they name", help, run,

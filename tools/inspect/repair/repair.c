@@ -151,7 +151,8 @@ int smi_repair_claim(int fd, const char *path)
 
 static void still_wrong(const char *invariant, uint64_t ref, const char *text, void *arg)
 {
-    smi_repair_refuse(arg, invariant, ref, "no safe rule: %s", text);
+    if (strcmp(invariant, SMI_DANGLING) != 0) /* which is the program's */
+        smi_repair_refuse(arg, invariant, ref, "no safe rule: %s", text);
 }
 
 /* The state that the heap has when the repair is over. Not among the plan's words: apply stores it last. */
@@ -282,35 +283,27 @@ static int write_words(const struct smi_repair *r, int fd, smi_repair_progress_f
     return 0;
 }
 
-/* What is wrong in a heap that was just written, other than that it is poisoned still. */
-struct second_look {
-    uint64_t count;
-    char first[320];
-};
-
+/* What is wrong in a heap that was just written, other than that it is poisoned still: the state's turn comes later. */
 static void note_second(const char *invariant, uint64_t ref, const char *text, void *arg)
 {
-    struct second_look *look = arg;
-    if (strcmp(invariant, "H2") == 0 || strcmp(invariant, "H3") == 0) /* the state's turn comes after this */
-        return;
-    if (look->count++ == 0)
-        snprintf(look->first, sizeof(look->first), "%s at %#llx: %s", invariant, (unsigned long long)ref, text);
+    if (strcmp(invariant, "H2") != 0 && strcmp(invariant, "H3") != 0)
+        smi_note_finding(invariant, ref, text, arg);
 }
 
 static int read_again(const struct smi_repair *r, int fd)
 {
     struct smi_view view;
     struct smi_check_result result;
-    struct second_look look = {0, ""};
+    struct smi_finding finding = {0};
     int rc = smi_view_of_descriptor(&view, fd, r->view.path);
     view.progress = r->view.progress;
     if (rc == 0)
-        rc = smi_check(&view, 0, note_second, &look, &result);
+        rc = smi_check(&view, 0, note_second, &finding, &result);
     smi_view_finish(&view);
-    if (rc < 0 || look.count == 0)
+    if (rc < 0 || finding.count == 0)
         return rc;
     return smi_error(SHMALLOC_ECORRUPT, "%s: is still damaged after the repair (%s); did something else write to it?",
-                     r->view.path, look.first);
+                     r->view.path, finding.text);
 }
 
 /* A mark that is no mark forbids to look again; the others wait for the end, as the clean mark is evidence. */
