@@ -418,18 +418,19 @@ int shmalloc_recover(const char *path)
     int rc = open_path(path, &options, &heap);
     if (rc < 0)
         return rc;
-    rc = heap->state->poison ? smi_heap_writable(heap) : check_file(heap);
+    rc = check_file(heap); /* also of a poisoned heap, to say what is wrong */
     if (rc == 0)
         return shmalloc_close(heap);
-    char text[1024];
+    char text[700];
     snprintf(text, sizeof(text), "%s", shmalloc_errmsg());
-    if (rc == SHMALLOC_EPOISONED)
-        rc = SHMALLOC_ECORRUPT;
     if (rc == SHMALLOC_ECORRUPT) /* later opens may read, not change */
         SMI_STORE(&heap->state->poison, (uint64_t)-SHMALLOC_ECORRUPT);
     heap->unchecked = 1; /* the file could not be read, say: whether it is sound is as open as before */
     shmalloc_close(heap);
-    return smi_error(rc, "%s", text);
+    return rc == SHMALLOC_ECORRUPT
+               ? smi_error(rc, "%s; the heap's own data alone were judged, not what programs keep in their blocks; "
+                               "`shmalloc-inspect check --repair` tells what can be done", text)
+               : smi_error(rc, "%s", text);
 }
 
 int shmalloc_set_max_size(shmalloc_heap *heap, uint64_t bytes)

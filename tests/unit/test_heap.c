@@ -16,6 +16,7 @@
 
 #include <criterion/criterion.h>
 
+#include "format/layout.h"
 #include "support.h"
 
 static struct fixture f;
@@ -696,6 +697,29 @@ Test(heap, a_copy_of_a_heap_in_use_is_unclean_until_recovered)
     close_sound(heap);
     must_code(shmalloc_recover(f.path), SHMALLOC_EBUSY);
     must_code(shmalloc_recover(fixture_path(&f, "missing")), -ENOENT);
+}
+
+/* The number of roots is wrong in the copy. */
+Test(heap, recover_names_what_is_wrong_and_who_was_judged)
+{
+    f.heap = heap_create(f.path, 0);
+    must_work(shmalloc_root_set(f.heap, "x", 0, 0));
+    const char *copy = fixture_path(&f, "copy");
+    copy_file(f.path, copy);
+    struct smf_header header;
+    uint64_t count = 2;
+    int fd = open(copy, O_RDWR);
+    must(fd >= 0 && pread(fd, &header, sizeof(header), 0) == (ssize_t)sizeof(header), "%s", copy);
+    off_t at = (off_t)(header.areas.roots + offsetof(struct smf_roots, count));
+    must(pwrite(fd, &count, sizeof(count), at) == (ssize_t)sizeof(count), "%s", copy);
+    for (int poisoned = 0; poisoned < 2; poisoned++) { /* by the first call */
+        must_code(shmalloc_recover(copy), SHMALLOC_ECORRUPT);
+        const char *const fragments[] = {copy, "R2 at ", "count says 2 roots", "own data alone were judged", "check --repair"};
+        for (int i = 0; i < 5; i++)
+            cr_assert_not_null(strstr(shmalloc_errmsg(), fragments[i]), "\"%s\" lacks \"%s\"", shmalloc_errmsg(),
+                               fragments[i]);
+    }
+    close(fd);
 }
 
 Test(heap, recover_of_a_sound_heap_changes_nothing)
