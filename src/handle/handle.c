@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "format/outcome.h"
 #include "handle/mapping.h"
 #include "platform/os.h"
 
@@ -230,9 +231,8 @@ int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)
         if (page < chunk.first_page || page - chunk.first_page >= chunk.page_count)
             continue;
         uint64_t offset = smi_chunk_words_offset(&chunk, &heap->areas);
-        uint64_t end = ((uint64_t)chunk.first_page + chunk.page_count) << SMF_PAGE_SHIFT;
-        if (chunk.first_page % (SMF_GRANULE >> SMF_PAGE_SHIFT) != 0 || end % SMF_GRANULE != 0 ||
-            end > smi_size(heap) || offset + smi_chunk_metadata_bytes(chunk.page_count) > end)
+        if (chunk.first_page % (SMF_GRANULE >> SMF_PAGE_SHIFT) != 0 ||
+            !smi_chunk_follows(&chunk, chunk.first_page, smi_size(heap) >> SMF_PAGE_SHIFT, &heap->areas))
             return 0;
         uintptr_t words = (uintptr_t)heap->base + offset;
         uintptr_t descriptors = words + chunk.page_count * sizeof(uint16_t);

@@ -2,21 +2,16 @@
 /* undo.c - applying a log backwards; see undo.h. */
 #include "handle/undo.h"
 
+#include "format/outcome.h"
 #include "platform/os.h"
 
-/* May a word of the log be stored to? The log of a growth names words of the new chunk, which lie behind the
- * heap's end again when an earlier repair was killed; the file is still long enough then. */
-static int can_store(shmalloc_heap *heap, uint64_t ref)
+/* Bytes that the file has, which may be longer than the heap. */
+static uint64_t file_length(shmalloc_heap *heap)
 {
     struct smi_file_info info;
-    if (ref % 8 != 0 || ref < SMF_STATE_OFFSET || ref > SMF_MAX_SIZE - 8 ||
-        (ref >= heap->areas.runtime && ref < heap->areas.directory)) /* no operation changes processes or locks */
-        return 0;
-    if (ref <= smi_size(heap) - 8)
-        return 1;
     if (heap->is_private)
-        return ref + 8 <= heap->allowed;
-    return smi_heap_look(heap, &info) == 0 && ref + 8 <= info.size;
+        return heap->allowed;
+    return smi_heap_look(heap, &info) == 0 ? info.size : 0;
 }
 
 /* A word that the dead process had an address for and this one has not: the file has it. */
@@ -36,18 +31,25 @@ int smi_undo_apply(shmalloc_heap *heap, uint64_t *count, struct smf_undo *log, u
         return smi_heap_poison(heap, "undo log at %#llx has %llu entries, at most %u fit",
                                (unsigned long long)((uint8_t *)count - heap->base),
                                (unsigned long long)n, capacity);
-    for (uint64_t i = n; i-- > 0;) {
-        int rc;
-        uint64_t ref = log[i].ref;
-        if (!can_store(heap, ref))
-            return smi_heap_poison(heap, "undo log at %#llx names the word %#llx, which cannot be",
-                                   (unsigned long long)((uint8_t *)count - heap->base),
-                                   (unsigned long long)ref);
-        if (ref <= heap->reserved - 8)
+    uint64_t length = smi_size(heap), fault = smi_log_fault(&heap->areas, length, log, n);
+    if (fault < n) {
+        length = file_length(heap);
+        fault = smi_log_fault(&heap->areas, length, log, n);
+    }
+    for (uint64_t i = n; fault == n && i-- > 0;) {
+        uint64_t ref = SMI_LOAD(&log[i].ref);
+        int rc = 0;
+        if (!smi_log_may_name(&heap->areas, length, ref)) /* scribbled on just now */
+            fault = i;
+        else if (ref <= heap->reserved - 8)
             SMI_STORE((uint64_t *)smi_at(heap, ref), log[i].old);
         else if ((rc = store_beyond(heap, ref, log[i].old)) < 0)
             return rc;
     }
+    if (fault < n)
+        return smi_heap_poison(heap, "undo log at %#llx names the word %#llx, which cannot be",
+                               (unsigned long long)((uint8_t *)count - heap->base),
+                               (unsigned long long)SMI_LOAD(&log[fault].ref));
     SMI_STORE(count, 0);
     return 0;
 }

@@ -243,13 +243,15 @@ static void undo_log(struct settling *s, uint64_t ref, uint32_t capacity)
         complain(s, "L1", ref, "undo log has more entries than fit");
         return;
     }
-    for (uint64_t i = count; i-- > 0;) {
-        uint64_t at = ref + 8 + i * sizeof(struct smf_undo);
-        uint64_t word = word_at(view, at);
-        int is_possible = word >= SMF_STATE_OFFSET && (word < areas->runtime || word >= areas->directory);
-        if (!is_possible || smi_view_store(view, word, word_at(view, at + 8)) < 0)
-            complain(s, "L2", at, "undo log names a word that cannot be");
+    const struct smf_undo *log = smi_view_record(view, ref + 8, count * sizeof(*log));
+    uint64_t fault = log ? smi_log_fault(areas, view->file_size, log, count) : 0;
+    if (fault < count) {
+        complain(s, "L2", ref + 8 + fault * sizeof(*log), "undo log names a word that cannot be");
+        return;
     }
+    for (uint64_t i = count; i-- > 0;)
+        if (smi_view_store(view, log[i].ref, log[i].old) < 0) /* it cannot be read */
+            complain(s, "L2", ref + 8 + i * sizeof(*log), "undo log names a word that cannot be");
     smi_view_store(view, ref, 0);
 }
 
@@ -274,122 +276,44 @@ static int read_directory(struct smi_view *view)
         return -ENOMEM;
     uint64_t page = 0, pages_in_file = view->file_size >> SMF_PAGE_SHIFT;
     for (uint64_t i = 0; entry && i < wanted; i++) {
-        uint64_t end = page + entry[i].page_count;
-        if (entry[i].first_page != page || entry[i].page_count == 0 || end > pages_in_file ||
-            entry[i].page_count % (SMF_GRANULE >> SMF_PAGE_SHIFT) != 0 ||
-            smi_chunk_data_page(&entry[i], &view->header.areas) >= end)
+        if (!smi_chunk_follows(&entry[i], page, pages_in_file, &view->header.areas))
             break;
         view->chunks[view->chunk_count++] = entry[i];
-        page = end;
+        page += entry[i].page_count;
     }
     return 0;
 }
 
 /* ---- link records ---- */
 
-/* Slots that the array at `array` of a thread slot can hold; 0 when the slot has no such array. */
-static uint64_t capacity_of(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread, uint64_t array)
+static const void *see(void *source, uint64_t ref, uint64_t len)
 {
-    for (uint32_t k = 0; array != 0 && k < SMF_CLASSES; k++)
-        if ((thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES) == array &&
-            smi_view_bin_is_possible(view, thread_ref, thread->bins[k], k) &&
-            smi_view_at(view, array, 8ull * smi_bin_words(thread->bins[k], k)))
-            return smi_bin_words(thread->bins[k], k) - 1;
-    return 0;
+    return smi_view_at(source, ref, len);
 }
 
-/* Is that the word on top of an open stack of a thread slot, or the next one? */
-static int word_of_stack(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread, uint64_t ref)
+const char *smi_view_link_outcome(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread,
+                                  struct smi_outcome *out)
 {
-    for (uint32_t k = 0; ref % 8 == 0 && k < SMF_CLASSES; k++) {
-        struct smi_view_bin bin;
-        if (smi_view_read_bin(view, thread_ref, thread, k, &bin) || bin.array == 0 || ref <= bin.array ||
-            ref - bin.array >= 8ull * smi_bin_words(thread->bins[k], k))
-            continue;
-        return word_at(view, bin.array) == SMF_OPEN && (ref - bin.array) / 8 - bin.count <= 1;
-    }
-    return 0;
-}
-
-const char *smi_view_link_fault(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread)
-{
-    const struct smf_link *link = &thread->link;
-    uint64_t op = link->op & SMF_LINK_OP, dest = smi_link_dest(link);
-    if (dest % 8 != 0 || dest < view->header.areas.end || !in_file(view, dest, 8))
-        return "it names a word that cannot be";
-    if (smi_link_is_short(link))
-        return !word_of_stack(view, thread_ref, thread, link->dest) ||
-                       (op == SMF_LINK_SHORT_EXCHANGE && !word_of_stack(view, thread_ref, thread, link->fresh))
-                   ? "it names a word of a stack that is not the next"
-                   : NULL;
-    if (link->op != SMF_LINK_TAKE && link->op != SMF_LINK_GIVE)
-        return "it is of no known kind";
-    if (op == SMF_LINK_TAKE && link->fresh_array != 0 &&
-        (link->fresh_count == 0 || link->fresh_count > capacity_of(view, thread_ref, thread, link->fresh_array)))
-        return "it names a cache that the thread slot does not have";
-    if (link->old != 0 && link->old_array != 0 &&
-        link->old_count >= capacity_of(view, thread_ref, thread, link->old_array))
-        return "it names a cache that the thread slot does not have";
-    return NULL;
-}
-
-/* Count the old slot in; an old large block is left for the real repair to give back. */
-static void finish_old(struct smi_view *view, const struct smf_link *link)
-{
-    if (!link->old || !link->old_array)
-        return;
-    smi_view_store(view, link->old_array + 8 * (link->old_count + 1), link->old);
-    smi_view_store(view, link->old_array, link->old_count + 1);
-}
-
-static void settle_take(struct smi_view *view, uint64_t thread_ref, const struct smf_link *link)
-{
-    int done = word_at(view, link->dest) == link->fresh;
-    uint64_t scratch = thread_ref + offsetof(struct smf_thread, scratch);
-    if (link->fresh_array)
-        smi_view_store(view, link->fresh_array, link->fresh_count - (done ? 1 : 0));
-    else if (done && word_at(view, scratch) == link->fresh)
-        smi_view_store(view, scratch, 0);
-    if (done)
-        finish_old(view, link);
-    else if (link->old && link->old_array)
-        smi_view_store(view, link->old_array, link->old_count);
-}
-
-/* As resolve_short() in cache.c does; layout.h has the rules. */
-static void settle_short(struct smi_view *view, const struct smf_link *link)
-{
-    uint64_t op = link->op & SMF_LINK_OP, user = smi_link_dest(link), ref = word_at(view, link->dest);
-    int same = ref != 0 && word_at(view, user) == ref;
-    if (op == SMF_LINK_SHORT_GIVE && same)
-        smi_view_store(view, user, 0);
-    else if (op != SMF_LINK_SHORT_GIVE && same)
-        smi_view_store(view, link->dest, 0);
-    else if (op == SMF_LINK_SHORT_EXCHANGE && ref != 0)
-        smi_view_store(view, link->fresh, 0);
+    uint64_t size = word_at(view, SMF_STATE_OFFSET + offsetof(struct smf_state, size));
+    const struct smi_sight sight = {see, view, &view->header.areas, size < view->file_size ? size : view->file_size,
+                                    smi_format_is_older(&view->header)};
+    return smi_outcome_of_link(&sight, thread_ref, thread, &thread->link, out);
 }
 
 static void settle_link(struct settling *s, uint64_t thread_ref, const struct smf_thread *thread)
 {
     struct smi_view *view = s->view;
-    const struct smf_link link = thread->link;
+    struct smi_outcome outcome;
     uint64_t at = thread_ref + offsetof(struct smf_thread, link);
-    if (link.op == SMF_LINK_NONE)
+    if (thread->link.op == SMF_LINK_NONE)
         return;
     view->in_flight++;
-    if (smi_view_link_fault(view, thread_ref, thread)) {
+    if (smi_view_link_outcome(view, thread_ref, thread, &outcome)) {
         complain(s, "L3", at, "armed link names something that cannot be");
         return;
     }
-    if (smi_link_is_short(&link)) {
-        settle_short(view, &link);
-    } else if (link.op == SMF_LINK_TAKE) {
-        settle_take(view, thread_ref, &link);
-    } else {
-        if (word_at(view, link.dest) == link.old)
-            smi_view_store(view, link.dest, 0);
-        finish_old(view, &link);
-    }
+    for (uint32_t i = 0; i < outcome.count; i++) /* an old large block is left for the real recovery to give back */
+        smi_view_store(view, outcome.change[i].ref, outcome.change[i].value);
     smi_view_store(view, at, SMF_LINK_NONE);
 }
 

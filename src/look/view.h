@@ -13,7 +13,7 @@
 
 #include <shmalloc/shmalloc.h>
 
-#include "format/layout.h"
+#include "format/outcome.h"
 
 #define SMI_VIEW_BLOCK (1ull << 16) /* bytes that are copied at once */
 
@@ -84,8 +84,10 @@ int smi_view_settle(struct smi_view *view, smi_report_fn *report, void *arg);
 /* Settle a private copy that was changed once more, and read its directory anew. 0, or -ENOMEM. */
 int smi_view_settle_again(struct smi_view *view, smi_report_fn *report, void *arg);
 
-/* Why the armed link record of a thread slot cannot be resolved; NULL when it can. Of a view that need not be settled. */
-const char *smi_view_link_fault(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread);
+/* What the armed link record of a thread slot comes to; as smi_outcome_of_link(). The view need not be settled, but its
+ * logs are undone. */
+const char *smi_view_link_outcome(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread,
+                                  struct smi_outcome *out);
 
 /* Descriptor of a page of a chunk, metadata pages too; NULL for pages outside. Its ref; 0. */
 uint64_t smi_view_descriptor_ref(const struct smi_view *view, uint64_t page);

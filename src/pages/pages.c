@@ -26,6 +26,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "format/outcome.h"
 #include "handle/lock.h"
 #include "platform/os.h"
 #include "pages/pageset.h"
@@ -333,15 +334,14 @@ static int reserve(shmalloc_heap *heap, uint64_t page, uint64_t count, uint64_t 
  * lies behind its end must not be touched, not even to read a poisoned heap. */
 static int check_chunks(shmalloc_heap *heap, uint64_t count, uint64_t size)
 {
-    const uint64_t granule = SMF_GRANULE >> SMF_PAGE_SHIFT;
     uint64_t at = 0;
     for (uint64_t i = 0; i < count && i < SMF_CHUNKS; i++) {
         const struct smf_chunk chunk = heap->directory[i];
-        if (chunk.first_page != at || chunk.page_count == 0 || chunk.page_count % granule != 0 ||
-            smi_chunk_data_page(&chunk, &heap->areas) >= at + chunk.page_count)
-            return smi_heap_poison(heap, "chunk %llu has %u pages from page %u, expected to begin at page %llu",
+        if (!smi_chunk_follows(&chunk, at, size >> SMF_PAGE_SHIFT, &heap->areas))
+            return smi_heap_poison(heap, "chunk %llu has %u pages from page %u, expected to begin at page %llu and to "
+                                   "end at page %llu at most",
                                    (unsigned long long)i, chunk.page_count, chunk.first_page,
-                                   (unsigned long long)at);
+                                   (unsigned long long)at, (unsigned long long)(size >> SMF_PAGE_SHIFT));
         at += chunk.page_count;
     }
     if (at << SMF_PAGE_SHIFT != size)

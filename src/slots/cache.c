@@ -20,6 +20,7 @@
 
 #include <string.h>
 
+#include "format/outcome.h"
 #include "slots/central.h"
 #include "slots/kept.h"
 #include "pages/pages.h"
@@ -312,123 +313,41 @@ int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name)
     return smi_central_give(heap, ref, name, NULL);
 }
 
-/* A cache array named by a link record: its words, or NULL when there is none at that ref. */
-static uint64_t *link_array(shmalloc_heap *heap, struct smf_thread *slot, uint64_t ref, uint64_t count)
+static const void *see(void *source, uint64_t ref, uint64_t len)
 {
-    for (uint32_t k = 0; ref != 0 && k < SMF_CLASSES; k++) {
-        uint64_t *array;
-        uint32_t capacity;
-        if ((slot->bins[k] & ~(uint64_t)SMF_BIN_PAGES) == ref &&
-            smi_cache_array(heap, slot, k, &array, &capacity) == 0)
-            return count <= capacity ? array : NULL;
-    }
-    return NULL;
+    const shmalloc_heap *heap = source;
+    return smi_in_heap(heap, ref, len) ? smi_at(heap, ref) : NULL;
 }
 
-/* Count the old block in, however far the dead thread came. Disarms. */
-static int finish_old(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, const struct smf_link *link)
+/* A large block that the step freed goes back, unless its owner keeps it already, and disarms the record by that. */
+static int give_large(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t ref)
 {
-    if (link->old != 0 && link->old_array == 0 && smi_kept_has(heap, index, link->old)) {
-        ; /* it keeps the block already */
-    } else if (link->old != 0 && link->old_array == 0) { /* large: given back and disarmed in one operation */
-        int rc = smi_pages_give(heap, (uint32_t)(link->old >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &slot->link.op,
-                                NULL);
+    if (ref != 0 && !smi_kept_has(heap, index, ref)) {
+        int rc = smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &slot->link.op, NULL);
         if (rc != SHMALLOC_EDOUBLEFREE) /* by the program: there is nothing left to give */
             return rc;
-    } else if (link->old != 0) {
-        uint64_t *array = link_array(heap, slot, link->old_array, link->old_count + 1);
-        if (!array)
-            return smi_heap_poison(heap, "link record names a cache at %#llx that is none",
-                                   (unsigned long long)link->old_array);
-        SMI_STORE(&array[link->old_count + 1], link->old);
-        SMI_STORE(&array[0], link->old_count + 1);
     }
-    SMI_STORE(&slot->link.op, SMF_LINK_NONE);
-    return 0;
-}
-
-/* The word of an open stack that a short link record names, when it is the one on top or the next one; else NULL. */
-static uint64_t *link_word(shmalloc_heap *heap, const struct smf_thread *slot, uint64_t ref)
-{
-    for (uint32_t k = 0; ref % 8 == 0 && k < SMF_CLASSES; k++) {
-        uint32_t capacity;
-        uint64_t begin = slot->bins[k] & ~(uint64_t)SMF_BIN_PAGES, at = (ref - begin) / 8;
-        if (ref <= begin || at >= smi_bin_words(slot->bins[k], k))
-            continue;
-        uint64_t *array = find_array(heap, slot, k, &capacity);
-        uint64_t count = array && SMI_LOAD(&array[0]) == SMF_OPEN ? smi_stack_count(array, capacity + 1) : UINT64_MAX;
-        return array && at - count <= 1 ? array + at : NULL;
-    }
-    return NULL;
-}
-
-static int no_word(shmalloc_heap *heap, uint64_t ref)
-{
-    return smi_heap_poison(heap, "link record names a word of a stack at %#llx that is none", (unsigned long long)ref);
-}
-
-/* Of a step on open stacks: see layout.h. */
-static int resolve_short(shmalloc_heap *heap, struct smf_thread *slot, const struct smf_link *link, uint64_t *user)
-{
-    uint64_t op = link->op & SMF_LINK_OP, *word = link_word(heap, slot, link->dest), *second = NULL;
-    if (!word)
-        return no_word(heap, link->dest);
-    if (op == SMF_LINK_SHORT_EXCHANGE && !(second = link_word(heap, slot, link->fresh)))
-        return no_word(heap, link->fresh);
-    uint64_t ref = SMI_LOAD(word);
-    int same = ref != 0 && SMI_LOAD(user) == ref;
-    if (op == SMF_LINK_SHORT_GIVE && same)
-        SMI_STORE(user, 0);
-    else if (op != SMF_LINK_SHORT_GIVE && same)
-        SMI_STORE(word, 0);
-    else if (second && ref != 0)
-        SMI_STORE(second, 0);
-    SMI_STORE(&slot->link.op, SMF_LINK_NONE);
-    return 0;
-}
-
-static int resolve_take(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, const struct smf_link *link,
-                        uint64_t *dest)
-{
-    int done = SMI_LOAD(dest) == link->fresh;
-    if (link->fresh_array != 0) {
-        uint64_t *array = link_array(heap, slot, link->fresh_array, link->fresh_count);
-        if (!array || link->fresh_count == 0)
-            return smi_heap_poison(heap, "link record names a cache at %#llx that is none",
-                                   (unsigned long long)link->fresh_array);
-        SMI_STORE(&array[0], link->fresh_count - (done ? 1 : 0));
-    } else if (done && slot->scratch == link->fresh) {
-        SMI_STORE(&slot->scratch, 0);
-    }
-    if (done)
-        return finish_old(heap, slot, index, link);
     SMI_STORE(&slot->link.op, SMF_LINK_NONE);
     return 0;
 }
 
 int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
 {
-    struct smf_link copy, *link = &copy; /* what is compared is what is used */
-    memcpy(link, &slot->link, sizeof(copy));
-    uint64_t op = link->op & SMF_LINK_OP, target = link->op - op;
-    if (link->op == SMF_LINK_NONE)
+    struct smf_link link; /* what is compared is what is used */
+    struct smi_outcome outcome;
+    memcpy(&link, &slot->link, sizeof(link));
+    if (link.op == SMF_LINK_NONE)
         return 0;
-    int is_short = smi_link_is_short(link);
-    int is_full = (op == SMF_LINK_TAKE || op == SMF_LINK_GIVE) && target == 0;
-    if (is_full)
-        target = link->dest;
-    if ((!is_short && !is_full) || target % 8 != 0 || !smi_in_heap(heap, target, 8))
-        return smi_heap_poison(heap, "link record at %#llx says operation %llu on the word %#llx",
-                               (unsigned long long)((uint8_t *)&slot->link - heap->base), (unsigned long long)op,
-                               (unsigned long long)target);
-    uint64_t *dest = smi_at(heap, target);
-    if (is_short)
-        return resolve_short(heap, slot, link, dest);
-    if (op == SMF_LINK_TAKE)
-        return resolve_take(heap, slot, index, link, dest);
-    if (SMI_LOAD(dest) == link->old)
-        SMI_STORE(dest, 0);
-    return finish_old(heap, slot, index, link);
+    uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base);
+    const struct smi_sight sight = {see, heap, &heap->areas, smi_size(heap), heap->is_older};
+    const char *fault = smi_outcome_of_link(&sight, slot_ref, slot, &link, &outcome);
+    if (fault)
+        return smi_heap_poison(heap, "the link record of the thread slot at %#llx says operation %llu on the word %#llx: %s",
+                               (unsigned long long)slot_ref, (unsigned long long)(link.op & SMF_LINK_OP),
+                               (unsigned long long)smi_link_dest(&link), fault);
+    for (uint32_t i = 0; i < outcome.count; i++)
+        SMI_STORE((uint64_t *)smi_at(heap, outcome.change[i].ref), outcome.change[i].value);
+    return give_large(heap, slot, index, outcome.large);
 }
 
 static int named_by_a_bin(const struct smf_thread *slot, uint64_t ref)

@@ -17,11 +17,6 @@
 
 /* ---- logs ---- */
 
-static int is_possible_word(const struct smi_repair *r, uint64_t ref)
-{
-    return ref % 8 == 0 && ref >= SMF_STATE_OFFSET && ref <= r->view.file_size - 8;
-}
-
 /* Why a log that is armed must not be undone; NULL when it may. */
 static const char *fault_of_log(struct smi_repair *r, uint64_t ref, uint64_t capacity, const char **invariant)
 {
@@ -30,9 +25,9 @@ static const char *fault_of_log(struct smi_repair *r, uint64_t ref, uint64_t cap
     if (count > capacity)
         return "has more entries than fit";
     *invariant = "L2";
-    for (uint64_t i = 0; i < count; i++)
-        if (!is_possible_word(r, smi_repair_word(r, ref + 8 + i * sizeof(struct smf_undo))))
-            return "names a word that cannot be";
+    const struct smf_undo *log = smi_view_record(&r->view, ref + 8, count * sizeof(*log));
+    if (count > 0 && (!log || smi_log_fault(&r->view.header.areas, r->view.file_size, log, count) < count))
+        return "names a word that cannot be";
     *invariant = "H3";
     return r->was_clean ? "is armed in a heap that was closed in order" : NULL;
 }
@@ -62,10 +57,11 @@ static void look_at_logs(struct smi_repair *r)
 
 /* ---- links ---- */
 
-static const char *fault_of_link(struct smi_repair *r, uint64_t thread_ref, const struct smf_thread *thread)
+static const char *fault_of_link(struct smi_repair *r, uint64_t thread_ref, const struct smf_thread *thread,
+                                 struct smi_outcome *out)
 {
     return thread->owner == 0 || r->was_clean ? "nobody has the thread slot"
-                                              : smi_view_link_fault(&r->view, thread_ref, thread);
+                                              : smi_view_link_outcome(&r->view, thread_ref, thread, out);
 }
 
 /* A change that note_changes finds, or one that comes later and is noted at once. */
@@ -113,28 +109,19 @@ void smi_mend_link(struct smi_repair *r, uint32_t i)
         discard_link(r, SMI_TRUTHS, i, ref, thread, "it was not looked at before the thread slot came back");
 }
 
-static void look_at_link(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread)
-{
-    const char *fault = fault_of_link(r, ref, thread);
-    if (fault)
-        discard_link(r, SMI_SETTLED, i, ref, thread, fault);
-}
-
-/* The real repair gives a large block back that a step replaced or freed and that is nobody's yet. Here `scratch`, which
+/* The real recovery gives a large block back that a step replaced or freed and that is nobody's yet. Here `scratch`, which
  * is empty by then, takes it: what that names is given back when the thread slot is adopted. */
-static void keep_large(struct smi_repair *r, uint64_t ref, const struct smf_link *link)
+static void keep_large(struct smi_repair *r, uint64_t ref, uint64_t large)
 {
     uint64_t at = ref + offsetof(struct smf_thread, scratch);
-    const struct smf_page *d = smi_view_page(&r->view, link->old >> SMF_PAGE_SHIFT);
-    int is_done = link->op == SMF_LINK_GIVE ||
-                  (link->op == SMF_LINK_TAKE && smi_repair_word(r, link->dest) == link->fresh);
-    if (is_done && link->old != 0 && link->old_array == 0 && d && d->side == 0 && smi_repair_word(r, at) == 0)
-        smi_view_store(&r->view, at, link->old);
+    const struct smf_page *d = large ? smi_view_page(&r->view, large >> SMF_PAGE_SHIFT) : NULL;
+    if (d && d->side == 0 && smi_repair_word(r, at) == 0)
+        smi_view_store(&r->view, at, large);
 }
 
 struct armed {
-    uint64_t ref[SMF_THREADS];
-    struct smf_link link[SMF_THREADS];
+    uint64_t ref[SMF_THREADS];   /* of the thread slot */
+    uint64_t large[SMF_THREADS]; /* that its link frees */
     uint32_t count;
 };
 
@@ -142,14 +129,17 @@ static void look_at_links(struct smi_repair *r, struct armed *armed)
 {
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
         uint64_t ref;
+        struct smi_outcome outcome;
         const struct smf_thread *thread = smi_view_thread(&r->view, i, &ref);
         if (!thread || thread->link.op == SMF_LINK_NONE)
             continue;
-        look_at_link(r, i, ref, thread);
-        if (thread->link.op == SMF_LINK_NONE)
-            continue;
-        armed->ref[armed->count] = ref;
-        armed->link[armed->count++] = thread->link;
+        const char *fault = fault_of_link(r, ref, thread, &outcome);
+        if (fault) {
+            discard_link(r, SMI_SETTLED, i, ref, thread, fault);
+        } else {
+            armed->ref[armed->count] = ref;
+            armed->large[armed->count++] = outcome.large;
+        }
     }
 }
 
@@ -229,7 +219,7 @@ int smi_mend_flight(struct smi_repair *r)
     look_at_links(r, armed);
     int rc = smi_view_settle(&r->view, NULL, NULL);
     for (uint32_t i = 0; rc == 0 && i < armed->count; i++)
-        keep_large(r, armed->ref[i], &armed->link[i]);
+        keep_large(r, armed->ref[i], armed->large[i]);
     free(armed);
     if (rc == 0)
         rc = note_changes(r, 0);

@@ -160,8 +160,7 @@ static int suppose(struct directory *d, uint32_t i, uint64_t page, uint64_t coun
     struct smi_view *view = &d->r->view;
     struct smf_chunk chunk = {(uint32_t)page, (uint32_t)count};
     uint64_t limit = d->size_pages > d->file_pages ? d->size_pages : d->file_pages;
-    if (count == 0 || count % GRANULE_PAGES != 0 || page + count > limit ||
-        smi_chunk_data_page(&chunk, &view->header.areas) >= page + count ||
+    if (!smi_chunk_follows(&chunk, page, limit, &view->header.areas) ||
         smi_chunk_words_offset(&chunk, &view->header.areas) + smi_chunk_metadata_bytes(count) > d->r->file_size)
         return 0;
     view->chunks[i] = chunk;
