@@ -215,7 +215,7 @@ static int each_but_one(struct smi_walk *walk)
     return rc < 0 ? rc : STOPPED;
 }
 
-static int go(struct dead *d)
+static int kill_everybody(struct dead *d)
 {
     struct smi_run *run = d->run;
     struct smi_walk walk = {.stepper = &run->stepper,
@@ -246,7 +246,7 @@ int smi_dead(struct smi_run *run)
     int rc = smi_run_start(run);
     if (rc < 0)
         return rc;
-    rc = go(&d);
+    rc = kill_everybody(&d);
     smi_run_stop(run);
     if (rc < 0)
         return rc;

@@ -117,7 +117,7 @@ static int parse(int argc, char **argv, shmalloc_crashtest *test)
 }
 
 /* The program and its own arguments, which getopt has moved to the end. */
-static char *join(int argc, char **argv)
+static char *join_arguments(int argc, char **argv)
 {
     size_t size = strlen(argv[0]) + 1;
     for (int i = optind; i < argc; i++)
@@ -143,7 +143,7 @@ int shmalloc_crashtest_main(int argc, char **argv, const shmalloc_crashtest *giv
         fprintf(stderr, "%s: --help lists the options\n", argv[0]);
     if (rc != 0)
         return rc < 0 ? 2 : 0;
-    char *again = join(argc, argv);
+    char *again = join_arguments(argc, argv);
     rc = smi_crashtest_run(&test, again ? again : argv[0]);
     free(again);
     return rc < 0 ? 2 : rc;

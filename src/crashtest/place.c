@@ -119,7 +119,7 @@ static uint64_t base_of(const void *address)
 }
 
 /* Is it the file of the C library, the dynamic linker, the heap or the test library? */
-static int is_other(uint64_t base)
+static int is_other_library(uint64_t base)
 {
     return base == base_of((void *)(uintptr_t)smi_place_is_programs) || base == base_of(dlsym(RTLD_DEFAULT, "fork")) ||
            base == base_of((void *)(uintptr_t)shmalloc_open) || base == base_of(dlsym(RTLD_DEFAULT, "__tls_get_addr"));
@@ -135,7 +135,7 @@ static int add_ranges(struct dl_phdr_info *file, size_t size, void *arg)
         if (part->p_type != PT_LOAD || !(part->p_flags & PF_X) || range_count == sizeof(ranges) / sizeof(ranges[0]))
             continue;
         uint64_t base = base_of((void *)(uintptr_t)start);
-        if (!*others || (base != 0 && !is_other(base)))
+        if (!*others || (base != 0 && !is_other_library(base)))
             ranges[range_count++] = (struct range){start, start + part->p_memsz};
     }
     *others = 1;

@@ -127,7 +127,7 @@ static void fail(struct crowd *c, const char *what, const char *why)
 }
 
 /* A worker that ended by itself, or that does not come on. */
-static void look(struct crowd *c)
+static void look_at_workers(struct crowd *c)
 {
     uint64_t limit = c->run->test.timeout * 1000000000ull;
     for (unsigned i = 0; i < c->run->test.workers && !c->failed; i++) {
@@ -167,7 +167,7 @@ static int kill_and_replace(struct crowd *c)
 {
     unsigned victim = (unsigned)(draw(c) % c->run->test.workers);
     wait_for_moment(c, victim);
-    look(c);
+    look_at_workers(c);
     if (c->failed)
         return 0;
     end_worker(c, victim);
@@ -229,7 +229,7 @@ static void end_all(struct crowd *c)
 
 /* ---- the whole ---- */
 
-static int go(struct crowd *c)
+static int kill_at_random(struct crowd *c)
 {
     struct smi_run *run = c->run;
     smi_judge(make_heap, run, run->test.timeout, run->found);
@@ -247,7 +247,7 @@ static int go(struct crowd *c)
 
 /* What is left: every operation happened wholly or not at all, so it is sound, and no more is lost than deaths may
  * lose. */
-static void judge(struct crowd *c)
+static void judge_crowd(struct crowd *c)
 {
     struct smi_run *run = c->run;
     uint64_t leaks = run->test.leaks;
@@ -280,9 +280,9 @@ int smi_random(struct smi_run *run)
         return smi_cannot(run, -errno, "mmap: %s", strerror(errno));
     c.stop = (uint32_t *)(void *)memory;
     c.place = (struct place *)(void *)(memory + 64);
-    int rc = go(&c);
+    int rc = kill_at_random(&c);
     if (rc == 0 && !c.failed)
-        judge(&c);
+        judge_crowd(&c);
     if (rc == 0)
         smi_tell(run, "random: %llu kills of one of %u processes, %s, %llu operations, the longest call of a survivor "
                  "took %.1f ms, seed %llu, %.1f s\n",

@@ -116,7 +116,7 @@ struct refs {
 
 static struct refs reached, blocks; /* of the judging process */
 
-static void add(struct refs *refs, shmalloc_ref ref)
+static void add_ref(struct refs *refs, shmalloc_ref ref)
 {
     if (refs->count == refs->room) {
         refs->room = 2 * refs->room + 256;
@@ -131,13 +131,13 @@ static void add(struct refs *refs, shmalloc_ref ref)
 void shmalloc_crashtest_reached(shmalloc_ref ref)
 {
     if (ref != 0)
-        add(&reached, ref);
+        add_ref(&reached, ref);
 }
 
 static int add_block(const shmalloc_block *block, void *arg)
 {
     (void)arg;
-    add(&blocks, block->ref);
+    add_ref(&blocks, block->ref);
     return 0;
 }
 
@@ -195,7 +195,7 @@ void smi_run_check_reached(struct smi_run *run, shmalloc_heap *heap)
 
 /* ---- those who open what is left ---- */
 
-static void check(shmalloc_heap *heap)
+static void check_heap(shmalloc_heap *heap)
 {
     if (shmalloc_check(heap) < 0)
         smi_wrong("shmalloc_check(): %s", shmalloc_errmsg());
@@ -213,7 +213,7 @@ static void describe(struct smi_run *run, shmalloc_heap *heap)
 void smi_run_look(struct smi_run *run, shmalloc_heap *heap)
 {
     call_or_end(run, heap, run->test.recover, "recover", run->found);
-    check(heap);
+    check_heap(heap);
     call_or_end(run, heap, run->test.verify, "verify", run->found);
     describe(run, heap);
 }
@@ -221,7 +221,7 @@ void smi_run_look(struct smi_run *run, shmalloc_heap *heap)
 void smi_run_proceed(struct smi_run *run, shmalloc_heap *heap)
 {
     call_or_end(run, heap, run->test.proceed, "proceed", run->found);
-    check(heap);
+    check_heap(heap);
     call_or_end(run, heap, run->test.verify, "verify, after proceed", run->found);
 }
 

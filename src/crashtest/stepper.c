@@ -114,7 +114,7 @@ static uint64_t address(const struct smi_stepper *s)
 #endif
 }
 
-static _Noreturn void begin(struct smi_stepper *s, void (*body)(void *), void *arg)
+static _Noreturn void begin_body(struct smi_stepper *s, void (*body)(void *), void *arg)
 {
     setpgid(0, 0);
     if (ptrace(PTRACE_TRACEME, 0, 0, 0) < 0) {
@@ -137,7 +137,7 @@ int smi_stepper_start(struct smi_stepper *s, void (*body)(void *), void *arg)
     if (s->pid < 0)
         return -errno;
     if (s->pid == 0)
-        begin(s, body, arg);
+        begin_body(s, body, arg);
     setpgid(s->pid, s->pid); /* whoever of the two comes first */
     await(s->pid, &status);
     if (WIFEXITED(status) && __atomic_load_n(s->phase, __ATOMIC_SEQ_CST) == SMI_REFUSED)

@@ -580,6 +580,12 @@ _Static_assert(sizeof(struct smf_user_cond) == 32, "src/README.md");
 
 /* ---- derived --------------------------------------------------------------------------------- */
 
+/* The next multiple of `unit`. */
+static inline uint64_t smi_round_up(uint64_t n, uint64_t unit)
+{
+    return (n + unit - 1) / unit * unit;
+}
+
 /* Where everything lies for a number of arenas; the header must agree. */
 void smi_areas(uint32_t arena_count, struct smf_areas *out, uint32_t *lock_count);
 

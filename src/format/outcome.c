@@ -11,7 +11,7 @@ static void change(struct smi_outcome *out, uint64_t ref, uint64_t value)
 }
 
 /* Words can be users' from the end of the areas on, and an array begins where blocks do. */
-static const uint64_t *look(const struct smi_sight *s, uint64_t ref, uint64_t len)
+static const uint64_t *look_inside(const struct smi_sight *s, uint64_t ref, uint64_t len)
 {
     int is_inside = ref % 8 == 0 && ref >= s->areas->end && ref < s->size && len <= s->size - ref;
     return is_inside ? s->at(s->source, ref, len) : NULL;
@@ -28,7 +28,7 @@ static uint64_t load(const uint64_t *word)
 static const uint64_t *array_of(const struct smi_sight *s, uint64_t thread_ref, uint64_t bin, uint32_t k)
 {
     uint64_t inside = thread_ref + (s->is_older ? smi_older_inline_offset(k) : smi_inline_offset(k));
-    return smi_bin_is_possible(inside, bin, k) ? look(s, bin & ~(uint64_t)SMF_BIN_PAGES, 8ull * smi_bin_words(bin, k))
+    return smi_bin_is_possible(inside, bin, k) ? look_inside(s, bin & ~(uint64_t)SMF_BIN_PAGES, 8ull * smi_bin_words(bin, k))
                                                : NULL;
 }
 
@@ -77,7 +77,7 @@ static const char *outcome_of_take(const struct smi_sight *s, uint64_t thread_re
                                    uint64_t user, struct smi_outcome *out)
 {
     uint64_t scratch_ref = thread_ref + offsetof(struct smf_thread, scratch);
-    const uint64_t *scratch = look(s, scratch_ref, 8);
+    const uint64_t *scratch = look_inside(s, scratch_ref, 8);
     int is_done = user == link->fresh;
     if (link->fresh_array != 0)
         change(out, link->fresh_array, link->fresh_count - (is_done ? 1 : 0));
@@ -125,7 +125,7 @@ static const char *outcome_of_short(const struct smi_sight *s, uint64_t thread_r
 const char *smi_outcome_of_link(const struct smi_sight *sight, uint64_t thread_ref, const struct smf_thread *thread,
                                 const struct smf_link *link, struct smi_outcome *out)
 {
-    const uint64_t *user = look(sight, smi_link_dest(link), 8);
+    const uint64_t *user = look_inside(sight, smi_link_dest(link), 8);
     *out = (struct smi_outcome){.count = 0};
     if (!user)
         return "it names a word that cannot be";

@@ -33,6 +33,14 @@ int smi_lock_any_held(void)
     return held.count > 0;
 }
 
+int smi_lock_is_ours(const shmalloc_heap *heap, uint32_t index)
+{
+    for (unsigned i = 0; i < held.count; i++)
+        if (held.index[i] == index)
+            return 1;
+    return SMI_LOAD(&heap->epoch) == 0;
+}
+
 void smi_lock_forget(void)
 {
     held.count = 0;

@@ -35,6 +35,8 @@ int smi_lock_repair(shmalloc_heap *heap, uint32_t index);
 
 /* Does the calling thread hold a lock of a heap? */
 int smi_lock_any_held(void);
+/* Does it hold this one, or has it the heap alone, before the process is attached? For assertions. */
+int smi_lock_is_ours(const shmalloc_heap *heap, uint32_t index);
 /* Take and release the locks from `first` to `last`: what their dead owners left half done under them is undone. */
 int smi_lock_pass(shmalloc_heap *heap, uint32_t first, uint32_t last);
 

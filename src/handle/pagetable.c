@@ -9,6 +9,7 @@
  */
 #include "handle/pagetable.h"
 
+#include "handle/lock.h"
 #include "platform/os.h"
 
 static uint64_t table_bytes(const shmalloc_heap *heap)
@@ -85,6 +86,7 @@ int smi_pagetable_learn(shmalloc_heap *heap, uint64_t ref)
 
 void smi_pagetable_reshape(shmalloc_heap *heap)
 {
+    SMI_ASSERT(smi_lock_is_ours(heap, smi_lock_of_pages(heap)));
     uint64_t reshaped;
     if (see_reshaped(heap, &reshaped) == 0)
         __atomic_store_n(&heap->state->reshaped, reshaped + SMF_RESHAPED, __ATOMIC_RELEASE); /* pairs with learners */

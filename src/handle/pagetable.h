@@ -46,7 +46,7 @@ uint64_t smi_pagetable_covered(const shmalloc_heap *heap);
 /* See what the page at `ref` is: 1 if it is one of a slab, and the table has it now. */
 int smi_pagetable_learn(shmalloc_heap *heap, uint64_t ref);
 
-/* The words of a slab's pages have changed; the page lock is held, still. */
+/* The words of a slab's pages have changed, and the page lock is held still. */
 void smi_pagetable_reshape(shmalloc_heap *heap);
 
 #endif

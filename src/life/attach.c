@@ -15,6 +15,7 @@
 #include "life/context.h"
 #include "life/convert.h"
 #include "life/holes.h"
+#include "life/registry.h"
 #include "pages/pages.h"
 #include "platform/os.h"
 
@@ -279,7 +280,7 @@ static int first(shmalloc_heap *heap, int accept_unclean)
     return 0;
 }
 
-static int join(shmalloc_heap *heap, int accept_unclean)
+static int join_others(shmalloc_heap *heap, int accept_unclean)
 {
     uint64_t here, there = heap->runtime->pid_namespace;
     int rc = accept_unclean ? 0 : smi_attach_unclean(heap);
@@ -322,7 +323,7 @@ int smi_attach(shmalloc_heap *heap, int accept_unclean, int alone)
     if (others && smi_convert_is_due(heap))
         return smi_convert_in_use(heap);
     int was_clean = heap->state->mark == SMF_CLEAN;
-    int rc = others ? join(heap, accept_unclean) : first(heap, accept_unclean);
+    int rc = others ? join_others(heap, accept_unclean) : first(heap, accept_unclean);
     if (rc == 0 && !others && (rc = convert(heap)) < 0 && was_clean) /* what was changed goes before the mark */
         was_clean = smi_os_has_mark(heap->fd, heap->mark) && smi_os_sync_file(heap->fd) == 0;
     if (rc == 0)
@@ -352,7 +353,7 @@ void smi_attach_drop(shmalloc_heap *heap)
     heap->process_index = -1;
 }
 
-static int leave(shmalloc_heap *heap, int cut_off)
+static int leave_table(shmalloc_heap *heap, int cut_off)
 {
     int rc = 0;
     __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
@@ -390,6 +391,7 @@ static int mark_clean(shmalloc_heap *heap)
 
 int smi_attach_end(shmalloc_heap *heap, int cut_off)
 {
+    SMI_ASSERT(smi_registry_is_held());
     int rc = smi_heap_descriptor(heap);
     if (rc == 0)
         rc = smi_attach_lock(heap);
@@ -397,7 +399,7 @@ int smi_attach_end(shmalloc_heap *heap, int cut_off)
         smi_attach_drop(heap);
         return rc;
     }
-    rc = leave(heap, cut_off);
+    rc = leave_table(heap, cut_off);
     int others = smi_others_alive(heap);
     if (rc == 0 && others < 0)
         rc = others;

@@ -43,6 +43,7 @@ static struct pool {
 
 void smi_context_to_pool(struct smi_thread *t)
 {
+    SMI_ASSERT(smi_registry_is_held());
     struct pool *pool = &pools[t->is_private];
     t->next_in_thread = pool->used;
     pool->used = t;
@@ -50,6 +51,7 @@ void smi_context_to_pool(struct smi_thread *t)
 
 static struct smi_thread *from_pool(const shmalloc_heap *heap)
 {
+    SMI_ASSERT(smi_registry_is_held());
     struct pool *pool = &pools[heap->is_private];
     struct smi_thread *t = pool->used;
     if (t) {
@@ -70,6 +72,7 @@ static struct smi_thread *from_pool(const shmalloc_heap *heap)
  * counted: see forked_alone(). */
 void smi_context_disown(shmalloc_heap *heap, struct smi_thread *t)
 {
+    SMI_ASSERT(smi_registry_is_held());
     struct smi_thread **at = &heap->contexts;
     t->true_epoch = UINT64_MAX;
     SMI_STORE(&t->serves, NULL);
@@ -110,6 +113,7 @@ static void fill_hot_page(struct smi_thread *t)
  * which a heap that is closed looks for contexts that serve it. */
 static void serve(struct smi_thread *t)
 {
+    SMI_ASSERT(smi_registry_is_held());
     int is_open = __atomic_load_n(&t->heap->epoch, __ATOMIC_ACQUIRE) == t->true_epoch;
     SMI_STORE(&t->serves, is_open && !t->heap->hardened ? t->heap : SMI_SERVES_NONE);
 }
@@ -117,6 +121,7 @@ static void serve(struct smi_thread *t)
 /* Take a context of this thread out of the thread's list; the registry lock is held. */
 static void drop_context(struct smi_thread *t)
 {
+    SMI_ASSERT(smi_registry_is_held());
     struct smi_thread **at = &smi_contexts;
     while (*at && *at != t)
         at = &(*at)->next_in_thread;
@@ -135,6 +140,7 @@ static void free_context(struct smi_thread *t)
 
 int smi_context_only_mine(const shmalloc_heap *heap)
 {
+    SMI_ASSERT(smi_registry_is_held());
     if (SMI_LOAD(&heap->arriving) != 0) /* one makes itself a context, under locks */
         return 0;
     for (const struct smi_thread *t = heap->contexts; t; t = t->next_in_heap) {
@@ -213,6 +219,7 @@ int smi_context_has_end(void)
  * *untouched_slot: it is the first of a private heap, which nobody had a block of before, so that all its bytes are zero. */
 static int claim_slot(shmalloc_heap *heap, uint32_t count, uint32_t *index, int *untouched_slot)
 {
+    SMI_ASSERT(smi_lock_is_ours(heap, SMF_LOCK_RECOVER));
     *untouched_slot = 0;
     for (*index = 0; *index < count && heap->threads[*index] != 0; ++*index) {
         struct smf_thread *slot = smi_thread_slot(heap, *index);
@@ -242,7 +249,7 @@ static uint64_t start_time_of(const shmalloc_heap *heap, pid_t tid)
                              : smi_os_start_time((pid_t)smi_os_process_id(), tid);
 }
 
-static int own_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
+static int make_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
 {
     int untouched_slot = 0, rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
@@ -302,11 +309,11 @@ static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, uint6
     t->heap = heap;
     t->is_private = heap->is_private;
     t->true_epoch = epoch;
-    *rc = own_slot(heap, count, t);
+    *rc = make_slot(heap, count, t);
     if (*rc == SHMALLOC_ETHREADS && !heap->is_private) {
         reap_own(heap, 1);
         smi_adopt(heap, SMI_ADOPT_ALL);
-        *rc = own_slot(heap, count, t);
+        *rc = make_slot(heap, count, t);
     }
     if (*rc == 0)
         *rc = smi_cache_load(t);
@@ -399,7 +406,7 @@ static int cannot_have_one(const shmalloc_heap *heap)
     return heap->is_private && (is_leaving || SMI_LOAD(&heap->context_count) >= MOST_CONTEXTS);
 }
 
-static struct smi_thread *enter(shmalloc_heap *heap, int may_share, int *rc)
+static struct smi_thread *enter_as(shmalloc_heap *heap, int may_share, int *rc)
 {
     smi_context_set_up();
     *rc = smi_heap_writable(heap);
@@ -424,12 +431,12 @@ static struct smi_thread *enter(shmalloc_heap *heap, int may_share, int *rc)
 
 struct smi_thread *smi_thread_enter(shmalloc_heap *heap, int *rc)
 {
-    return enter(heap, 0, rc);
+    return enter_as(heap, 0, rc);
 }
 
 struct smi_thread *smi_thread_enter_any(shmalloc_heap *heap, int *rc)
 {
-    return enter(heap, 1, rc);
+    return enter_as(heap, 1, rc);
 }
 
 void smi_thread_leave_any(struct smi_thread *t)

@@ -54,7 +54,7 @@ int smi_convert_in_use(const shmalloc_heap *heap)
                      heap->path, heap->header->format_version, SMF_FORMAT_VERSION);
 }
 
-static int damaged(const shmalloc_heap *heap, const char *what)
+static int damaged_older(const shmalloc_heap *heap, const char *what)
 {
     char copy[400];
     snprintf(copy, sizeof(copy), "%s", what); /* may be the last message */
@@ -91,9 +91,9 @@ int smi_convert_begin(shmalloc_heap *heap)
 {
     const struct smf_header *h = heap->header;
     if (heap->state->poison != 0)
-        return damaged(heap, "it is poisoned");
+        return damaged_older(heap, "it is poisoned");
     if (h->commit_space != 0 || h->commit_segment != 0 || h->commit_dir[0] != 0)
-        return damaged(heap, "its header has a place for commits, which that version cannot make");
+        return damaged_older(heap, "its header has a place for commits, which that version cannot make");
     heap->is_older = 1;
     convert_state(heap->state);
     step();
@@ -144,7 +144,7 @@ static int convert_slots(shmalloc_heap *heap)
         if (!d || d->kind != SMF_PAGE_META || d->page_count != SMF_THREAD_PAGES || !is_at_rest(heap, slot)) {
             char text[64];
             snprintf(text, sizeof(text), "thread slot %u is none, or not at rest without an owner", i);
-            return damaged(heap, text);
+            return damaged_older(heap, text);
         }
         d->tag = SMF_PURPOSE_SLOT;
         convert_slot(slot);
@@ -156,7 +156,7 @@ static int convert_slots(shmalloc_heap *heap)
 
 /* ---- the end ---- */
 
-static int check(shmalloc_heap *heap)
+static int check_converted(shmalloc_heap *heap)
 {
     struct smi_view view;
     struct smi_check_result result;
@@ -169,7 +169,7 @@ static int check(shmalloc_heap *heap)
         rc = smi_check(&view, 0, smi_note_finding, &finding, &result);
     smi_view_finish(&view);
     if (finding.count > 0)
-        return damaged(heap, finding.text);
+        return damaged_older(heap, finding.text);
     return rc < 0 ? smi_refused(rc, "%s: cannot check it before it is converted", heap->path) : 0;
 }
 
@@ -190,13 +190,13 @@ int smi_convert_end(shmalloc_heap *heap, int adopted)
 {
     int rc = adopted;
     if (heap->state->poison != 0 || rc == SHMALLOC_ECORRUPT)
-        return damaged(heap, shmalloc_errmsg());
+        return damaged_older(heap, shmalloc_errmsg());
     if (rc == 0)
         rc = sync_heap(heap);
     if (rc == 0)
         rc = convert_slots(heap);
     if (rc == 0)
-        rc = check(heap);
+        rc = check_converted(heap);
     if (rc == 0)
         rc = sync_heap(heap);
     if (rc < 0)

@@ -74,7 +74,7 @@ static int each_hole(struct holes *h, uint64_t from, uint64_t to, action *act)
 }
 
 /* Remember a hole that gets storage; there is room for a power of two. */
-static int remember(struct holes *h, uint64_t from, uint64_t to)
+static int remember_hole(struct holes *h, uint64_t from, uint64_t to)
 {
     size_t n = h->filled_count;
     if ((n & (n - 1)) == 0) {
@@ -89,7 +89,7 @@ static int remember(struct holes *h, uint64_t from, uint64_t to)
 
 static int fill(struct holes *h, uint64_t from, uint64_t to)
 {
-    int rc = remember(h, from, to);
+    int rc = remember_hole(h, from, to);
     if (rc == 0)
         rc = smi_os_reserve(h->fd, from, to - from);
     return rc;
@@ -111,27 +111,22 @@ static void give_up(struct holes *h)
 
 /* ---- pages ---- */
 
-static uint64_t round_up(uint64_t n, uint64_t unit)
-{
-    return (n + unit - 1) / unit * unit;
-}
-
-static int is_stored(struct holes *h, uint64_t page)
+static int is_said_stored(struct holes *h, uint64_t page)
 {
     return (smi_view_word(&h->view, page) & SMF_WORD_RESERVED) != 0;
 }
 
 /* 1: some page there is said to have storage. */
-static int look(struct holes *h, uint64_t from, uint64_t to)
+static int look_for_storage(struct holes *h, uint64_t from, uint64_t to)
 {
     for (uint64_t page = from >> SMF_PAGE_SHIFT; page << SMF_PAGE_SHIFT < to; page++)
-        if (is_stored(h, page))
+        if (is_said_stored(h, page))
             return 1;
     return 0;
 }
 
 /* Store facts of free pages of one chunk. */
-static int set_facts(struct holes *h, uint64_t page, uint64_t count, uint16_t clear, uint16_t set)
+static int set_file_facts(struct holes *h, uint64_t page, uint64_t count, uint16_t clear, uint16_t set)
 {
     uint16_t words[256];
     const struct smf_chunk *chunk = h->view.chunks;
@@ -154,22 +149,22 @@ static int set_facts(struct holes *h, uint64_t page, uint64_t count, uint16_t cl
 static int forget_run(struct holes *h, uint64_t page, uint64_t run, uint64_t from, uint64_t to)
 {
     uint64_t begin = page << SMF_PAGE_SHIFT, end = (page + run) << SMF_PAGE_SHIFT;
-    int rc = set_facts(h, page, run, SMF_WORD_RESERVED, 0);
+    int rc = set_file_facts(h, page, run, SMF_WORD_RESERVED, 0);
     begin = begin > from ? begin : from;
     end = end < to ? end : to;
     if (rc < 0 || smi_os_punch(h->fd, begin, end - begin) < 0)
         return rc;
-    page = round_up(begin, SMF_PAGE) >> SMF_PAGE_SHIFT;
+    page = smi_round_up(begin, SMF_PAGE) >> SMF_PAGE_SHIFT;
     end >>= SMF_PAGE_SHIFT;
-    return page < end ? set_facts(h, page, end - page, SMF_WORD_RESERVED, SMF_WORD_ZERO) : 0;
+    return page < end ? set_file_facts(h, page, end - page, SMF_WORD_RESERVED, SMF_WORD_ZERO) : 0;
 }
 
-static int forget(struct holes *h, uint64_t from, uint64_t to)
+static int forget_storage(struct holes *h, uint64_t from, uint64_t to)
 {
-    uint64_t page = from >> SMF_PAGE_SHIFT, end = round_up(to, SMF_PAGE) >> SMF_PAGE_SHIFT, run;
+    uint64_t page = from >> SMF_PAGE_SHIFT, end = smi_round_up(to, SMF_PAGE) >> SMF_PAGE_SHIFT, run;
     int rc = 0;
     for (; rc == 0 && page < end; page += run + (run == 0)) {
-        for (run = 0; page + run < end && is_stored(h, page + run); run++)
+        for (run = 0; page + run < end && is_said_stored(h, page + run); run++)
             ;
         rc = run > 0 ? forget_run(h, page, run, from, to) : 0;
     }
@@ -186,7 +181,7 @@ static int each_in_areas(struct holes *h, action *act)
     for (uint32_t i = 0; rc == 0 && i < h->view.chunk_count; i++) {
         const struct smf_chunk *chunk = &h->view.chunks[i];
         uint64_t words = smi_chunk_words_offset(chunk, areas);
-        rc = each_hole(h, i == 0 ? 0 : words, round_up(words + smi_chunk_metadata_bytes(chunk->page_count), 4096), act);
+        rc = each_hole(h, i == 0 ? 0 : words, smi_round_up(words + smi_chunk_metadata_bytes(chunk->page_count), 4096), act);
     }
     return rc;
 }
@@ -203,7 +198,7 @@ static int has_unstored(struct holes *h, const struct smf_chunk *chunk)
 {
     h->to = 0;
     return each_hole(h, (uint64_t)smi_chunk_data_page(chunk, &h->view.header.areas) << SMF_PAGE_SHIFT,
-                     ((uint64_t)chunk->first_page + chunk->page_count) << SMF_PAGE_SHIFT, look);
+                     ((uint64_t)chunk->first_page + chunk->page_count) << SMF_PAGE_SHIFT, look_for_storage);
 }
 
 /* Free spans, or the others, of chunks that have holes where there should be storage. */
@@ -248,7 +243,7 @@ static int fill_needed(struct holes *h)
                               h->path, (unsigned long long)h->needed);
 }
 
-static int begin(struct holes *h)
+static int begin_holes(struct holes *h)
 {
     int rc = smi_view_of_descriptor(&h->view, h->fd, h->path);
     if (rc == 0 && (rc = smi_view_settle(&h->view, NULL, NULL)) < 0)
@@ -266,7 +261,7 @@ static int looked_at_all(struct holes *h, int rc)
 int smi_holes_measure(int fd, const char *path, uint64_t *needed)
 {
     struct holes h = {.fd = fd, .path = path};
-    int rc = begin(&h);
+    int rc = begin_holes(&h);
     if (rc == 0)
         rc = looked_at_all(&h, each_needed(&h, add_up));
     smi_view_finish(&h.view);
@@ -277,11 +272,11 @@ int smi_holes_measure(int fd, const char *path, uint64_t *needed)
 int smi_holes_fill(int fd, const char *path)
 {
     struct holes h = {.fd = fd, .path = path};
-    int rc = begin(&h);
+    int rc = begin_holes(&h);
     if (rc == 0) {
         rc = looked_at_all(&h, fill_needed(&h));
         if (rc == 0)
-            rc = each_in_spans(&h, 1, forget);
+            rc = each_in_spans(&h, 1, forget_storage);
         /* Who read the copy left its holes in the cache in pieces of many pages, and a store to one of them makes ext4
          * (Linux 6.18) find room for all of the piece. */
         smi_os_forget(fd);

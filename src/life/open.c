@@ -161,6 +161,7 @@ static shmalloc_heap *find_open(const struct smi_file_info *info, int read_only)
 /* Open what `fd` is; the descriptor becomes the handle's. The registry lock is held. */
 static int open_registered(int fd, const char *path, const shmalloc_options *o, shmalloc_heap **out)
 {
+    SMI_ASSERT(smi_registry_is_held());
     int read_only = (o->flags & SHMALLOC_READ_ONLY) != 0;
     struct smi_file_info info;
     int rc = smi_os_stat(fd, &info);

@@ -47,6 +47,7 @@ static void recursive_mutex(pthread_mutex_t *mutex)
 
 void smi_private_start(shmalloc_heap *heap, uint64_t epoch)
 {
+    SMI_ASSERT(smi_registry_is_held());
     recursive_mutex(&heap->shared_lock);
     heap->process_index = 0;
     heap->processes[0].pid = smi_os_process_id();
@@ -114,6 +115,7 @@ static int forked_alone(const shmalloc_heap *heap, const struct smi_thread *mine
  */
 int smi_private_settle(shmalloc_heap *heap)
 {
+    SMI_ASSERT(smi_registry_is_held());
     struct smi_thread *mine = smi_fork_context(heap);
     int rc = 0;
     if (!smi_lock_any_held() && !forked_alone(heap, mine)) {

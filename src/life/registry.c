@@ -51,12 +51,14 @@ void smi_registry_forget(unsigned holds)
 
 void smi_registry_add(shmalloc_heap *heap)
 {
+    SMI_ASSERT(smi_registry_is_held());
     heap->next = smi_heaps;
     smi_heaps = heap;
 }
 
 void smi_registry_remove(shmalloc_heap *heap)
 {
+    SMI_ASSERT(smi_registry_is_held());
     shmalloc_heap **at = &smi_heaps;
     while (*at && *at != heap)
         at = &(*at)->next;

@@ -168,7 +168,7 @@ static uint64_t ref_of_page(uint64_t page)
     return page << SMF_PAGE_SHIFT;
 }
 
-static void tell(struct walk *w, const char *invariant, uint64_t ref, const char *text)
+static void tell_violation(struct walk *w, const char *invariant, uint64_t ref, const char *text)
 {
     if (strcmp(invariant, SMI_DANGLING) == 0)
         w->result->dangling++;
@@ -178,7 +178,7 @@ static void tell(struct walk *w, const char *invariant, uint64_t ref, const char
 }
 
 /* Remember a disagreement of a live heap: later looks only confirm what the first one saw. */
-static void remember(struct walk *w, const char *invariant, struct place place, const char *text)
+static void remember_disagreement(struct walk *w, const char *invariant, struct place place, const char *text)
 {
     for (size_t i = 0; !w->first_look && i < w->found_count; i++) {
         struct found *f = &w->found[i];
@@ -214,9 +214,9 @@ violation(struct walk *w, const char *invariant, struct place place, const char 
     vsnprintf(text, sizeof(text), format, args);
     va_end(args);
     if (w->live)
-        remember(w, invariant, place, text);
+        remember_disagreement(w, invariant, place, text);
     else
-        tell(w, invariant, place.ref, text);
+        tell_violation(w, invariant, place.ref, text);
 }
 
 /* What smi_view_settle could not resolve. */
@@ -225,7 +225,7 @@ static void unsettled(const char *invariant, uint64_t ref, const char *text, voi
     violation(arg, invariant, in_part(ref, EVERYTHING), "%s", text);
 }
 
-static void append(struct walk *w, struct list *list, uint64_t ref, uint64_t by)
+static void append_ref(struct walk *w, struct list *list, uint64_t ref, uint64_t by)
 {
     if (list->count == list->room) {
         size_t room = 2 * list->room + 64;
@@ -240,7 +240,7 @@ static void append(struct walk *w, struct list *list, uint64_t ref, uint64_t by)
     list->at[list->count++] = (struct named){ref, by};
 }
 
-static int by_ref(const void *a, const void *b)
+static int by_list_ref(const void *a, const void *b)
 {
     const struct named *x = a, *y = b;
     return x->ref < y->ref ? -1 : x->ref > y->ref;
@@ -264,7 +264,7 @@ static uint64_t central_ref(const struct walk *w, uint32_t index)
     return w->view->header.areas.central + (uint64_t)index * sizeof(struct smf_central);
 }
 
-static const struct smf_central *central_of(struct walk *w, uint32_t index)
+static const struct smf_central *central_in_view(struct walk *w, uint32_t index)
 {
     return smi_view_at(w->view, central_ref(w, index), sizeof(struct smf_central));
 }
@@ -279,7 +279,7 @@ static unsigned flags_of(const struct walk *w, uint64_t page)
     return page < w->page_limit ? w->flags[page] : 0;
 }
 
-static uint32_t words_of(unsigned k)
+static uint32_t bitmap_words(unsigned k)
 {
     return (smi_classes[k].slots + 63u) / 64;
 }
@@ -421,7 +421,7 @@ static void check_words(struct walk *w, const struct smi_span *span)
 static uint64_t slab_free_slots(struct walk *w, const struct smi_span *span)
 {
     unsigned k = span->page->size_class;
-    uint32_t slots = smi_classes[k].slots, used_words = words_of(k);
+    uint32_t slots = smi_classes[k].slots, used_words = bitmap_words(k);
     uint32_t room = smi_classes[k].bitmap_pages ? used_words : span->page_count * 4;
     uint64_t count = 0, at = ref_of_page(span->first_page);
     struct place place = in_part(at, class_part(span->page));
@@ -458,7 +458,7 @@ static void check_side(struct walk *w, const struct smi_span *span)
         violation(w, "S1", place, "slab at page %u of a hardened heap has no side array",
                   span->first_page);
     if (slab->side)
-        append(w, &w->own, slab->side, at);
+        append_ref(w, &w->own, slab->side, at);
 }
 
 static void check_slab(struct walk *w, const struct smi_span *span)
@@ -473,7 +473,7 @@ static void check_slab(struct walk *w, const struct smi_span *span)
     }
     if (flags_of(w, span->first_page) & PENDING) { /* on its way: nothing about it is settled */
         if (d->side)
-            append(w, &w->own, d->side, at);
+            append_ref(w, &w->own, d->side, at);
         return;
     }
     w->flags[span->first_page] |= IS_SLAB;
@@ -490,7 +490,7 @@ static void check_slab(struct walk *w, const struct smi_span *span)
     tally->free_slots += free_slots;
     w->result->slabs++;
     if (d->arena == w->view->header.arena_count)
-        append(w, &w->own_slabs, span->first_page, 0);
+        append_ref(w, &w->own_slabs, span->first_page, 0);
     else
         w->result->blocks += smi_classes[d->size_class].slots - free_slots;
     check_side(w, span);
@@ -574,7 +574,7 @@ struct node {
     uint32_t depth; /* their number */
 };
 
-static uint64_t key_of(const struct set *set, uint32_t page, const struct smf_page *d)
+static uint64_t key_in_set(const struct set *set, uint32_t page, const struct smf_page *d)
 {
     return !set->of_slabs && set->bin == SMF_EXACT_BINS ? (uint64_t)d->page_count << 32 | page
                                                         : (uint64_t)page << 32;
@@ -606,7 +606,7 @@ static int check_node(struct walk *w, const struct set *set, const struct node *
         return 0;
     }
     w->flags[node->page] |= IN_SET;
-    uint64_t key = key_of(set, node->page, d);
+    uint64_t key = key_in_set(set, node->page, d);
     if (node->depth > 0 && (key ^ node->prefix) >> (64 - node->depth) != 0)
         violation(
             w, set->order, place,
@@ -687,7 +687,7 @@ static void check_page_heap(struct walk *w)
 static void note_pending(struct walk *w)
 {
     for (uint32_t i = 0; i < central_count(w); i++) {
-        const struct smf_central *central = central_of(w, i);
+        const struct smf_central *central = central_in_view(w, i);
         if (!central || !central->pending)
             continue;
         w->view->in_flight++;
@@ -705,7 +705,7 @@ static void note_pending(struct walk *w)
 
 static void check_central(struct walk *w, uint32_t i)
 {
-    const struct smf_central *central = central_of(w, i);
+    const struct smf_central *central = central_in_view(w, i);
     uint64_t at = central_ref(w, i);
     const struct tally *tally = &w->tallies[i];
     if (!central)
@@ -903,7 +903,7 @@ static void check_user_bits(struct walk *w, const struct smi_span *span, size_t 
     uint64_t tags = (slots * sizeof(uint16_t) + 7) & ~7ull, free_bits = 0, user_bits = 0;
     const uint64_t *users = span->page->side % 8 ? NULL
                                                  : smi_view_at(w->view, span->page->side + tags,
-                                                               words_of(k) * sizeof(uint64_t));
+                                                               bitmap_words(k) * sizeof(uint64_t));
     uint64_t start = ref_of_page((uint64_t)span->first_page + smi_classes[k].bitmap_pages);
     for (uint32_t i = 0; users && i < slots; i++) {
         if (i % 64 == 0) {
@@ -941,7 +941,7 @@ static void check_hardened(struct walk *w)
 /* ---- roots ---------------------------------------------------------------------------------- */
 
 /* The class of the library's own slot at `ref` that is in use, or -1. */
-static int own_slot(struct walk *w, uint64_t ref)
+static int library_slot(struct walk *w, uint64_t ref)
 {
     uint32_t slab, index;
     if (smi_view_slot(w->view, ref, &slab, &index) < 0)
@@ -956,7 +956,7 @@ static int own_slot(struct walk *w, uint64_t ref)
 static void check_root(struct walk *w, uint32_t bucket, uint64_t ref, const struct smf_root *root)
 {
     struct place place = in_part(ref, ROOTS);
-    int k = own_slot(w, ref);
+    int k = library_slot(w, ref);
     if (k >= 0 && smi_classes[k].size < sizeof(*root) + root->name_len + 1)
         violation(w, "R1", place, "root \"%s\" is longer than its block", (const char *)(root + 1));
     uint32_t hash = (uint32_t)smi_hash(root + 1, root->name_len);
@@ -989,7 +989,7 @@ static void check_bucket(struct walk *w, uint32_t bucket, uint64_t at, uint64_t 
             return;
         }
         check_root(w, bucket, ref, root);
-        append(w, roots, ref, at);
+        append_ref(w, roots, ref, at);
         if (++steps == limit) {
             mark = ref;
             steps = 0;
@@ -1023,7 +1023,7 @@ static int by_name(const void *a, const void *b, void *arg)
 {
     const struct named *x = a, *y = b;
     int order = strcmp(name_at(arg, x->ref), name_at(arg, y->ref));
-    return order ? order : by_ref(a, b);
+    return order ? order : by_list_ref(a, b);
 }
 
 static void check_roots(struct walk *w)
@@ -1041,10 +1041,10 @@ static void check_roots(struct walk *w)
                   "count says %llu roots, the buckets have %zu", (unsigned long long)table->count,
                   roots.count);
     for (size_t i = 0; i < roots.count; i++)
-        append(w, &w->own, roots.at[i].ref, roots.at[i].by);
+        append_ref(w, &w->own, roots.at[i].ref, roots.at[i].by);
     if (table->scratch) {
         w->view->in_flight++;
-        append(w, &w->own, table->scratch, at + offsetof(struct smf_roots, scratch));
+        append_ref(w, &w->own, table->scratch, at + offsetof(struct smf_roots, scratch));
     }
     w->result->roots = roots.count;
     for (size_t i = 0; i < roots.count; i++)
@@ -1063,13 +1063,13 @@ static void check_roots(struct walk *w)
 static size_t side_bytes(const struct walk *w, unsigned k)
 {
     size_t tags = (smi_classes[k].slots * sizeof(uint16_t) + 7) & ~(size_t)7;
-    return tags + (w->view->header.mode & SMF_HEAP_HARDENED ? words_of(k) * sizeof(uint64_t) : 0);
+    return tags + (w->view->header.mode & SMF_HEAP_HARDENED ? bitmap_words(k) * sizeof(uint64_t) : 0);
 }
 
 /* One block and who names it: a slab (`by` is its first page), or a root's predecessor. */
 static void check_named(struct walk *w, const struct named *named)
 {
-    int k = own_slot(w, named->ref);
+    int k = library_slot(w, named->ref);
     const struct smf_page *slab = smi_view_page(w->view, named->by >> SMF_PAGE_SHIFT);
     int is_side = named->by % SMF_PAGE == 0 && slab && slab->kind == SMF_PAGE_SLAB &&
                   slab->side == named->ref;
@@ -1093,7 +1093,7 @@ static void check_own_slab(struct walk *w, uint32_t page)
         if (smi_view_slab_bits(w->view, page, k, i / 64) >> i % 64 & 1)
             continue;
         if (w->own.count == 0 ||
-            !bsearch(&key, w->own.at, w->own.count, sizeof(key), by_ref))
+            !bsearch(&key, w->own.at, w->own.count, sizeof(key), by_list_ref))
             violation(w, "O1", in_part(key.ref, EVERYTHING),
                       "block of the library's own at %#llx is named by nothing",
                       (unsigned long long)key.ref);
@@ -1103,7 +1103,7 @@ static void check_own_slab(struct walk *w, uint32_t page)
 static void check_own(struct walk *w)
 {
     if (w->own.count)
-        qsort(w->own.at, w->own.count, sizeof(*w->own.at), by_ref);
+        qsort(w->own.at, w->own.count, sizeof(*w->own.at), by_list_ref);
     for (size_t i = 0; i < w->own.count; i++) {
         if (i > 0 && w->own.at[i].ref == w->own.at[i - 1].ref)
             violation(w, "O1", in_part(w->own.at[i].ref, EVERYTHING),
@@ -1176,7 +1176,7 @@ static void note_armed(struct walk *w)
     w->armed[PAGES] = pages && *pages;
     w->armed[ROOTS] = roots && *roots;
     for (uint32_t i = 0; i < central_count(w); i++) {
-        const struct smf_central *central = central_of(w, i);
+        const struct smf_central *central = central_in_view(w, i);
         w->armed[CLASS + i] = central && central->log_count;
     }
 }
@@ -1224,7 +1224,7 @@ static size_t sift(struct walk *w, int torn)
 
 /* ---- the walk ------------------------------------------------------------------------------- */
 
-static void forget(struct walk *w)
+static void forget_walk(struct walk *w)
 {
     free(w->flags);
     free(w->tallies);
@@ -1239,7 +1239,7 @@ static void forget(struct walk *w)
     w->owned_threads = 0;
 }
 
-static int look(struct walk *w)
+static int look_once(struct walk *w)
 {
     struct smi_check_result *r = w->result;
     r->pages = r->slabs = r->blocks = r->free_runs = r->cached_slots = r->roots = 0;
@@ -1270,7 +1270,7 @@ static int look(struct walk *w)
 }
 
 /* The file's identity is not that of a heap (any more). */
-static int refused(struct walk *w, int code)
+static int refused_identity(struct walk *w, int code)
 {
     if (code == SHMALLOC_ECORRUPT) {
         w->result->violations++;
@@ -1286,12 +1286,12 @@ static int look_repeatedly(struct walk *w)
     for (int intact = 0; r->walks < MAX_LOOKS && intact < MAX_INTACT;) {
         int rc = w->view->memory ? smi_view_reload(w->view) : 0;
         if (rc < 0)
-            return refused(w, rc);
+            return refused_identity(w, rc);
         hash_parts(w, w->before);
         note_armed(w);
         w->first_look = r->walks == 0;
-        rc = look(w);
-        forget(w);
+        rc = look_once(w);
+        forget_walk(w);
         hash_parts(w, w->after);
         if (rc < 0)
             return rc;
@@ -1305,7 +1305,7 @@ static int look_repeatedly(struct walk *w)
     }
     for (size_t i = 0; i < w->found_count; i++) {
         if (w->found[i].still >= 2) {
-            tell(w, w->found[i].invariant, w->found[i].ref, w->found[i].text);
+            tell_violation(w, w->found[i].invariant, w->found[i].ref, w->found[i].text);
         } else {
             r->left_out++;
         }
@@ -1357,11 +1357,11 @@ int smi_check(struct smi_view *view, int live, smi_report_fn *report, void *arg,
     memset(result, 0, sizeof(*result));
     int rc = smi_layout_validate(&view->header, &view->state, view->file_size, 1, view->path);
     if (rc < 0)
-        return refused(&w, rc);
-    rc = live ? check_live(&w) : look(&w);
+        return refused_identity(&w, rc);
+    rc = live ? check_live(&w) : look_once(&w);
     if (!live)
         result->walks = 1;
-    forget(&w);
+    forget_walk(&w);
     if (rc > -4096 && rc < 0) /* an errno, which has no message yet */
         smi_error(rc, "%s: cannot check: %s", view->path, shmalloc_strerror(rc));
     return rc;

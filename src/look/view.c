@@ -43,7 +43,7 @@ int smi_view_read_now(struct smi_view *view, uint64_t ref, uint64_t len, void *o
 }
 
 /* Address space for copies of the whole file; memory is only charged for what is read. */
-static int reserve(struct smi_view *view)
+static int reserve_copies(struct smi_view *view)
 {
     uint64_t blocks = (view->file_size + BLOCK - 1) >> BLOCK_SHIFT;
     view->reserved = blocks << BLOCK_SHIFT;
@@ -74,7 +74,7 @@ static int load_block(struct smi_view *view, uint64_t block)
 
 const void *smi_view_at(struct smi_view *view, uint64_t ref, uint64_t len)
 {
-    if (!in_file(view, ref, len) || (!view->memory && reserve(view) < 0))
+    if (!in_file(view, ref, len) || (!view->memory && reserve_copies(view) < 0))
         return NULL;
     for (uint64_t block = ref >> BLOCK_SHIFT; block <= (ref + len - 1) >> BLOCK_SHIFT; block++)
         if (!(view->loaded[block / 8] >> block % 8 & 1) && load_block(view, block) < 0)
@@ -105,7 +105,7 @@ static uint64_t word_at(struct smi_view *view, uint64_t ref)
     return value;
 }
 
-static void forget(struct smi_view *view)
+static void forget_copies(struct smi_view *view)
 {
     smi_os_unmap(view->memory, view->reserved);
     free(view->loaded);
@@ -156,7 +156,7 @@ static int cannot_read(const struct smi_view *view, int code)
     return smi_refused(code, "%s: cannot read", view->path);
 }
 
-static int read_identity(struct smi_view *view)
+static int read_view_identity(struct smi_view *view)
 {
     struct smi_file_info info;
     int rc = smi_os_stat(view->fd, &info);
@@ -179,7 +179,7 @@ int smi_view_of_descriptor(struct smi_view *view, int fd, const char *path)
     memset(view, 0, sizeof(*view));
     view->path = path;
     view->fd = fd;
-    return read_identity(view);
+    return read_view_identity(view);
 }
 
 int smi_view_open(struct smi_view *view, const char *path)
@@ -198,16 +198,16 @@ int smi_view_open(struct smi_view *view, const char *path)
 
 int smi_view_reload(struct smi_view *view)
 {
-    forget(view);
+    forget_copies(view);
     if (!view->mapping)
-        return read_identity(view);
+        return read_view_identity(view);
     memcpy(&view->state, view->mapping + SMF_STATE_OFFSET, sizeof(view->state));
     return 0;
 }
 
 void smi_view_finish(struct smi_view *view)
 {
-    forget(view);
+    forget_copies(view);
     if (view->owns_fd)
         smi_os_close(view->fd);
     view->owns_fd = 0;
@@ -286,7 +286,7 @@ static int read_directory(struct smi_view *view)
 
 /* ---- link records ---- */
 
-static const void *see(void *source, uint64_t ref, uint64_t len)
+static const void *see_copy(void *source, uint64_t ref, uint64_t len)
 {
     return smi_view_at(source, ref, len);
 }
@@ -295,7 +295,7 @@ const char *smi_view_link_outcome(struct smi_view *view, uint64_t thread_ref, co
                                   struct smi_outcome *out)
 {
     uint64_t size = word_at(view, SMF_STATE_OFFSET + offsetof(struct smf_state, size));
-    const struct smi_sight sight = {see, view, &view->header.areas, size < view->file_size ? size : view->file_size,
+    const struct smi_sight sight = {see_copy, view, &view->header.areas, size < view->file_size ? size : view->file_size,
                                     smi_format_is_older(&view->header)};
     return smi_outcome_of_link(&sight, thread_ref, thread, &thread->link, out);
 }
@@ -573,7 +573,7 @@ struct smi_view_kept smi_view_kept(struct smi_view *view, uint32_t i, const stru
     return kept;
 }
 
-static int by_ref(const void *a, const void *b)
+static int by_slot_ref(const void *a, const void *b)
 {
     const struct smi_cached *x = a, *y = b;
     return x->ref < y->ref ? -1 : x->ref > y->ref;
@@ -619,7 +619,7 @@ int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *coun
         }
     }
     if (used)
-        qsort(list, used, sizeof(*list), by_ref);
+        qsort(list, used, sizeof(*list), by_slot_ref);
     *out = list;
     *count = used;
     return 0;
@@ -642,7 +642,7 @@ int smi_view_find_block(struct smi_view *view, const struct smi_cached *cached, 
     page = smi_view_page(view, slab);
     unsigned k = page->size_class;
     if (page->arena >= view->header.arena_count || (smi_view_slab_bits(view, slab, k, index / 64) >> index % 64 & 1) ||
-        (count > 0 && bsearch(&key, cached, count, sizeof(key), by_ref)))
+        (count > 0 && bsearch(&key, cached, count, sizeof(key), by_slot_ref)))
         return 0;
     *out = (shmalloc_block){ref, smi_classes[k].size, smi_view_slot_tag(view, page, index)};
     return 1;

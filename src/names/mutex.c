@@ -25,7 +25,7 @@
 _Static_assert(sizeof(shmalloc_mutex) == sizeof(struct smf_user_mutex), "one layout");
 
 /* The mutex inside the heap; NULL and *rc otherwise. */
-static struct smf_user_mutex *find(const shmalloc_heap *heap, shmalloc_mutex *mutex, int *rc)
+static struct smf_user_mutex *find_mutex(const shmalloc_heap *heap, shmalloc_mutex *mutex, int *rc)
 {
     struct smf_user_mutex *m = smi_mutex_of(heap, mutex);
     if (!m)
@@ -67,7 +67,7 @@ static void name_holder(const shmalloc_heap *heap, const struct smf_user_mutex *
 }
 
 /* -EBUSY, -ETIMEDOUT and -EDEADLK are told with who holds the mutex. */
-static int refused(const shmalloc_heap *heap, const struct smf_user_mutex *m, int rc)
+static int refused_mutex(const shmalloc_heap *heap, const struct smf_user_mutex *m, int rc)
 {
     char holder[128];
     uint64_t ref = (uint64_t)((const uint8_t *)m - heap->base);
@@ -143,7 +143,7 @@ int smi_mutex_inherit(struct smi_thread *t, struct smf_user_mutex *m, int rc)
     if (rc == EOWNERDEAD) {
         SMI_STORE(&heap->adopt_wanted, 1);
         if (smi_raw_inherit(m->mutex) < 0)
-            return refused(heap, m, -EINVAL);
+            return refused_mutex(heap, m, -EINVAL);
     }
     /* Unlocking clears the owner first, so one that is still named died, in this generation or before. One that is not
      * named was killed before its lock returned, or after its unlock began. */
@@ -171,7 +171,7 @@ int smi_mutex_lock(struct smi_thread *t, shmalloc_mutex *mutex, uint64_t timeout
 {
     int rc;
     shmalloc_heap *heap = t->heap;
-    struct smf_user_mutex *m = find(heap, mutex, &rc);
+    struct smf_user_mutex *m = find_mutex(heap, mutex, &rc);
     if (!m)
         return rc;
     if (!smi_mutex_is_current(heap, m) && (rc = renew(heap, m)) < 0)
@@ -180,7 +180,7 @@ int smi_mutex_lock(struct smi_thread *t, shmalloc_mutex *mutex, uint64_t timeout
     if (rc == EBUSY && timeout_ns > 0)
         rc = wait_for(t, m, timeout_ns);
     if (rc != 0 && rc != EOWNERDEAD)
-        return refused(heap, m, rc == EDEADLK && timeout_ns == 0 ? -EBUSY : -rc);
+        return refused_mutex(heap, m, rc == EDEADLK && timeout_ns == 0 ? -EBUSY : -rc);
     return smi_mutex_inherit(t, m, rc);
 }
 
@@ -191,7 +191,7 @@ int smi_mutex_lock(struct smi_thread *t, shmalloc_mutex *mutex, uint64_t timeout
 static struct smf_user_mutex *find_mine(const struct smi_thread *t, shmalloc_mutex *mutex, int *rc)
 {
     const shmalloc_heap *heap = t->heap;
-    struct smf_user_mutex *m = find(heap, mutex, rc);
+    struct smf_user_mutex *m = find_mutex(heap, mutex, rc);
     if (!m || ((SMI_LOAD(&m->owner) & ~SMF_LEFT) == t->name && smi_mutex_is_current(heap, m)))
         return m;
     *rc = smi_error(SHMALLOC_ENOTOWNER, "%s: the calling thread does not hold the mutex at %p; whoever locked must unlock",

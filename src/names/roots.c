@@ -36,7 +36,7 @@ int smi_name_of(shmalloc_heap *heap, const char *text, struct smi_name *out)
     return 0;
 }
 
-static struct smi_op begin(shmalloc_heap *heap)
+static struct smi_op begin_roots(shmalloc_heap *heap)
 {
     return smi_op_begin(heap, &heap->roots->log_count, heap->roots->log, SMF_ROOT_LOG);
 }
@@ -76,7 +76,7 @@ static uint64_t *find_link(const shmalloc_heap *heap, const struct smi_name *nam
     return NULL;
 }
 
-static int damaged(const shmalloc_heap *heap, const struct smi_name *name)
+static int damaged_chain(const shmalloc_heap *heap, const struct smi_name *name)
 {
     return smi_heap_poison((shmalloc_heap *)heap, "chain of root \"%s\" is damaged", name->text);
 }
@@ -93,7 +93,7 @@ static void end_change(shmalloc_heap *heap)
 }
 
 /* A new root at the head of its chain. */
-static int add(shmalloc_heap *heap, const struct smi_name *name, uint64_t type, uint64_t ref,
+static int insert_root(shmalloc_heap *heap, const struct smi_name *name, uint64_t type, uint64_t ref,
                uint64_t *scratch)
 {
     struct smf_roots *roots = heap->roots;
@@ -103,11 +103,11 @@ static int add(shmalloc_heap *heap, const struct smi_name *name, uint64_t type, 
     uint64_t *head = &roots->bucket[name->hash % SMF_ROOT_BUCKETS], made = SMI_LOAD(&roots->scratch);
     struct smf_root *root = root_at(heap, made);
     if (!root)
-        return damaged(heap, name);
+        return damaged_chain(heap, name);
     *root = (struct smf_root){*head, ref, type, name->hash, name->len};
     memcpy(root + 1, name->text, name->len + 1);
     begin_change(heap);
-    struct smi_op op = begin(heap);
+    struct smi_op op = begin_roots(heap);
     smi_set(&op, head, made);
     smi_set(&op, &roots->scratch, 0);
     smi_set(&op, &roots->count, roots->count + 1);
@@ -121,7 +121,7 @@ static int add(shmalloc_heap *heap, const struct smi_name *name, uint64_t type, 
 static void replace(shmalloc_heap *heap, struct smf_root *root, uint64_t type, uint64_t ref)
 {
     begin_change(heap);
-    struct smi_op op = begin(heap);
+    struct smi_op op = begin_roots(heap);
     smi_set(&op, &root->ref, ref);
     smi_set(&op, &root->type, type);
     smi_op_commit(&op);
@@ -137,9 +137,9 @@ int smi_roots_bind(shmalloc_heap *heap, const struct smi_name *name, uint64_t *t
     struct smf_root *root;
     uint64_t *link = find_link(heap, name, &root);
     if (!link) {
-        rc = damaged(heap, name);
+        rc = damaged_chain(heap, name);
     } else if (!root) {
-        rc = add(heap, name, *type, *ref, scratch);
+        rc = insert_root(heap, name, *type, *ref, scratch);
     } else if (absent_only) {
         *type = root->type;
         *ref = root->ref;
@@ -206,7 +206,7 @@ int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint6
     struct question question = {name, 0, 0};
     int rc = read_roots(heap, find_once, &question);
     if (rc == SHMALLOC_ECORRUPT)
-        return damaged(heap, name);
+        return damaged_chain(heap, name);
     *type = question.type;
     *ref = question.ref;
     return rc;
@@ -322,7 +322,7 @@ struct list {
     size_t used, room;
 };
 
-static int append(struct list *list, const struct smf_root *root)
+static int append_copy(struct list *list, const struct smf_root *root)
 {
     uint32_t said = SMI_LOAD(&root->name_len), len = said <= SMF_ROOT_NAME_MAX ? said : SMF_ROOT_NAME_MAX;
     size_t needed = (sizeof(shmalloc_root) + len + 8) & ~(size_t)7;
@@ -353,7 +353,7 @@ static int copy_all(const shmalloc_heap *heap, void *arg)
             const struct smf_root *root = root_at(heap, ref);
             if (!root || ++steps == LONGEST_CHAIN)
                 return SHMALLOC_ECORRUPT;
-            int rc = append(list, root);
+            int rc = append_copy(list, root);
             if (rc < 0)
                 return rc;
             ref = SMI_LOAD(&root->next);
@@ -387,13 +387,13 @@ int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name)
     struct smf_root *root;
     uint64_t *link = find_link(heap, name, &root);
     if (!link) {
-        rc = damaged(heap, name);
+        rc = damaged_chain(heap, name);
     } else if (!root) {
         rc = SHMALLOC_ENOROOT;
     } else {
         uint64_t ref = (uint64_t)((uint8_t *)root - heap->base);
         begin_change(heap);
-        struct smi_op op = begin(heap);
+        struct smi_op op = begin_roots(heap);
         smi_set(&op, link, root->next);
         smi_set(&op, &roots->scratch, ref);
         smi_set(&op, &roots->count, roots->count - 1);

@@ -38,7 +38,7 @@ static uint64_t deadline_of(uint64_t timeout_ns)
     return timeout_ns < UINT64_MAX - now ? now + timeout_ns : UINT64_MAX;
 }
 
-static int refused(const shmalloc_heap *heap, const void *word, int rc)
+static int refused_wait(const shmalloc_heap *heap, const void *word, int rc)
 {
     return smi_refused(rc, "%s: cannot wait or wake at the word %#llx", heap->path,
                        (unsigned long long)((uintptr_t)word - (uintptr_t)heap->base));
@@ -57,7 +57,7 @@ static int sleep_on(shmalloc_heap *heap, const uint32_t *word, uint32_t expected
         if (rc == 0 || rc == -EAGAIN)
             return 0;
         if (rc != -ETIMEDOUT && rc != -EINTR)
-            return refused(heap, word, rc);
+            return refused_wait(heap, word, rc);
         if (smi_os_clock() >= deadline)
             return -ETIMEDOUT;
         if ((rc = smi_heap_writable(heap)) < 0) /* damage was found meanwhile */
@@ -72,13 +72,13 @@ static void note(struct smi_thread *t, const void *word)
     SMI_STORE(&t->slot->waits_for, (uint64_t)((uintptr_t)word - (uintptr_t)t->heap->base));
 }
 
-static void forget(struct smi_thread *t)
+static void forget_waiter(struct smi_thread *t)
 {
     SMI_STORE(&t->slot->waits_for, 0);
 }
 
 /* Is there an aligned record of that many bytes in the heap? 0, or -EINVAL. */
-static int find(const shmalloc_heap *heap, const void *record, uint64_t len, uint64_t alignment, const char *what)
+static int find_record(const shmalloc_heap *heap, const void *record, uint64_t len, uint64_t alignment, const char *what)
 {
     uint64_t ref;
     if (smi_ref_of(heap, record, &ref) && ref % alignment == 0 && smi_in_heap(heap, ref, len))
@@ -92,14 +92,14 @@ static int find(const shmalloc_heap *heap, const void *record, uint64_t len, uin
 int smi_wait(struct smi_thread *t, const uint32_t *word, uint32_t expected, uint64_t timeout_ns, smi_look *look)
 {
     shmalloc_heap *heap = t->heap;
-    int rc = find(heap, word, sizeof(*word), sizeof(*word), "word");
+    int rc = find_record(heap, word, sizeof(*word), sizeof(*word), "word");
     if (rc < 0)
         return rc;
     /* The caller has looked at what it waits for since its last wait ended, so what it knew then is what counts. */
     uint64_t known = t->deaths_seen;
     note(t, word);
     rc = sleep_on(heap, word, expected, deadline_of(timeout_ns), known, look);
-    forget(t);
+    forget_waiter(t);
     t->deaths_seen = deaths(heap);
     return rc == -ETIMEDOUT ? smi_error(rc, "%s: the word at %#llx was %u all the time", heap->path,
                                         (unsigned long long)((uintptr_t)word - (uintptr_t)heap->base), expected)
@@ -108,10 +108,10 @@ int smi_wait(struct smi_thread *t, const uint32_t *word, uint32_t expected, uint
 
 int smi_wake(shmalloc_heap *heap, const uint32_t *word, uint32_t count)
 {
-    int rc = find(heap, word, sizeof(*word), sizeof(*word), "word");
+    int rc = find_record(heap, word, sizeof(*word), sizeof(*word), "word");
     if (rc == 0)
         rc = smi_os_futex_wake(word, count, heap->is_private);
-    return rc == -EFAULT ? refused(heap, word, rc) : rc;
+    return rc == -EFAULT ? refused_wait(heap, word, rc) : rc;
 }
 
 /* ---- condition variables ---- */
@@ -121,7 +121,7 @@ int smi_wake(shmalloc_heap *heap, const uint32_t *word, uint32_t count)
 
 static int find_cond(const shmalloc_heap *heap, const shmalloc_cond *cond)
 {
-    return find(heap, cond, sizeof(*cond), 8, "condition variable");
+    return find_record(heap, cond, sizeof(*cond), 8, "condition variable");
 }
 
 int smi_cond_wait(struct smi_thread *t, shmalloc_cond *cond, shmalloc_mutex *mutex, uint64_t timeout_ns, smi_look *look)
@@ -142,7 +142,7 @@ int smi_cond_wait(struct smi_thread *t, shmalloc_cond *cond, shmalloc_mutex *mut
         return rc;
     note(t, cond);
     int slept = sleep_on(heap, &c->sequence, seen, deadline, known, look);
-    forget(t);
+    forget_waiter(t);
     rc = smi_mutex_lock(t, mutex, UINT64_MAX);
     if (rc != 0 || slept != -ETIMEDOUT)
         return rc != 0 ? rc : slept;
@@ -151,7 +151,7 @@ int smi_cond_wait(struct smi_thread *t, shmalloc_cond *cond, shmalloc_mutex *mut
 }
 
 /* Count a signal, and wake if somebody may be asleep. */
-static int tell(shmalloc_heap *heap, shmalloc_cond *cond, uint32_t count)
+static int tell_waiters(shmalloc_heap *heap, shmalloc_cond *cond, uint32_t count)
 {
     uint32_t *word = &((struct smf_user_cond *)cond)->sequence;
     int rc = find_cond(heap, cond);
@@ -163,15 +163,15 @@ static int tell(shmalloc_heap *heap, shmalloc_cond *cond, uint32_t count)
     rc = smi_os_futex_wake(word, count, heap->is_private);
     if (rc == 0 && __atomic_compare_exchange_n(word, &now, now & ~ASLEEP, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
         rc = smi_os_futex_wake(word, UINT32_MAX, heap->is_private);
-    return rc < 0 ? refused(heap, word, rc) : 0;
+    return rc < 0 ? refused_wait(heap, word, rc) : 0;
 }
 
 int smi_cond_signal(shmalloc_heap *heap, shmalloc_cond *cond)
 {
-    return tell(heap, cond, 1);
+    return tell_waiters(heap, cond, 1);
 }
 
 int smi_cond_broadcast(shmalloc_heap *heap, shmalloc_cond *cond)
 {
-    return tell(heap, cond, UINT32_MAX);
+    return tell_waiters(heap, cond, UINT32_MAX);
 }

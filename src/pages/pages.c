@@ -39,7 +39,7 @@
 #define DECAY_MOST_PAGES ((16ull << 20) / SMF_PAGE) /* in one look */
 #define GROWTH_CAP (1ull << 30) /* a step of growth; file length, not storage */
 
-static struct smi_op begin(shmalloc_heap *heap)
+static struct smi_op begin_spans(shmalloc_heap *heap)
 {
     struct smf_page_heap *ph = heap->page_heap;
     return smi_op_begin(heap, &ph->log_count, ph->log, SMF_PAGE_LOG);
@@ -64,6 +64,7 @@ static int claim(shmalloc_heap *heap, uint64_t page, uint64_t mark)
 /* What was claimed and still is a large block has its mark again. */
 static void unclaim(shmalloc_heap *heap)
 {
+    SMI_ASSERT(smi_lock_is_ours(heap, smi_lock_of_pages(heap)));
     struct smf_state *state = heap->state;
     uint64_t page = SMI_LOAD(&state->claimed);
     if (page == 0)
@@ -90,13 +91,13 @@ int smi_pages_repair(shmalloc_heap *heap, uint32_t index)
 }
 
 /* Give up half way: what was stored is undone. */
-static int abandon(struct smi_op *op, int rc)
+static int abandon_spans(struct smi_op *op, int rc)
 {
     undo(op->heap);
     return rc;
 }
 
-static int damaged(shmalloc_heap *heap, uint64_t page)
+static int damaged_spans(shmalloc_heap *heap, uint64_t page)
 {
     return smi_heap_poison(heap, "descriptors around page %llu contradict each other",
                            (unsigned long long)page);
@@ -122,7 +123,7 @@ static uint16_t word_of(shmalloc_heap *heap, uint64_t page)
 }
 
 /* Store facts (RESERVED, ZERO) of a run of pages. */
-static void set_facts(shmalloc_heap *heap, uint64_t page, uint64_t count, uint16_t clear, uint16_t set)
+static void set_storage_facts(shmalloc_heap *heap, uint64_t page, uint64_t count, uint16_t clear, uint16_t set)
 {
     uint16_t *word = smi_word(heap, page); /* the pages of a span lie in one chunk */
     for (uint64_t i = 0; word && i < count; i++)
@@ -183,7 +184,7 @@ static int insert_free(struct smi_op *op, uint64_t page, uint64_t count)
 {
     int bin = bin_of(count);
     if (!smi_page(op->heap, page) || !smi_page(op->heap, page + count - 1))
-        return damaged(op->heap, page);
+        return damaged_spans(op->heap, page);
     set_span(op, page, count, SMF_PAGE_FREE, 0, 0);
     if (count > 1)
         set_span(op, page + count - 1, count, SMF_PAGE_FREE_TAIL, 0, 0);
@@ -291,7 +292,7 @@ static int reserve_run(shmalloc_heap *heap, uint64_t page, uint64_t count)
 {
     int rc = smi_storage_reserve(heap, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
     if (rc == 0)
-        set_facts(heap, page, count, 0, SMF_WORD_RESERVED);
+        set_storage_facts(heap, page, count, 0, SMF_WORD_RESERVED);
     else if (rc == -ENOSPC)
         smi_storage_punch(heap, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
     return rc;
@@ -307,14 +308,14 @@ static int reserve_exactly(shmalloc_heap *heap, uint64_t page, uint64_t count)
         if (run > 0)
             continue;
         run = hole_run(heap, page + i, count - i);
-        rc = run > 0 ? reserve_run(heap, page + i, run) : damaged(heap, page + i);
+        rc = run > 0 ? reserve_run(heap, page + i, run) : damaged_spans(heap, page + i);
     }
     return rc;
 }
 
 /* See that `count` pages from `page` have storage, and while at it some of the `behind` free pages that
  * follow, so that small requests do not each pay for a system call. */
-static int reserve(shmalloc_heap *heap, uint64_t page, uint64_t count, uint64_t behind)
+static int reserve_pages(shmalloc_heap *heap, uint64_t page, uint64_t count, uint64_t behind)
 {
     if (all_have(heap, page, count, SMF_WORD_RESERVED))
         return 0;
@@ -392,23 +393,18 @@ static int cannot_grow(shmalloc_heap *heap, int rc, uint64_t count, uint64_t old
                               (unsigned long long)smi_pages_largest(heap));
 }
 
-static uint64_t round_up(uint64_t n, uint64_t unit)
-{
-    return (n + unit - 1) / unit * unit;
-}
-
 /* Length of a chunk, in pages, that has `count` data pages or is a usual step, halved `halved` times; 0 if it must be
  * longer than `limit` pages. */
 static uint64_t chunk_length(shmalloc_heap *heap, uint64_t count, uint64_t limit, unsigned halved)
 {
     const uint64_t granule = SMF_GRANULE >> SMF_PAGE_SHIFT;
     uint64_t step = heap->state->size / (heap->is_private ? 1 : 8); /* where length costs nothing, fewer chunks */
-    step = round_up(((step > GROWTH_CAP ? GROWTH_CAP : step) >> halved) + 1, SMF_GRANULE) >> SMF_PAGE_SHIFT;
+    step = smi_round_up(((step > GROWTH_CAP ? GROWTH_CAP : step) >> halved) + 1, SMF_GRANULE) >> SMF_PAGE_SHIFT;
     if (step > limit)
         step = limit;
     /* n pages carry n * 66 bytes of metadata; one more page for rounding */
     uint64_t per_page = smi_chunk_metadata_bytes(1);
-    uint64_t needed = round_up(count + count * per_page / (SMF_PAGE - per_page) + 2, granule);
+    uint64_t needed = smi_round_up(count + count * per_page / (SMF_PAGE - per_page) + 2, granule);
     uint64_t length = needed > step ? needed : step;
     return length <= limit ? length : 0;
 }
@@ -434,7 +430,7 @@ static int lengthen(shmalloc_heap *heap, uint64_t old, uint64_t size, const stru
         rc = smi_storage_set_length(heap, size);
     if (rc == 0) {
         rc = smi_storage_reserve(heap, smi_chunk_words_offset(chunk, &heap->areas),
-                                 round_up(smi_chunk_metadata_bytes(chunk->page_count), 4096));
+                                 smi_round_up(smi_chunk_metadata_bytes(chunk->page_count), 4096));
         if (rc < 0)
             smi_storage_set_length(heap, old);
     }
@@ -524,12 +520,12 @@ static int grow_once(shmalloc_heap *heap, uint64_t count)
     format_chunk(heap, &chunk); /* beyond the heap's end still: a kill leaves a longer file */
     uint32_t data = smi_chunk_data_page(&chunk, &heap->areas);
     uint64_t data_count = chunk.first_page + chunk.page_count - data;
-    struct smi_op op = begin(heap);
+    struct smi_op op = begin_spans(heap);
     smi_set(&op, &state->size, size);
     smi_set(&op, &state->chunk_count, index + 1);
     rc = insert_free(&op, data, data_count);
     if (rc < 0)
-        return abandon(&op, rc);
+        return abandon_spans(&op, rc);
     smi_set(&op, &heap->page_heap->free_pages, heap->page_heap->free_pages + data_count);
     smi_op_commit(&op);
     heap->page_heap->grows++;
@@ -539,7 +535,7 @@ static int grow_once(shmalloc_heap *heap, uint64_t count)
 /* ---- finding ---- */
 
 /* The best free span of at least `count` pages: first page, 0 when there is none. */
-static uint64_t find(shmalloc_heap *heap, uint64_t count)
+static uint64_t find_free(shmalloc_heap *heap, uint64_t count)
 {
     struct smf_page_heap *ph = heap->page_heap;
     for (unsigned bin = count <= SMF_EXACT_BINS ? (unsigned)count - 1 : BIG_BIN; bin < BIG_BIN; bin++) {
@@ -602,19 +598,19 @@ struct place {
 static int find_place(shmalloc_heap *heap, const struct smi_take *request, struct place *place)
 {
     uint64_t slack = request->alignment - 1;
-    uint64_t span = find(heap, request->count + slack);
+    uint64_t span = find_free(heap, request->count + slack);
     while (span == 0) { /* chunks that were here before come back one by one and may be too short */
         int rc = SMI_LOAD(&heap->state->poison) ? SHMALLOC_ECORRUPT : grow_once(heap, request->count + slack);
         if (rc < 0)
             return rc;
-        span = find(heap, request->count + slack);
+        span = find_free(heap, request->count + slack);
     }
     place->span = span;
     place->span_count = free_span_at(heap, span);
-    place->page = round_up(span, request->alignment);
+    place->page = smi_round_up(span, request->alignment);
     if (span == 0 || place->page + request->count > span + place->span_count ||
         !in_one_chunk(heap, place->page, request->count))
-        return damaged(heap, span);
+        return damaged_spans(heap, span);
     return 0;
 }
 
@@ -622,7 +618,7 @@ static int find_place(shmalloc_heap *heap, const struct smi_take *request, struc
 static int store_place(shmalloc_heap *heap, const struct smi_take *request, struct place *place)
 {
     uint64_t behind = place->span + place->span_count - place->page - request->count;
-    int rc = reserve(heap, place->page, request->count, behind);
+    int rc = reserve_pages(heap, place->page, request->count, behind);
     if (rc == 0)
         return 0;
     struct stored_search search = {.count = request->count, .alignment = request->alignment};
@@ -631,7 +627,7 @@ static int store_place(shmalloc_heap *heap, const struct smi_take *request, stru
                                   heap->path, (unsigned long long)(request->count << SMF_PAGE_SHIFT),
                                   (unsigned long long)smi_pages_largest(heap));
     *place = (struct place){search.span, free_span_at(heap, search.span), search.page};
-    return in_one_chunk(heap, place->page, request->count) ? 0 : damaged(heap, place->page);
+    return in_one_chunk(heap, place->page, request->count) ? 0 : damaged_spans(heap, place->page);
 }
 
 static int find_stored_place(shmalloc_heap *heap, const struct smi_take *request, struct place *place)
@@ -654,14 +650,14 @@ static int cut(shmalloc_heap *heap, const struct smi_take *request, const struct
     uint64_t front = place->page - place->span;
     uint64_t after = place->page + request->count;
     uint64_t back = place->span + place->span_count - after;
-    struct smi_op op = begin(heap);
+    struct smi_op op = begin_spans(heap);
     int rc = remove_free(&op, place->span, place->span_count);
     if (rc == 0 && front > 0)
         rc = insert_free(&op, place->span, front);
     if (rc == 0 && back > 0)
         rc = insert_free(&op, after, back);
     if (rc < 0)
-        return abandon(&op, rc);
+        return abandon_spans(&op, rc);
     struct smf_page *d = smi_known_page(heap, place->page);
     set_span(&op, place->page, request->count, request->kind, request->size_class, request->arena);
     smi_set(&op, (uint64_t *)(void *)&d->free_slots, (uint64_t)request->tag << 32);
@@ -691,7 +687,7 @@ int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t
         rc = reclaim_kept(heap) > 0 ? find_stored_place(heap, request, &place) : rc;
     if (rc == 0) {
         *zero = all_have(heap, place.page, request->count, SMF_WORD_ZERO);
-        set_facts(heap, place.page, request->count, SMF_WORD_ZERO, 0);
+        set_storage_facts(heap, place.page, request->count, SMF_WORD_ZERO, 0);
         /* The library's own records are found by their name from the instant it is stored. */
         if (request->kind == SMF_PAGE_META)
             memset(smi_at(heap, place.page << SMF_PAGE_SHIFT), 0, sizeof(struct smf_thread));
@@ -731,14 +727,15 @@ static int no_block(const shmalloc_heap *heap, uint64_t page)
                      (unsigned long long)page << SMF_PAGE_SHIFT);
 }
 
-/* Give a span back, a large block only if its mark is `mark`; the page lock is held. */
-static int give(shmalloc_heap *heap, uint64_t page, uint8_t kind, uint64_t mark, uint64_t *name, uint64_t *other)
+/* Give a span back, a large block only if its mark is `mark`. */
+static int give_span(shmalloc_heap *heap, uint64_t page, uint8_t kind, uint64_t mark, uint64_t *name, uint64_t *other)
 {
+    SMI_ASSERT(smi_lock_is_ours(heap, smi_lock_of_pages(heap)));
     struct smf_page_heap *ph = heap->page_heap;
     uint64_t count = span_at(heap, page, kind);
     if (count == 0 || (kind == SMF_PAGE_LARGE && !claim(heap, page, mark)))
         return no_block(heap, page);
-    struct smi_op op = begin(heap);
+    struct smi_op op = begin_spans(heap);
     set_kinds(&op, page, kind == SMF_PAGE_SLAB ? count : 1, 0, 0);
     set_span(&op, page, 0, SMF_PAGE_NONE, 0, 0);
     if (name)
@@ -748,7 +745,7 @@ static int give(shmalloc_heap *heap, uint64_t page, uint8_t kind, uint64_t mark,
     smi_set(&op, &ph->free_pages, ph->free_pages + count);
     int rc = merge_free(&op, page, count);
     if (rc < 0)
-        return abandon(&op, rc);
+        return abandon_spans(&op, rc);
     smi_op_commit(&op);
     unclaim(heap);
     if (kind == SMF_PAGE_SLAB)
@@ -764,7 +761,7 @@ int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *n
     int rc = lock_all(heap);
     if (rc < 0)
         return rc;
-    rc = give(heap, page, kind, 0, name, other);
+    rc = give_span(heap, page, kind, 0, name, other);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     return rc;
 }
@@ -789,7 +786,7 @@ int smi_pages_give_kept(shmalloc_heap *heap, struct smf_thread *slot, uint32_t s
     if (rc != 0)
         return rc < 0 ? rc : 0;
     uint64_t entry = SMI_LOAD(&slot->spans[i]), mark = mark_of_kept(heap, slot_index, i, entry);
-    if (mark == 0 || (rc = give(heap, entry >> SMF_PAGE_SHIFT, SMF_PAGE_LARGE, mark, &slot->spans[i], NULL)) ==
+    if (mark == 0 || (rc = give_span(heap, entry >> SMF_PAGE_SHIFT, SMF_PAGE_LARGE, mark, &slot->spans[i], NULL)) ==
                          SHMALLOC_EDOUBLEFREE) {
         SMI_STORE(&slot->spans[i], 0);
         rc = 0;
@@ -798,17 +795,18 @@ int smi_pages_give_kept(shmalloc_heap *heap, struct smf_thread *slot, uint32_t s
     return rc;
 }
 
-/* The blocks that all threads keep go back, but for those that are held; the page lock is held. Entries are their owners'
+/* The blocks that all threads keep go back, but for those that are held. Entries are their owners'
  * to clear. Returns how many went. */
 static uint64_t reclaim_kept(shmalloc_heap *heap)
 {
+    SMI_ASSERT(smi_lock_is_ours(heap, smi_lock_of_pages(heap)));
     uint64_t sum = 0;
     for (uint32_t index = 0; index < SMF_THREADS; index++) {
         struct smf_thread *slot = smi_thread_slot(heap, index);
         for (uint32_t i = 0; slot && i < SMF_SPANS; i++) {
             uint64_t entry = SMI_LOAD(&slot->spans[i]), mark = entry ? mark_of_kept(heap, index, i, entry) : 0;
             if (mark != 0 && !(mark & SMF_MARK_HELD) &&
-                give(heap, entry >> SMF_PAGE_SHIFT, SMF_PAGE_LARGE, mark, NULL, NULL) == 0)
+                give_span(heap, entry >> SMF_PAGE_SHIFT, SMF_PAGE_LARGE, mark, NULL, NULL) == 0)
                 sum++;
         }
     }
@@ -821,18 +819,18 @@ static int reclaim_neighbour(shmalloc_heap *heap, uint64_t page)
     const struct smf_page *d = smi_page(heap, page);
     uint64_t mark = d && SMI_LOAD(&d->kind) == SMF_PAGE_LARGE ? SMI_LOAD(&d->side) : 0;
     return (mark & SMF_MARK_KEPT) && !(mark & SMF_MARK_HELD) &&
-           give(heap, page, SMF_PAGE_LARGE, mark, NULL, NULL) == 0;
+           give_span(heap, page, SMF_PAGE_LARGE, mark, NULL, NULL) == 0;
 }
 
 static int shrink_block(shmalloc_heap *heap, uint32_t page, uint64_t old, uint64_t count)
 {
     struct smf_page_heap *ph = heap->page_heap;
-    struct smi_op op = begin(heap);
+    struct smi_op op = begin_spans(heap);
     set_span(&op, page, count, SMF_PAGE_LARGE, 0, 0);
     smi_set(&op, &ph->free_pages, ph->free_pages + old - count);
     int rc = merge_free(&op, page + count, old - count);
     if (rc < 0)
-        return abandon(&op, rc);
+        return abandon_spans(&op, rc);
     smi_op_commit(&op);
     return 0;
 }
@@ -843,20 +841,20 @@ static int make_room_behind(shmalloc_heap *heap, uint64_t end, uint64_t more)
     uint64_t behind = free_span_at(heap, end);
     while (behind < more && reclaim_neighbour(heap, end + behind))
         behind = free_span_at(heap, end);
-    return behind < more ? SHMALLOC_EFULL : reserve(heap, end, more, behind - more);
+    return behind < more ? SHMALLOC_EFULL : reserve_pages(heap, end, more, behind - more);
 }
 
 static int extend_block(shmalloc_heap *heap, uint32_t page, uint64_t old, uint64_t count)
 {
     struct smf_page_heap *ph = heap->page_heap;
     uint64_t end = page + old, more = count - old, behind = free_span_at(heap, end);
-    set_facts(heap, end, more, SMF_WORD_ZERO, 0);
-    struct smi_op op = begin(heap);
+    set_storage_facts(heap, end, more, SMF_WORD_ZERO, 0);
+    struct smi_op op = begin_spans(heap);
     int rc = remove_free(&op, end, behind);
     if (rc == 0 && behind > more)
         rc = insert_free(&op, end + more, behind - more);
     if (rc < 0)
-        return abandon(&op, rc);
+        return abandon_spans(&op, rc);
     set_span(&op, page, count, SMF_PAGE_LARGE, 0, 0);
     smi_set(&op, &ph->free_pages, ph->free_pages - more);
     smi_op_commit(&op);
@@ -890,7 +888,7 @@ int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag)
         return rc;
     uint64_t count = span_at(heap, page, SMF_PAGE_SLAB);
     if (count > 0) {
-        struct smi_op op = begin(heap);
+        struct smi_op op = begin_spans(heap);
         uint16_t kind = word_of(heap, page) & (uint16_t)~(SMF_WORD_ZERO | SMF_WORD_RESERVED);
         set_kinds(&op, page, count, kind | flag, 1u << SMF_WORD_INDEX_SHIFT);
         smi_op_commit(&op);
@@ -920,16 +918,16 @@ struct trim {
 
 static int punch_run(shmalloc_heap *heap, struct trim *trim, uint64_t page, uint64_t count)
 {
-    set_facts(heap, page, count, SMF_WORD_RESERVED, 0);
+    set_storage_facts(heap, page, count, SMF_WORD_RESERVED, 0);
     int rc = smi_storage_punch(heap, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
     if (rc == -EPERM && (smi_storage_guards(heap) & NO_HOLES)) {
-        set_facts(heap, page, count, 0, SMF_WORD_RESERVED); /* there still is all of it */
+        set_storage_facts(heap, page, count, 0, SMF_WORD_RESERVED); /* there still is all of it */
         trim->forbidden = 1;
         return 0;
     }
     if (rc < 0)
         return rc;
-    set_facts(heap, page, count, 0, SMF_WORD_ZERO);
+    set_storage_facts(heap, page, count, 0, SMF_WORD_ZERO);
     trim->pages += count;
     return 0;
 }
@@ -1044,7 +1042,7 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
     uint64_t end = (uint64_t)chunk.first_page + chunk.page_count, count = end - data;
     const struct smf_page *first = smi_page(heap, data);
     if (end << SMF_PAGE_SHIFT != SMI_LOAD(&state->size) || data >= end || !first)
-        return damaged(heap, chunk.first_page);
+        return damaged_spans(heap, chunk.first_page);
     uint64_t freed_at = SMI_LOAD(&first->side); /* or the mark of a large block, which others change meanwhile */
     if (free_span_at(heap, data) != count || (freed_at > trim->before && freed_at <= smi_os_tick()))
         return 0;
@@ -1052,10 +1050,10 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
     if (stored > trim->budget - trim->pages || (smi_storage_guards(heap) & NO_CUTS) ||
         is_linked(heap, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT))
         return 0;
-    struct smi_op op = begin(heap);
+    struct smi_op op = begin_spans(heap);
     int rc = remove_free(&op, data, count);
     if (rc < 0)
-        return abandon(&op, rc);
+        return abandon_spans(&op, rc);
     smi_set(&op, &heap->page_heap->free_pages, heap->page_heap->free_pages - count);
     smi_set(&op, &state->chunk_count, index);
     smi_set(&op, &state->size, (uint64_t)chunk.first_page << SMF_PAGE_SHIFT);
@@ -1086,7 +1084,7 @@ int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
 }
 
 /*
- * Give back what is stale; the page lock is held.
+ * Give back what is stale.
  *
  * It reads the words of all free pages of the spans it looks at, 2 bytes for 8 KiB, rather than keeping their number:
  * RESERVED changes outside the log, hundreds of pages at a time, so a number that every kill leaves true would have
@@ -1094,6 +1092,7 @@ int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
  */
 static int decay(shmalloc_heap *heap)
 {
+    SMI_ASSERT(smi_lock_is_ours(heap, smi_lock_of_pages(heap)));
     uint64_t now = smi_os_tick(), decay_ns = heap->state->decay_ns, gives = heap->page_heap->gives;
     if (decay_ns == SMF_NEVER || heap->decayed == gives)
         return 0; /* nothing was freed since all of it was looked at */
@@ -1156,13 +1155,13 @@ int smi_pages_format(shmalloc_heap *heap, uint64_t size)
     heap->state->chunk_count = 1;
     heap->state->size = size;
     int rc = smi_storage_reserve(heap, 0,
-                                 round_up(heap->areas.end + smi_chunk_metadata_bytes(chunk.page_count),
+                                 smi_round_up(heap->areas.end + smi_chunk_metadata_bytes(chunk.page_count),
                                           4096));
     if (rc < 0)
         return rc;
     format_chunk(heap, &chunk);
     uint32_t data = smi_chunk_data_page(&chunk, &heap->areas);
-    struct smi_op op = begin(heap);
+    struct smi_op op = begin_spans(heap);
     rc = insert_free(&op, data, chunk.page_count - data);
     heap->page_heap->free_pages = chunk.page_count - data;
     smi_op_commit(&op);

@@ -51,7 +51,7 @@ static void link_set(struct smi_op *op, const struct link *link, uint32_t page)
         smi_set(op, children_word(link->parent), pack(page, link->parent->right));
 }
 
-static int damaged(struct smi_op *op, uint32_t page)
+static int damaged_set(struct smi_op *op, uint32_t page)
 {
     return smi_heap_poison(op->heap, "ordered set around page %u is damaged", page);
 }
@@ -60,13 +60,13 @@ int smi_pageset_insert(struct smi_op *op, uint64_t *root, enum smi_order order, 
 {
     struct smf_page *node = smi_page(op->heap, page);
     if (!node)
-        return damaged(op, page);
+        return damaged_set(op, page);
     uint64_t key = key_of(node, page, order);
     struct link at = {root, NULL, 0};
     for (unsigned depth = 0; link_get(&at) != 0; depth++) {
         struct smf_page *other = smi_page(op->heap, link_get(&at));
         if (!other || other == node || depth == KEY_BITS)
-            return damaged(op, link_get(&at));
+            return damaged_set(op, link_get(&at));
         at.parent = other;
         at.side = bit_of(key, depth);
     }
@@ -81,13 +81,13 @@ static int find_leaf(struct smi_op *op, struct smf_page *node, struct link *at, 
     *leaf = 0;
     for (unsigned depth = 0; node->left || node->right; depth++) {
         if (depth == KEY_BITS)
-            return damaged(op, *leaf);
+            return damaged_set(op, *leaf);
         at->parent = node;
         at->side = node->right ? 1 : 0;
         *leaf = link_get(at);
         node = smi_page(op->heap, *leaf);
         if (!node)
-            return damaged(op, *leaf);
+            return damaged_set(op, *leaf);
     }
     return 0;
 }
@@ -96,13 +96,13 @@ int smi_pageset_remove(struct smi_op *op, uint64_t *root, enum smi_order order, 
 {
     struct smf_page *node = smi_page(op->heap, page);
     if (!node)
-        return damaged(op, page);
+        return damaged_set(op, page);
     uint64_t key = key_of(node, page, order);
     struct link at = {root, NULL, 0};
     for (unsigned depth = 0; link_get(&at) != page; depth++) {
         struct smf_page *other = smi_page(op->heap, link_get(&at));
         if (!other || depth == KEY_BITS)
-            return damaged(op, page);
+            return damaged_set(op, page);
         at.parent = other;
         at.side = bit_of(key, depth);
     }

@@ -121,14 +121,14 @@ static shmalloc_heap *ready(void)
 
 /* ---- the long way ---- */
 
-static LONG_WAY void *no_memory(void)
+static LONG_WAY void *enomem(void)
 {
     errno = ENOMEM;
     return NULL;
 }
 
 /* `size` bytes at a multiple of `alignment`; 0: the usual one. */
-static LONG_WAY void *take_long(size_t alignment, size_t size, int zero)
+static LONG_WAY void *take_any(size_t alignment, size_t size, int zero)
 {
     shmalloc_heap *from = ready();
     void *block = NULL;
@@ -136,10 +136,10 @@ static LONG_WAY void *take_long(size_t alignment, size_t size, int zero)
         block = alignment ? shmalloc_aligned_alloc(from, alignment, size)
                 : zero    ? shmalloc_calloc(from, 1, size)
                           : shmalloc_malloc(from, size);
-    return block ? block : no_memory();
+    return block ? block : enomem();
 }
 
-static LONG_WAY void free_long(void *block)
+static LONG_WAY void free_any(void *block)
 {
     int before = errno;
     shmalloc_heap *from = block ? owner_of(block) : NULL;
@@ -156,10 +156,10 @@ static LONG_WAY void *resize_long(void *block, size_t size)
     if (from && from == ready())
         return shmalloc_realloc(from, block, size);
     size_t old = from ? shmalloc_usable_size(from, block) : 0;
-    void *fresh = old ? take_long(0, size, 0) : no_memory();
+    void *fresh = old ? take_any(0, size, 0) : enomem();
     if (fresh) {
         memcpy(fresh, block, old < size ? old : size);
-        free_long(block);
+        free_any(block);
     }
     return fresh;
 }
@@ -170,7 +170,7 @@ EXPORT void *malloc(size_t size)
 {
     struct smi_thread *t = smi_current;
     struct smi_top *top = smi_top_for(heap, t, size);
-    return SMI_LIKELY(top) ? t->base + smi_pop_word(top) : take_long(0, size, 0);
+    return SMI_LIKELY(top) ? t->base + smi_pop_word(top) : take_any(0, size, 0);
 }
 
 EXPORT void free(void *block)
@@ -181,17 +181,17 @@ EXPORT void free(void *block)
     if (SMI_LIKELY(top))
         smi_push_word(top, ref);
     else
-        free_long(block);
+        free_any(block);
 }
 
 EXPORT void *calloc(size_t count, size_t size)
 {
     size_t bytes;
     if (__builtin_mul_overflow(count, size, &bytes))
-        return no_memory();
+        return enomem();
     struct smi_thread *t = smi_current;
     struct smi_top *top = smi_top_to_fill(heap, t, bytes);
-    return SMI_LIKELY(top) ? memset(t->base + smi_pop_word(top), 0, bytes) : take_long(0, bytes, 1);
+    return SMI_LIKELY(top) ? memset(t->base + smi_pop_word(top), 0, bytes) : take_any(0, bytes, 1);
 }
 
 EXPORT void *realloc(void *block, size_t size)
@@ -211,7 +211,7 @@ EXPORT void *realloc(void *block, size_t size)
 EXPORT void *reallocarray(void *block, size_t count, size_t size)
 {
     size_t bytes;
-    return __builtin_mul_overflow(count, size, &bytes) ? no_memory() : realloc(block, bytes);
+    return __builtin_mul_overflow(count, size, &bytes) ? enomem() : realloc(block, bytes);
 }
 
 /* ---- alignment ---- */
@@ -221,7 +221,7 @@ static void *aligned(size_t alignment, size_t size)
     if (alignment <= 16)
         return malloc(size < alignment ? alignment : size);
     unsigned k = smi_class_of_aligned(size ? size : 1, alignment);
-    return k < SMF_CLASSES ? malloc(smi_classes[k].size) : take_long(alignment, size, 0);
+    return k < SMF_CLASSES ? malloc(smi_classes[k].size) : take_any(alignment, size, 0);
 }
 
 EXPORT int posix_memalign(void **out, size_t alignment, size_t size)
@@ -264,7 +264,7 @@ EXPORT void *pvalloc(size_t size)
 {
     size_t page = smi_os_page_bytes(), rest = size % page, whole;
     if (__builtin_add_overflow(size, rest ? page - rest : 0, &whole))
-        return no_memory();
+        return enomem();
     return aligned(page, whole ? whole : page);
 }
 

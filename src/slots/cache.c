@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "format/outcome.h"
+#include "handle/lock.h"
 #include "slots/central.h"
 #include "slots/kept.h"
 #include "pages/pages.h"
@@ -179,7 +180,7 @@ int smi_cache_load(struct smi_thread *t)
 
 /* ---- refill and room ---- */
 
-static int impossible_count(struct smi_thread *t, uint32_t k)
+static int impossible_stack(struct smi_thread *t, uint32_t k)
 {
     const struct smi_bin *bin = smi_bin(t, k);
     return smi_heap_poison(t->heap, "cache of class %u holds %llu slots of at most %llu", k,
@@ -197,7 +198,7 @@ int smi_cache_refill(struct smi_thread *t, uint32_t k)
     struct smi_bin *bin = smi_bin(t, k);
     uint64_t count = bin->array[0];
     if (count > bin->limit)
-        return impossible_count(t, k);
+        return impossible_stack(t, k);
     if (count > 0)
         return 0;
     uint32_t most = most_batch(bin), want = bin->batch < most ? bin->batch : most;
@@ -216,7 +217,7 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
     uint64_t old = slot->bins[k], count = SMI_LOAD(&bin->array[0]);
     uint32_t capacity = smi_bin_words(pages, k) - 1;
     if (count > bin->limit || count > capacity)
-        return impossible_count(t, k);
+        return impossible_stack(t, k);
     struct smi_take request = {
         .count = pages, .alignment = 1, .kind = SMF_PAGE_META, .tag = SMF_PURPOSE_ARRAY, .name = &slot->spare[0]};
     uint32_t page;
@@ -270,7 +271,7 @@ int smi_cache_make_room(struct smi_thread *t, uint32_t k)
     struct smi_bin *bin = smi_bin(t, k);
     uint64_t count = bin->array[0];
     if (count > bin->limit)
-        return impossible_count(t, k);
+        return impossible_stack(t, k);
     if (count < bin->limit || deepen(t, k))
         return 0;
     uint32_t batch = most_batch(bin);
@@ -313,7 +314,7 @@ int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name)
     return smi_central_give(heap, ref, name, NULL);
 }
 
-static const void *see(void *source, uint64_t ref, uint64_t len)
+static const void *see_mapping(void *source, uint64_t ref, uint64_t len)
 {
     const shmalloc_heap *heap = source;
     return smi_in_heap(heap, ref, len) ? smi_at(heap, ref) : NULL;
@@ -333,13 +334,14 @@ static int give_large(shmalloc_heap *heap, struct smf_thread *slot, uint32_t ind
 
 int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
 {
+    SMI_ASSERT(smi_lock_is_ours(heap, SMF_LOCK_RECOVER));
     struct smf_link link; /* what is compared is what is used */
     struct smi_outcome outcome;
     memcpy(&link, &slot->link, sizeof(link));
     if (link.op == SMF_LINK_NONE)
         return 0;
     uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base);
-    const struct smi_sight sight = {see, heap, &heap->areas, smi_size(heap), heap->is_older};
+    const struct smi_sight sight = {see_mapping, heap, &heap->areas, smi_size(heap), heap->is_older};
     const char *fault = smi_outcome_of_link(&sight, slot_ref, slot, &link, &outcome);
     if (fault)
         return smi_heap_poison(heap, "the link record of the thread slot at %#llx says operation %llu on the word %#llx: %s",
@@ -430,6 +432,7 @@ int smi_cache_settle(shmalloc_heap *heap, struct smf_thread *slot, uint32_t inde
 
 int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most)
 {
+    SMI_ASSERT(smi_lock_is_ours(heap, SMF_LOCK_RECOVER));
     int rc = smi_cache_settle(heap, slot, index);
     if (rc == 0 && !heap->is_older) /* an older heap has an array there */
         rc = smi_kept_release(heap, slot, index);

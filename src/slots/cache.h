@@ -40,7 +40,7 @@ int smi_cache_make_room(struct smi_thread *t, uint32_t k);
 int smi_cache_trim(struct smi_thread *t);
 
 /* Finish or undo the link record of thread slot `index`, whose thread is dead. The class and page locks that it may have died
- * in have been passed; the RECOVER lock is held. */
+ * in have been passed; RECOVER is held. */
 int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index);
 
 /* Of a thread that is gone: resolve the link record and free what it was building. RECOVER held. */

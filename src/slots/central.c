@@ -37,12 +37,12 @@ static struct smf_central *central_of(shmalloc_heap *heap, uint32_t arena, uint3
     return &heap->central[arena * SMF_CLASSES + k];
 }
 
-static struct smi_op begin(shmalloc_heap *heap, struct smf_central *central)
+static struct smi_op begin_class(shmalloc_heap *heap, struct smf_central *central)
 {
     return smi_op_begin(heap, &central->log_count, central->log, SMF_CLASS_LOG);
 }
 
-static int abandon(struct smi_op *op, int rc)
+static int abandon_class(struct smi_op *op, int rc)
 {
     smi_undo_apply(op->heap, op->count, op->log, op->capacity);
     return rc;
@@ -94,9 +94,10 @@ static int give_pending(shmalloc_heap *heap, struct smf_central *central)
     return rc;
 }
 
-/* A new slab joins the class, whose lock is held. */
+/* A new slab joins the class. */
 static int make_slab(shmalloc_heap *heap, uint32_t arena, uint32_t k)
 {
+    SMI_ASSERT(smi_lock_is_ours(heap, smi_lock_of_class(arena, k)));
     struct smf_central *central = central_of(heap, arena, k);
     int own = arena == heap->arena_count, side = heap->hardened && !own, zero;
     struct smi_take request = {
@@ -118,11 +119,11 @@ static int make_slab(shmalloc_heap *heap, uint32_t arena, uint32_t k)
         return rc;
     }
     fill_bits(heap, page, k); /* kill here: pending still names it; repair gives it back */
-    struct smi_op op = begin(heap, central);
+    struct smi_op op = begin_class(heap, central);
     set_fill(&op, slab, smi_classes[k].slots, 0, 1);
     rc = smi_pageset_insert(&op, &central->set, SMI_BY_ADDRESS, page);
     if (rc < 0)
-        return abandon(&op, rc);
+        return abandon_class(&op, rc);
     smi_set(&op, &central->slab_count, central->slab_count + 1);
     smi_set(&op, &central->free_slots, central->free_slots + smi_classes[k].slots);
     smi_set(&op, &central->pending, 0);
@@ -131,14 +132,15 @@ static int make_slab(shmalloc_heap *heap, uint32_t arena, uint32_t k)
     return 0;
 }
 
-/* A slab without used slots leaves the class, whose lock is held. */
+/* A slab without used slots leaves the class. */
 static int retire(shmalloc_heap *heap, struct smf_central *central, uint32_t k, uint32_t page)
 {
+    SMI_ASSERT(smi_lock_is_ours(heap, SMF_LOCK_CLASS_FIRST + (uint32_t)(central - heap->central)));
     struct smf_page *slab = smi_known_page(heap, page);
-    struct smi_op op = begin(heap, central);
+    struct smi_op op = begin_class(heap, central);
     int rc = smi_pageset_remove(&op, &central->set, SMI_BY_ADDRESS, page);
     if (rc < 0)
-        return abandon(&op, rc);
+        return abandon_class(&op, rc);
     set_fill(&op, slab, 0, 0, 0);
     smi_set(&op, &central->slab_count, central->slab_count - 1);
     smi_set(&op, &central->free_slots, central->free_slots - smi_classes[k].slots);
@@ -231,7 +233,7 @@ static int refill_from(shmalloc_heap *heap, struct smf_central *central, uint32_
                        struct smi_stack stack, uint32_t want)
 {
     uint64_t refs[WORDS_PER_STEP * 64], *array = stack.array, count = SMI_LOAD(&array[0]);
-    struct smi_op op = begin(heap, central);
+    struct smi_op op = begin_class(heap, central);
     if (count >= stack.limit)
         return impossible_count(heap, k, count, stack.limit);
     if (want > stack.limit - count)
@@ -240,11 +242,11 @@ static int refill_from(shmalloc_heap *heap, struct smf_central *central, uint32_
         want = WORDS_PER_STEP * 64;
     int got = take_bits(&op, page, k, want, refs);
     if (got < 0)
-        return abandon(&op, got);
+        return abandon_class(&op, got);
     uint32_t last = (uint32_t)((refs[got - 1] - smi_slot_ref(page, k, 0)) / smi_classes[k].size);
     int rc = count_out(&op, central, page, (uint32_t)got, last / 64);
     if (rc < 0)
-        return abandon(&op, rc);
+        return abandon_class(&op, rc);
     for (int i = 0; i < got; i++) /* the lowest address on top */
         SMI_STORE(&array[count + 1 + (uint64_t)i], refs[got - 1 - i]);
     smi_set(&op, &array[0], count + (uint64_t)got);
@@ -305,7 +307,7 @@ int smi_central_take_own(shmalloc_heap *heap, size_t size, uint64_t *name)
     int64_t page = *name == 0 ? some_slab(heap, arena, k, 1) : 0;
     if (page > 0) {
         uint64_t ref = 0;
-        struct smi_op op = begin(heap, central);
+        struct smi_op op = begin_class(heap, central);
         rc = take_bits(&op, (uint32_t)page, k, 1, &ref);
         if (rc == 1) {
             uint32_t index = (uint32_t)((ref - smi_slot_ref((uint32_t)page, k, 0)) / smi_classes[k].size);
@@ -313,7 +315,7 @@ int smi_central_take_own(shmalloc_heap *heap, size_t size, uint64_t *name)
             rc = count_out(&op, central, (uint32_t)page, 1, index / 64);
         }
         if (rc < 0) {
-            abandon(&op, rc);
+            abandon_class(&op, rc);
         } else {
             smi_set(&op, name, ref);
             smi_op_commit(&op);
@@ -327,9 +329,10 @@ int smi_central_take_own(shmalloc_heap *heap, size_t size, uint64_t *name)
 
 /* ---- slots in ---- */
 
-/* Set the slot's bit, logged; its class lock is held. */
+/* Set the slot's bit, logged. */
 static int set_bit(struct smi_op *op, struct smf_central *central, const struct smi_slot *slot)
 {
+    SMI_ASSERT(smi_lock_is_ours(op->heap, SMF_LOCK_CLASS_FIRST + (uint32_t)(central - op->heap->central)));
     uint64_t *word = smi_slab_bits(op->heap, slot->page, slot->k, slot->index / 64);
     uint64_t bit = 1ull << (slot->index % 64);
     if (*word & bit) {
@@ -374,7 +377,7 @@ static int flush_slab(shmalloc_heap *heap, struct smf_central *central, struct s
 {
     uint64_t *array = stack.array;
     uint32_t got = 0, lowest = UINT32_MAX;
-    struct smi_op op = begin(heap, central);
+    struct smi_op op = begin_class(heap, central);
     int rc;
     do {
         rc = set_bit(&op, central, slot);
@@ -390,7 +393,7 @@ static int flush_slab(shmalloc_heap *heap, struct smf_central *central, struct s
     }
     int counted = count_in(&op, central, slot, got, lowest);
     if (counted < 0)
-        return abandon(&op, counted);
+        return abandon_class(&op, counted);
     smi_set(&op, &array[0], count - got - (rc < 0 ? 1 : 0));
     smi_op_commit(&op);
     int retired = retire_if_spare(heap, central, slot->k, slot->page);
@@ -399,7 +402,7 @@ static int flush_slab(shmalloc_heap *heap, struct smf_central *central, struct s
 
 /* The top slot of a cache array, which has *count. One that is no slot of class k was freed twice, and its slab went
  * back between: it is dropped, and SHMALLOC_EDOUBLEFREE returned. */
-static int top_slot(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, uint64_t *count, struct smi_slot *slot)
+static int top_of_array(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, uint64_t *count, struct smi_slot *slot)
 {
     uint64_t n = *count = SMI_LOAD(&stack.array[0]);
     if (n == 0 || n > stack.limit)
@@ -420,7 +423,7 @@ static int flush_run(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, ui
 {
     struct smi_slot slot;
     uint64_t count;
-    int rc = top_slot(heap, k, stack, &count, &slot), result = 0;
+    int rc = top_of_array(heap, k, stack, &count, &slot), result = 0;
     if (rc < 0)
         return rc;
     uint32_t arena = slot.arena, lock = smi_lock_of_class(arena, k);
@@ -436,7 +439,7 @@ static int flush_run(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, ui
             rc = 0;
         }
     } while (rc == 0 && SMI_LOAD(&stack.array[0]) > keep &&
-             (rc = top_slot(heap, k, stack, &count, &slot)) == 0 && slot.arena == arena);
+             (rc = top_of_array(heap, k, stack, &count, &slot)) == 0 && slot.arena == arena);
     central->flushes++;
     central->flushed_slots += before - SMI_LOAD(&stack.array[0]);
     smi_lock_release(heap, lock);
@@ -471,12 +474,12 @@ int smi_central_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name, uint64_t
         return 0;
     }
     smi_slot_forget(heap, &slot);
-    struct smi_op op = begin(heap, central);
+    struct smi_op op = begin_class(heap, central);
     rc = set_bit(&op, central, &slot);
     if (rc == 0)
         rc = count_in(&op, central, &slot, 1, slot.index / 64);
     if (rc < 0) {
-        abandon(&op, rc);
+        abandon_class(&op, rc);
     } else {
         if (name)
             smi_set(&op, name, 0);

@@ -49,7 +49,7 @@ static void clear_entry(struct smi_thread *t, uint32_t i, uint64_t pages)
 
 /* ---- taking ---- */
 
-static int take(struct smi_thread *t, uint32_t i, uint64_t ref, uint64_t pages, int scratch)
+static int take_entry(struct smi_thread *t, uint32_t i, uint64_t ref, uint64_t pages, int scratch)
 {
     struct smf_page *d = block_at(t->heap, ref, pages);
     uint64_t kept = smi_mark_kept(t->slot_index, i);
@@ -70,7 +70,7 @@ uint64_t smi_kept_take(struct smi_thread *t, uint64_t pages, int scratch)
 {
     for (uint32_t i = 0; t->span_pages >= pages && i < SMF_SPANS; i++) {
         uint64_t entry = SMI_LOAD(&t->slot->spans[i]), count = entry & (SMF_PAGE - 1);
-        if (count - pages <= pages / 8 && take(t, i, entry - count, count, scratch)) /* not less, not far more */
+        if (count - pages <= pages / 8 && take_entry(t, i, entry - count, count, scratch)) /* not less, not far more */
             return entry - count;
     }
     return 0;
@@ -78,7 +78,7 @@ uint64_t smi_kept_take(struct smi_thread *t, uint64_t pages, int scratch)
 
 /* ---- giving ---- */
 
-static int give(struct smi_thread *t, uint32_t i, uint64_t ref, struct smf_page *d, uint64_t *dest)
+static int give_entry(struct smi_thread *t, uint32_t i, uint64_t ref, struct smf_page *d, uint64_t *dest)
 {
     struct smf_link *link = &t->slot->link;
     uint64_t kept = smi_mark_kept(t->slot_index, i);
@@ -133,7 +133,7 @@ int smi_kept_give(struct smi_thread *t, uint64_t ref, uint64_t *dest, int may_ev
         return 0;
     SMI_STORE(&t->slot->spans[i], ref | pages);
     t->span_pages += pages;
-    if (give(t, i, ref, d, dest))
+    if (give_entry(t, i, ref, d, dest))
         return 1;
     clear_entry(t, i, pages);
     return smi_heap_double_free(t->heap, ref);
