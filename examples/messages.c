@@ -53,8 +53,7 @@ static int receive_texts(shmalloc_heap *heap, int pipe_end)
 /* Nothing is left of the messages: they were freed where they were read. */
 static int report(shmalloc_heap *heap)
 {
-    shmalloc_stats stats;
-    stats.struct_size = sizeof(stats);
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
     if (shmalloc_get_stats(heap, &stats) < 0)
         return fail("parent");
     printf("%llu blocks left\n", (unsigned long long)stats.allocated_blocks);

@@ -99,8 +99,7 @@ int main(int argc, char **argv)
         if (go_on(heap, shared, &inherited) < 0)
             return fprintf(stderr, "round %d: %s\n", i, shmalloc_errmsg()), 1;
     }
-    shmalloc_stats stats;
-    stats.struct_size = sizeof(stats);
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
     if (shmalloc_get_stats(heap, &stats) < 0 || shmalloc_close(heap) < 0)
         return fprintf(stderr, "%s\n", shmalloc_errmsg()), 1;
     printf("%d children killed, the heap is sound\n", rounds);

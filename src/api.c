@@ -16,6 +16,7 @@
 #include "slots/kept.h"
 #include "slots/link.h"
 #include "platform/os.h"
+#include "platform/sized.h"
 #include "pages/pages.h"
 #include "life/adopt.h"
 #include "life/context.h"
@@ -784,17 +785,24 @@ static int see(const shmalloc_heap *heap, struct smi_view *view)
 int shmalloc_get_stats(const shmalloc_heap *heap, shmalloc_stats *out)
 {
     struct smi_view view;
-    if (!out || out->struct_size != sizeof(*out))
-        return smi_error(-EINVAL, "%s: set stats.struct_size to sizeof(shmalloc_stats) first", heap->path);
+    shmalloc_stats found;
+    int both = out ? smi_sized(out, offsetof(shmalloc_stats, max_size), sizeof(found)) : -EINVAL;
+    if (both < 0)
+        return smi_error(-EINVAL, "%s: stats.struct_size is expected to be up to %zu, or more with zeros "
+                                  "beyond that; begin with SHMALLOC_STATS_INIT, or use a newer library than "
+                                  SHMALLOC_VERSION,
+                         heap->path, sizeof(found));
     int rc = see(heap, &view);
     if (rc < 0)
         return rc;
-    rc = smi_view_stats(&view, out);
+    rc = smi_view_stats(&view, &found);
     smi_view_finish(&view);
     if (rc < 0)
         return rc;
-    out->prefaulted = heap->prefaulted;
-    out->huge = smi_resident_huge(heap);
+    found.prefaulted = heap->prefaulted;
+    found.huge = smi_resident_huge(heap);
+    found.struct_size = out->struct_size;
+    memcpy(out, &found, (size_t)both);
     return 0;
 }
 

@@ -84,7 +84,7 @@ typedef int shmalloc_crashtest_fn(shmalloc_heap *heap, void *arg);
 /** A test. Start from SHMALLOC_CRASHTEST_INIT; only `operation` must be given, 0 and NULL stand for the
  *  default. */
 typedef struct shmalloc_crashtest {
-    size_t struct_size;               /**< sizeof(shmalloc_crashtest) */
+    size_t struct_size;               /**< sizeof(shmalloc_crashtest) as the program knows it */
     const char *name;                 /**< in the report and of kept files; the program's name */
     shmalloc_crashtest_fn *setup;     /**< makes the state before, in an empty heap */
     shmalloc_crashtest_fn *operation; /**< is killed. By one thread, and the same in every run; in random mode
@@ -135,13 +135,15 @@ typedef struct shmalloc_crashtest {
  * Cost:      some 10 us for each instruction and some 5 ms for each that changes the heap; for a survivor, the
  *            time until that instruction once more for each.
  */
-SHMALLOC_API int shmalloc_crashtest_run(const shmalloc_crashtest *test);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_crashtest_run(const shmalloc_crashtest *test);
 
 /**
  * The same with what the command line changes, and the result as an exit status: 0, 1, or 2 for a negative code.
  * `--help` lists the options: modes, budgets, `--step`. Arguments that are no options are left to the program.
  */
-SHMALLOC_API int shmalloc_crashtest_main(int argc, char **argv, const shmalloc_crashtest *test);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_crashtest_main(int argc, char **argv, const shmalloc_crashtest *test);
 
 /* ---- for callbacks ------------------------------------------------------------------------------ */
 

@@ -103,8 +103,10 @@
 
 #if defined(__GNUC__)
 #define SHMALLOC_API __attribute__((visibility("default")))
+#define SHMALLOC_USE_RESULT __attribute__((warn_unused_result)) /* who ignores it goes wrong */
 #else
 #define SHMALLOC_API
+#define SHMALLOC_USE_RESULT
 #endif
 
 #ifdef __cplusplus
@@ -179,9 +181,14 @@ enum shmalloc_flag {
 };
 
 /** How to open. Start from SHMALLOC_OPTIONS_INIT; fields marked [create] are ignored for a heap that
- *  exists. */
+ *  exists.
+ *
+ *  Later versions may add fields at the end of this struct and of the others that begin with their
+ *  size, and 0 there will mean what is done now. So a program that was compiled with an older header
+ *  need not be compiled anew; one that was compiled with a newer header works with this library as
+ *  long as the fields which the library lacks are 0, else the answer is -EINVAL. */
 typedef struct shmalloc_options {
-    size_t struct_size;      /**< sizeof(shmalloc_options), so that later versions can add fields */
+    size_t struct_size;      /**< sizeof(shmalloc_options) as the program knows it: see below */
     unsigned flags;          /**< enum shmalloc_flag, or-ed */
     unsigned mode;           /**< [create] permission bits, whatever the umask; 0 means 0600 */
     uint64_t initial_size;   /**< [create] bytes to begin with; 0 means 1 MiB; rounded up to 1 MiB */
@@ -233,15 +240,16 @@ typedef struct shmalloc_options {
  *            SHMALLOC_PREFAULT or SHMALLOC_HUGE_PAGES proportional to what the file stores. These two are wishes:
  *            open does not fail for them, shmalloc_get_stats() tells what was obtained.
  */
-SHMALLOC_API int shmalloc_open(const char *path, const shmalloc_options *options,
-                               shmalloc_heap **out);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_open(const char *path, const shmalloc_options *options, shmalloc_heap **out);
 
 /**
  * The same for an open descriptor, such as a memfd that came over a socket. The descriptor stays the
  * caller's and may be closed after the call. An empty file is made a heap with SHMALLOC_CREATE; its
  * identifying first word is written last.
  */
-SHMALLOC_API int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **out);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **out);
 
 /**
  * A heap in memory of this process alone: no file, nothing shared, no locks that outlive a death. All calls work
@@ -260,7 +268,8 @@ SHMALLOC_API int shmalloc_open_fd(int fd, const shmalloc_options *options, shmal
  *
  * @return 0, or a negative code and no handle: -EINVAL, -ENOMEM, SHMALLOC_EADDRESS.
  */
-SHMALLOC_API int shmalloc_open_private(const shmalloc_options *options, shmalloc_heap **out);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_open_private(const shmalloc_options *options, shmalloc_heap **out);
 
 /**
  * End the use of the heap by this process (or of one of several handles of the same file).
@@ -295,7 +304,8 @@ SHMALLOC_API int shmalloc_destroy(const char *path);
  *         changed, until `shmalloc-inspect check --repair --yes` has mended it.
  * Cost: reads all metadata, about 1 % of the file.
  */
-SHMALLOC_API int shmalloc_recover(const char *path);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_recover(const char *path);
 
 /** Raise the size the heap may grow to (bytes, rounded up to 1 MiB, at most 16 TiB).
  *  @return 0; -EINVAL when below the current maximum; SHMALLOC_EREADONLY. Visible; crash-atomic.
@@ -380,21 +390,24 @@ static inline uint64_t shmalloc_load(const uint64_t *word)
  * Crash:     crash-atomic, as said for `out`. Durability: none by itself.
  * Cost:      O(1) from the thread's cache; otherwise one lock and at most one search of free runs.
  */
-SHMALLOC_API int shmalloc_ref_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_ref_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out);
 
 /** shmalloc_ref_alloc() of zeroed bytes. */
-SHMALLOC_API int shmalloc_ref_alloc_zeroed(shmalloc_heap *heap, size_t size, shmalloc_ref *out);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_ref_alloc_zeroed(shmalloc_heap *heap, size_t size, shmalloc_ref *out);
 
 /** shmalloc_ref_alloc() at a multiple of `alignment` bytes from the start of the heap and, since mappings
  *  are 2 MiB-aligned, in memory too. A power of two up to 1 MiB, else -EINVAL. */
-SHMALLOC_API int shmalloc_ref_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t size,
-                                        shmalloc_ref *out);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_ref_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t size,
+                               shmalloc_ref *out);
 
 /** shmalloc_ref_alloc() of zeroed bytes with a type tag, 1..0xfeff, that shmalloc_tag(),
  *  shmalloc_each_block() and shmalloc-inspect show. Costs 2 bytes for each slot of the slab and a
  *  slower free. 0 is no tag. 0xff00..0xffff are reserved for the library's own structures: -EINVAL. */
-SHMALLOC_API int shmalloc_ref_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag,
-                                       shmalloc_ref *out);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_ref_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag, shmalloc_ref *out);
 
 /** The tag of a block, 0 when it has none or is not a block (in the words of shmalloc_ref_free()). */
 SHMALLOC_API uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref);
@@ -429,7 +442,8 @@ SHMALLOC_API int shmalloc_ref_free(shmalloc_heap *heap, shmalloc_ref *ref);
  * allocates. Tag and alignment above 16 are kept only in place. Codes of shmalloc_ref_alloc() and
  * shmalloc_ref_free(); on failure the old block is as it was.
  */
-SHMALLOC_API int shmalloc_ref_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_ref_realloc(shmalloc_heap *heap, shmalloc_ref *ref, size_t size);
 
 /* ---- allocation: pointers ----------------------------------------------------------------------- */
 /* The malloc-shaped family, for libraries that take allocator hooks. NULL on failure, with the cause
@@ -437,13 +451,17 @@ SHMALLOC_API int shmalloc_ref_realloc(shmalloc_heap *heap, shmalloc_ref *ref, si
  * the program's own store leaves one unreferenced block. */
 
 /** As malloc(3). */
-SHMALLOC_API void *shmalloc_malloc(shmalloc_heap *heap, size_t size);
+SHMALLOC_API SHMALLOC_USE_RESULT
+void *shmalloc_malloc(shmalloc_heap *heap, size_t size);
 /** As calloc(3). */
-SHMALLOC_API void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size);
+SHMALLOC_API SHMALLOC_USE_RESULT
+void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size);
 /** As realloc(3), except that size 0 counts as 1. On failure the old block is as it was. */
-SHMALLOC_API void *shmalloc_realloc(shmalloc_heap *heap, void *block, size_t size);
+SHMALLOC_API SHMALLOC_USE_RESULT
+void *shmalloc_realloc(shmalloc_heap *heap, void *block, size_t size);
 /** As aligned_alloc(3); any size; alignment a power of two up to 1 MiB. */
-SHMALLOC_API void *shmalloc_aligned_alloc(shmalloc_heap *heap, size_t alignment, size_t size);
+SHMALLOC_API SHMALLOC_USE_RESULT
+void *shmalloc_aligned_alloc(shmalloc_heap *heap, size_t alignment, size_t size);
 /** As free(3), but says what was wrong: the codes of shmalloc_ref_free(). */
 SHMALLOC_API int shmalloc_free(shmalloc_heap *heap, void *block);
 /** Bytes that may be used in a block; 0 for NULL and for what is not a block (in the words of shmalloc_ref_free()). */
@@ -458,14 +476,15 @@ SHMALLOC_API size_t shmalloc_usable_size(const shmalloc_heap *heap, const void *
  *  `ref` is not the first byte of a block, or one that was freed, as far as shmalloc_ref_free() would find that at once
  *  or the calling thread has it cached. A block that is freed later stays bound: remove or replace the root first.
  *  `shmalloc-inspect check` names roots that were not. */
-SHMALLOC_API int shmalloc_root_set(shmalloc_heap *heap, const char *name, uint64_t type,
-                                   shmalloc_ref ref);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_root_set(shmalloc_heap *heap, const char *name, uint64_t type, shmalloc_ref ref);
 
 /** Look `name` up. `type` other than 0 must equal the root's, else SHMALLOC_ETYPE. SHMALLOC_ENOROOT
  *  when there is none; then shmalloc_errmsg() offers a name that is close to it, if one of the first 1,000 is. Works
  *  read-only. */
-SHMALLOC_API int shmalloc_root_get(const shmalloc_heap *heap, const char *name, uint64_t type,
-                                   shmalloc_ref *out);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_root_get(const shmalloc_heap *heap, const char *name, uint64_t type,
+                      shmalloc_ref *out);
 
 /** Unbind `name`. The block it named is not freed. SHMALLOC_ENOROOT when there is none. */
 SHMALLOC_API int shmalloc_root_remove(shmalloc_heap *heap, const char *name);
@@ -493,10 +512,10 @@ SHMALLOC_API int shmalloc_root_each(const shmalloc_heap *heap,
  * @return 0 found, SHMALLOC_CREATED, or a negative code: SHMALLOC_ETYPE when found with another type id; SHMALLOC_ESIZE
  *         with a smaller block; SHMALLOC_EBADREF bound to what is no block, in the words of shmalloc_root_set().
  */
-SHMALLOC_API int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t type,
-                                             size_t size,
-                                             int (*init)(shmalloc_heap *heap, void *block, void *arg),
-                                             void *arg, shmalloc_ref *out);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t type, size_t size,
+                                int (*init)(shmalloc_heap *heap, void *block, void *arg), void *arg,
+                                shmalloc_ref *out);
 
 /* ---- mutex -------------------------------------------------------------------------------------- */
 
@@ -518,14 +537,16 @@ typedef struct shmalloc_mutex {
  *
  * @return 0; SHMALLOC_OWNER_DIED; -EDEADLK: the caller holds it; -EINVAL: not in this heap; SHMALLOC_EREADONLY.
  */
-SHMALLOC_API int shmalloc_mutex_lock(shmalloc_heap *heap, shmalloc_mutex *mutex);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_mutex_lock(shmalloc_heap *heap, shmalloc_mutex *mutex);
 
 /** Lock unless it is held: then -EBUSY, and shmalloc_errmsg() says who holds it: process, thread, since when. */
-SHMALLOC_API int shmalloc_mutex_trylock(shmalloc_heap *heap, shmalloc_mutex *mutex);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_mutex_trylock(shmalloc_heap *heap, shmalloc_mutex *mutex);
 
 /** Lock, waiting at most `timeout_ns` nanoseconds: then -ETIMEDOUT, and shmalloc_errmsg() says who holds it. */
-SHMALLOC_API int shmalloc_mutex_timedlock(shmalloc_heap *heap, shmalloc_mutex *mutex,
-                                          uint64_t timeout_ns);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_mutex_timedlock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns);
 
 /** The holder says that what the mutex guards is whole again after a SHMALLOC_OWNER_DIED; without one, nothing changes.
  *  Crash-atomic. SHMALLOC_ENOTOWNER when the calling thread does not hold it; -EINVAL: not in this heap. */
@@ -583,11 +604,13 @@ typedef struct shmalloc_cond {
  *
  * No cancellation point.
  */
-SHMALLOC_API int shmalloc_cond_wait(shmalloc_heap *heap, shmalloc_cond *cond, shmalloc_mutex *mutex);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_cond_wait(shmalloc_heap *heap, shmalloc_cond *cond, shmalloc_mutex *mutex);
 
 /** shmalloc_cond_wait() that sleeps at most `timeout_ns` nanoseconds; to lock the mutex again may take longer. */
-SHMALLOC_API int shmalloc_cond_timedwait(shmalloc_heap *heap, shmalloc_cond *cond, shmalloc_mutex *mutex,
-                                         uint64_t timeout_ns);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_cond_timedwait(shmalloc_heap *heap, shmalloc_cond *cond, shmalloc_mutex *mutex,
+                            uint64_t timeout_ns);
 
 /** Wake at least one of those who wait, if somebody does. The mutex need not be held. No system call when nobody
  *  waits. 0; -EINVAL: not in this heap; SHMALLOC_EREADONLY; SHMALLOC_EPOISONED. */
@@ -605,7 +628,8 @@ SHMALLOC_API int shmalloc_cond_broadcast(shmalloc_heap *heap, shmalloc_cond *con
  * @return 0; -EIO and other errnos; SHMALLOC_EBADREF for a range outside the heap; SHMALLOC_EREADONLY; -EINVAL for
  * a private heap.
  */
-SHMALLOC_API int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t len);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t len);
 
 /**
  * Give unused memory back: the calling thread's cache to the heap, empty slabs and the large blocks that threads of
@@ -637,9 +661,10 @@ SHMALLOC_API int64_t shmalloc_trim(shmalloc_heap *heap);
  */
 SHMALLOC_API int shmalloc_set_give_back(shmalloc_heap *heap, uint64_t decay_ms, uint64_t retain);
 
-/** Figures of a heap, bytes unless said otherwise. A moving heap gives a moving picture. */
+/** Figures of a heap, bytes unless said otherwise. A moving heap gives a moving picture. Start from
+ *  SHMALLOC_STATS_INIT. */
 typedef struct shmalloc_stats {
-    size_t struct_size;         /**< set to sizeof(shmalloc_stats) by the caller */
+    size_t struct_size;         /**< sizeof(shmalloc_stats) as the program knows it, which stays */
     uint64_t file_size;         /**< length of the file */
     uint64_t max_size;          /**< it may grow to */
     uint64_t metadata;          /**< fixed areas, page words and descriptors, the library's spans */
@@ -662,8 +687,13 @@ typedef struct shmalloc_stats {
     uint64_t huge;              /**< this process maps in huge pages, if it asked for them */
 } shmalloc_stats;
 
-/** Fill `*out`. Set out->struct_size first, else -EINVAL. Works read-only. Walks the slabs. */
-SHMALLOC_API int shmalloc_get_stats(const shmalloc_heap *heap, shmalloc_stats *out);
+#define SHMALLOC_STATS_INIT                                                                    \
+    { sizeof(shmalloc_stats), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+
+/** Fill `*out`, which began as SHMALLOC_STATS_INIT, else -EINVAL. Works read-only. Walks the slabs.
+ */
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_get_stats(const shmalloc_heap *heap, shmalloc_stats *out);
 
 /** An allocated block, for shmalloc_each_block(). */
 typedef struct shmalloc_block {
@@ -686,7 +716,8 @@ SHMALLOC_API int shmalloc_each_block(const shmalloc_heap *heap,
  * @return 0 sound; SHMALLOC_ECORRUPT with the first violation in shmalloc_errmsg(). Complete when no
  *         other thread allocates or frees meanwhile; otherwise caches in motion are left out.
  */
-SHMALLOC_API int shmalloc_check(const shmalloc_heap *heap);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_check(const shmalloc_heap *heap);
 
 /* ---- what does not compile ---------------------------------------------------------------------- */
 /* Calls that store a ref take the address of a `shmalloc_ref`, or NULL; a block's address there, or a

@@ -10,6 +10,7 @@
 
 #include "crashtest/main.h"
 #include "crashtest/run.h"
+#include "platform/sized.h"
 
 enum { WORKERS_MOST = 64, MODES_ALL = SHMALLOC_CRASHTEST_DEAD | SHMALLOC_CRASHTEST_SURVIVOR | SHMALLOC_CRASHTEST_RANDOM,
        MODES_STEPPED = SHMALLOC_CRASHTEST_DEAD | SHMALLOC_CRASHTEST_SURVIVOR };
@@ -52,15 +53,16 @@ static const char *writable_folder(void)
     return tmp ? tmp : "/tmp";
 }
 
+static int fill_in_options(const shmalloc_options *given, shmalloc_options *options)
+{
+    *options = (shmalloc_options)SHMALLOC_OPTIONS_INIT;
+    options->arenas = 1; /* the image is small then */
+    options->max_size = 64 << 20;
+    return given ? smi_sized_copy(options, given, offsetof(shmalloc_options, initial_size), sizeof(*options)) : 0;
+}
+
 static void fill_in(shmalloc_crashtest *t, shmalloc_options *options)
 {
-    if (t->options) {
-        *options = *t->options;
-    } else {
-        *options = (shmalloc_options)SHMALLOC_OPTIONS_INIT;
-        options->arenas = 1; /* the image is small then */
-        options->max_size = 64 << 20;
-    }
     options->flags |= SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE;
     t->options = options;
     t->name = t->name ? t->name : base_name(program_invocation_name);
@@ -156,17 +158,25 @@ static int run_modes(struct smi_run *run)
     return run->all_faults != 0;
 }
 
+int smi_crashtest_take(shmalloc_crashtest *own, const shmalloc_crashtest *given)
+{
+    return given ? smi_sized_copy(own, given, offsetof(shmalloc_crashtest, recover), sizeof(*own)) : -EINVAL;
+}
+
 int smi_crashtest_run(const shmalloc_crashtest *test, const char *again)
 {
     static struct smi_run run; /* the processes are forks of this one, so one at a time */
     shmalloc_options options;
     struct shared *shared = MAP_FAILED;
-    if (!test || test->struct_size != sizeof(*test))
-        return -EINVAL;
-    run = (struct smi_run){.test = *test, .again = again, .mode = "", .out = test->report ? test->report : stdout};
+    run = (struct smi_run){.again = again, .mode = ""};
+    int rc = smi_crashtest_take(&run.test, test);
+    if (rc < 0)
+        return rc;
+    run.out = run.test.report ? run.test.report : stdout;
     run.terminal = isatty(fileno(run.out));
+    rc = fill_in_options(run.test.options, &options);
     fill_in(&run.test, &options);
-    int rc = validate(&run);
+    rc = rc < 0 ? smi_cannot(&run, rc, "options.struct_size is no size of a shmalloc_options") : validate(&run);
     if (rc == 0)
         rc = make_places(&run, &shared);
     if (rc == 0)

@@ -133,9 +133,9 @@ static char *join_arguments(int argc, char **argv)
 
 int shmalloc_crashtest_main(int argc, char **argv, const shmalloc_crashtest *given)
 {
-    if (argc < 1 || !given || given->struct_size != sizeof(*given))
+    shmalloc_crashtest test;
+    if (argc < 1 || smi_crashtest_take(&test, given) < 0)
         return 2;
-    shmalloc_crashtest test = *given;
     int rc = parse(argc, argv, &test);
     if (rc > 0)
         printf("usage: %s [OPTION...]\n%s", argv[0], help);

@@ -6,6 +6,8 @@
 #include <shmalloc/crashtest.h>
 
 /* `again`: the command that runs the test, but for mode and step. */
+/* The caller's test as this library has it. 0 or -EINVAL. */
+int smi_crashtest_take(shmalloc_crashtest *own, const shmalloc_crashtest *given);
 int smi_crashtest_run(const shmalloc_crashtest *test, const char *again);
 
 #endif

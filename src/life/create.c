@@ -17,15 +17,12 @@
 #include "life/open.h"
 #include "pages/pages.h"
 #include "platform/os.h"
+#include "platform/sized.h"
 
 #define DEFAULT_ARENAS 4
 
-int smi_create_check(const shmalloc_options *o, const char *path)
+static int check_options(const shmalloc_options *o, const char *path)
 {
-    if (o->struct_size != sizeof(*o))
-        return smi_error(-EINVAL, "%s: options.struct_size is %zu, expected %zu; begin with "
-                                  "SHMALLOC_OPTIONS_INIT",
-                         path, o->struct_size, sizeof(*o));
     const unsigned known = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE | SHMALLOC_READ_ONLY | SHMALLOC_HARDENED |
                            SHMALLOC_ACCEPT_UNCLEAN | SHMALLOC_ANY_FILE_SYSTEM | SHMALLOC_PREFAULT |
                            SHMALLOC_HUGE_PAGES;
@@ -50,6 +47,18 @@ int smi_create_check(const shmalloc_options *o, const char *path)
     if ((o->flags & SHMALLOC_READ_ONLY) && (o->flags & (SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE)))
         return smi_error(-EINVAL, "%s: a heap cannot be created read-only", path);
     return 0;
+}
+
+int smi_create_options(const shmalloc_options *given, const char *path, shmalloc_options *out)
+{
+    const size_t least = offsetof(shmalloc_options, initial_size), known = sizeof(*out);
+    *out = (shmalloc_options)SHMALLOC_OPTIONS_INIT;
+    if (given && smi_sized_copy(out, given, least, known) < 0)
+        return smi_error(-EINVAL, "%s: options.struct_size is %zu, expected a multiple of 8 from %zu to %zu, "
+                                  "or more with zeros beyond that; begin with SHMALLOC_OPTIONS_INIT, or use "
+                                  "a newer library than " SHMALLOC_VERSION,
+                         path, given->struct_size, least, known);
+    return check_options(out, path);
 }
 
 uint64_t smi_create_granules(uint64_t n)

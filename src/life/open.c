@@ -32,8 +32,6 @@
 #define ROOM_TO_RAISE 16 /* times its maximum is reserved for a heap, so that it can be raised */
 #define RECOVER_ONLY 0x80000000u /* open flag of shmalloc_recover: nobody else may have it open */
 
-static const shmalloc_options defaults = SHMALLOC_OPTIONS_INIT;
-
 /* Who repairs what a dead owner of a lock left. */
 static void set_repairs(shmalloc_heap *heap)
 {
@@ -238,27 +236,27 @@ static int open_path(const char *path, const shmalloc_options *o, shmalloc_heap 
 
 int shmalloc_open(const char *path, const shmalloc_options *options, shmalloc_heap **out)
 {
-    const shmalloc_options *o = options ? options : &defaults;
+    shmalloc_options o;
     if (!path || !*path || !out)
         return smi_error(-EINVAL, "shmalloc_open needs a path and a place for the handle");
-    int rc = smi_create_check(o, path);
-    return rc < 0 ? rc : open_path(path, o, out);
+    int rc = smi_create_options(options, path, &o);
+    return rc < 0 ? rc : open_path(path, &o, out);
 }
 
 int shmalloc_open_fd(int fd, const shmalloc_options *options, shmalloc_heap **out)
 {
-    const shmalloc_options *o = options ? options : &defaults;
+    shmalloc_options o;
     char path[32];
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
     if (!out)
         return smi_error(-EINVAL, "shmalloc_open_fd needs a place for the handle");
-    int rc = smi_create_check(o, path);
-    int own = rc < 0 ? -1 : smi_os_reopen(fd, (o->flags & SHMALLOC_READ_ONLY) != 0);
+    int rc = smi_create_options(options, path, &o);
+    int own = rc < 0 ? -1 : smi_os_reopen(fd, (o.flags & SHMALLOC_READ_ONLY) != 0);
     if (rc == 0 && own < 0)
         rc = smi_refused_change(own, fd, NULL, "%s: cannot open the descriptor's file", path);
-    if (rc == 0 && (o->flags & SHMALLOC_CREATE) && (rc = smi_create_in(own, path, o)) < 0)
+    if (rc == 0 && (o.flags & SHMALLOC_CREATE) && (rc = smi_create_in(own, path, &o)) < 0)
         smi_os_close(own);
-    return rc < 0 ? rc : open_file(own, path, o, out);
+    return rc < 0 ? rc : open_file(own, path, &o, out);
 }
 
 /* ---- closing ---- */

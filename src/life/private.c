@@ -30,7 +30,6 @@
 #define PRIVATE_SIZE (8ull << 20) /* of a private heap, at first: addresses, not memory */
 
 static const char private_name[] = "private heap"; /* in messages */
-static const shmalloc_options defaults = SHMALLOC_OPTIONS_INIT;
 
 static void recursive_mutex(pthread_mutex_t *mutex)
 {
@@ -141,9 +140,9 @@ int smi_private_settle(shmalloc_heap *heap)
 
 /* ---- creation ---- */
 
-static int check_private_options(const shmalloc_options *o)
+static int take_options(const shmalloc_options *given, shmalloc_options *o)
 {
-    int rc = smi_create_check(o, private_name);
+    int rc = smi_create_options(given, private_name, o);
     if (rc < 0)
         return rc;
     const unsigned fit = SHMALLOC_CREATE | SHMALLOC_HARDENED | SHMALLOC_HUGE_PAGES;
@@ -198,14 +197,14 @@ static int build_private(shmalloc_heap *heap, const shmalloc_options *o)
 
 int shmalloc_open_private(const shmalloc_options *options, shmalloc_heap **out)
 {
-    const shmalloc_options *o = options ? options : &defaults;
-    int rc = out ? check_private_options(o) : smi_error(-EINVAL, "%s: no place for the handle", private_name);
+    shmalloc_options o;
+    int rc = out ? take_options(options, &o) : smi_error(-EINVAL, "%s: no place for the handle", private_name);
     shmalloc_heap *heap = rc == 0 ? smi_handle_new(private_name) : NULL;
     if (rc < 0 || !heap)
         return rc < 0 ? rc : -ENOMEM;
     heap->is_private = 1;
     heap->path = private_name;
-    rc = build_private(heap, o);
+    rc = build_private(heap, &o);
     if (rc < 0) {
         smi_handle_drop(heap);
         return rc;

@@ -285,10 +285,10 @@ EXPORT int malloc_trim(size_t pad)
 
 static shmalloc_stats figures(void)
 {
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
     shmalloc_heap *which = ready();
-    if (which)
-        shmalloc_get_stats(which, &stats);
+    if (!which || shmalloc_get_stats(which, &stats) < 0)
+        stats = (shmalloc_stats)SHMALLOC_STATS_INIT;
     return stats;
 }
 

@@ -16,10 +16,13 @@ int use_header(shmalloc_heap *heap)
 {
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
     shmalloc_mutex mutex = {{0}};
-    shmalloc_stats stats;
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
+    uint64_t word = 0;
     options.flags = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE;
-    stats.struct_size = sizeof(stats);
-    return shmalloc_open("x", &options, &heap) == SHMALLOC_ELAYOUT ||
-           shmalloc_mutex_lock(heap, &mutex) < 0 || shmalloc_get_stats(heap, &stats) < 0 ||
+    shmalloc_store(&word, 1);
+    return shmalloc_load(&word) != 1 ||
+           shmalloc_open("x", &options, &heap) == SHMALLOC_ELAYOUT ||
+           shmalloc_mutex_lock(heap, &mutex) < 0 || shmalloc_heap_of(&word) == heap ||
+           shmalloc_get_stats(heap, &stats) < 0 ||
            shmalloc_root_each(heap, visit_root, NULL) < 0 || sizeof(mutex) != 64;
 }

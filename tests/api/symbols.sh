@@ -1,13 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# symbols.sh LIBRARY LIST HEADER - what the library exports, what LIST names and what the header
-# declares as SHMALLOC_API are the same.
+# symbols.sh LIBRARY LIST HEADER VERSION SONAME - what the library exports, what LIST names and what the header
+# declares as SHMALLOC_API are the same; all that is exported has a version, at most VERSION; the library is SONAME.
 set -eu
-library=$1 list=$2 header=$3
+library=$1 list=$2 header=$3 version=$4 soname=$5
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-nm -D --defined-only "$library" | awk '{ print $3 }' | LC_ALL=C sort >"$work/exported"
+nm -D --defined-only "$library" | awk '$2 != "A" { print $3 }' >"$work/versioned"
+sed 's/@.*//' "$work/versioned" | LC_ALL=C sort >"$work/exported"
 # A declaration may break before its name: join lines, end each at ';', then take the name before '('.
 tr '\n' ' ' <"$header" | tr ';' '\n' |
     sed -n 's/.*SHMALLOC_API [^(]*\(shmalloc_[a-z_]*\)(.*/\1/p' | LC_ALL=C sort >"$work/declared"
@@ -17,4 +18,9 @@ diff "$list" "$work/exported" >"$work/diff" ||
     { echo "in the list (<), exported (>):"; cat "$work/diff"; failed=1; }
 diff "$list" "$work/declared" >"$work/diff" ||
     { echo "in the list (<), declared (>):"; cat "$work/diff"; failed=1; }
+if grep -v "@@SHMALLOC_$version\$" "$work/versioned"; then
+    echo "^ exported without the version SHMALLOC_$version"
+    failed=1
+fi
+readelf -d "$library" | grep -q "SONAME.*\[$soname\]" || { echo "the library is not $soname"; failed=1; }
 exit $failed

@@ -59,7 +59,7 @@ void adapter_trim(void)
 
 uint64_t adapter_lock_waits(void)
 {
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
     if (shmalloc_get_stats(adapter_heap, &stats) < 0)
         adapter_failed("shmalloc_get_stats");
     return stats.lock_waits;

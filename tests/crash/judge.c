@@ -84,7 +84,7 @@ void judge_describe(shmalloc_heap *heap, const struct world *world, const struct
         judge_word_line(heap, world, i, text, sizeof(text));
         smi_say("%s", text);
     }
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
     works(shmalloc_get_stats(heap, &stats));
     smi_say("maximum %llu\n", (unsigned long long)stats.max_size);
 }
@@ -131,7 +131,7 @@ void judge_use_and_empty(shmalloc_heap *heap)
     for (shmalloc_ref *ref = refs; ref < next; ref++)
         works(shmalloc_ref_free(heap, ref));
     works(shmalloc_trim(heap));
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
     works(shmalloc_get_stats(heap, &stats));
     right(stats.allocated_blocks == 0 && stats.cached == 0 && stats.central_free == 0 && stats.double_frees == 0,
           "emptied: %llu blocks, %llu bytes cached, %llu free in slabs, %llu double frees",

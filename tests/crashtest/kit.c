@@ -189,6 +189,25 @@ static void inputs(void)
     other.struct_size = 8;
     must(shmalloc_crashtest_run(&other) == -EINVAL && shmalloc_crashtest_run(NULL) == -EINVAL, "a foreign struct");
     must(shmalloc_crashtest_main(1, (char *[]){(char *)"kit", NULL}, &other) == 2, "a foreign struct in main");
+    struct {
+        shmalloc_crashtest test;
+        uint64_t beyond;
+    } newer = {test, 1};
+    newer.test.struct_size += sizeof(newer.beyond);
+    must(shmalloc_crashtest_run(&newer.test) == -EINVAL, "what a newer program asks for");
+    newer.beyond = 0;
+    newer.test.modes = SHMALLOC_CRASHTEST_DEAD;
+    must(shmalloc_crashtest_run(&newer.test) == 0, "a newer program's struct");
+    other = test;
+    other.modes = SHMALLOC_CRASHTEST_DEAD;
+    other.struct_size = offsetof(shmalloc_crashtest, leaks);
+    other.dir = "/nowhere"; /* which an older program's struct has not */
+    must(shmalloc_crashtest_run(&other) == 0, "an older program's struct");
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    options.struct_size = 4;
+    other = test;
+    other.options = &options;
+    refuse(other, -EINVAL, "options.struct_size");
     must(main_returns("--help", NULL) == 0, "--help");
     must(main_returns("--nonsense", NULL) == 2, "an unknown option");
     must(main_returns("--step", NULL) == 2, "no number");

@@ -212,7 +212,7 @@ CALLBACK(await_spin)
 }
 CALLBACK(reset_spin) /* by who is alone only; a survivor waits for ever */
 {
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
     must_work(shmalloc_get_stats(heap, &stats));
     if (stats.processes == 1 && stats.generation != world_of(heap)->word[0])
         shmalloc_store(&world_of(heap)->word[3], 0);
@@ -220,7 +220,7 @@ CALLBACK(reset_spin) /* by who is alone only; a survivor waits for ever */
 }
 CALLBACK(note_generation)
 {
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
     must_work(shmalloc_get_stats(heap, &stats));
     world_of(heap)->word[0] = stats.generation;
     return 0;
@@ -228,7 +228,7 @@ CALLBACK(note_generation)
 
 CALLBACK(undo_as_survivor)
 {
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
     must_work(shmalloc_get_stats(heap, &stats));
     if (stats.generation == world_of(heap)->word[0])
         shmalloc_store(&world_of(heap)->word[1], 0);

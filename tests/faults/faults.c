@@ -199,7 +199,7 @@ static void look_at_roots(struct life *life)
 /* Walkers read the file in many pieces: once is enough. */
 static void look_at_all(struct life *life)
 {
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
     look_at_roots(life);
     step(shmalloc_get_stats(life->heap, &stats));
     step(shmalloc_each_block(life->heap, no_block, NULL));

@@ -49,8 +49,8 @@ static int look_at_root(const shmalloc_root *root, void *arg)
 static void look(const shmalloc_heap *heap)
 {
     struct looking l = {.heap = heap};
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
-    shmalloc_get_stats(heap, &stats);
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
+    may_fail(shmalloc_get_stats(heap, &stats));
     shmalloc_each_block(heap, look_at_block, &l);
     shmalloc_root_each(heap, look_at_root, &l);
 }
@@ -61,7 +61,7 @@ static void check(shmalloc_heap *heap, int as_live)
     struct smi_view view;
     struct smi_check_result result;
     if (as_live) {
-        shmalloc_check(heap);
+        may_fail(shmalloc_check(heap));
         return;
     }
     if (smi_view_open(&view, heaps_path()) == 0)
@@ -108,13 +108,13 @@ static void allocate(struct work *w, unsigned way)
     if (*word != 0)
         return;
     if (way == 0)
-        shmalloc_ref_alloc(w->heap, size, word);
+        may_fail(shmalloc_ref_alloc(w->heap, size, word));
     else if (way == 1)
-        shmalloc_ref_alloc_zeroed(w->heap, size, word);
+        may_fail(shmalloc_ref_alloc_zeroed(w->heap, size, word));
     else if (way == 2)
-        shmalloc_ref_alloc_tagged(w->heap, size, 7, word);
+        may_fail(shmalloc_ref_alloc_tagged(w->heap, size, 7, word));
     else
-        shmalloc_ref_alloc_aligned(w->heap, 1ull << take(w) % 16, size, word);
+        may_fail(shmalloc_ref_alloc_aligned(w->heap, 1ull << take(w) % 16, size, word));
 }
 
 /* Any ref at all. */
@@ -129,11 +129,11 @@ static void work_on_roots(struct work *w, unsigned way)
 {
     shmalloc_ref ref;
     if (way == 0)
-        shmalloc_root_set(w->heap, take_name(w), take(w) % 3, w->outside[0]);
+        may_fail(shmalloc_root_set(w->heap, take_name(w), take(w) % 3, w->outside[0]));
     else if (way == 1)
         shmalloc_root_remove(w->heap, take_name(w));
     else
-        shmalloc_root_get_or_create(w->heap, take_name(w), take(w) % 3, 100, NULL, NULL, &ref);
+        may_fail(shmalloc_root_get_or_create(w->heap, take_name(w), take(w) % 3, 100, NULL, NULL, &ref));
 }
 
 static void step(struct work *w)
@@ -146,7 +146,7 @@ static void step(struct work *w)
         shmalloc_ref_free(w->heap, take_word(w));
     } else if (op < 11) {
         word = take_word(w);
-        shmalloc_ref_realloc(w->heap, word, take_size(w));
+        may_fail(shmalloc_ref_realloc(w->heap, word, take_size(w)));
     } else if (op < 14) {
         work_on_roots(w, op - 11);
     } else if (op == 14) {
@@ -166,7 +166,7 @@ static void step(struct work *w)
         size_t size = take_size(w) % 4096;
         memset(many, 0, sizeof(many));
         for (int i = 0; i < 128; i++)
-            shmalloc_ref_alloc(w->heap, size, &many[i]);
+            may_fail(shmalloc_ref_alloc(w->heap, size, &many[i]));
         for (int i = 0; i < 128; i++)
             shmalloc_ref_free(w->heap, &many[i]);
     }
@@ -206,7 +206,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     unsigned flags = heaps_make(data, size, &data, &size);
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
     if (flags & HEAPS_RECOVER)
-        shmalloc_recover(heaps_path());
+        may_fail(shmalloc_recover(heaps_path()));
     options.flags = (flags & HEAPS_READ_ONLY ? SHMALLOC_READ_ONLY : 0u) |
                     (flags & HEAPS_ACCEPT ? SHMALLOC_ACCEPT_UNCLEAN : 0u);
     open_and(&options, (flags & HEAPS_OTHER) != 0, data, size);

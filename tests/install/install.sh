@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# install.sh BUILD PREFIX LIBDIR SOURCE CRASHTEST CC... - installs BUILD into a temporary root, builds SOURCE and
+# install.sh BUILD PREFIX LIBDIR SOURCE CRASHTEST VERSION SOVERSION CC... - installs BUILD into a temporary root, builds SOURCE and
 # CRASHTEST with what pkg-config says, shared and static, and runs them.
 set -eu
-build=$1 prefix=$2 libdir=$3 source=$4 crashtest=$5
-shift 5
+build=$1 prefix=$2 libdir=$3 source=$4 crashtest=$5 version=$6 soversion=$7
+shift 7
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 
@@ -25,8 +25,12 @@ export LD_LIBRARY_PATH="$root$prefix/$libdir"
 # shellcheck disable=SC2086 # flags are words
 "$@" -std=c11 -Wall -Wextra -Werror -o "$root/shared" "$source" $flags
 [ "$("$root/shared" "$root/shared.heap")" = hello ]
-readelf -d "$root/shared" | grep -q 'NEEDED.*libshmalloc\.so\.' ||
-    { echo "not linked with the shared library"; exit 1; }
+readelf -d "$root/shared" | grep -q "NEEDED.*\[libshmalloc\.so\.$soversion\]" ||
+    { echo "not linked with libshmalloc.so.$soversion"; exit 1; }
+readelf -V "$root/shared" | grep -q "Name: SHMALLOC_$soversion " ||
+    { echo "does not ask for the version SHMALLOC_$soversion of its symbols"; exit 1; }
+[ "$(pkg-config --modversion shmalloc shmalloc-crashtest | sort -u)" = "$version" ] ||
+    { echo "pkg-config says another version than $version"; exit 1; }
 
 "$@" -std=c11 -I"$root$prefix/include" -o "$root/static" "$source" \
     "$root$prefix/$libdir/libshmalloc.a" -pthread

@@ -226,7 +226,7 @@ Test(rows, a25_read_and_the_mapping_agree)
     close(fd);
     cr_assert_eq(at, size);
     struct smi_view view;
-    shmalloc_stats by_file = {.struct_size = sizeof(by_file)}, by_mapping = heap_stats(f.heap);
+    shmalloc_stats by_file = SHMALLOC_STATS_INIT, by_mapping = heap_stats(f.heap);
     must_work(smi_view_open(&view, f.path));
     must_work(smi_view_stats(&view, &by_file));
     smi_view_finish(&view);

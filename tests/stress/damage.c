@@ -77,7 +77,7 @@ static void work_on(shmalloc_heap *heap, struct rng *rng)
 {
     shmalloc_ref outside[SLOTS] = {0}, root;
     shmalloc_ref *inside = shmalloc_ptr_range(heap, table, sizeof(outside));
-    (void)shmalloc_root_get(heap, "table", 0, &root); /* may be damaged: a program would store anywhere */
+    may_fail(shmalloc_root_get(heap, "table", 0, &root)); /* may be damaged: a program would store anywhere */
     for (int i = 0; i < 500; i++) {
         shmalloc_ref *ref = (inside && rng_below(rng, 2) ? inside : outside) + rng_below(rng, SLOTS);
         size_t size = 1 + rng_log_uniform(rng, rng_below(rng, 20) ? 12 : 19);
@@ -86,20 +86,20 @@ static void work_on(shmalloc_heap *heap, struct rng *rng)
         case 1:
         case 2:
             if (*ref == 0)
-                shmalloc_ref_alloc(heap, size, ref);
+                may_fail(shmalloc_ref_alloc(heap, size, ref));
             break;
         case 3:
             shmalloc_ref_free(heap, ref);
             break;
         case 4:
-            shmalloc_ref_realloc(heap, ref, size);
+            may_fail(shmalloc_ref_realloc(heap, ref, size));
             break;
         case 5:
             if (*ref == 0)
-                shmalloc_ref_alloc_tagged(heap, size, 7, ref);
+                may_fail(shmalloc_ref_alloc_tagged(heap, size, 7, ref));
             break;
         case 6:
-            shmalloc_root_set(heap, "one more", 0, size);
+            may_fail(shmalloc_root_set(heap, "one more", 0, size));
             shmalloc_root_remove(heap, "one more");
             break;
         default:
@@ -120,8 +120,8 @@ static int open_and_work(void *arg)
         return 1;
     work_on(heap, &rng);
     int sick = shmalloc_check(heap) < 0;
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
-    (void)shmalloc_get_stats(heap, &stats);
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
+    may_fail(shmalloc_get_stats(heap, &stats));
     shmalloc_close(heap);
     return sick ? 2 : 0;
 }
@@ -151,7 +151,7 @@ static int work_while_damaged(void *arg)
         return 1;
     while (!__atomic_load_n(&live->stop, __ATOMIC_RELAXED)) {
         work_on(heap, &rng);
-        shmalloc_check(heap);
+        may_fail(shmalloc_check(heap));
         __atomic_fetch_add(&live->steps, 1, __ATOMIC_RELAXED);
     }
     shmalloc_close(heap);

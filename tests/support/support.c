@@ -316,7 +316,7 @@ int all_zero(const void *block, size_t len)
 
 shmalloc_stats heap_stats(const shmalloc_heap *heap)
 {
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
     must_work(shmalloc_get_stats(heap, &stats));
     return stats;
 }

@@ -81,6 +81,10 @@ Test(heap, bad_arguments_are_refused)
         cr_assert_neq(access(f.path, F_OK), 0, "%s made a file", #change);                             \
     } while (0)
     refused(bad.struct_size = 0);
+    refused(bad.struct_size = 8);
+    refused(bad.struct_size = 17);
+    refused(bad.struct_size = 1032);
+    refused(bad.struct_size = SIZE_MAX - 7);
     refused(bad.flags = SHMALLOC_CREATE | 1u << 30);
     refused(bad.flags = SHMALLOC_CREATE | SHMALLOC_READ_ONLY);
     refused(bad.max_size = (16ull << 40) + 1);
@@ -91,6 +95,53 @@ Test(heap, bad_arguments_are_refused)
 #undef refused
     must_code(shmalloc_open(fixture_path(&f, "no such directory/heap"), &good, &heap), -ENOENT);
     must_work(shmalloc_close(NULL));
+}
+
+/* Of a program that was compiled with another header. */
+struct other_options {
+    shmalloc_options options;
+    uint64_t beyond[4];
+};
+
+static void must_open(const struct other_options *o, int code)
+{
+    shmalloc_heap *heap;
+    int fd = memfd_create("other", MFD_CLOEXEC);
+    must_code(shmalloc_open(f.path, &o->options, &heap), code);
+    if (code == 0)
+        must_work(shmalloc_close(heap));
+    must_code(shmalloc_open_fd(fd, &o->options, &heap), code);
+    if (code == 0)
+        must_work(shmalloc_close(heap));
+    must_code(shmalloc_open_private(&o->options, &heap), code);
+    if (code == 0)
+        must_work(shmalloc_close(heap));
+    close(fd);
+}
+
+Test(heap, options_of_older_programs_end_where_they_say)
+{
+    for (size_t size = offsetof(shmalloc_options, initial_size); size <= sizeof(shmalloc_options); size += 8) {
+        struct other_options o;
+        memset(&o, 0xff, sizeof(o)); /* what lies behind would be refused */
+        memset(&o, 0, size);
+        o.options.struct_size = size;
+        o.options.flags = SHMALLOC_CREATE;
+        must_open(&o, 0);
+    }
+}
+
+Test(heap, options_of_newer_programs_are_taken_if_the_rest_is_zero)
+{
+    for (size_t more = 8; more <= sizeof(((struct other_options *)0)->beyond); more += 8) {
+        struct other_options o = {SHMALLOC_OPTIONS_INIT, {0}};
+        o.options.flags = SHMALLOC_CREATE;
+        o.options.struct_size = sizeof(shmalloc_options) + more;
+        must_open(&o, 0);
+        o.beyond[more / 8 - 1] = 1;
+        must_open(&o, -EINVAL);
+        cr_assert_not_null(strstr(shmalloc_errmsg(), "newer library"), "%s", shmalloc_errmsg());
+    }
 }
 
 static unsigned mode_of(const char *path)
@@ -606,7 +657,7 @@ static int use_damaged(void *arg)
         return 0;
     shmalloc_ref refs[60] = {0};
     for (size_t i = 0; i < 60; i++)
-        shmalloc_ref_alloc(heap, i * 200 + 1, &refs[i]);
+        may_fail(shmalloc_ref_alloc(heap, i * 200 + 1, &refs[i]));
     for (int i = 0; i < 50; i++) {
         char name[20];
         snprintf(name, sizeof(name), "root %d", i);
@@ -617,9 +668,9 @@ static int use_damaged(void *arg)
         }
     }
     shmalloc_trim(heap);
-    shmalloc_check(heap);
-    shmalloc_stats stats = {.struct_size = sizeof(stats)};
-    shmalloc_get_stats(heap, &stats);
+    may_fail(shmalloc_check(heap));
+    shmalloc_stats stats = SHMALLOC_STATS_INIT;
+    may_fail(shmalloc_get_stats(heap, &stats));
     for (size_t i = 0; i < 60; i++)
         shmalloc_ref_free(heap, &refs[i]);
     shmalloc_close(heap);

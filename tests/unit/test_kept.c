@@ -418,7 +418,7 @@ static int free_and_die(void *arg)
 {
     shmalloc_ref ref;
     shmalloc_heap *heap = fixture_join(&f);
-    shmalloc_root_get_or_create(heap, "root", 0, LARGE, free_and_fail, arg, &ref);
+    may_fail(shmalloc_root_get_or_create(heap, "root", 0, LARGE, free_and_fail, arg, &ref));
     return 0;
 }
 

@@ -118,11 +118,11 @@ static int survive_nonsense(void *arg)
         for (int k = 0; k < 20; k++)
             shmalloc_ref_free(heap, &refs[k]);
         for (int k = 0; k < 40; k++)
-            shmalloc_ref_alloc(heap, (size_t)k * 2500 + 1, &refs[k]);
+            may_fail(shmalloc_ref_alloc(heap, (size_t)k * 2500 + 1, &refs[k]));
         shmalloc_trim(heap);
-        shmalloc_check(heap);
-        shmalloc_stats stats = {.struct_size = sizeof(stats)};
-        shmalloc_get_stats(heap, &stats);
+        may_fail(shmalloc_check(heap));
+        shmalloc_stats stats = SHMALLOC_STATS_INIT;
+        may_fail(shmalloc_get_stats(heap, &stats));
         shmalloc_close(heap);
     }
     return 0;

@@ -159,12 +159,51 @@ Test(stats, count_processes_threads_generations)
 
 Test(stats, wrong_struct_sizes_are_refused)
 {
-    shmalloc_stats s = {.struct_size = 0};
-    must_code(shmalloc_get_stats(f.heap, &s), -EINVAL);
-    s.struct_size = sizeof(s) + 8;
-    int rc = shmalloc_get_stats(f.heap, &s);
-    cr_assert(rc == 0 || rc == -EINVAL, "%d", rc);
+    static const size_t wrong[] = {0, 8, 15, 17, sizeof(shmalloc_stats) - 1, 1032, SIZE_MAX - 7};
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        shmalloc_stats s = {.struct_size = wrong[i], .threads = 77};
+        must_code(shmalloc_get_stats(f.heap, &s), -EINVAL);
+        cr_assert(s.struct_size == wrong[i] && s.threads == 77, "%zu bytes", wrong[i]);
+    }
     must_code(shmalloc_get_stats(f.heap, NULL), -EINVAL);
+}
+
+/* Of a program that was compiled with another header, older or newer, and what lies behind it. */
+struct other_stats {
+    shmalloc_stats stats;
+    uint64_t beyond[4];
+};
+
+Test(stats, structs_of_older_programs_are_filled_as_far_as_they_go)
+{
+    shmalloc_stats whole = heap_stats(f.heap);
+    for (size_t size = 16; size <= sizeof(whole); size += 8) {
+        struct other_stats o;
+        memset(&o, 0x5a, sizeof(o));
+        o.stats.struct_size = size;
+        must_work(shmalloc_get_stats(f.heap, &o.stats));
+        cr_assert_eq(o.stats.struct_size, size);
+        cr_assert_eq(o.stats.file_size, whole.file_size);
+        cr_assert_eq(memcmp((char *)&o.stats + 8, (char *)&whole + 8, size - 8), 0, "%zu bytes", size);
+        for (size_t i = size; i < sizeof(o); i++)
+            cr_assert_eq(((unsigned char *)&o)[i], 0x5a, "byte %zu behind %zu", i, size);
+    }
+}
+
+Test(stats, structs_of_newer_programs_are_taken_if_the_rest_is_zero)
+{
+    for (size_t more = 8; more <= sizeof(((struct other_stats *)0)->beyond); more += 8) {
+        struct other_stats o = {SHMALLOC_STATS_INIT, {0}};
+        o.stats.struct_size = sizeof(shmalloc_stats) + more;
+        must_work(shmalloc_get_stats(f.heap, &o.stats));
+        cr_assert_eq(o.stats.struct_size, sizeof(shmalloc_stats) + more);
+        cr_assert_eq(o.stats.processes, 1);
+        o.beyond[more / 8 - 1] = 1ull << 56;
+        o.stats.processes = 99;
+        must_code(shmalloc_get_stats(f.heap, &o.stats), -EINVAL);
+        cr_assert_not_null(strstr(shmalloc_errmsg(), "newer library"), "%s", shmalloc_errmsg());
+        cr_assert_eq(o.stats.processes, 99);
+    }
 }
 
 static int stop_at_second(const shmalloc_block *block, void *arg)
