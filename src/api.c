@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "slots/block.h"
-#include "slots/cache.h"
+#include "slots/stacks.h"
 #include "slots/central.h"
 #include "look/check.h"
 #include "slots/fast.h"
@@ -737,7 +737,7 @@ int64_t shmalloc_trim(shmalloc_heap *heap)
     int64_t rc = enter(heap, &entry);
     if (rc < 0)
         return rc;
-    rc = smi_cache_trim(entry.t);
+    rc = smi_stacks_trim(entry.t);
     if (rc == 0 || rc == SHMALLOC_EDOUBLEFREE)
         rc = smi_central_trim(heap);
     if (rc == 0)

@@ -53,7 +53,7 @@
 #define SMF_CHUNKS 2048
 #define SMF_ROOT_BUCKETS 512
 #define SMF_ROOT_NAME_MAX 255
-#define SMF_EXACT_BINS 255 /* free spans of 1..255 pages have a set each, longer ones share one */
+#define SMF_EXACT_SETS 255 /* free spans of 1..255 pages have a set each, longer ones share one */
 
 /* ---- header ---------------------------------------------------------------------------------- */
 
@@ -258,7 +258,7 @@ enum smf_page_kind { /* smf_page.kind */
 /*
  * Descriptor of a page, one cache line. Only a span's first page uses the fields; the bits of a
  * slab's later pages continue the bitmap of its first. The free span's tail repeats `page_count`.
- * A bit is 1 when the central heap holds the slot, 0 when a cache or the user does.
+ * A bit is 1 when the central heap holds the slot, 0 when a stack or the user does.
  */
 struct smf_page {
     uint32_t left;       /* ordered set: page number of the child, 0 none           [P] free, [C] slab */
@@ -316,10 +316,10 @@ static inline uint64_t smi_mark_kept(uint32_t slot_index, uint32_t entry)
 struct smf_page_heap {
     uint64_t log_count;                  /* 0 = nothing to undo                             [P] */
     struct smf_undo log[SMF_PAGE_LOG];   /*                                                 [P] */
-    uint64_t set[SMF_EXACT_BINS + 1];    /* [n-1]: spans of n pages by address; [255]: longer
+    uint64_t set[SMF_EXACT_SETS + 1];    /* [n-1]: spans of n pages by address; [255]: longer
                                             ones by length, then address; page number of the
                                             root, 0 = empty                                 [P] */
-    uint64_t bin_bits[4];                /* bit n-1: set[n-1] is not empty                  [P] */
+    uint64_t set_bits[4];                /* bit n-1: set[n-1] is not empty                  [P] */
     uint64_t free_pages;                 /* sum of all free spans                           [P] */
     uint64_t takes, gives, grows, punched_pages; /* statistics only                         [P] */
 };
@@ -402,13 +402,13 @@ static inline uint64_t smi_link_dest(const struct smf_link *link)
  *   SMF_OPEN    its owner pops and pushes: the refs are the words from 1 to the first 0, which the capacity bounds
  *               too; all words from there on are 0. A pop stores 0 to the last, a push a ref behind it.
  *
- * bins[k] holds ref | pages: the ref of the array (a multiple of 64) with, in the low 6 bits, 0 for the array inside
- * the thread slot or the pages of the span it lies in (1..SMF_BIN_MOST_PAGES). Arrays begin at another cache line for
+ * stacks[k] holds ref | pages: the ref of the array (a multiple of 64) with, in the low 6 bits, 0 for the array inside
+ * the thread slot or the pages of the span it lies in (1..SMF_STACK_MOST_PAGES). Arrays begin at another cache line for
  * each class: if all began where a page does, they would share one set of the first-level cache.
  */
 #define SMF_OPEN UINT64_MAX
-#define SMF_BIN_PAGES 63u
-#define SMF_BIN_MOST_PAGES 16u
+#define SMF_STACK_PAGES 63u
+#define SMF_STACK_MOST_PAGES 16u
 #define SMF_THREAD_PAGES 4u
 #define SMF_INLINE_SMALL 72u /* words of the inside array for classes up to 512 bytes (0..32): 9 cache lines */
 #define SMF_INLINE_LARGE 24u /* and above: 3 cache lines */
@@ -431,13 +431,13 @@ struct smf_thread {
     uint64_t scratch;    /* ref of a block that a realloc is filling; whoever adopts frees it [T] */
     uint64_t building;   /* ref of a block that is to be a root; whoever adopts frees it     [T] */
     struct smf_link link;        /* [T] */
-    uint64_t spare[2];           /* page refs of array spans being exchanged; a span that no bin
+    uint64_t spare[2];           /* page refs of array spans being exchanged; a span that no stack
                                     refers to is given back                                  [T] */
     uint64_t refilled; /* slots that came from the central heap since the claim; statistics only [T] */
     uint64_t flushed;  /* slots that went there since the claim; statistics only                [T] */
     uint64_t large;    /* large blocks taken since the claim; statistics only                   [T] */
     uint64_t reserved1[3];
-    uint64_t bins[SMF_CLASSES];  /* [T] */
+    uint64_t stacks[SMF_CLASSES];  /* [T] */
     uint64_t reserved2[7];
     uint64_t spans[SMF_SPANS];   /* ref | pages of large blocks that it keeps; 0 none. An entry counts
                                     only while the block's mark names it                     [T] */
@@ -505,10 +505,10 @@ static inline uint64_t smi_span_offset(uint32_t k)
     return k % 32 * 64;
 }
 
-/* Words of the array that a bin of class k names, its count included. */
-static inline uint32_t smi_bin_words(uint64_t bin, uint32_t k)
+/* Words of the array that a stack of class k names, its count included. */
+static inline uint32_t smi_stack_words(uint64_t stack, uint32_t k)
 {
-    uint64_t pages = bin & SMF_BIN_PAGES;
+    uint64_t pages = stack & SMF_STACK_PAGES;
     return pages == 0 ? smi_inline_words(k) : (uint32_t)((pages * SMF_PAGE - smi_span_offset(k)) / 8);
 }
 
@@ -523,14 +523,14 @@ static inline uint64_t smi_stack_count(const uint64_t *array, uint32_t words)
     return count;
 }
 
-/* Can a bin of class k in a thread slot whose inside array for it is at `inside` hold that? A span's bounds are not
+/* Can a stack of class k in a thread slot whose inside array for it is at `inside` hold that? A span's bounds are not
  * looked at. */
-static inline int smi_bin_is_possible(uint64_t inside, uint64_t bin, uint32_t k)
+static inline int smi_stack_is_possible(uint64_t inside, uint64_t stack, uint32_t k)
 {
-    uint64_t pages = bin & SMF_BIN_PAGES, ref = bin & ~(uint64_t)SMF_BIN_PAGES;
+    uint64_t pages = stack & SMF_STACK_PAGES, ref = stack & ~(uint64_t)SMF_STACK_PAGES;
     if (pages == 0)
         return ref == inside;
-    return pages <= SMF_BIN_MOST_PAGES && ref % SMF_PAGE == smi_span_offset(k);
+    return pages <= SMF_STACK_MOST_PAGES && ref % SMF_PAGE == smi_span_offset(k);
 }
 
 /* ---- roots ----------------------------------------------------------------------------------- */

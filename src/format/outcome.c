@@ -24,11 +24,11 @@ static uint64_t load(const uint64_t *word)
 
 /* ---- stacks ---- */
 
-/* The array of class k, when the bin of the thread slot can be; NULL otherwise. */
-static const uint64_t *array_of(const struct smi_sight *s, uint64_t thread_ref, uint64_t bin, uint32_t k)
+/* The array of class k, when the stack of the thread slot can be; NULL otherwise. */
+static const uint64_t *array_of(const struct smi_sight *s, uint64_t thread_ref, uint64_t stack, uint32_t k)
 {
     uint64_t inside = thread_ref + (s->is_older ? smi_older_inline_offset(k) : smi_inline_offset(k));
-    return smi_bin_is_possible(inside, bin, k) ? look_inside(s, bin & ~(uint64_t)SMF_BIN_PAGES, 8ull * smi_bin_words(bin, k))
+    return smi_stack_is_possible(inside, stack, k) ? look_inside(s, stack & ~(uint64_t)SMF_STACK_PAGES, 8ull * smi_stack_words(stack, k))
                                                : NULL;
 }
 
@@ -36,9 +36,9 @@ static const uint64_t *array_of(const struct smi_sight *s, uint64_t thread_ref, 
 static uint64_t capacity_of(const struct smi_sight *s, uint64_t thread_ref, const struct smf_thread *thread, uint64_t ref)
 {
     for (uint32_t k = 0; ref != 0 && k < SMF_CLASSES; k++) {
-        uint64_t bin = load(&thread->bins[k]);
-        if ((bin & ~(uint64_t)SMF_BIN_PAGES) == ref && array_of(s, thread_ref, bin, k))
-            return smi_bin_words(bin, k) - 1;
+        uint64_t stack = load(&thread->stacks[k]);
+        if ((stack & ~(uint64_t)SMF_STACK_PAGES) == ref && array_of(s, thread_ref, stack, k))
+            return smi_stack_words(stack, k) - 1;
     }
     return 0;
 }
@@ -48,11 +48,11 @@ static const uint64_t *stack_word(const struct smi_sight *s, uint64_t thread_ref
                                   uint64_t ref)
 {
     for (uint32_t k = 0; ref % 8 == 0 && k < SMF_CLASSES; k++) {
-        uint64_t bin = load(&thread->bins[k]), begin = bin & ~(uint64_t)SMF_BIN_PAGES, place = (ref - begin) / 8;
-        uint32_t words = smi_bin_words(bin, k);
+        uint64_t stack = load(&thread->stacks[k]), begin = stack & ~(uint64_t)SMF_STACK_PAGES, place = (ref - begin) / 8;
+        uint32_t words = smi_stack_words(stack, k);
         if (ref <= begin || place >= words)
             continue;
-        const uint64_t *array = array_of(s, thread_ref, bin, k);
+        const uint64_t *array = array_of(s, thread_ref, stack, k);
         if (array && load(&array[0]) == SMF_OPEN && place - smi_stack_count(array, words) <= 1)
             return array + place;
     }

@@ -17,7 +17,7 @@
 #include "handle/lock.h"
 #include "life/attach.h"
 #include "platform/os.h"
-#include "slots/cache.h"
+#include "slots/stacks.h"
 
 #define WAITING_LOOKS_EVERY_NS 60000000ull /* of all threads of a process that wait together */
 
@@ -44,7 +44,7 @@ static struct smf_thread *slot_of(shmalloc_heap *heap, uint32_t index, uint32_t 
     return slot && slot->owner == process + 1ull ? slot : NULL;
 }
 
-/* What decides over blocks first, for all threads: words and blocks are what they will be, whenever the caches come
+/* What decides over blocks first, for all threads: words and blocks are what they will be, whenever the stacks come
  * back. 1: some have not. */
 static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *most)
 {
@@ -54,13 +54,13 @@ static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *m
         made--;
     for (uint32_t i = 0; rc == 0 && i < made; i++) {
         struct smf_thread *slot = slot_of(heap, i, process);
-        rc = slot ? smi_cache_settle(heap, slot, i) : 0;
+        rc = slot ? smi_stacks_resolve(heap, slot, i) : 0;
     }
     for (uint32_t i = 0; rc == 0 && i < made; i++) {
         struct smf_thread *slot = slot_of(heap, i, process);
         if (!slot)
             continue;
-        rc = *most >= EACH_THREAD ? smi_cache_release(heap, slot, i, most) : 1;
+        rc = *most >= EACH_THREAD ? smi_stacks_release(heap, slot, i, most) : 1;
         *most -= *most < EACH_THREAD ? *most : EACH_THREAD;
     }
     return rc;
@@ -77,7 +77,7 @@ static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i, uint64_t *most)
         if (rc == 0)
             rc = release_threads_of(heap, i, most);
         if (rc == 0) { /* told before the entry is free: who adopts may be killed here, and the next one tells again */
-            smi_cache_tell_adopted(heap);
+            smi_stacks_tell_adopted(heap);
             SMI_STORE(&heap->processes[i].state, 0);
         }
     }

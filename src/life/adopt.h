@@ -5,7 +5,7 @@
 
 #include "handle/handle.h"
 
-/* Look for processes that died and bring back what they held. Cheap when nobody did. Of slots in their caches, about
+/* Look for processes that died and bring back what they held. Cheap when nobody did. Of slots in their stacks, about
  * `most` go back; more of them wait for the next look, so that no single call pays for a process of a thousand
  * threads. */
 #define SMI_ADOPT_ALL UINT64_MAX

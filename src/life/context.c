@@ -20,7 +20,7 @@
 #include "pages/pages.h"
 #include "platform/direct_mutex.h"
 #include "platform/os.h"
-#include "slots/cache.h"
+#include "slots/stacks.h"
 #include "slots/kept.h"
 
 #define LOOK_EVERY_NS 1000000000ull
@@ -92,8 +92,8 @@ int smi_context_release(shmalloc_heap *heap, struct smi_thread *t, int cut_off)
         return rc;
     uint64_t all = UINT64_MAX;
     for (uint32_t k = 0; !cut_off && k < SMF_CLASSES; k++)
-        smi_cache_close(t, k);
-    rc = smi_cache_release(heap, t->slot, t->slot_index, &all);
+        smi_stacks_close(t, k);
+    rc = smi_stacks_release(heap, t->slot, t->slot_index, &all);
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     return rc;
 }
@@ -268,7 +268,7 @@ static int make_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
         slot->serial++;
         slot->tid = smi_os_thread_id();
         slot->start_time = start_time_of(heap, (pid_t)slot->tid);
-        smi_cache_format(slot, (uint64_t)((uint8_t *)slot - heap->base), untouched_slot);
+        smi_stacks_format(slot, (uint64_t)((uint8_t *)slot - heap->base), untouched_slot);
         SMI_STORE(&slot->owner, (uint64_t)heap->process_index + 1);
         t->name = slot->serial << SMF_OWNER_SERIAL_SHIFT | (t->slot_index + 1);
     }
@@ -316,7 +316,7 @@ static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, uint6
         *rc = make_slot(heap, count, t);
     }
     if (*rc == 0)
-        *rc = smi_cache_load(t);
+        *rc = smi_stacks_load(t);
     if (*rc < 0) {
         smi_registry_lock();
         smi_context_to_pool(t);

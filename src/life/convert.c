@@ -4,13 +4,13 @@
  *
  * Format 3 differs in the header's version, in words that format 2 writes as 0 and ignores (most of smf_state, the tags
  * of the library's spans, the marks of large blocks), and in thread slots: their inside arrays lie elsewhere, behind
- * new fields. A thread slot without an owner means the same in both formats when its bins are 0, because who claims it
+ * new fields. A thread slot without an owner means the same in both formats when its stacks are 0, because who claims it
  * fills them in. So the heap is first brought to a state that is sound in both, by changes each of which leaves a sound
  * heap of format 2; then one word decides.
  *
  *   1  as format 2: the logs are undone and what the dead left is adopted, as at any first attach      attach.c
  *   2  words that format 2 ignores get the values that format 3 expects
- *   3  sync; thread slots: bins become 0, then all that format 3 calls new
+ *   3  sync; thread slots: stacks become 0, then all that format 3 calls new
  *   4  the whole check; sync
  *   5  the version is stored; sync
  *   6  the checksum is stored; sync
@@ -102,12 +102,12 @@ int smi_convert_begin(shmalloc_heap *heap)
 
 /* ---- thread slots ---- */
 
-/* A bin names the inside array, which is empty; or none, since before a first claim or by a conversion that was killed. */
+/* A stack names the inside array, which is empty; or none, since before a first claim or by a conversion that was killed. */
 static int is_empty(const shmalloc_heap *heap, const struct smf_thread *slot, uint32_t k)
 {
     const uint8_t *array = (const uint8_t *)slot + smi_older_inline_offset(k);
-    return slot->bins[k] == 0 ||
-           (slot->bins[k] == (uint64_t)(array - heap->base) && *(const uint64_t *)(const void *)array == 0);
+    return slot->stacks[k] == 0 ||
+           (slot->stacks[k] == (uint64_t)(array - heap->base) && *(const uint64_t *)(const void *)array == 0);
 }
 
 static int is_at_rest(const shmalloc_heap *heap, const struct smf_thread *slot)
@@ -121,11 +121,11 @@ static int is_at_rest(const shmalloc_heap *heap, const struct smf_thread *slot)
 
 #define KEPT offsetof(struct smf_thread, reserved2) /* bytes that stay as they are */
 
-/* A slot at rest holds nothing, so nothing is lost with its bins. */
+/* A slot at rest holds nothing, so nothing is lost with its stacks. */
 static void convert_slot(struct smf_thread *slot)
 {
     for (uint32_t k = 0; k < SMF_CLASSES; k++)
-        SMI_STORE(&slot->bins[k], 0);
+        SMI_STORE(&slot->stacks[k], 0);
     step();
     memset(slot->reserved0, 0, sizeof(slot->reserved0));
     memset(slot->reserved1, 0, sizeof(slot->reserved1));

@@ -277,7 +277,7 @@ int smi_holes_fill(int fd, const char *path)
         rc = looked_at_all(&h, fill_needed(&h));
         if (rc == 0)
             rc = each_in_spans(&h, 1, forget_storage);
-        /* Who read the copy left its holes in the cache in pieces of many pages, and a store to one of them makes ext4
+        /* Who read the copy left its holes in the page cache in pieces of many pages, and a store to one of them makes ext4
          * (Linux 6.18) find room for all of the piece. */
         smi_os_forget(fd);
     }

@@ -318,7 +318,7 @@ int smi_heap_may_leave(const shmalloc_heap *heap)
 }
 
 /* A process that ends without closing: what it has cached goes back. If other threads of it may still be at
- * work, their caches must be left alone; then the next process that looks adopts it. So it does when a signal handler
+ * work, their stacks must be left alone; then the next process that looks adopts it. So it does when a signal handler
  * ends the process in the middle of a change under a lock, which only repair can undo. */
 __attribute__((destructor)) static void leave_all(void)
 {

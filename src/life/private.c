@@ -25,7 +25,7 @@
 #include "pages/pages.h"
 #include "platform/direct_mutex.h"
 #include "platform/os.h"
-#include "slots/cache.h"
+#include "slots/stacks.h"
 
 #define PRIVATE_SIZE (8ull << 20) /* of a private heap, at first: addresses, not memory */
 
@@ -81,7 +81,7 @@ static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
     for (uint32_t i = 0; rc == 0 && i < SMF_THREADS; i++) {
         struct smf_thread *slot = smi_thread_slot(heap, i);
         if (slot && slot->owner != 0 && (!mine || slot != mine->slot))
-            rc = smi_cache_release(heap, slot, i, &all);
+            rc = smi_stacks_release(heap, slot, i, &all);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     for (struct smi_thread *t = heap->contexts, *next; t; t = next) {

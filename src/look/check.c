@@ -7,7 +7,7 @@
  * by number, in smi_invariants below; the headers of the modules use the same numbers.
  *
  * Motion. On a heap in use each disagreement carries the parts of the heap it depends on (a class,
- * a thread's caches, the page heap, the roots). Those parts are hashed before and after the walk: a
+ * a thread's stacks, the page heap, the roots). Those parts are hashed before and after the walk: a
  * disagreement about a part that changed proves nothing. See smi_check in check.h for the rest.
  */
 #include "look/check.h"
@@ -39,12 +39,12 @@ const struct smi_invariant smi_invariants[] = {
            "right one"},
     {"P5", "pages of spans that are not free have storage and are not marked as zeros"},
     {"P6", "each set of free spans is in order"},
-    {"P7", "bin_bits tells which sets have members"},
+    {"P7", "set_bits tells which sets have members"},
     {"P8", "free_pages is the sum of all free spans"},
     {"C1", "a slab's free_slots equals its bits; no bit at or beyond its last slot"},
     {"C2", "a slab is in its class's set, once, and says so, exactly when it has free slots"},
     {"C3", "slab_count and free_slots of a class are the sums over its slabs"},
-    {"C4", "a slot is free in the central heap, in one cache, or used; never two of them"},
+    {"C4", "a slot is free in the central heap, on one stack, or used; never two of them"},
     {"C5", "a slab's class, arena and length are possible and fit each other"},
     {"C6", "no bitmap word before a slab's hint has a bit"},
     {"C7", "`pending` names a slab"},
@@ -54,10 +54,10 @@ const struct smi_invariant smi_invariants[] = {
     {"S2", "in hardened heaps the user's bit of a slot is set exactly while the user has the "
            "slot, but for the top of each stack and one more slot for each thread, which may be "
            "on their way"},
-    {"T1", "a cache's array is where it can be; its count is at most its capacity; behind the first 0 of an open "
+    {"T1", "a stack's array is where it can be; its count is at most its capacity; behind the first 0 of an open "
            "one all words are 0"},
     {"T2", "every cached ref is a slot of the class"},
-    {"T3", "a META span is a thread slot or an array that one bin names, as its tag says, or in `spare`"},
+    {"T3", "a META span is a thread slot or an array that one stack names, as its tag says, or in `spare`"},
     {"T4", "the thread table names thread slots, each once; owners are processes in the table"},
     {"T5", "a thread slot without owner is at rest"},
     {"T6", "`scratch` and `building` name blocks that are allocated"},
@@ -103,7 +103,7 @@ struct found {
 #define IS_META 4u  /* a META span begins here */
 #define PENDING 8u  /* a class's `pending` names it */
 #define IN_SET 16u  /* a set led here */
-#define NAMED 32u   /* META: a thread table entry or a bin names it */
+#define NAMED 32u   /* META: a thread table entry or a stack names it */
 #define SPARED 64u  /* META: a `spare` names it */
 
 /* A block of the library's own and who names it. */
@@ -563,7 +563,7 @@ struct set {
     uint64_t at;   /* ref of the root word */
     uint32_t part; /* of the heap */
     const char *membership, *order; /* invariants */
-    uint32_t bin;  /* free spans: its length - 1; SMF_EXACT_BINS for the set by length */
+    uint32_t index;  /* free spans: its length - 1; SMF_EXACT_SETS for the set by length */
     uint32_t central; /* slabs: index of the class and arena */
     int of_slabs;
 };
@@ -576,7 +576,7 @@ struct node {
 
 static uint64_t key_in_set(const struct set *set, uint32_t page, const struct smf_page *d)
 {
-    return !set->of_slabs && set->bin == SMF_EXACT_BINS ? (uint64_t)d->page_count << 32 | page
+    return !set->of_slabs && set->index == SMF_EXACT_SETS ? (uint64_t)d->page_count << 32 | page
                                                         : (uint64_t)page << 32;
 }
 
@@ -584,8 +584,8 @@ static int is_member(const struct set *set, const struct smf_page *d)
 {
     if (set->of_slabs)
         return central_index(d) == set->central;
-    uint32_t bin = d->page_count <= SMF_EXACT_BINS ? d->page_count - 1 : SMF_EXACT_BINS;
-    return bin == set->bin;
+    uint32_t index = d->page_count <= SMF_EXACT_SETS ? d->page_count - 1 : SMF_EXACT_SETS;
+    return index == set->index;
 }
 
 /* One node: 1 when it may be descended from. */
@@ -663,17 +663,17 @@ static void check_page_heap(struct walk *w)
     const struct smf_page_heap *heap = smi_view_at(w->view, at, sizeof(*heap));
     if (!heap)
         return;
-    for (uint32_t bin = 0; bin <= SMF_EXACT_BINS; bin++) {
-        struct set set = {.at = at + offsetof(struct smf_page_heap, set) + 8ull * bin,
-                          .part = PAGES, .membership = "P3", .order = "P6", .bin = bin};
-        check_set(w, &set, heap->set[bin]);
-        int bit = (int)(heap->bin_bits[bin / 64] >> bin % 64 & 1);
+    for (uint32_t index = 0; index <= SMF_EXACT_SETS; index++) {
+        struct set set = {.at = at + offsetof(struct smf_page_heap, set) + 8ull * index,
+                          .part = PAGES, .membership = "P3", .order = "P6", .index = index};
+        check_set(w, &set, heap->set[index]);
+        int bit = (int)(heap->set_bits[index / 64] >> index % 64 & 1);
         /* the set of all longer spans is looked at without its bit */
-        if (bin < SMF_EXACT_BINS && bit != (heap->set[bin] != 0))
+        if (index < SMF_EXACT_SETS && bit != (heap->set[index] != 0))
             violation(w, "P7",
-                      in_part(at + offsetof(struct smf_page_heap, bin_bits) + bin / 64 * 8, PAGES),
-                      "bit of the set of spans of %u pages is %d, its root is page %llu", bin + 1,
-                      bit, (unsigned long long)heap->set[bin]);
+                      in_part(at + offsetof(struct smf_page_heap, set_bits) + index / 64 * 8, PAGES),
+                      "bit of the set of spans of %u pages is %d, its root is page %llu", index + 1,
+                      bit, (unsigned long long)heap->set[index]);
     }
     if (heap->free_pages != w->free_pages)
         violation(w, "P8", in_part(at + offsetof(struct smf_page_heap, free_pages), PAGES),
@@ -731,7 +731,7 @@ static void check_central(struct walk *w, uint32_t i)
 static void name_span(struct walk *w, const char *invariant, struct place place, uint64_t ref, uint32_t pages,
                       enum smf_purpose purpose)
 {
-    const char *what = purpose == SMF_PURPOSE_SLOT ? "the thread table" : "a bin";
+    const char *what = purpose == SMF_PURPOSE_SLOT ? "the thread table" : "a stack";
     uint64_t page = ref >> SMF_PAGE_SHIFT;
     const struct smf_page *d = smi_view_page(w->view, page);
     place.parts[1] = PAGES;
@@ -750,23 +750,23 @@ static void name_span(struct walk *w, const char *invariant, struct place place,
         w->flags[page] |= NAMED;
 }
 
-static void check_bins(struct walk *w, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+static void check_stacks(struct walk *w, uint32_t i, uint64_t ref, const struct smf_thread *thread)
 {
     for (unsigned k = 0; k < SMF_CLASSES; k++) {
-        struct smi_view_bin bin;
-        uint64_t at = ref + offsetof(struct smf_thread, bins) + 8ull * k;
+        struct smi_view_stack stack;
+        uint64_t at = ref + offsetof(struct smf_thread, stacks) + 8ull * k;
         struct place place = in_part(at, THREAD + i);
-        const char *wrong = smi_view_read_bin(w->view, ref, thread, k, &bin);
-        if (thread->owner && thread->bins[k] == 0)
-            wrong = "a bin of a slot in use names no array";
-        if (!wrong && bin.has_gap)
+        const char *wrong = smi_view_read_stack(w->view, ref, thread, k, &stack);
+        if (thread->owner && thread->stacks[k] == 0)
+            wrong = "a stack of a slot in use names no array";
+        if (!wrong && stack.has_gap)
             wrong = "an open stack has words behind its first 0";
         if (wrong)
             violation(w, "T1", place, "thread slot %u, class %u: %s", i, k, wrong);
-        else if (bin.pages)
-            name_span(w, "T3", place, bin.array - smi_span_offset(k), bin.pages, SMF_PURPOSE_ARRAY);
-        if (!thread->owner && (bin.count || bin.pages))
-            violation(w, "T5", place, "thread slot %u has no owner and a cache of class %u", i, k);
+        else if (stack.pages)
+            name_span(w, "T3", place, stack.array - smi_span_offset(k), stack.pages, SMF_PURPOSE_ARRAY);
+        if (!thread->owner && (stack.count || stack.pages))
+            violation(w, "T5", place, "thread slot %u has no owner and a stack of class %u", i, k);
     }
 }
 
@@ -831,7 +831,7 @@ static void check_thread(struct walk *w, uint32_t i, uint64_t ref, const struct 
                            thread->spare[0] || thread->spare[1] || smi_view_keeps_any(w->view, thread)))
         violation(w, "T5", place, "thread slot %u has no owner and something in flight", i);
     w->owned_threads += thread->owner != 0;
-    check_bins(w, i, ref, thread);
+    check_stacks(w, i, ref, thread);
     check_spares(w, i, ref, thread);
     check_built(w, i, ref + offsetof(struct smf_thread, scratch), thread->scratch);
     check_built(w, i, ref + offsetof(struct smf_thread, building), thread->building);
@@ -866,14 +866,14 @@ static void check_cached_slot(struct walk *w, const struct smi_cached *c)
         d = smi_view_page(w->view, slab);
     if (!d || d->size_class != c->size_class || d->arena == w->view->header.arena_count) {
         violation(w, "T2", place,
-                  "thread slot %u caches %#llx, which is no user's slot of class %u", c->thread,
+                  "thread slot %u has %#llx on a stack, which is no user's slot of class %u", c->thread,
                   (unsigned long long)c->ref, c->size_class);
         return;
     }
     if (smi_view_slab_bits(w->view, slab, d->size_class, index / 64) >> index % 64 & 1) {
         place.parts[1] = class_part(d);
         violation(w, "C4", place,
-                  "slot %#llx is free in the central heap and in the cache of thread slot %u",
+                  "slot %#llx is free in the central heap and on a stack of thread slot %u",
                   (unsigned long long)c->ref, c->thread);
     } else if (w->result->blocks > 0) {
         w->result->blocks--;
@@ -887,7 +887,7 @@ static void check_cached(struct walk *w)
     for (size_t i = 0; i < w->cached_count; i++) {
         if (i > 0 && c[i].ref == c[i - 1].ref)
             violation(w, "C4", in_parts(c[i].ref, THREAD + c[i].thread, THREAD + c[i - 1].thread),
-                      "slot %#llx is in the caches of thread slots %u and %u",
+                      "slot %#llx is on stacks of thread slots %u and %u",
                       (unsigned long long)c[i].ref, c[i - 1].thread, c[i].thread);
         else
             check_cached_slot(w, &c[i]);
@@ -1007,7 +1007,7 @@ static const char *name_at(struct walk *w, uint64_t ref)
 }
 
 /* What the root at `at` names: while its record stands still, nobody binds it anew, and a block that a program has
- * is in no bitmap and no cache. */
+ * is in no bitmap and no stack. */
 static void check_target(struct walk *w, uint64_t at)
 {
     const struct smf_root *root = smi_view_root(w->view, at);
@@ -1139,14 +1139,14 @@ static uint64_t hash_now(struct walk *w, uint64_t ref, uint64_t len)
 static uint64_t hash_thread(struct walk *w, uint64_t ref)
 {
     uint64_t hash = hash_now(w, ref, SMF_THREAD_PAGES * SMF_PAGE);
-    uint64_t bins[SMF_CLASSES];
-    if (smi_view_read_now(w->view, ref + offsetof(struct smf_thread, bins), sizeof(bins), bins) < 0)
+    uint64_t stacks[SMF_CLASSES];
+    if (smi_view_read_now(w->view, ref + offsetof(struct smf_thread, stacks), sizeof(stacks), stacks) < 0)
         return hash;
     for (unsigned k = 0; k < SMF_CLASSES; k++) {
-        uint64_t array = bins[k] & ~(uint64_t)SMF_BIN_PAGES, count;
-        if (!(bins[k] & SMF_BIN_PAGES) || smi_view_read_now(w->view, array, sizeof(count), &count) < 0)
+        uint64_t array = stacks[k] & ~(uint64_t)SMF_STACK_PAGES, count;
+        if (!(stacks[k] & SMF_STACK_PAGES) || smi_view_read_now(w->view, array, sizeof(count), &count) < 0)
             continue;
-        uint64_t words = smi_bin_words(bins[k], k); /* of an open one all, which is seldom many */
+        uint64_t words = smi_stack_words(stacks[k], k); /* of an open one all, which is seldom many */
         hash = hash * 31 + hash_now(w, array, 8 * (count < words ? count + 1 : words));
     }
     return hash;

@@ -514,30 +514,30 @@ uint64_t smi_view_inside_array(const struct smi_view *view, uint64_t thread_ref,
            (smi_format_is_older(&view->header) ? smi_older_inline_offset(size_class) : smi_inline_offset(size_class));
 }
 
-int smi_view_bin_is_possible(const struct smi_view *view, uint64_t thread_ref, uint64_t bin, unsigned size_class)
+int smi_view_stack_is_possible(const struct smi_view *view, uint64_t thread_ref, uint64_t stack, unsigned size_class)
 {
-    return smi_bin_is_possible(smi_view_inside_array(view, thread_ref, size_class), bin, size_class);
+    return smi_stack_is_possible(smi_view_inside_array(view, thread_ref, size_class), stack, size_class);
 }
 
-const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
+const char *smi_view_read_stack(struct smi_view *view, uint64_t thread_ref,
                               const struct smf_thread *thread, unsigned size_class,
-                              struct smi_view_bin *out)
+                              struct smi_view_stack *out)
 {
-    uint64_t bin = thread->bins[size_class];
+    uint64_t stack = thread->stacks[size_class];
     memset(out, 0, sizeof(*out));
-    out->array = bin & ~(uint64_t)SMF_BIN_PAGES;
-    out->pages = bin & SMF_BIN_PAGES;
-    if (bin == 0)
+    out->array = stack & ~(uint64_t)SMF_STACK_PAGES;
+    out->pages = stack & SMF_STACK_PAGES;
+    if (stack == 0)
         return NULL;
-    if (!smi_view_bin_is_possible(view, thread_ref, bin, size_class))
-        return "bin's array cannot begin there or be so long";
-    uint32_t words = smi_bin_words(bin, size_class);
+    if (!smi_view_stack_is_possible(view, thread_ref, stack, size_class))
+        return "stack's array cannot begin there or be so long";
+    uint32_t words = smi_stack_words(stack, size_class);
     const uint64_t *array = smi_view_at(view, out->array, 8ull * words);
     if (!array)
-        return "bin's array lies outside the file";
+        return "stack's array lies outside the file";
     uint64_t count = smi_stack_count(array, words);
     if (count >= words)
-        return "bin's count is more than its array holds";
+        return "stack's count is more than its array holds";
     out->count = (uint32_t)count;
     out->slots = array + 1;
     for (uint64_t i = count + 1; array[0] == SMF_OPEN && i < words && !out->has_gap; i++)
@@ -605,17 +605,17 @@ int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *coun
         uint64_t ref;
         const struct smf_thread *thread = smi_view_thread(view, t, &ref);
         for (unsigned k = 0; thread && thread->owner && k < SMF_CLASSES; k++) {
-            struct smi_view_bin bin;
-            if (smi_view_read_bin(view, ref, thread, k, &bin))
+            struct smi_view_stack stack;
+            if (smi_view_read_stack(view, ref, thread, k, &stack))
                 continue;
-            int rc = make_room(view, &list, used, &room, bin.count);
+            int rc = make_room(view, &list, used, &room, stack.count);
             if (rc < 0) {
                 free(list);
                 return rc;
             }
-            for (uint32_t i = 0; rc == 1 && i < bin.count; i++)
-                list[used++] = (struct smi_cached){bin.slots[i], (uint16_t)t, (uint8_t)k,
-                                                   i + 1 == bin.count};
+            for (uint32_t i = 0; rc == 1 && i < stack.count; i++)
+                list[used++] = (struct smi_cached){stack.slots[i], (uint16_t)t, (uint8_t)k,
+                                                   i + 1 == stack.count};
         }
     }
     if (used)
@@ -777,10 +777,10 @@ static void count_caches(struct smi_view *view, shmalloc_stats *out)
             continue;
         out->threads++;
         for (unsigned k = 0; k < SMF_CLASSES; k++) {
-            struct smi_view_bin bin;
-            smi_view_read_bin(view, ref, thread, k, &bin);
-            slots += bin.count;
-            bytes += (uint64_t)bin.count * smi_classes[k].size;
+            struct smi_view_stack stack;
+            smi_view_read_stack(view, ref, thread, k, &stack);
+            slots += stack.count;
+            bytes += (uint64_t)stack.count * smi_classes[k].size;
         }
     }
     out->cached += bytes;

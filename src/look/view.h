@@ -125,8 +125,8 @@ int smi_view_slot(struct smi_view *view, uint64_t ref, uint32_t *slab, uint32_t 
 /* Thread slot `i`, NULL when there is none or its ref is not possible; its ref in `*ref`. */
 const struct smf_thread *smi_view_thread(struct smi_view *view, uint32_t i, uint64_t *ref);
 
-/* The cache of one class of a thread slot. */
-struct smi_view_bin {
+/* The stack of one class of a thread slot. */
+struct smi_view_stack {
     uint64_t array;        /* ref of the count word */
     uint32_t pages;        /* of its own span, 0 = inside the thread slot */
     uint32_t count;        /* slots cached */
@@ -134,18 +134,18 @@ struct smi_view_bin {
     const uint64_t *slots; /* `count` refs */
 };
 
-/* Where the inside array of a class lies in the thread slot at `thread_ref`, and whether a bin can hold that: in heaps of
+/* Where the inside array of a class lies in the thread slot at `thread_ref`, and whether a stack can hold that: in heaps of
  * older formats, too. */
 uint64_t smi_view_inside_array(const struct smi_view *view, uint64_t thread_ref, unsigned size_class);
-int smi_view_bin_is_possible(const struct smi_view *view, uint64_t thread_ref, uint64_t bin, unsigned size_class);
+int smi_view_stack_is_possible(const struct smi_view *view, uint64_t thread_ref, uint64_t stack, unsigned size_class);
 /* Has it large blocks? In heaps of older formats something else lies there. */
 int smi_view_keeps_any(const struct smi_view *view, const struct smf_thread *thread);
 
-/* Read a bin. NULL, or a few words about what is wrong; then only `array` and `pages` are filled.
+/* Read a stack. NULL, or a few words about what is wrong; then only `array` and `pages` are filled.
  * */
-const char *smi_view_read_bin(struct smi_view *view, uint64_t thread_ref,
+const char *smi_view_read_stack(struct smi_view *view, uint64_t thread_ref,
                               const struct smf_thread *thread, unsigned size_class,
-                              struct smi_view_bin *out);
+                              struct smi_view_stack *out);
 
 /* Does the thread slot that the mark of a large block of `pages` pages at `ref` names keep it? */
 int smi_view_is_kept(struct smi_view *view, uint64_t ref, uint64_t pages, uint64_t mark);
@@ -168,7 +168,7 @@ struct smi_cached {
     uint8_t is_top; /* the next to go */
 };
 
-/* All slots in the caches of owned thread slots, ascending by ref. Free `*out`. Bins that cannot be
+/* All slots in the stacks of owned thread slots, ascending by ref. Free `*out`. Stacks that cannot be
  * read are left out. 0, or -ENOMEM. */
 int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *count);
 

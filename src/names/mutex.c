@@ -20,7 +20,7 @@
 #include <errno.h>
 #include <stdio.h>
 
-#include "slots/cache.h"
+#include "slots/stacks.h"
 
 _Static_assert(sizeof(shmalloc_mutex) == sizeof(struct smf_user_mutex), "one layout");
 
@@ -130,7 +130,7 @@ static int resolve(shmalloc_heap *heap, uint64_t owner)
     if (slot->owner != 0 && slot->serial == owner >> SMF_OWNER_SERIAL_SHIFT) { /* else adopted already, and resolved with that */
         rc = smi_lock_pass(heap, SMF_LOCK_CLASS_FIRST, heap->lock_count - 1);
         if (rc == 0)
-            rc = smi_cache_resolve_link(heap, slot, index);
+            rc = smi_stacks_resolve_link(heap, slot, index);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     SMI_STORE(&heap->adopt_wanted, 1);

@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "slots/cache.h"
+#include "slots/stacks.h"
 #include "slots/central.h"
 #include "handle/lock.h"
 #include "platform/os.h"

@@ -34,7 +34,7 @@
 #include "handle/storage.h"
 #include "handle/undo.h"
 
-#define BIG_BIN SMF_EXACT_BINS
+#define BIG_SET SMF_EXACT_SETS
 #define DECAY_MIN_PAGES (65536 / SMF_PAGE)         /* shorter holes cost more than they give */
 #define DECAY_MOST_PAGES ((16ull << 20) / SMF_PAGE) /* in one look */
 #define GROWTH_CAP (1ull << 30) /* a step of growth; file length, not storage */
@@ -160,21 +160,21 @@ static void set_span(struct smi_op *op, uint64_t page, uint64_t count, uint8_t k
     smi_set(op, (uint64_t *)(void *)&d->page_count, value);
 }
 
-static int bin_of(uint64_t count)
+static int set_of(uint64_t count)
 {
-    return count <= SMF_EXACT_BINS ? (int)count - 1 : BIG_BIN;
+    return count <= SMF_EXACT_SETS ? (int)count - 1 : BIG_SET;
 }
 
-static enum smi_order order_of(int bin)
+static enum smi_order order_of(int index)
 {
-    return bin == BIG_BIN ? SMI_BY_LENGTH : SMI_BY_ADDRESS;
+    return index == BIG_SET ? SMI_BY_LENGTH : SMI_BY_ADDRESS;
 }
 
-static void update_bin_bit(struct smi_op *op, int bin)
+static void update_set_bit(struct smi_op *op, int index)
 {
     struct smf_page_heap *ph = op->heap->page_heap;
-    uint64_t bit = 1ull << (bin % 64), *word = &ph->bin_bits[bin / 64];
-    uint64_t value = ph->set[bin] ? *word | bit : *word & ~bit;
+    uint64_t bit = 1ull << (index % 64), *word = &ph->set_bits[index / 64];
+    uint64_t value = ph->set[index] ? *word | bit : *word & ~bit;
     if (value != *word)
         smi_set(op, word, value);
 }
@@ -182,24 +182,24 @@ static void update_bin_bit(struct smi_op *op, int bin)
 /* Make [page, page + count) a free span of the sets. */
 static int insert_free(struct smi_op *op, uint64_t page, uint64_t count)
 {
-    int bin = bin_of(count);
+    int index = set_of(count);
     if (!smi_page(op->heap, page) || !smi_page(op->heap, page + count - 1))
         return damaged_spans(op->heap, page);
     set_span(op, page, count, SMF_PAGE_FREE, 0, 0);
     if (count > 1)
         set_span(op, page + count - 1, count, SMF_PAGE_FREE_TAIL, 0, 0);
     smi_set(op, &smi_known_page(op->heap, page)->side, smi_os_tick());
-    int rc = smi_pageset_insert(op, &op->heap->page_heap->set[bin], order_of(bin), (uint32_t)page);
-    update_bin_bit(op, bin);
+    int rc = smi_pageset_insert(op, &op->heap->page_heap->set[index], order_of(index), (uint32_t)page);
+    update_set_bit(op, index);
     return rc;
 }
 
 /* Take a free span out of the sets; its ends become inside pages. */
 static int remove_free(struct smi_op *op, uint64_t page, uint64_t count)
 {
-    int bin = bin_of(count);
-    int rc = smi_pageset_remove(op, &op->heap->page_heap->set[bin], order_of(bin), (uint32_t)page);
-    update_bin_bit(op, bin);
+    int index = set_of(count);
+    int rc = smi_pageset_remove(op, &op->heap->page_heap->set[index], order_of(index), (uint32_t)page);
+    update_set_bit(op, index);
     set_span(op, page, 0, SMF_PAGE_NONE, 0, 0);
     if (count > 1)
         set_span(op, page + count - 1, 0, SMF_PAGE_NONE, 0, 0);
@@ -538,21 +538,21 @@ static int grow_once(shmalloc_heap *heap, uint64_t count)
 static uint64_t find_free(shmalloc_heap *heap, uint64_t count)
 {
     struct smf_page_heap *ph = heap->page_heap;
-    for (unsigned bin = count <= SMF_EXACT_BINS ? (unsigned)count - 1 : BIG_BIN; bin < BIG_BIN; bin++) {
-        uint64_t bits = ph->bin_bits[bin / 64] >> (bin % 64);
+    for (unsigned index = count <= SMF_EXACT_SETS ? (unsigned)count - 1 : BIG_SET; index < BIG_SET; index++) {
+        uint64_t bits = ph->set_bits[index / 64] >> (index % 64);
         if (bits == 0) {
-            bin |= 63;
+            index |= 63;
             continue;
         }
-        bin += (unsigned)__builtin_ctzll(bits);
-        if (bin < BIG_BIN) {
-            uint32_t page = smi_pageset_first(heap, &ph->set[bin], SMI_BY_ADDRESS, 0);
+        index += (unsigned)__builtin_ctzll(bits);
+        if (index < BIG_SET) {
+            uint32_t page = smi_pageset_first(heap, &ph->set[index], SMI_BY_ADDRESS, 0);
             if (page == 0)
-                smi_heap_poison(heap, "set of free spans of %u pages is said to have some and has none", bin + 1);
+                smi_heap_poison(heap, "set of free spans of %u pages is said to have some and has none", index + 1);
             return page;
         }
     }
-    return smi_pageset_first(heap, &ph->set[BIG_BIN], SMI_BY_LENGTH, (uint32_t)count);
+    return smi_pageset_first(heap, &ph->set[BIG_SET], SMI_BY_LENGTH, (uint32_t)count);
 }
 
 struct stored_search {
@@ -581,9 +581,9 @@ static int look_for_stored(shmalloc_heap *heap, uint32_t page, void *arg)
 /* The disk is full: is there a run with storage anywhere? */
 static int find_stored(shmalloc_heap *heap, struct stored_search *search)
 {
-    for (int bin = 0; bin <= BIG_BIN; bin++)
-        if (bin + 1 >= (int)search->count || bin == BIG_BIN)
-            if (smi_pageset_each(heap, heap->page_heap->set[bin], look_for_stored, search))
+    for (int index = 0; index <= BIG_SET; index++)
+        if (index + 1 >= (int)search->count || index == BIG_SET)
+            if (smi_pageset_each(heap, heap->page_heap->set[index], look_for_stored, search))
                 break;
     return search->page != 0;
 }
@@ -961,8 +961,8 @@ static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
 static int punch_spans(shmalloc_heap *heap, struct trim *trim)
 {
     /* Spans shorter than `min_pages` lie in the sets before; no need to look at them. */
-    for (int bin = trim->min_pages > SMF_EXACT_BINS ? BIG_BIN : (int)trim->min_pages - 1; bin <= BIG_BIN; bin++)
-        if (smi_pageset_each(heap, heap->page_heap->set[bin], punch_span, trim))
+    for (int index = trim->min_pages > SMF_EXACT_SETS ? BIG_SET : (int)trim->min_pages - 1; index <= BIG_SET; index++)
+        if (smi_pageset_each(heap, heap->page_heap->set[index], punch_span, trim))
             break;
     heap->page_heap->punched_pages += trim->pages;
     return trim->rc;
@@ -1006,8 +1006,8 @@ static uint64_t stored_pages(shmalloc_heap *heap, uint64_t retain, uint64_t *low
     uint64_t sum = 0;
     while (smi_size(heap) >> SMF_PAGE_SHIFT >> tally.shift >= PARTS)
         tally.shift++;
-    for (int bin = 0; bin <= BIG_BIN; bin++)
-        if (smi_pageset_each(heap, heap->page_heap->set[bin], add_stored, &tally))
+    for (int index = 0; index <= BIG_SET; index++)
+        if (smi_pageset_each(heap, heap->page_heap->set[index], add_stored, &tally))
             break;
     *lowest = 0;
     for (uint64_t i = 0; i < PARTS; i++) {
@@ -1136,10 +1136,10 @@ static int longer(shmalloc_heap *heap, uint32_t page, void *arg)
 uint64_t smi_pages_largest(shmalloc_heap *heap)
 {
     uint64_t best = 0;
-    smi_pageset_each(heap, heap->page_heap->set[BIG_BIN], longer, &best);
-    for (int bin = BIG_BIN - 1; bin >= 0 && best == 0; bin--)
-        if (heap->page_heap->set[bin])
-            best = (uint64_t)bin + 1;
+    smi_pageset_each(heap, heap->page_heap->set[BIG_SET], longer, &best);
+    for (int index = BIG_SET - 1; index >= 0 && best == 0; index--)
+        if (heap->page_heap->set[index])
+            best = (uint64_t)index + 1;
     return best << SMF_PAGE_SHIFT;
 }
 

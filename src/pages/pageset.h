@@ -6,7 +6,7 @@
  * leads left (0) or right (1); any node of a subtree may be its root. Insertion and removal change two to
  * four words whatever the size, and no path is longer than a key has bits, so each fits an undo log and
  * ends in bounded time even in a damaged file. (The idea: D. Knuth, The Art of Computer Programming 3,
- * 6.3; dlmalloc uses it for its large bins.)
+ * 6.3; dlmalloc uses it for its large stacks.)
  *
  * Keys: by address: the page number. By length: the length, then the page number.
  */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * block.c - single blocks, with every option. The common case never comes here: api.c serves it from the
- * thread's cache in line.
+ * thread's stack in line.
  *
  * Small blocks: the slot on top of the stack, which is closed meanwhile, is prepared while it still is the stack's
  * (zeroed, tagged, marked), then counted out; with a destination the link record makes the store and the count one step.
@@ -14,7 +14,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "slots/cache.h"
+#include "slots/stacks.h"
 #include "slots/central.h"
 #include "slots/kept.h"
 #include "slots/link.h"
@@ -51,18 +51,18 @@ static int prepare_slot(struct smi_thread *t, const struct smi_request *request,
     return 0;
 }
 
-/* The slot on top of the cache of class k, made ready, but the cache's still. */
+/* The slot on top of the stack of class k, made ready, but the stack's still. */
 static int top_slot(struct smi_thread *t, const struct smi_request *request, uint32_t k, struct smi_side *out)
 {
-    int rc = smi_cache_refill(t, k);
+    int rc = smi_stacks_refill(t, k);
     if (rc < 0)
         return rc;
     struct smi_slot slot;
-    const struct smi_bin *bin = smi_bin(t, k);
-    uint64_t *array = bin->array, count = SMI_LOAD(&array[0]);
-    uint64_t ref = count <= bin->limit ? SMI_LOAD(&array[count]) : 0;
+    const struct smi_stack *stack = smi_stack_of(t, k);
+    uint64_t *array = stack->array, count = SMI_LOAD(&array[0]);
+    uint64_t ref = count <= stack->limit ? SMI_LOAD(&array[count]) : 0;
     if (smi_slot_find(t->heap, ref, &slot) < 0 || slot.k != k)
-        return smi_heap_poison(t->heap, "cache of class %u holds %#llx, which is no slot of it", k,
+        return smi_heap_poison(t->heap, "stack of class %u holds %#llx, which is no slot of it", k,
                                (unsigned long long)ref);
     *out = (struct smi_side){ref, array};
     return prepare_slot(t, request, ref, &slot);
@@ -119,13 +119,13 @@ static const struct smi_side none = {0, NULL};
 static int take_small(struct smi_thread *t, const struct smi_request *request, uint32_t k, uint64_t *dest, uint64_t *ref)
 {
     struct smi_side fresh = none;
-    smi_cache_close(t, k);
+    smi_stacks_close(t, k);
     int rc = top_slot(t, request, k, &fresh);
     if (rc == 0 && dest)
         smi_link_take(t, dest, fresh, none);
     else if (rc == 0)
         SMI_STORE(&fresh.array[0], fresh.array[0] - 1);
-    smi_cache_open(t, k);
+    smi_stacks_open(t, k);
     *ref = fresh.ref;
     return rc;
 }
@@ -167,18 +167,18 @@ static int find_user_slot(const shmalloc_heap *heap, uint64_t ref, struct smi_sl
                : 0;
 }
 
-/* The cache of the slot's class gets room. *late: a double free of another block came to light. */
+/* The stack of the slot's class gets room. *late: a double free of another block came to light. */
 static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int *late)
 {
     shmalloc_heap *heap = t->heap;
-    const struct smi_bin *bin = smi_bin(t, slot->k);
-    uint64_t *array = bin->array, count = SMI_LOAD(&array[0]);
-    if (count > 0 && count <= bin->limit && array[count] == ref)
+    const struct smi_stack *stack = smi_stack_of(t, slot->k);
+    uint64_t *array = stack->array, count = SMI_LOAD(&array[0]);
+    if (count > 0 && count <= stack->limit && array[count] == ref)
         return smi_heap_double_free(heap, ref);
     const uint64_t *bits = smi_slot_user_bits(heap, slot);
     if (bits && !(SMI_LOAD(bits) & 1ull << (slot->index % 64)))
         return smi_heap_double_free(heap, ref);
-    int rc = smi_cache_make_room(t, slot->k);
+    int rc = smi_stacks_make_room(t, slot->k);
     *late = rc == SHMALLOC_EDOUBLEFREE;
     return *late ? 0 : rc;
 }
@@ -188,7 +188,7 @@ static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slo
  * marked free. A user that was gone means that another thread freed it at the same time. */
 static int finish_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int late)
 {
-    uint64_t *array = smi_bin(t, slot->k)->array;
+    uint64_t *array = smi_stack_of(t, slot->k)->array;
     if (!smi_slot_forget(t->heap, slot)) {
         SMI_STORE(&array[0], array[0] - 1);
         return smi_heap_double_free(t->heap, ref);
@@ -209,14 +209,14 @@ static int free_slot(struct smi_thread *t, uint64_t ref, const struct smi_slot *
     int late = 0, rc = prepare_give(t, ref, slot, &late);
     if (rc < 0)
         return rc;
-    const struct smi_bin *bin = smi_bin(t, slot->k);
-    uint64_t *array = bin->array;
+    const struct smi_stack *stack = smi_stack_of(t, slot->k);
+    uint64_t *array = stack->array;
     if (dest) {
         smi_link_give(t, dest, (struct smi_side){ref, array});
     } else {
         uint64_t count = SMI_LOAD(&array[0]);
-        if (count >= bin->limit)
-            return smi_heap_poison(t->heap, "cache of class %u grew by itself", slot->k);
+        if (count >= stack->limit)
+            return smi_heap_poison(t->heap, "stack of class %u grew by itself", slot->k);
         SMI_STORE(&array[count + 1], ref);
         SMI_STORE(&array[0], count + 1);
     }
@@ -231,9 +231,9 @@ int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest)
     int rc = find_user_slot(t->heap, ref, &slot);
     if (rc < 0)
         return rc;
-    smi_cache_close(t, slot.k);
+    smi_stacks_close(t, slot.k);
     rc = free_slot(t, ref, &slot, dest);
-    smi_cache_open(t, slot.k);
+    smi_stacks_open(t, slot.k);
     return rc;
 }
 
@@ -249,7 +249,7 @@ static int move_closed(struct smi_thread *t, uint64_t *ref, const struct smi_slo
     int late = 0, rc = k < SMF_CLASSES ? top_slot(t, &request, k, &fresh) : take_large(t, &request, 1, &fresh.ref);
     if (rc == 0 && slot) {
         rc = prepare_give(t, *ref, slot, &late);
-        old.array = smi_bin(t, slot->k)->array;
+        old.array = smi_stack_of(t, slot->k)->array;
     }
     if (rc < 0) {
         if (t->slot->scratch)
@@ -275,14 +275,14 @@ static int move_linked(struct smi_thread *t, uint64_t *ref, size_t old_size, siz
         return rc;
     uint32_t k = class_for(&(struct smi_request){.size = size}), old_k = large ? SMF_CLASSES : slot.k;
     if (k < SMF_CLASSES)
-        smi_cache_close(t, k);
+        smi_stacks_close(t, k);
     if (old_k < SMF_CLASSES)
-        smi_cache_close(t, old_k);
+        smi_stacks_close(t, old_k);
     rc = move_closed(t, ref, large ? NULL : &slot, k, old_size, size, dest);
     if (k < SMF_CLASSES)
-        smi_cache_open(t, k);
+        smi_stacks_open(t, k);
     if (old_k < SMF_CLASSES)
-        smi_cache_open(t, old_k);
+        smi_stacks_open(t, old_k);
     return rc;
 }
 
@@ -345,12 +345,12 @@ size_t smi_block_size(const shmalloc_heap *heap, uint64_t ref)
 /* The central heap has the slot, or the calling thread's stack. */
 static int is_free_slot(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot)
 {
-    const struct smi_bin *bin = smi_bin(t, slot->k);
+    const struct smi_stack *stack = smi_stack_of(t, slot->k);
     if (SMI_LOAD(smi_slab_bits(t->heap, slot->page, slot->k, slot->index / 64)) >> slot->index % 64 & 1)
         return 1;
-    uint64_t count = bin->array ? smi_stack_count(bin->array, (uint32_t)bin->capacity + 1) : 0;
-    for (uint64_t i = 1; i <= count && i <= bin->capacity; i++)
-        if (SMI_LOAD(&bin->array[i]) == ref)
+    uint64_t count = stack->array ? smi_stack_count(stack->array, (uint32_t)stack->capacity + 1) : 0;
+    for (uint64_t i = 1; i <= count && i <= stack->capacity; i++)
+        if (SMI_LOAD(&stack->array[i]) == ref)
             return 1;
     return 0;
 }

@@ -10,12 +10,12 @@
  *   C1  free_slots of a slab equals its bits; no bit at or beyond its last slot
  *   C2  a slab is in its class's set exactly when it has free slots
  *   C3  slab_count and free_slots of a class are the sums over its slabs
- *   C4  a slot is free here, in one cache, or used; never two of them
+ *   C4  a slot is free here, in one stack, or used; never two of them
  *
  * Locking: one class lock for each class and arena; the page lock, and for side arrays the class locks of
  * the library's own arena, are taken inside.
  *
- * Crash: a batch commits slab by slab, each time together with the cache's count. A slab on its way between
+ * Crash: a batch commits slab by slab, each time together with the stack's count. A slab on its way between
  * the page heap and here is named by `pending`: set in the page heap's operation on the way in, in ours on the
  * way out. Repair gives such a slab back. The longest operation logs 8 words of bitmap, 4 of a set and 5
  * counts; the log has room for 30.
@@ -184,7 +184,7 @@ int smi_central_repair(shmalloc_heap *heap, uint32_t index)
 
 static int impossible_count(shmalloc_heap *heap, uint32_t k, uint64_t count, uint64_t limit)
 {
-    return smi_heap_poison(heap, "cache of class %u holds %llu slots of at most %llu", k, (unsigned long long)count,
+    return smi_heap_poison(heap, "stack of class %u holds %llu slots of at most %llu", k, (unsigned long long)count,
                            (unsigned long long)limit);
 }
 
@@ -228,9 +228,9 @@ static int count_out(struct smi_op *op, struct smf_central *central, uint32_t pa
     return left > 0 ? 0 : smi_pageset_remove(op, &central->set, SMI_BY_ADDRESS, page);
 }
 
-/* One operation: slots of the slab at `page` to the cache. Returns the number, or a negative code. */
+/* One operation: slots of the slab at `page` to the stack. Returns the number, or a negative code. */
 static int refill_from(shmalloc_heap *heap, struct smf_central *central, uint32_t page, uint32_t k,
-                       struct smi_stack stack, uint32_t want)
+                       struct smi_array stack, uint32_t want)
 {
     uint64_t refs[WORDS_PER_STEP * 64], *array = stack.array, count = SMI_LOAD(&array[0]);
     struct smi_op op = begin_class(heap, central);
@@ -273,7 +273,7 @@ static int64_t some_slab(shmalloc_heap *heap, uint32_t arena, uint32_t k, int ma
     return page;
 }
 
-int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, struct smi_stack stack, uint32_t want)
+int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, struct smi_array stack, uint32_t want)
 {
     uint32_t lock = smi_lock_of_class(arena, k), got = 0;
     int rc = smi_lock_acquire(heap, lock);
@@ -338,7 +338,7 @@ static int set_bit(struct smi_op *op, struct smf_central *central, const struct 
     if (*word & bit) {
         central->double_frees++;
         return smi_error(SHMALLOC_EDOUBLEFREE,
-                         "%s: block at %#llx was free already when a cache was emptied; a heap made with "
+                         "%s: block at %#llx was free already when a stack of free slots was emptied; a heap made with "
                          "SHMALLOC_HARDENED tells who freed it twice", op->heap->path,
                          (unsigned long long)smi_slot_ref(slot->page, slot->k, slot->index));
     }
@@ -370,10 +370,10 @@ static int follow(struct smi_slot *slot, uint64_t ref)
     return 1;
 }
 
-/* One operation: the slots on top of a cache array, down to `keep`, that are of the slab of the topmost come here,
+/* One operation: the slots on top of a stack's array, down to `keep`, that are of the slab of the topmost come here,
  * as far as their bits lie in WORDS_PER_STEP words. */
 static int flush_slab(shmalloc_heap *heap, struct smf_central *central, struct smi_slot *slot,
-                      struct smi_stack stack, uint64_t count, uint32_t keep)
+                      struct smi_array stack, uint64_t count, uint32_t keep)
 {
     uint64_t *array = stack.array;
     uint32_t got = 0, lowest = UINT32_MAX;
@@ -400,9 +400,9 @@ static int flush_slab(shmalloc_heap *heap, struct smf_central *central, struct s
     return retired < 0 ? retired : rc;
 }
 
-/* The top slot of a cache array, which has *count. One that is no slot of class k was freed twice, and its slab went
+/* The top slot of a stack's array, which has *count. One that is no slot of class k was freed twice, and its slab went
  * back between: it is dropped, and SHMALLOC_EDOUBLEFREE returned. */
-static int top_of_array(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, uint64_t *count, struct smi_slot *slot)
+static int top_of_array(shmalloc_heap *heap, uint32_t k, struct smi_array stack, uint64_t *count, struct smi_slot *slot)
 {
     uint64_t n = *count = SMI_LOAD(&stack.array[0]);
     if (n == 0 || n > stack.limit)
@@ -413,13 +413,13 @@ static int top_of_array(shmalloc_heap *heap, uint32_t k, struct smi_stack stack,
     __atomic_fetch_add(&central_of(heap, 0, k)->double_frees, 1, __ATOMIC_RELAXED);
     SMI_STORE(&stack.array[0], n - 1);
     return smi_error(SHMALLOC_EDOUBLEFREE,
-                     "%s: block at %#llx was free already when a cache was emptied, and its slab was gone; a heap made "
+                     "%s: block at %#llx was free already when a stack of free slots was emptied, and its slab was gone; a heap made "
                      "with SHMALLOC_HARDENED tells who freed it twice",
                      heap->path, (unsigned long long)ref);
 }
 
-/* The run of slots on top of a cache array that are of one class and arena comes here, one of them at least. */
-static int flush_run(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, uint32_t keep)
+/* The run of slots on top of a stack's array that are of one class and arena comes here, one of them at least. */
+static int flush_run(shmalloc_heap *heap, uint32_t k, struct smi_array stack, uint32_t keep)
 {
     struct smi_slot slot;
     uint64_t count;
@@ -446,7 +446,7 @@ static int flush_run(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, ui
     return rc < 0 ? rc : result;
 }
 
-int smi_central_flush(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, uint32_t keep)
+int smi_central_flush(shmalloc_heap *heap, uint32_t k, struct smi_array stack, uint32_t keep)
 {
     int result = 0;
     while (SMI_LOAD(&stack.array[0]) > keep) {

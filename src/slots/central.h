@@ -2,7 +2,7 @@
 /*
  * central.h - the central heap: for each class and arena, the slabs with free slots.
  *
- * Slots move between here and the threads' caches in batches. All functions take the locks they need and
+ * Slots move between here and the threads' stacks in batches. All functions take the locks they need and
  * return 0 or a negative code with a message.
  */
 #ifndef SMI_CENTRAL_H
@@ -10,24 +10,24 @@
 
 #include "handle/handle.h"
 
-/* A cache array, as its owner knows it. */
-struct smi_stack {
+/* The array of a stack, as its owner knows it. */
+struct smi_array {
     uint64_t *array;
     uint64_t limit; /* slots it may hold; what a damaged count is compared with */
 };
 
-/* Move up to `want` slots of class k to the top of a cache array; at least one unless it fails. */
-int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, struct smi_stack stack, uint32_t want);
+/* Move up to `want` slots of class k to the top of a stack's array; at least one unless it fails. */
+int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, struct smi_array stack, uint32_t want);
 
-/* Move slots of class k from the top of a cache array here until `keep` are left. A slot that is free here
+/* Move slots of class k from the top of a stack's array here until `keep` are left. A slot that is free here
  * already was freed twice: it is dropped, and SHMALLOC_EDOUBLEFREE returned at the end. */
-int smi_central_flush(shmalloc_heap *heap, uint32_t k, struct smi_stack stack, uint32_t keep);
+int smi_central_flush(shmalloc_heap *heap, uint32_t k, struct smi_array stack, uint32_t keep);
 
 /* A zeroed block of the library's own for `size` bytes: its ref goes to *name in the same step. Does nothing
  * when *name is not 0 by then. */
 int smi_central_take_own(shmalloc_heap *heap, size_t size, uint64_t *name);
 
-/* Free the slot `ref` without a cache, and store 0 to each of the two words that is not NULL, in one step. */
+/* Free the slot `ref` without a stack, and store 0 to each of the two words that is not NULL, in one step. */
 int smi_central_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name, uint64_t *other);
 
 /* Slabs without a used slot go back to the page heap. */

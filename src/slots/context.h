@@ -6,7 +6,7 @@
 #include "handle/handle.h"
 
 /* A slot stack of one class of a thread: what the long way needs. The truth is `array`, in the file. */
-struct smi_bin {
+struct smi_stack {
     uint64_t *array;   /* word 0 is the count or SMF_OPEN, then refs */
     uint64_t limit;    /* slots it may hold; what a corrupt count is compared with */
     uint64_t capacity; /* of the array */
@@ -63,7 +63,7 @@ struct smi_thread {
     uint64_t room;       /* bytes of slots its arrays may still grow by */
     struct smi_thread *next_in_thread; /* this thread's contexts of other heaps; or the next in the pool */
     struct smi_thread *next_in_heap;
-    struct smi_bin bins[SMF_CLASSES];
+    struct smi_stack stacks[SMF_CLASSES];
 };
 _Static_assert(offsetof(struct smi_thread, slot) == SMI_CONTEXTS_AT_ONCE * SMI_CONTEXT_PAGE,
                "behind all pages that are wiped");
@@ -77,9 +77,9 @@ extern const char smi_serves_none;
 extern struct smi_thread smi_nobody;
 
 /* The stack of class k. */
-static inline struct smi_bin *smi_bin(struct smi_thread *t, uint32_t k)
+static inline struct smi_stack *smi_stack_of(struct smi_thread *t, uint32_t k)
 {
-    return &t->bins[k];
+    return &t->stacks[k];
 }
 
 static inline struct smi_top *smi_top(struct smi_thread *t, uint32_t k)

@@ -3,7 +3,7 @@
  * link.h - the link record: a store to a word in the heap and the change of a stack that goes with it, as one step.
  *
  * The record says what is about to happen; storing `op` arms it. Whoever releases the slot of a thread that died
- * meanwhile finishes or undoes it (smi_cache_resolve_link). The short records are for open stacks, and in line,
+ * meanwhile finishes or undoes it (smi_stacks_resolve_link). The short records are for open stacks, and in line,
  * because the fast paths use them; the full ones for closed stacks and large blocks. layout.h has both.
  */
 #ifndef SMI_LINK_H

@@ -198,8 +198,8 @@ static int forget_word(uint64_t *word)
 static int add_leftover(const struct parts *p, struct smf_thread *thread)
 {
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
-        uint64_t ref = thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES;
-        uint32_t words = smi_bin_words(thread->bins[k], k);
+        uint64_t ref = thread->stacks[k] & ~(uint64_t)SMF_STACK_PAGES;
+        uint32_t words = smi_stack_words(thread->stacks[k], k);
         uint64_t *array = ref % 8 == 0 && ref + 8ull * words <= p->size ? (void *)(p->bytes + ref) : NULL;
         uint64_t count = ref != 0 && array && array[0] == SMF_OPEN ? smi_stack_count(array, words) : 0;
         if (count == 0 || count + 1 >= words)

@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "slots/cache.h"
+#include "slots/stacks.h"
 #include "crashtest/stepper.h"
 #include "life/context.h"
 #include "life/adopt.h"
@@ -183,20 +183,20 @@ static void one_kept(struct stage *s)
 {
     keep_block(s, SMALL);
 }
-static uint64_t slots_in(const struct smi_bin *bin)
+static uint64_t slots_in(const struct smi_stack *stack)
 {
-    return smi_stack_count(bin->array, (uint32_t)bin->capacity + 1);
+    return smi_stack_count(stack->array, (uint32_t)stack->capacity + 1);
 }
 static void stack_at_limit(struct stage *s, unsigned limit)
 {
-    struct smi_bin *bin = smi_bin(smi_current, smi_class_of(SMALL));
+    struct smi_stack *stack = smi_stack_of(smi_current, smi_class_of(SMALL));
     for (unsigned i = 0; i < limit + 20; i++)
         keep_block(s, SMALL);
     link_block(s, 0, SMALL);
-    while (s->kept_count > 0 && (bin->limit < limit || slots_in(bin) < bin->limit))
+    while (s->kept_count > 0 && (stack->limit < limit || slots_in(stack) < stack->limit))
         drop_block(s);
-    must(bin->limit == limit && slots_in(bin) == limit, "the stack holds %llu of %llu slots",
-         (unsigned long long)slots_in(bin), (unsigned long long)bin->limit);
+    must(stack->limit == limit && slots_in(stack) == limit, "the stack holds %llu of %llu slots",
+         (unsigned long long)slots_in(stack), (unsigned long long)stack->limit);
 }
 static void stack_full(struct stage *s)
 {
@@ -208,11 +208,11 @@ static void stack_full_again(struct stage *s) /* of an array in a span of its ow
 }
 static void stack_at_share(struct stage *s) /* no room left for a longer one: a batch goes back */
 {
-    struct smi_bin *bin = smi_bin(smi_current, smi_class_of(4096));
+    struct smi_stack *stack = smi_stack_of(smi_current, smi_class_of(4096));
     keep_many(s, 30, 4096);
     link_block(s, 0, 4096);
     smi_current->room = 0;
-    while (slots_in(bin) < bin->limit)
+    while (slots_in(stack) < stack->limit)
         drop_block(s);
 }
 /* With a tag: the thread keeps others that it frees. */
@@ -542,8 +542,8 @@ static int die_linking(void *arg)
     drop_many(s, 5);
     struct smi_thread *t = smi_current;
     struct smf_link *link = &t->slot->link;
-    uint64_t *array = smi_bin(t, smi_class_of(SMALL))->array;
-    smi_cache_close(t, smi_class_of(SMALL));
+    uint64_t *array = smi_stack_of(t, smi_class_of(SMALL))->array;
+    smi_stacks_close(t, smi_class_of(SMALL));
     link->dest = shmalloc_ref_of(heap, &s->world->word[21]);
     link->fresh = array[array[0]];
     link->fresh_array = shmalloc_ref_of(heap, array);

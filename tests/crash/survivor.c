@@ -114,7 +114,7 @@ static void name_players(uint8_t *bytes, const struct stage *s, const struct pla
         const struct smf_thread *now = smi_thread_slot(s->heap, i);
         struct smf_thread *slot = (void *)(bytes + s->heap->threads[i]);
         must(entries[i].state == 1 && slot->owner == i + 1 && slot->serial == now->serial &&
-                 memcmp(slot->bins, now->bins, sizeof(slot->bins)) == 0,
+                 memcmp(slot->stacks, now->stacks, sizeof(slot->stacks)) == 0,
              "survivor %u is played otherwise than it was", i - 1);
         entries[i] = s->heap->processes[i];
         slot->tid = now->tid;

@@ -268,7 +268,7 @@ Test(rows, a16_what_is_derived_follows_from_the_truths)
     while (f.heap->central[k].slab_count == 0 || f.heap->central[k].set == 0)
         k++;
     struct smf_page *slab = smi_page(f.heap, f.heap->central[k].set);
-    uint64_t *counts[] = {&f.heap->page_heap->free_pages, &f.heap->page_heap->bin_bits[0],
+    uint64_t *counts[] = {&f.heap->page_heap->free_pages, &f.heap->page_heap->set_bits[0],
                           &f.heap->central[k].slab_count, &f.heap->central[k].free_slots,
                           &f.heap->central[k].set};
     for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {

@@ -21,7 +21,7 @@ static int is_free_span(const struct image *m, uint32_t page, const struct smf_p
 
 static int is_lone_free_span(const struct image *m, uint32_t page, const struct smf_page *d)
 {
-    return is_free_span(m, page, d) && d->page_count <= SMF_EXACT_BINS &&
+    return is_free_span(m, page, d) && d->page_count <= SMF_EXACT_SETS &&
            image_page_heap(m)->set[d->page_count - 1] == page && !d->left && !d->right;
 }
 
@@ -101,7 +101,7 @@ static uint64_t child_of(struct image *m, uint32_t page)
 static uint32_t deep_class(const struct image *m)
 {
     for (uint32_t k = 0; k < SMF_CLASSES; k++)
-        if (image_thread_slot(m, 0)->bins[k] & SMF_BIN_PAGES)
+        if (image_thread_slot(m, 0)->stacks[k] & SMF_STACK_PAGES)
             return k;
     must(0, "no cache has an array of its own");
     return 0;
@@ -112,15 +112,15 @@ static uint32_t shallow_class(const struct image *m)
 {
     const struct smf_thread *thread = image_thread_slot(m, 0);
     for (uint32_t k = 0; k < SMF_CLASSES; k++)
-        if (!(thread->bins[k] & SMF_BIN_PAGES) && *image_array(m, thread, k) > 1)
+        if (!(thread->stacks[k] & SMF_STACK_PAGES) && *image_array(m, thread, k) > 1)
             return k;
     must(0, "no cache inside the thread slot holds slots");
     return 0;
 }
 
-static uint64_t bin_ref(const struct image *m, uint32_t k)
+static uint64_t stack_ref(const struct image *m, uint32_t k)
 {
-    return image_ref(m, &image_thread_slot(m, 0)->bins[k]);
+    return image_ref(m, &image_thread_slot(m, 0)->stacks[k]);
 }
 
 /* Bit of a slot in its slab. */
@@ -300,9 +300,9 @@ static uint64_t free_spans_touch(struct image *m)
 
 static uint64_t free_span_in_no_set(struct image *m)
 {
-    uint32_t page = image_find(m, 1, is_lone_free_span), bin = image_page(m, page)->page_count - 1;
-    image_page_heap(m)->set[bin] = 0;
-    image_page_heap(m)->bin_bits[bin / 64] &= ~(1ull << bin % 64);
+    uint32_t page = image_find(m, 1, is_lone_free_span), stack = image_page(m, page)->page_count - 1;
+    image_page_heap(m)->set[stack] = 0;
+    image_page_heap(m)->set_bits[stack / 64] &= ~(1ull << stack % 64);
     return image_page_ref(page);
 }
 
@@ -372,21 +372,21 @@ static uint64_t free_set_out_of_order(struct image *m)
     return swap_children(m, image_find(m, 1, is_free_span_with_child));
 }
 
-static uint64_t bin_bit_cleared(struct image *m)
+static uint64_t set_bit_cleared(struct image *m)
 {
-    uint32_t bin = image_page(m, image_find(m, 1, is_lone_free_span))->page_count - 1;
-    image_page_heap(m)->bin_bits[bin / 64] ^= 1ull << bin % 64;
-    return image_ref(m, &image_page_heap(m)->bin_bits[bin / 64]);
+    uint32_t stack = image_page(m, image_find(m, 1, is_lone_free_span))->page_count - 1;
+    image_page_heap(m)->set_bits[stack / 64] ^= 1ull << stack % 64;
+    return image_ref(m, &image_page_heap(m)->set_bits[stack / 64]);
 }
 
-static uint64_t bin_bit_set(struct image *m)
+static uint64_t set_bit_set(struct image *m)
 {
     struct smf_page_heap *heap = image_page_heap(m);
-    uint32_t bin = 100;
-    while (heap->set[bin])
-        bin++;
-    heap->bin_bits[bin / 64] |= 1ull << bin % 64;
-    return image_ref(m, &heap->bin_bits[bin / 64]);
+    uint32_t stack = 100;
+    while (heap->set[stack])
+        stack++;
+    heap->set_bits[stack / 64] |= 1ull << stack % 64;
+    return image_ref(m, &heap->set_bits[stack / 64]);
 }
 
 static uint64_t wrong_free_pages(struct image *m)
@@ -597,21 +597,21 @@ static uint64_t count_over_capacity(struct image *m)
 {
     uint32_t k = shallow_class(m);
     *image_array(m, image_thread_slot(m, 0), k) = SMF_INLINE_SMALL;
-    return bin_ref(m, k);
+    return stack_ref(m, k);
 }
 
 static uint64_t array_elsewhere(struct image *m)
 {
     uint32_t k = shallow_class(m);
-    image_thread_slot(m, 0)->bins[k] += 64;
-    return bin_ref(m, k);
+    image_thread_slot(m, 0)->stacks[k] += 64;
+    return stack_ref(m, k);
 }
 
 static uint64_t array_outside(struct image *m)
 {
     uint32_t k = deep_class(m);
-    image_thread_slot(m, 0)->bins[k] = m->size | 1;
-    return bin_ref(m, k);
+    image_thread_slot(m, 0)->stacks[k] = m->size | 1;
+    return stack_ref(m, k);
 }
 
 static uint64_t cached_inside_slot(struct image *m)
@@ -645,16 +645,16 @@ static uint64_t gap_in_open_stack(struct image *m)
 {
     uint32_t k = open_class(m);
     image_open_array(m, image_thread_slot(m, 0), k)[1] = 0;
-    return bin_ref(m, k);
+    return stack_ref(m, k);
 }
 
 static uint64_t leftover_in_open_stack(struct image *m)
 {
     uint32_t k = open_class(m);
     uint64_t *array = image_open_array(m, image_thread_slot(m, 0), k);
-    uint32_t words = smi_bin_words(image_thread_slot(m, 0)->bins[k], k);
+    uint32_t words = smi_stack_words(image_thread_slot(m, 0)->stacks[k], k);
     array[words - 1] = array[1];
-    return bin_ref(m, k);
+    return stack_ref(m, k);
 }
 
 static int is_kept(const struct image *m, uint32_t page, const struct smf_page *d)
@@ -710,27 +710,27 @@ static uint64_t array_forgotten(struct image *m)
 {
     struct smf_thread *thread = image_thread_slot(m, 0);
     uint32_t k = deep_class(m);
-    uint64_t span = (thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES) - smi_span_offset(k);
-    thread->bins[k] = 0;
+    uint64_t span = (thread->stacks[k] & ~(uint64_t)SMF_STACK_PAGES) - smi_span_offset(k);
+    thread->stacks[k] = 0;
     return span;
 }
 
-static uint64_t array_of_two_bins(struct image *m)
+static uint64_t array_of_two_stacks(struct image *m)
 {
     struct smf_thread *thread = image_thread_slot(m, 0);
     uint32_t k = deep_class(m), other = k + 32; /* whose arrays begin at the same place of a span */
     must(smi_span_offset(other) == smi_span_offset(k), "classes %u and %u", k, other);
-    thread->bins[other] = thread->bins[k];
-    return bin_ref(m, other);
+    thread->stacks[other] = thread->stacks[k];
+    return stack_ref(m, other);
 }
 
 static uint64_t array_in_user_memory(struct image *m)
 {
     uint32_t k = SMF_CLASSES - 1;
     uint64_t array = image_page_ref(image_find(m, 1, is_large)) + smi_span_offset(k);
-    image_thread_slot(m, 0)->bins[k] = array | 1;
+    image_thread_slot(m, 0)->stacks[k] = array | 1;
     *(uint64_t *)image_at(m, array) = 0;
-    return bin_ref(m, k);
+    return stack_ref(m, k);
 }
 
 static uint64_t spare_in_user_memory(struct image *m)
@@ -758,10 +758,10 @@ static uint64_t owner_impossible(struct image *m)
     return image_threads(m)[0];
 }
 
-static uint64_t cache_without_owner(struct image *m)
+static uint64_t stack_without_owner(struct image *m)
 {
     image_thread_slot(m, 0)->owner = 0;
-    return bin_ref(m, deep_class(m));
+    return stack_ref(m, deep_class(m));
 }
 
 static uint64_t link_without_owner(struct image *m)
@@ -907,11 +907,11 @@ static uint64_t log_of_lock(struct image *m)
     return image_ref(m, &heap->log[0]);
 }
 
-static uint64_t bin_without_array(struct image *m)
+static uint64_t stack_without_array(struct image *m)
 {
     uint32_t k = shallow_class(m);
-    image_thread_slot(m, 0)->bins[k] = 0;
-    return bin_ref(m, k);
+    image_thread_slot(m, 0)->stacks[k] = 0;
+    return stack_ref(m, k);
 }
 
 static uint64_t owner_not_in_table(struct image *m)
@@ -980,8 +980,8 @@ static const struct damage {
     DAMAGE("P5", KILLED, used_page_without_storage),
     DAMAGE("P5", KILLED, used_page_of_zeros),
     DAMAGE("P6", KILLED, free_set_out_of_order),
-    DAMAGE("P7", KILLED, bin_bit_cleared),
-    DAMAGE("P7", KILLED, bin_bit_set),
+    DAMAGE("P7", KILLED, set_bit_cleared),
+    DAMAGE("P7", KILLED, set_bit_set),
     DAMAGE("P8", KILLED, wrong_free_pages),
     DAMAGE("C1", KILLED, slab_count_of_bits),
     DAMAGE("C1", KILLED, bit_beyond_slots),
@@ -1010,14 +1010,14 @@ static const struct damage {
     DAMAGE("T1", KILLED, count_over_capacity),
     DAMAGE("T1", KILLED, array_elsewhere),
     DAMAGE("T1", KILLED, array_outside),
-    DAMAGE("T1", KILLED, bin_without_array),
+    DAMAGE("T1", KILLED, stack_without_array),
     DAMAGE("T1", KILLED, gap_in_open_stack),
     DAMAGE("T1", KILLED, leftover_in_open_stack),
     DAMAGE("T2", KILLED, cached_inside_slot),
     DAMAGE("T2", KILLED, cached_of_other_class),
     DAMAGE("T2", KILLED, cached_root_record),
     DAMAGE("T3", KILLED, array_forgotten),
-    DAMAGE("T3", KILLED, array_of_two_bins),
+    DAMAGE("T3", KILLED, array_of_two_stacks),
     DAMAGE("T3", KILLED, array_in_user_memory),
     DAMAGE("T3", KILLED, spare_in_user_memory),
     DAMAGE("T3", KILLED, slot_for_another_purpose),
@@ -1025,7 +1025,7 @@ static const struct damage {
     DAMAGE("T4", KILLED, thread_slot_outside),
     DAMAGE("T4", KILLED, owner_impossible),
     DAMAGE("T4", KILLED, owner_not_in_table),
-    DAMAGE("T5", KILLED, cache_without_owner),
+    DAMAGE("T5", KILLED, stack_without_owner),
     DAMAGE("T5", KILLED, link_without_owner),
     DAMAGE("T6", KILLED, scratch_of_free_span),
     DAMAGE("T5", KILLED, kept_without_owner),

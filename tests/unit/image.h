@@ -244,14 +244,14 @@ static inline struct smf_thread *image_thread_slot(const struct image *m, uint32
 
 static inline uint64_t *image_open_array(const struct image *m, const struct smf_thread *thread, uint32_t k)
 {
-    return image_at(m, thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES);
+    return image_at(m, thread->stacks[k] & ~(uint64_t)SMF_STACK_PAGES);
 }
 
 /* The stack of class k, closed, as whoever adopts it does. */
 static inline uint64_t *image_array(const struct image *m, const struct smf_thread *thread, uint32_t k)
 {
     uint64_t *array = image_open_array(m, thread, k);
-    array[0] = smi_stack_count(array, smi_bin_words(thread->bins[k], k));
+    array[0] = smi_stack_count(array, smi_stack_words(thread->stacks[k], k));
     return array;
 }
 

@@ -463,7 +463,7 @@ Test(convert, damaged_heaps_are_refused)
 
     make(stored_named("killed with threads"), 1);
     slot = word_of(header_now().areas.threads);
-    at = slot + offsetof(struct smf_thread, bins) + 8;
+    at = slot + offsetof(struct smf_thread, stacks) + 8;
     flip(at, 4096);
     refuses(0, SHMALLOC_ECORRUPT, "version 2", "damaged", "class 1", "shmalloc-inspect check --repair");
     flip(at, 4096);

@@ -472,7 +472,7 @@ Test(ends, a_daemon_without_descriptors_is_not_dead_until_it_dies)
     drop_words(words, ref);
 }
 
-static int fill_caches(void *arg)
+static int fill_stacks(void *arg)
 {
     struct job *job = arg;
     static shmalloc_ref refs[8][500];
@@ -492,7 +492,7 @@ Test(ends, adoption_goes_on_where_it_stopped)
 {
     shmalloc_ref ref = 0;
     struct words *words = make_words(&ref);
-    cr_assert_eq(run_child(fill_caches, make_job(words)), -SIGKILL);
+    cr_assert_eq(run_child(fill_stacks, make_job(words)), -SIGKILL);
     uint64_t cached = heap_stats(f.heap).cached, rounds = 0;
     for (; heap_stats(f.heap).processes == 2; rounds++) {
         must_work(smi_adopt(f.heap, 300));

@@ -110,7 +110,7 @@ static const struct field page_heap_fields[] = {
     WHOLE(smf_page_heap, log_count),
     ARRAY(smf_page_heap, log, uint64_t),
     ARRAY(smf_page_heap, set, uint64_t),
-    ARRAY(smf_page_heap, bin_bits, uint64_t),
+    ARRAY(smf_page_heap, set_bits, uint64_t),
     WHOLE(smf_page_heap, free_pages),
     WHOLE(smf_page_heap, takes),
     WHOLE(smf_page_heap, gives),
@@ -137,7 +137,7 @@ static const struct field thread_fields[] = {
     WHOLE(smf_thread, scratch), WHOLE(smf_thread, building), ARRAY(smf_thread, link, uint64_t),
     ARRAY(smf_thread, spare, uint64_t), WHOLE(smf_thread, refilled), WHOLE(smf_thread, flushed),
     WHOLE(smf_thread, large), ARRAY(smf_thread, reserved1, uint64_t),
-    ARRAY(smf_thread, bins, uint64_t), ARRAY(smf_thread, reserved2, uint64_t),
+    ARRAY(smf_thread, stacks, uint64_t), ARRAY(smf_thread, reserved2, uint64_t),
     ARRAY(smf_thread, spans, uint64_t), ARRAY(smf_thread, reserved3, uint64_t),
     WHOLE(smf_thread, section_epoch), WHOLE(smf_thread, ousted), WHOLE(smf_thread, limbo),
     WHOLE(smf_thread, limbo_current), WHOLE(smf_thread, limbo_bytes), ARRAY(smf_thread, reserved4, uint64_t),
@@ -317,7 +317,7 @@ static uint64_t idle_link(struct image *m)
 static uint32_t deep_class(const struct image *m)
 {
     uint32_t k = 0;
-    while (!(image_thread_slot(m, 0)->bins[k] & SMF_BIN_PAGES))
+    while (!(image_thread_slot(m, 0)->stacks[k] & SMF_STACK_PAGES))
         k++;
     return k;
 }
@@ -325,7 +325,7 @@ static uint32_t deep_class(const struct image *m)
 static uint32_t shallow_class(const struct image *m)
 {
     uint32_t k = 0;
-    while ((image_thread_slot(m, 0)->bins[k] & SMF_BIN_PAGES) || image_array(m, image_thread_slot(m, 0), k)[0] < 2)
+    while ((image_thread_slot(m, 0)->stacks[k] & SMF_STACK_PAGES) || image_array(m, image_thread_slot(m, 0), k)[0] < 2)
         k++;
     return k;
 }
@@ -636,7 +636,7 @@ static const struct exception {
     {"page, meta span", "left", 0, "of free spans and slabs only"},
     {"page, meta span", "right", 0, "of free spans and slabs only"},
     {"page, meta span", "side", 0, "of free spans and slabs only"},
-    {"page heap", "bin_bits", 1, "the set of all longer spans is looked at without its bit"},
+    {"page heap", "set_bits", 1, "the set of all longer spans is looked at without its bit"},
     {"page, *slab*", "bits", 1, "as many bits as before, and no cache has the slots"},
     {"bitmap page", "bits", 1, "as many bits as before, and no cache has the slots"},
     {"page heap", "log", 0, "entries count only while the log is armed"},
@@ -667,7 +667,7 @@ static const struct exception {
     {"thread*", "flushed", 0, "statistics"},
     {"thread*", "large", 0, "statistics"},
     {"thread*", "link", 1, "see link"},
-    {"thread*", "bins", 1, "a slot without owner: stored when it is claimed"},
+    {"thread*", "stacks", 1, "a slot without owner: stored when it is claimed"},
     {"link, idle", "op", 1, "an operation on words that are all possible, or undone"},
     {"link, idle", "*", 0, "count only while the operation is armed"},
     {"link, armed", "op", 1, "disarmed, or another operation on possible words: a slot is lost at worst"},

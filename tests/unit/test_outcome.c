@@ -41,7 +41,7 @@ static struct fixture *make(void)
     f->thread_ref = (f->areas.end + SMF_GRANULE) & ~(SMF_GRANULE - 1);
     f->thread = (void *)(f->memory + f->thread_ref);
     for (uint32_t k = 0; k < SMF_CLASSES; k++)
-        f->thread->bins[k] = f->thread_ref + smi_inline_offset(k);
+        f->thread->stacks[k] = f->thread_ref + smi_inline_offset(k);
     return f;
 }
 
@@ -173,14 +173,14 @@ Test(outcome, stacks_are_those_of_the_thread_slot_and_counts_fit)
     cr_expect(!resolve(f, link));
     link.old_count = most;
     cr_expect(resolve(f, link) != NULL, "no room for the old block");
-    f->thread->bins[CLASS] += 64;
+    f->thread->stacks[CLASS] += 64;
     link.old_count = 0;
     link.old_array = stack(f, 8);
-    cr_expect(resolve(f, link) != NULL, "a bin that cannot be");
-    f->thread->bins[CLASS] = (SIZE - SMF_PAGE + smi_span_offset(CLASS)) | 2;
+    cr_expect(resolve(f, link) != NULL, "a stack that cannot be");
+    f->thread->stacks[CLASS] = (SIZE - SMF_PAGE + smi_span_offset(CLASS)) | 2;
     link.old_array = SIZE - SMF_PAGE + smi_span_offset(CLASS);
     cr_expect(resolve(f, link) != NULL, "a span that ends behind the heap");
-    f->thread->bins[CLASS] = (SIZE - SMF_PAGE + smi_span_offset(CLASS)) | 1;
+    f->thread->stacks[CLASS] = (SIZE - SMF_PAGE + smi_span_offset(CLASS)) | 1;
     cr_expect(!resolve(f, link));
     finish(f);
 }

@@ -3,7 +3,7 @@
  * test_pages.c - spans of pages as large blocks show them: taken, given back, merged, best fit.
  *
  * A block above 64 KiB is a span of its own, so the page heap's choices can be seen from its refs. Would
- * fail if free neighbours stayed apart, an exact length missed its bin, a longer span were cut although
+ * fail if free neighbours stayed apart, an exact length missed its stack, a longer span were cut although
  * a fitting one was free, or a freed span were lost.
  */
 #include <stdlib.h>
@@ -211,7 +211,7 @@ static void end_holes(struct holes *h)
 
 Test(pages, exact_lengths_around_the_largest_bin)
 {
-    /* Bins of their own end at 255 pages; 256 and 257 share the set of long spans. */
+    /* Stacks of their own end at 255 pages; 256 and 257 share the set of long spans. */
     static const uint64_t lengths[] = {257, 255, 256, 254, 300};
     struct holes h;
     make_holes(&h, lengths, 5);

@@ -50,9 +50,9 @@ static struct smf_areas areas_of_default(void)
 static void damage_free_sets(void)
 {
     uint64_t sets = areas_of_default().page_heap + offsetof(struct smf_page_heap, set);
-    for (uint64_t i = 0; i <= SMF_EXACT_BINS; i++)
+    for (uint64_t i = 0; i <= SMF_EXACT_SETS; i++)
         scribble(sets + i * 8, 3);
-    uint64_t bits = areas_of_default().page_heap + offsetof(struct smf_page_heap, bin_bits);
+    uint64_t bits = areas_of_default().page_heap + offsetof(struct smf_page_heap, set_bits);
     for (uint64_t i = 0; i < 4; i++)
         scribble(bits + i * 8, i < 3 ? UINT64_MAX : UINT64_MAX >> 1);
 }
@@ -208,11 +208,11 @@ static uint64_t *stack(uint64_t *count)
         blocks[i] = shmalloc_malloc(f.heap, 40);
     for (int i = 0; i < 20; i++)
         must_work(shmalloc_free(f.heap, blocks[i]));
-    struct smi_bin *bin = smi_bin(smi_current, smi_class_of(40));
-    must(bin->array[0] == SMF_OPEN, "the stack is open");
-    *count = smi_stack_count(bin->array, (uint32_t)bin->capacity + 1);
+    struct smi_stack *stack = smi_stack_of(smi_current, smi_class_of(40));
+    must(stack->array[0] == SMF_OPEN, "the stack is open");
+    *count = smi_stack_count(stack->array, (uint32_t)stack->capacity + 1);
     must(*count >= 10, "%llu slots", (unsigned long long)*count);
-    return bin->array;
+    return stack->array;
 }
 
 Test(poison, a_word_of_a_stack_that_became_0_is_noticed)

@@ -269,7 +269,7 @@ Test(view, undoes_logs_from_the_last_entry)
     end_settling(&s);
 }
 
-/* The cache of class `k` of the killed thread, as it was, but closed. */
+/* The stack of class `k` of the killed thread, as it was, but closed. */
 static uint64_t *cache(struct settled *s, uint32_t k)
 {
     return image_array(&s->m, image_thread_slot(&s->m, 0), k);
@@ -344,7 +344,7 @@ static uint64_t *open_cache(struct settled *s, uint32_t k, uint64_t *count)
     uint64_t *array = cache(s, k);
     *count = array[0];
     must(*count > 0, "a stack with slots");
-    memset(&array[*count + 1], 0, 8 * (smi_bin_words(image_thread_slot(&s->m, 0)->bins[k], k) - *count - 1));
+    memset(&array[*count + 1], 0, 8 * (smi_stack_words(image_thread_slot(&s->m, 0)->stacks[k], k) - *count - 1));
     array[0] = SMF_OPEN;
     return array;
 }

@@ -120,10 +120,10 @@ static void read_threads(struct inspect *in, struct census *census)
                                 .step = step_of(&t->link),
                                 .section = t->section};
         for (unsigned k = 0; k < SMF_CLASSES; k++) {
-            struct smi_view_bin bin;
-            smi_view_read_bin(&in->view, ref, t, k, &bin);
-            thread.cached_slots += bin.count;
-            thread.cached_bytes += (uint64_t)bin.count * smi_classes[k].size;
+            struct smi_view_stack stack;
+            smi_view_read_stack(&in->view, ref, t, k, &stack);
+            thread.cached_slots += stack.count;
+            thread.cached_bytes += (uint64_t)stack.count * smi_classes[k].size;
         }
         census->threads[census->thread_count++] = thread;
     }

@@ -558,10 +558,10 @@ static void put_threads_of(FILE *page, struct smi_view *view, uint32_t process)
         if (!t || t->owner != process + 1)
             continue;
         for (unsigned k = 0; k < SMF_CLASSES; k++) {
-            struct smi_view_bin bin;
-            smi_view_read_bin(view, ref, t, k, &bin);
-            count += bin.count;
-            sum += (uint64_t)bin.count * smi_classes[k].size;
+            struct smi_view_stack stack;
+            smi_view_read_stack(view, ref, t, k, &stack);
+            count += stack.count;
+            sum += (uint64_t)stack.count * smi_classes[k].size;
         }
         put(page,
             "<tr><td></td><td class=\"text soft\">thread %llu</td><td class=\"wide\"></td>"

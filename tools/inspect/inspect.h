@@ -109,7 +109,7 @@ enum verdict inspect_verdict(int code);
  * returned. */
 enum verdict inspect_open_or_report(struct inspect *in);
 
-/* Settle the view and list the slots in caches, ascending; free `*cached`. 0, or a code to
+/* Settle the view and list the slots in stacks, ascending; free `*cached`. 0, or a code to
  * report. */
 int inspect_settle(struct inspect *in, struct smi_cached **cached, size_t *count);
 

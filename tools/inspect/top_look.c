@@ -39,11 +39,11 @@ static void look_at_thread(struct inspect *in, struct look *look, uint32_t i, in
         thread->pid = process->pid;
     }
     for (unsigned k = 0; k < SMF_CLASSES; k++) {
-        struct smi_view_bin bin;
-        smi_view_read_bin(view, ref, t, k, &bin);
-        look->classes[k].cached += bin.count;
-        thread->slots += bin.count;
-        thread->bytes += (uint64_t)bin.count * smi_classes[k].size;
+        struct smi_view_stack stack;
+        smi_view_read_stack(view, ref, t, k, &stack);
+        look->classes[k].cached += stack.count;
+        thread->slots += stack.count;
+        thread->bytes += (uint64_t)stack.count * smi_classes[k].size;
     }
     thread->kept = smi_view_kept(view, i, t);
     look->kept += thread->kept.bytes;
@@ -58,7 +58,7 @@ static uint64_t thread_pages(struct smi_view *view)
         const struct smf_thread *t = smi_view_thread(view, i, &ref);
         pages += t ? SMF_THREAD_PAGES : 0;
         for (unsigned k = 0; t && k < SMF_CLASSES; k++)
-            pages += t->bins[k] & SMF_BIN_PAGES;
+            pages += t->stacks[k] & SMF_STACK_PAGES;
     }
     return pages;
 }

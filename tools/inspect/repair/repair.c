@@ -173,7 +173,7 @@ static void mend(struct smi_repair *r)
     smi_mend_thread_table(r);
     smi_mend_pages(r);
     smi_mend_bitmaps(r);
-    smi_mend_caches(r);
+    smi_mend_stacks(r);
     smi_mend_own(r);
     smi_mend_users(r);
     smi_mend_counts(r);

@@ -73,18 +73,18 @@ static void change(struct smi_repair *r, enum smi_repair_stage stage, uint64_t r
         smi_repair_put(r, stage, ref, value);
 }
 
-/* The program may have the block already that the link takes from a cache: the cache loses it. */
+/* The program may have the block already that the link takes from a stack: the stack loses it. */
 static void take_out(struct smi_repair *r, enum smi_repair_stage stage, uint64_t thread_ref,
                      const struct smf_thread *thread, uint64_t fresh)
 {
     for (uint32_t k = 0; fresh != 0 && k < SMF_CLASSES; k++) {
-        struct smi_view_bin bin;
-        if (smi_view_read_bin(&r->view, thread_ref, thread, k, &bin))
+        struct smi_view_stack stack;
+        if (smi_view_read_stack(&r->view, thread_ref, thread, k, &stack))
             continue;
-        for (uint32_t i = bin.count; i-- > 0;)
-            if (bin.slots[i] == fresh) {
-                change(r, stage, bin.array + 8ull * (i + 1), bin.slots[bin.count - 1]);
-                change(r, stage, bin.array, bin.count - 1);
+        for (uint32_t i = stack.count; i-- > 0;)
+            if (stack.slots[i] == fresh) {
+                change(r, stage, stack.array + 8ull * (i + 1), stack.slots[stack.count - 1]);
+                change(r, stage, stack.array, stack.count - 1);
                 break;
             }
     }

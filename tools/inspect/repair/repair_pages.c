@@ -106,7 +106,7 @@ static int may_begin(struct smi_repair *r, uint64_t page, uint64_t end)
            (claims && d->page_count > 0 && d->page_count <= end - page);
 }
 
-/* Pages that the thread table, or a bin of it, gives a span of the library at `page`; 0 when nothing names it. */
+/* Pages that the thread table, or a stack of it, gives a span of the library at `page`; 0 when nothing names it. */
 static uint32_t named_length(struct smi_repair *r, uint64_t page)
 {
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
@@ -115,9 +115,9 @@ static uint32_t named_length(struct smi_repair *r, uint64_t page)
         if (ref == smi_repair_ref(page))
             return SMF_THREAD_PAGES;
         for (uint32_t k = 0; thread && k < SMF_CLASSES; k++)
-            if ((thread->bins[k] & SMF_BIN_PAGES) && thread->bins[k] >> SMF_PAGE_SHIFT == page &&
-                smi_view_bin_is_possible(&r->view, ref, thread->bins[k], k))
-                return thread->bins[k] & SMF_BIN_PAGES;
+            if ((thread->stacks[k] & SMF_STACK_PAGES) && thread->stacks[k] >> SMF_PAGE_SHIFT == page &&
+                smi_view_stack_is_possible(&r->view, ref, thread->stacks[k], k))
+                return thread->stacks[k] & SMF_STACK_PAGES;
     }
     return 0;
 }

@@ -80,11 +80,11 @@ struct smi_piece *smi_repair_piece(struct smi_repair *r, uint64_t page);
  * page heap stand on its own there? Its length, 0 when not. */
 uint32_t smi_repair_stands(struct smi_repair *r, uint64_t page, uint64_t end);
 
-/* ---- repair_threads.c: thread slots and caches ---- */
+/* ---- repair_threads.c: thread slots and stacks ---- */
 
 /* The table, arrays and spares; spans of the library that nothing names become free. */
 void smi_mend_thread_table(struct smi_repair *r);
-void smi_mend_caches(struct smi_repair *r);
+void smi_mend_stacks(struct smi_repair *r);
 
 /* Take a slot out of the stack that smi_view_cached found it in. */
 void smi_repair_drop_cached(struct smi_repair *r, const struct smi_cached *cached);

@@ -75,14 +75,14 @@ void smi_mend_counts(struct smi_repair *r)
 
 /* ---- sets ---- */
 
-/* A span and the set it belongs to: of free spans by length, 0..SMF_EXACT_BINS, then of slabs by class. */
+/* A span and the set it belongs to: of free spans by length, 0..SMF_EXACT_SETS, then of slabs by class. */
 struct member {
     uint32_t set, page;
     uint64_t key;
     int seen;
 };
 
-#define SLAB_SETS (SMF_EXACT_BINS + 1u)
+#define SLAB_SETS (SMF_EXACT_SETS + 1u)
 
 struct set {
     struct smi_repair *r;
@@ -101,12 +101,12 @@ static int by_set(const void *a, const void *b)
 
 static struct member member_of(const struct smi_piece *piece)
 {
-    uint32_t bin = piece->count <= SMF_EXACT_BINS ? piece->count - 1 : SMF_EXACT_BINS;
+    uint32_t index = piece->count <= SMF_EXACT_SETS ? piece->count - 1 : SMF_EXACT_SETS;
     if (piece->kind == SMF_PAGE_SLAB)
         return (struct member){SLAB_SETS + piece->arena * SMF_CLASSES + piece->size_class, piece->page,
                                (uint64_t)piece->page << 32, 0};
-    return (struct member){bin, piece->page,
-                           bin == SMF_EXACT_BINS ? (uint64_t)piece->count << 32 | piece->page : (uint64_t)piece->page << 32, 0};
+    return (struct member){index, piece->page,
+                           index == SMF_EXACT_SETS ? (uint64_t)piece->count << 32 | piece->page : (uint64_t)piece->page << 32, 0};
 }
 
 /* The member that a descriptor's page is, NULL when it is none: its key follows from the piece. */
@@ -196,18 +196,18 @@ static void mend_set(struct set *set, uint32_t id)
         return;
     if (id < SLAB_SETS)
         smi_repair_say(set->r, "P3", set->root, "the set of free spans of length %u%s is built anew, with %zu in it", id + 1,
-                       id == SMF_EXACT_BINS ? " and more" : "", set->count);
+                       id == SMF_EXACT_SETS ? " and more" : "", set->count);
     else
         smi_repair_say(set->r, "C2", set->root, "the set of slabs of arena %u, class %u is built anew, with %zu in it",
                        (id - SLAB_SETS) / SMF_CLASSES, (id - SLAB_SETS) % SMF_CLASSES, set->count);
     build(set);
 }
 
-static void mend_bin_bits(struct smi_repair *r)
+static void mend_set_bits(struct smi_repair *r)
 {
     uint64_t at = r->view.header.areas.page_heap;
     for (uint32_t w = 0; w < 4; w++) {
-        uint64_t ref = at + offsetof(struct smf_page_heap, bin_bits) + 8ull * w, bits = 0, mask = w < 3 ? UINT64_MAX : UINT64_MAX >> 1;
+        uint64_t ref = at + offsetof(struct smf_page_heap, set_bits) + 8ull * w, bits = 0, mask = w < 3 ? UINT64_MAX : UINT64_MAX >> 1;
         for (uint32_t i = 0; i < 64; i++)
             if (smi_repair_word(r, at + offsetof(struct smf_page_heap, set) + 8ull * (w * 64 + i)) != 0)
                 bits |= 1ull << i;
@@ -253,6 +253,6 @@ void smi_mend_sets(struct smi_repair *r)
         mend_set(&set, id);
     }
     if (!r->failed)
-        mend_bin_bits(r);
+        mend_set_bits(r);
     free(list);
 }

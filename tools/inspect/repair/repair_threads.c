@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * repair_threads.c - thread slots and their caches in a heap under repair.
+ * repair_threads.c - thread slots and their stacks in a heap under repair.
  *
  * Nobody is attached, so every owner is dead, and the next process that attaches adopts what it left: here it only
- * has to be possible. What a cache can no longer tell, because its count, its array or a ref in it is damaged, stays
- * allocated. A slot that a cache and the central heap both have stays in the cache.
+ * has to be possible. What a stack can no longer tell, because its count, its array or a ref in it is damaged, stays
+ * allocated. A slot that a stack and the central heap both have stays in the stack.
  */
 #include "repair_plan.h"
 
@@ -57,14 +57,14 @@ static void mend_entry(struct naming *n, uint32_t i)
     smi_repair_put(n->r, SMI_TRUTHS, table_ref(n->r, i), 0);
 }
 
-/* Is this span a thread slot? Most of its bins then name their own inside arrays. */
+/* Is this span a thread slot? Most of its stacks then name their own inside arrays. */
 static int looks_like_slot(struct smi_repair *r, const struct smi_piece *piece)
 {
     uint64_t ref = smi_repair_ref(piece->page);
     const struct smf_thread *thread = smi_view_at(&r->view, ref, sizeof(*thread));
     uint32_t own = 0;
     for (uint32_t k = 0; thread && k < SMF_CLASSES; k++)
-        own += thread->bins[k] == smi_view_inside_array(&r->view, ref, k);
+        own += thread->stacks[k] == smi_view_inside_array(&r->view, ref, k);
     return piece->count == SMF_THREAD_PAGES && 2 * own > SMF_CLASSES;
 }
 
@@ -94,8 +94,8 @@ static void find_lost_slots(struct naming *n)
 static int is_at_rest(struct smi_repair *r, uint64_t ref, const struct smf_thread *thread)
 {
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
-        struct smi_view_bin bin;
-        if (smi_view_read_bin(&r->view, ref, thread, k, &bin) || bin.count || bin.pages)
+        struct smi_view_stack stack;
+        if (smi_view_read_stack(&r->view, ref, thread, k, &stack) || stack.count || stack.pages)
             return 0;
     }
     return !thread->link.op && !thread->scratch && !thread->building && !thread->spare[0] && !thread->spare[1] &&
@@ -129,66 +129,66 @@ static void mend_owner(struct smi_repair *r, uint32_t i, uint64_t ref, const str
         smi_repair_put_part(r, SMI_TRUTHS, entry, 4, 1);
 }
 
-/* The bin uses its inside array; empty, unless that is where its refs have been all the time. */
-static void reset_bin(struct smi_repair *r, uint32_t k, uint64_t ref, const struct smf_thread *thread, int keep)
+/* The stack uses its inside array; empty, unless that is where its refs have been all the time. */
+static void reset_stack(struct smi_repair *r, uint32_t k, uint64_t ref, const struct smf_thread *thread, int keep)
 {
     uint64_t array = smi_view_inside_array(&r->view, ref, k);
     if (!keep)
         smi_repair_put(r, SMI_TRUTHS, array, 0);
-    if (thread->bins[k] != array)
-        smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, bins) + 8ull * k, array);
+    if (thread->stacks[k] != array)
+        smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, stacks) + 8ull * k, array);
 }
 
 /* All that follows is about closed stacks; the next owner opens it. */
 static void close_stack(struct smi_repair *r, uint32_t i, uint32_t k, uint64_t ref, const struct smf_thread *thread)
 {
-    struct smi_view_bin bin;
-    if (smi_view_read_bin(&r->view, ref, thread, k, &bin))
+    struct smi_view_stack stack;
+    if (smi_view_read_stack(&r->view, ref, thread, k, &stack))
         return;
-    if (bin.has_gap)
-        smi_repair_say(r, "T1", bin.array + 8ull * (bin.count + 1),
-                       "the cache of class %u of thread slot %u ends at its first 0, behind %u refs: what lies behind that "
+    if (stack.has_gap)
+        smi_repair_say(r, "T1", stack.array + 8ull * (stack.count + 1),
+                       "the stack of class %u of thread slot %u ends at its first 0, behind %u refs: what lies behind that "
                        "stays allocated",
-                       k, i, bin.count);
-    smi_repair_put(r, SMI_TRUTHS, bin.array, bin.count);
+                       k, i, stack.count);
+    smi_repair_put(r, SMI_TRUTHS, stack.array, stack.count);
 }
 
-static void mend_bin(struct naming *n, uint32_t i, uint32_t k, uint64_t ref, const struct smf_thread *thread)
+static void mend_stack(struct naming *n, uint32_t i, uint32_t k, uint64_t ref, const struct smf_thread *thread)
 {
     struct smi_repair *r = n->r;
-    uint64_t bin = thread->bins[k], array = bin & ~(uint64_t)SMF_BIN_PAGES;
-    uint64_t at = ref + offsetof(struct smf_thread, bins) + 8ull * k;
-    uint32_t pages = bin & SMF_BIN_PAGES;
+    uint64_t stack = thread->stacks[k], array = stack & ~(uint64_t)SMF_STACK_PAGES;
+    uint64_t at = ref + offsetof(struct smf_thread, stacks) + 8ull * k;
+    uint32_t pages = stack & SMF_STACK_PAGES;
     if (thread->owner == 0) {
-        if (bin != 0 && (pages || array != smi_view_inside_array(&r->view, ref, k) || smi_repair_word(r, array) != 0))
-            reset_bin(r, k, ref, thread, 0);
+        if (stack != 0 && (pages || array != smi_view_inside_array(&r->view, ref, k) || smi_repair_word(r, array) != 0))
+            reset_stack(r, k, ref, thread, 0);
         return;
     }
     if (pages == 0) {
         uint32_t begin = smi_format_is_older(&r->view.header) ? SMF_THREAD_ARRAYS_2 : SMF_THREAD_ARRAYS;
         int inside = array >= ref + begin && array < ref + SMF_THREAD_PAGES * SMF_PAGE;
         if (array != smi_view_inside_array(&r->view, ref, k)) {
-            smi_repair_say(r, "T1", at, "the cache of class %u of thread slot %u uses its inside array%s", k, i,
+            smi_repair_say(r, "T1", at, "the stack of class %u of thread slot %u uses its inside array%s", k, i,
                            inside ? "" : ", empty: what it held stays allocated");
-            reset_bin(r, k, ref, thread, inside);
+            reset_stack(r, k, ref, thread, inside);
         }
     } else {
         const struct smi_piece *piece =
-            smi_view_bin_is_possible(&r->view, ref, bin, k) ? span_at(r, array - smi_span_offset(k), pages) : NULL;
+            smi_view_stack_is_possible(&r->view, ref, stack, k) ? span_at(r, array - smi_span_offset(k), pages) : NULL;
         if (piece && *namer(n, piece) == 0) {
             *namer(n, piece) = i + 1;
         } else {
             smi_repair_say(r, piece ? "T3" : "T1", at,
-                           "the cache of class %u of thread slot %u begins anew: its array %s; what it held stays allocated",
+                           "the stack of class %u of thread slot %u begins anew: its array %s; what it held stays allocated",
                            k, i, piece ? "is another's" : "is none");
-            reset_bin(r, k, ref, thread, 0);
+            reset_stack(r, k, ref, thread, 0);
         }
     }
-    array = thread->bins[k] & ~(uint64_t)SMF_BIN_PAGES;
+    array = thread->stacks[k] & ~(uint64_t)SMF_STACK_PAGES;
     if (smi_repair_word(r, array) == SMF_OPEN)
         close_stack(r, i, k, ref, thread);
-    if (smi_repair_word(r, array) >= smi_bin_words(thread->bins[k], k)) {
-        smi_repair_say(r, "T1", at, "the cache of class %u of thread slot %u, whose count of %llu is not possible, is empty: "
+    if (smi_repair_word(r, array) >= smi_stack_words(thread->stacks[k], k)) {
+        smi_repair_say(r, "T1", at, "the stack of class %u of thread slot %u, whose count of %llu is not possible, is empty: "
                                     "what it held stays allocated",
                        k, i, (unsigned long long)smi_repair_word(r, array));
         smi_repair_put(r, SMI_TRUTHS, array, 0);
@@ -264,7 +264,7 @@ void smi_mend_thread_table(struct smi_repair *r)
             continue;
         mend_owner(r, i, ref, thread);
         for (uint32_t k = 0; k < SMF_CLASSES; k++)
-            mend_bin(&n, i, k, ref, thread);
+            mend_stack(&n, i, k, ref, thread);
     }
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
         const struct smf_thread *thread = smi_view_thread(&r->view, i, &ref);
@@ -280,12 +280,12 @@ void smi_mend_thread_table(struct smi_repair *r)
 /* ---- cached slots ---- */
 
 /* Take entry `e` out of a stack; the order of the others, of which the last is the next to go, stays. */
-static void drop(struct smi_repair *r, const struct smi_view_bin *bin, uint32_t e)
+static void drop(struct smi_repair *r, const struct smi_view_stack *stack, uint32_t e)
 {
-    uint64_t count = smi_repair_word(r, bin->array);
+    uint64_t count = smi_repair_word(r, stack->array);
     for (uint64_t at = e + 1ull; at < count; at++) /* kill here: one is there twice, of which one goes */
-        smi_repair_put(r, SMI_TRUTHS, bin->array + 8 * at, smi_repair_word(r, bin->array + 8 * (at + 1)));
-    smi_repair_put(r, SMI_TRUTHS, bin->array, count - 1);
+        smi_repair_put(r, SMI_TRUTHS, stack->array + 8 * at, smi_repair_word(r, stack->array + 8 * (at + 1)));
+    smi_repair_put(r, SMI_TRUTHS, stack->array, count - 1);
 }
 
 static int is_slot_of(struct smi_repair *r, uint64_t ref, uint32_t k)
@@ -300,20 +300,20 @@ static int is_slot_of(struct smi_repair *r, uint64_t ref, uint32_t k)
 static void drop_impossible(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread)
 {
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
-        struct smi_view_bin bin;
+        struct smi_view_stack stack;
         uint32_t dropped = 0;
         uint64_t first = 0;
-        if (smi_view_read_bin(&r->view, ref, thread, k, &bin))
+        if (smi_view_read_stack(&r->view, ref, thread, k, &stack))
             continue;
-        for (uint32_t e = bin.count; e-- > 0;) {
-            if (is_slot_of(r, bin.slots[e], k))
+        for (uint32_t e = stack.count; e-- > 0;) {
+            if (is_slot_of(r, stack.slots[e], k))
                 continue;
-            first = bin.slots[e];
+            first = stack.slots[e];
             dropped++;
-            drop(r, &bin, e);
+            drop(r, &stack, e);
         }
         if (dropped)
-            smi_repair_say(r, "T2", first, "the cache of class %u of thread slot %u drops %u refs that are no slots of it", k,
+            smi_repair_say(r, "T2", first, "the stack of class %u of thread slot %u drops %u refs that are no slots of it", k,
                            i, dropped);
     }
 }
@@ -321,13 +321,13 @@ static void drop_impossible(struct smi_repair *r, uint32_t i, uint64_t ref, cons
 void smi_repair_drop_cached(struct smi_repair *r, const struct smi_cached *c)
 {
     uint64_t ref;
-    struct smi_view_bin bin;
+    struct smi_view_stack stack;
     const struct smf_thread *thread = smi_view_thread(&r->view, c->thread, &ref);
-    if (!thread || smi_view_read_bin(&r->view, ref, thread, c->size_class, &bin))
+    if (!thread || smi_view_read_stack(&r->view, ref, thread, c->size_class, &stack))
         return;
-    for (uint32_t e = bin.count; e-- > 0;)
-        if (bin.slots[e] == c->ref) {
-            drop(r, &bin, e);
+    for (uint32_t e = stack.count; e-- > 0;)
+        if (stack.slots[e] == c->ref) {
+            drop(r, &stack, e);
             return;
         }
 }
@@ -337,11 +337,11 @@ static void mend_cached(struct smi_repair *r, const struct smi_cached *c, size_t
     for (size_t i = 0; i < count; i++) {
         uint32_t slab, index;
         if (i > 0 && c[i].ref == c[i - 1].ref) {
-            smi_repair_say(r, "C4", c[i].ref, "slot %#llx, which two places of caches have, stays in one",
+            smi_repair_say(r, "C4", c[i].ref, "slot %#llx, which is on stacks twice, stays on one",
                            (unsigned long long)c[i].ref);
             smi_repair_drop_cached(r, &c[i]);
         } else if (smi_view_slot(&r->view, c[i].ref, &slab, &index) == 0 && smi_repair_bit(r, slab, index)) {
-            smi_repair_say(r, "C4", c[i].ref, "slot %#llx, which a cache has, is not free in the central heap",
+            smi_repair_say(r, "C4", c[i].ref, "slot %#llx, which is on a stack, is not free in the central heap",
                            (unsigned long long)c[i].ref);
             smi_repair_put_bit(r, SMI_TRUTHS, slab, index, 0);
         }
@@ -378,7 +378,7 @@ static void mend_marks(struct smi_repair *r)
     }
 }
 
-void smi_mend_caches(struct smi_repair *r)
+void smi_mend_stacks(struct smi_repair *r)
 {
     struct smi_cached *cached = NULL;
     size_t count = 0;

@@ -1,60 +1,60 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * cache.h - a thread slot: its stacks of free slots, its link record, what it holds half built.
+ * stack.h - a thread slot: its stacks of free slots, its link record, what it holds half built.
  *
  * A thread slot belongs to one thread, which works on it without a lock: storing an array's count commits.
  * When the thread ends or its process dies, somebody else brings the slot to rest under the RECOVER lock.
  */
-#ifndef SMI_CACHE_H
-#define SMI_CACHE_H
+#ifndef SMI_STACKS_H
+#define SMI_STACKS_H
 
 #include "slots/context.h"
 
-/* The cache array of class k of a thread slot, which is closed if it is open, and the slots it can hold. The slot's owner
- * closes it by smi_cache_close before. SHMALLOC_ECORRUPT (poisoned) when
+/* The stack array of class k of a thread slot, which is closed if it is open, and the slots it can hold. The slot's owner
+ * closes it by smi_stacks_close before. SHMALLOC_ECORRUPT (poisoned) when
  * what the file says cannot be. */
-int smi_cache_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, uint64_t **array,
+int smi_stacks_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, uint64_t **array,
                     uint32_t *capacity);
 
 /* A thread slot that nobody owns gets its initial contents. `own_ref` is the slot's ref. `zero`: all its bytes are, so
  * that its arrays need not be touched. */
-void smi_cache_format(struct smf_thread *slot, uint64_t own_ref, int zero);
+void smi_stacks_format(struct smf_thread *slot, uint64_t own_ref, int zero);
 
 /* The stack of class k becomes what all others than the fast paths use, or what the fast paths use. Who opens it may be
  * kept from it by damage, which the next call finds. */
-void smi_cache_close(struct smi_thread *t, uint32_t k);
-void smi_cache_open(struct smi_thread *t, uint32_t k);
+void smi_stacks_close(struct smi_thread *t, uint32_t k);
+void smi_stacks_open(struct smi_thread *t, uint32_t k);
 
-/* The bins of a context, from its slot. They are closed. Counts are not looked at: every use compares them with the bin's limit. */
-int smi_cache_load(struct smi_thread *t);
+/* The stacks of a context, from its slot. They are closed. Counts are not looked at: every use compares them with the stack's limit. */
+int smi_stacks_load(struct smi_thread *t);
 
 /* See that the stack of class k, which is closed, holds a slot at least. Commits nothing to the caller. */
-int smi_cache_refill(struct smi_thread *t, uint32_t k);
+int smi_stacks_refill(struct smi_thread *t, uint32_t k);
 
 /* See that the stack of class k, which is closed, has room for a slot: by a longer array while the thread's share allows it,
  * else by giving a batch back. SHMALLOC_EDOUBLEFREE: there is room, and a double free came to light. */
-int smi_cache_make_room(struct smi_thread *t, uint32_t k);
+int smi_stacks_make_room(struct smi_thread *t, uint32_t k);
 
 /* Give all cached slots back, and the arrays that have grown; the context starts afresh. SHMALLOC_EDOUBLEFREE: all
  * the same, and a double free came to light. */
-int smi_cache_trim(struct smi_thread *t);
+int smi_stacks_trim(struct smi_thread *t);
 
 /* Finish or undo the link record of thread slot `index`, whose thread is dead. The class and page locks that it may have died
  * in have been passed; RECOVER is held. */
-int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index);
+int smi_stacks_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index);
 
 /* Of a thread that is gone: resolve the link record and free what it was building. RECOVER held. */
-int smi_cache_settle(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index);
+int smi_stacks_resolve(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index);
 
 /* Bring the slot of a thread that is gone to rest: settle it, give its cached slots and long arrays back, and last
  * make it free. May be killed and run again. RECOVER held. At most `*most` slots go back, which is counted down; 1:
  * there are more of them, and the thread slot is not free yet. */
-int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most);
+int smi_stacks_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most);
 
 /* Count that threads were brought to rest, for those who may wait for one of them. */
-void smi_cache_tell_adopted(shmalloc_heap *heap);
+void smi_stacks_tell_adopted(shmalloc_heap *heap);
 
-/* Free a block, small or large, without a cache, and store 0 to *name in the same step. */
+/* Free a block, small or large, without a stack, and store 0 to *name in the same step. */
 int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name);
 
 #endif

@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * cache.c - thread slots: stacks of free slots in the file, owned by one thread each.
+ * stack.c - thread slots: stacks of free slots in the file, owned by one thread each.
  *
  * A stack is an array of words. It starts inside the thread slot and moves to a span of its own when it proves too
- * short; bins[k] names it, so storing bins[k] switches array and count at once. The fast paths want it open, all others
+ * short; stacks[k] names it, so storing stacks[k] switches array and count at once. The fast paths want it open, all others
  * closed (layout.h): these close the stacks they are about, and open them again at their end.
  *
  * Invariants (check.c):
  *   T1  a count is at most its array's capacity; behind the first 0 of an open stack all words are 0
  *   T2  every cached ref is a slot of the class, free nowhere else
- *   T3  a span of kind META is a thread slot, an array some bin names, or in `spare`
+ *   T3  a span of kind META is a thread slot, an array some stack names, or in `spare`
  *
  * Crash: a push or pop on an open stack commits with its word, on a closed one with the count. Closing is one store.
  * Opening clears what lies above the count, from above, so that it is without a gap meanwhile, and then is one store.
  * Refill and flush commit inside the central heap's operation. An exchange of arrays names each span in `spare` before
- * it can be orphaned; who releases the slot gives back those that no bin names.
+ * it can be orphaned; who releases the slot gives back those that no stack names.
  */
-#include "slots/cache.h"
+#include "slots/stacks.h"
 
 #include <string.h>
 
@@ -33,15 +33,15 @@
 #define MAX_BATCH 256u
 #define FIRST_BATCH 4u
 
-/* The ref of the span that a bin's array lies in. */
-static uint64_t span_of(uint64_t bin)
+/* The ref of the span that a stack's array lies in. */
+static uint64_t span_of(uint64_t stack)
 {
-    return bin & ~(SMF_PAGE - 1);
+    return stack & ~(SMF_PAGE - 1);
 }
 
-static int damaged_cache(shmalloc_heap *heap, const struct smf_thread *slot, uint32_t k)
+static int damaged_stack(shmalloc_heap *heap, const struct smf_thread *slot, uint32_t k)
 {
-    return smi_heap_poison(heap, "cache of class %u in the thread slot at %#llx is damaged", k,
+    return smi_heap_poison(heap, "stack of class %u in the thread slot at %#llx is damaged", k,
                            (unsigned long long)((const uint8_t *)slot - heap->base));
 }
 
@@ -50,69 +50,69 @@ static uint64_t inside_offset(const shmalloc_heap *heap, uint32_t k)
     return SMI_UNLIKELY(heap->is_older) ? smi_older_inline_offset(k) : smi_inline_offset(k);
 }
 
-/* Where the array of class k is; NULL when what the bin says cannot be. Its count is not looked at. */
+/* Where the array of class k is; NULL when what the stack says cannot be. Its count is not looked at. */
 static uint64_t *find_array(const shmalloc_heap *heap, const struct smf_thread *slot, uint32_t k, uint32_t *capacity)
 {
-    uint64_t inside = (uint64_t)((const uint8_t *)slot - heap->base) + inside_offset(heap, k), bin = slot->bins[k];
-    uint64_t ref = bin & ~(uint64_t)SMF_BIN_PAGES;
-    *capacity = smi_bin_words(bin, k) - 1;
-    return smi_bin_is_possible(inside, bin, k) && smi_in_heap(heap, ref, 8ull * (*capacity + 1)) ? smi_at(heap, ref)
+    uint64_t inside = (uint64_t)((const uint8_t *)slot - heap->base) + inside_offset(heap, k), stack = slot->stacks[k];
+    uint64_t ref = stack & ~(uint64_t)SMF_STACK_PAGES;
+    *capacity = smi_stack_words(stack, k) - 1;
+    return smi_stack_is_possible(inside, stack, k) && smi_in_heap(heap, ref, 8ull * (*capacity + 1)) ? smi_at(heap, ref)
                                                                                                  : NULL;
 }
 
 /* ---- open and closed ---- */
 
-void smi_cache_close(struct smi_thread *t, uint32_t k)
+void smi_stacks_close(struct smi_thread *t, uint32_t k)
 {
-    struct smi_bin *bin = smi_bin(t, k);
+    struct smi_stack *stack = smi_stack_of(t, k);
     struct smi_top *top = smi_top(t, k);
-    if (!bin->array) /* the slot was found damaged */
+    if (!stack->array) /* the slot was found damaged */
         return;
     /* The owner's own count, not that of the words, which somebody may have scribbled on: who pops a 0 finds out. */
-    if (SMI_LOAD(&bin->array[0]) == SMF_OPEN && top->word)
-        SMI_STORE(&bin->array[0], (uint64_t)(top->word - bin->array));
-    top->word = bin->array;
+    if (SMI_LOAD(&stack->array[0]) == SMF_OPEN && top->word)
+        SMI_STORE(&stack->array[0], (uint64_t)(top->word - stack->array));
+    top->word = stack->array;
     top->ref = 0;
-    top->end = (uint32_t)(uintptr_t)bin->array;
+    top->end = (uint32_t)(uintptr_t)stack->array;
 }
 
 /* Words above the count become 0. They have no gap, since they were a stack's, but for those of a stack that this
  * thread did not use before: there all are looked at. */
-static void clear_above(struct smi_bin *bin, uint64_t count)
+static void clear_above(struct smi_stack *stack, uint64_t count)
 {
-    uint64_t end = bin->is_clear ? count : bin->capacity;
-    while (end < bin->capacity && SMI_LOAD(&bin->array[end + 1]) != 0)
+    uint64_t end = stack->is_clear ? count : stack->capacity;
+    while (end < stack->capacity && SMI_LOAD(&stack->array[end + 1]) != 0)
         end++;
     for (; end > count; end--)
-        if (SMI_LOAD(&bin->array[end]) != 0)
-            SMI_STORE(&bin->array[end], 0);
-    bin->is_clear = 1;
+        if (SMI_LOAD(&stack->array[end]) != 0)
+            SMI_STORE(&stack->array[end], 0);
+    stack->is_clear = 1;
 }
 
-void smi_cache_open(struct smi_thread *t, uint32_t k)
+void smi_stacks_open(struct smi_thread *t, uint32_t k)
 {
-    struct smi_bin *bin = smi_bin(t, k);
+    struct smi_stack *stack = smi_stack_of(t, k);
     struct smi_top *top = smi_top(t, k);
-    uint64_t count = bin->array ? SMI_LOAD(&bin->array[0]) : SMF_OPEN;
-    if (count > bin->limit || t->heap->hardened)
+    uint64_t count = stack->array ? SMI_LOAD(&stack->array[0]) : SMF_OPEN;
+    if (count > stack->limit || t->heap->hardened)
         return; /* damaged: the long way finds out; or one that never takes the fast path */
-    clear_above(bin, count);
-    SMI_STORE(&bin->array[0], SMF_OPEN);
-    top->word = bin->array + count;
+    clear_above(stack, count);
+    SMI_STORE(&stack->array[0], SMF_OPEN);
+    top->word = stack->array + count;
     top->ref = SMI_LOAD(top->word);
-    top->end = (uint32_t)(uintptr_t)(bin->array + bin->limit);
+    top->end = (uint32_t)(uintptr_t)(stack->array + stack->limit);
 }
 
-int smi_cache_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, uint64_t **array,
+int smi_stacks_array(shmalloc_heap *heap, struct smf_thread *slot, uint32_t k, uint64_t **array,
                     uint32_t *capacity)
 {
     *array = find_array(heap, slot, k, capacity);
     if (*array && SMI_LOAD(&(*array)[0]) == SMF_OPEN)
         SMI_STORE(&(*array)[0], smi_stack_count(*array, *capacity + 1));
-    return *array && (*array)[0] <= *capacity ? 0 : damaged_cache(heap, slot, k);
+    return *array && (*array)[0] <= *capacity ? 0 : damaged_stack(heap, slot, k);
 }
 
-void smi_cache_format(struct smf_thread *slot, uint64_t own_ref, int zero)
+void smi_stacks_format(struct smf_thread *slot, uint64_t own_ref, int zero)
 {
     memset(&slot->link, 0, sizeof(slot->link));
     slot->section = slot->tx_log = 0;
@@ -125,31 +125,31 @@ void smi_cache_format(struct smf_thread *slot, uint64_t own_ref, int zero)
         uint64_t offset = smi_inline_offset(k);
         if (!zero)
             *(uint64_t *)(void *)((uint8_t *)slot + offset) = 0;
-        slot->bins[k] = own_ref + offset;
+        slot->stacks[k] = own_ref + offset;
     }
 }
 
 static uint32_t deepest(uint32_t k)
 {
     uint64_t slots = DEEPEST / smi_classes[k].size;
-    uint64_t most = smi_bin_words(SMF_BIN_MOST_PAGES, k) - 1;
+    uint64_t most = smi_stack_words(SMF_STACK_MOST_PAGES, k) - 1;
     return (uint32_t)(slots < most ? slots : most);
 }
 
 /* Stacks that hold nothing and take nothing: every call takes the long way, where the heap is found poisoned. */
 static void load_nothing(struct smi_thread *t)
 {
-    memset(t->bins, 0, sizeof(t->bins));
+    memset(t->stacks, 0, sizeof(t->stacks));
     memset(t->top_of_kind, 0, sizeof(t->top_of_kind));
 }
 
 /* The fast paths' part of a closed stack. */
 static void load_top(struct smi_thread *t, uint32_t k)
 {
-    *smi_top(t, k) = (struct smi_top){.word = smi_bin(t, k)->array,
+    *smi_top(t, k) = (struct smi_top){.word = smi_stack_of(t, k)->array,
                                       .inverse = UINT64_MAX / smi_classes[k].size + 1,
                                       .length = (uint32_t)smi_classes[k].slots * smi_classes[k].size,
-                                      .end = (uint32_t)(uintptr_t)smi_bin(t, k)->array};
+                                      .end = (uint32_t)(uintptr_t)smi_stack_of(t, k)->array};
 }
 
 static uint64_t share_of(const shmalloc_heap *heap)
@@ -158,21 +158,21 @@ static uint64_t share_of(const shmalloc_heap *heap)
     return SHARE < most ? SHARE : most;
 }
 
-int smi_cache_load(struct smi_thread *t)
+int smi_stacks_load(struct smi_thread *t)
 {
     t->room = share_of(t->heap);
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
-        struct smi_bin *bin = smi_bin(t, k);
+        struct smi_stack *stack = smi_stack_of(t, k);
         uint32_t capacity, first = FIRST_BYTES / smi_classes[k].size;
-        bin->array = find_array(t->heap, t->slot, k, &capacity);
-        if (!bin->array) {
+        stack->array = find_array(t->heap, t->slot, k, &capacity);
+        if (!stack->array) {
             load_nothing(t);
-            return damaged_cache(t->heap, t->slot, k);
+            return damaged_stack(t->heap, t->slot, k);
         }
-        bin->capacity = capacity;
-        bin->limit = first < 4 ? 4 : first < capacity ? first : capacity;
-        bin->batch = FIRST_BATCH;
-        bin->is_clear = 0;
+        stack->capacity = capacity;
+        stack->limit = first < 4 ? 4 : first < capacity ? first : capacity;
+        stack->batch = FIRST_BATCH;
+        stack->is_clear = 0;
         load_top(t, k);
     }
     return 0;
@@ -182,29 +182,29 @@ int smi_cache_load(struct smi_thread *t)
 
 static int impossible_stack(struct smi_thread *t, uint32_t k)
 {
-    const struct smi_bin *bin = smi_bin(t, k);
-    return smi_heap_poison(t->heap, "cache of class %u holds %llu slots of at most %llu", k,
-                           (unsigned long long)bin->array[0], (unsigned long long)bin->limit);
+    const struct smi_stack *stack = smi_stack_of(t, k);
+    return smi_heap_poison(t->heap, "stack of class %u holds %llu slots of at most %llu", k,
+                           (unsigned long long)stack->array[0], (unsigned long long)stack->limit);
 }
 
 /* The most slots that move at once: half of the stack. */
-static uint32_t most_batch(const struct smi_bin *bin)
+static uint32_t most_batch(const struct smi_stack *stack)
 {
-    return bin->limit / 2 < MAX_BATCH ? (uint32_t)bin->limit / 2 : MAX_BATCH;
+    return stack->limit / 2 < MAX_BATCH ? (uint32_t)stack->limit / 2 : MAX_BATCH;
 }
 
-int smi_cache_refill(struct smi_thread *t, uint32_t k)
+int smi_stacks_refill(struct smi_thread *t, uint32_t k)
 {
-    struct smi_bin *bin = smi_bin(t, k);
-    uint64_t count = bin->array[0];
-    if (count > bin->limit)
+    struct smi_stack *stack = smi_stack_of(t, k);
+    uint64_t count = stack->array[0];
+    if (count > stack->limit)
         return impossible_stack(t, k);
     if (count > 0)
         return 0;
-    uint32_t most = most_batch(bin), want = bin->batch < most ? bin->batch : most;
-    bin->batch = bin->batch < MAX_BATCH ? bin->batch * 2 : MAX_BATCH; /* who comes often gets more */
-    int rc = smi_central_refill(t->heap, t->arena, k, (struct smi_stack){bin->array, bin->limit}, want ? want : 1);
-    t->slot->refilled += bin->array[0];
+    uint32_t most = most_batch(stack), want = stack->batch < most ? stack->batch : most;
+    stack->batch = stack->batch < MAX_BATCH ? stack->batch * 2 : MAX_BATCH; /* who comes often gets more */
+    int rc = smi_central_refill(t->heap, t->arena, k, (struct smi_array){stack->array, stack->limit}, want ? want : 1);
+    t->slot->refilled += stack->array[0];
     return rc;
 }
 
@@ -213,10 +213,10 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
 {
     shmalloc_heap *heap = t->heap;
     struct smf_thread *slot = t->slot;
-    struct smi_bin *bin = smi_bin(t, k);
-    uint64_t old = slot->bins[k], count = SMI_LOAD(&bin->array[0]);
-    uint32_t capacity = smi_bin_words(pages, k) - 1;
-    if (count > bin->limit || count > capacity)
+    struct smi_stack *stack = smi_stack_of(t, k);
+    uint64_t old = slot->stacks[k], count = SMI_LOAD(&stack->array[0]);
+    uint32_t capacity = smi_stack_words(pages, k) - 1;
+    if (count > stack->limit || count > capacity)
         return impossible_stack(t, k);
     struct smi_take request = {
         .count = pages, .alignment = 1, .kind = SMF_PAGE_META, .tag = SMF_PURPOSE_ARRAY, .name = &slot->spare[0]};
@@ -226,19 +226,19 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
         return rc;
     uint64_t ref = ((uint64_t)page << SMF_PAGE_SHIFT) + smi_span_offset(k);
     uint64_t *array = smi_at(heap, ref);
-    memcpy(array + 1, bin->array + 1, count * sizeof(uint64_t));
+    memcpy(array + 1, stack->array + 1, count * sizeof(uint64_t));
     if (!zero)
         memset(array + 1 + count, 0, (capacity - count) * sizeof(uint64_t));
     array[0] = count;
-    if (old & SMF_BIN_PAGES)
+    if (old & SMF_STACK_PAGES)
         SMI_STORE(&slot->spare[1], span_of(old));
-    SMI_STORE(&slot->bins[k], ref | pages); /* kill around here: of each span in `spare`, only those that
-                                               no bin names are given back */
-    bin->array = array;
-    bin->capacity = capacity;
-    bin->is_clear = 1;
+    SMI_STORE(&slot->stacks[k], ref | pages); /* kill around here: of each span in `spare`, only those that
+                                               no stack names are given back */
+    stack->array = array;
+    stack->capacity = capacity;
+    stack->is_clear = 1;
     SMI_STORE(&slot->spare[0], 0);
-    if (old & SMF_BIN_PAGES)
+    if (old & SMF_STACK_PAGES)
         rc = smi_pages_give(heap, (uint32_t)(old >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[1], NULL);
     return rc;
 }
@@ -246,38 +246,38 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
 /* Let the stack of class k get deeper if the thread's share allows it: 1 when it did. */
 static int deepen(struct smi_thread *t, uint32_t k)
 {
-    struct smi_bin *bin = smi_bin(t, k);
-    uint32_t size = smi_classes[k].size, most = deepest(k), limit = (uint32_t)bin->limit * 2 + 1;
+    struct smi_stack *stack = smi_stack_of(t, k);
+    uint32_t size = smi_classes[k].size, most = deepest(k), limit = (uint32_t)stack->limit * 2 + 1;
     if (limit > most)
         limit = most;
-    if (limit <= bin->limit || (uint64_t)(limit - bin->limit) * size > t->room)
+    if (limit <= stack->limit || (uint64_t)(limit - stack->limit) * size > t->room)
         return 0;
-    if (limit > bin->capacity) {
-        uint32_t pages = (uint32_t)(t->slot->bins[k] & SMF_BIN_PAGES);
-        pages = pages == 0 ? 1 : pages < SMF_BIN_MOST_PAGES / 2 ? pages * 2 : SMF_BIN_MOST_PAGES;
+    if (limit > stack->capacity) {
+        uint32_t pages = (uint32_t)(t->slot->stacks[k] & SMF_STACK_PAGES);
+        pages = pages == 0 ? 1 : pages < SMF_STACK_MOST_PAGES / 2 ? pages * 2 : SMF_STACK_MOST_PAGES;
         if (exchange_array(t, k, pages) < 0)
             return 0; /* no memory for a longer array: the short one goes on */
-        if (limit > bin->capacity)
-            limit = (uint32_t)bin->capacity;
+        if (limit > stack->capacity)
+            limit = (uint32_t)stack->capacity;
     }
-    if (limit > bin->limit)
-        t->room -= (uint64_t)(limit - bin->limit) * size;
-    bin->limit = limit;
+    if (limit > stack->limit)
+        t->room -= (uint64_t)(limit - stack->limit) * size;
+    stack->limit = limit;
     return 1;
 }
 
-int smi_cache_make_room(struct smi_thread *t, uint32_t k)
+int smi_stacks_make_room(struct smi_thread *t, uint32_t k)
 {
-    struct smi_bin *bin = smi_bin(t, k);
-    uint64_t count = bin->array[0];
-    if (count > bin->limit)
+    struct smi_stack *stack = smi_stack_of(t, k);
+    uint64_t count = stack->array[0];
+    if (count > stack->limit)
         return impossible_stack(t, k);
-    if (count < bin->limit || deepen(t, k))
+    if (count < stack->limit || deepen(t, k))
         return 0;
-    uint32_t batch = most_batch(bin);
-    int rc = smi_central_flush(t->heap, k, (struct smi_stack){bin->array, bin->limit},
-                               (uint32_t)bin->limit - (batch ? batch : 1));
-    t->slot->flushed += count - bin->array[0];
+    uint32_t batch = most_batch(stack);
+    int rc = smi_central_flush(t->heap, k, (struct smi_array){stack->array, stack->limit},
+                               (uint32_t)stack->limit - (batch ? batch : 1));
+    t->slot->flushed += count - stack->array[0];
     return rc;
 }
 
@@ -288,11 +288,11 @@ static int drain(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *most)
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint64_t *array;
         uint32_t capacity;
-        int rc = smi_cache_array(heap, slot, k, &array, &capacity);
+        int rc = smi_stacks_array(heap, slot, k, &array, &capacity);
         if (rc < 0)
             return rc;
         uint64_t count = array[0], keep = count > *most ? count - *most : 0;
-        rc = smi_central_flush(heap, k, (struct smi_stack){array, capacity}, (uint32_t)keep);
+        rc = smi_central_flush(heap, k, (struct smi_array){array, capacity}, (uint32_t)keep);
         if (rc < 0 && rc != SHMALLOC_EDOUBLEFREE)
             return rc;
         if (rc < 0)
@@ -332,7 +332,7 @@ static int give_large(shmalloc_heap *heap, struct smf_thread *slot, uint32_t ind
     return 0;
 }
 
-int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
+int smi_stacks_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
 {
     SMI_ASSERT(smi_lock_is_ours(heap, SMF_LOCK_RECOVER));
     struct smf_link link; /* what is compared is what is used */
@@ -352,10 +352,10 @@ int smi_cache_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32_
     return give_large(heap, slot, index, outcome.large);
 }
 
-static int named_by_a_bin(const struct smf_thread *slot, uint64_t ref)
+static int named_by_a_stack(const struct smf_thread *slot, uint64_t ref)
 {
     for (uint32_t k = 0; k < SMF_CLASSES; k++)
-        if ((slot->bins[k] & SMF_BIN_PAGES) && span_of(slot->bins[k]) == ref)
+        if ((slot->stacks[k] & SMF_STACK_PAGES) && span_of(slot->stacks[k]) == ref)
             return 1;
     return 0;
 }
@@ -365,7 +365,7 @@ static int resolve_spares(shmalloc_heap *heap, struct smf_thread *slot)
     int rc = 0;
     for (int i = 0; i < 2 && rc == 0; i++) {
         uint64_t ref = slot->spare[i];
-        if (ref != 0 && named_by_a_bin(slot, ref))
+        if (ref != 0 && named_by_a_stack(slot, ref))
             SMI_STORE(&slot->spare[i], 0);
         else if (ref != 0)
             rc = smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[i],
@@ -374,7 +374,7 @@ static int resolve_spares(shmalloc_heap *heap, struct smf_thread *slot)
     return rc;
 }
 
-/* All bins use their inside arrays again, which are empty. */
+/* All stacks use their inside arrays again, which are empty. */
 static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
 {
     uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base);
@@ -383,11 +383,11 @@ static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
         return before;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint64_t offset = inside_offset(heap, k);
-        if (!(slot->bins[k] & SMF_BIN_PAGES))
+        if (!(slot->stacks[k] & SMF_STACK_PAGES))
             continue;
-        SMI_STORE(&slot->spare[0], span_of(slot->bins[k]));
+        SMI_STORE(&slot->spare[0], span_of(slot->stacks[k]));
         SMI_STORE((uint64_t *)(void *)((uint8_t *)slot + offset), 0);
-        SMI_STORE(&slot->bins[k], slot_ref + offset);
+        SMI_STORE(&slot->stacks[k], slot_ref + offset);
         int rc = resolve_spares(heap, slot);
         if (rc < 0)
             return rc;
@@ -395,16 +395,16 @@ static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
     return 0;
 }
 
-int smi_cache_trim(struct smi_thread *t)
+int smi_stacks_trim(struct smi_thread *t)
 {
     uint64_t all = UINT64_MAX;
     for (uint32_t k = 0; k < SMF_CLASSES; k++)
-        smi_cache_close(t, k);
+        smi_stacks_close(t, k);
     int result = drain(t->heap, t->slot, &all);
     if (result < 0 && result != SHMALLOC_EDOUBLEFREE)
         return result;
     int rc = give_arrays(t->heap, t->slot);
-    int loaded = smi_cache_load(t);
+    int loaded = smi_stacks_load(t);
     return rc < 0 ? rc : loaded < 0 ? loaded : result;
 }
 
@@ -418,9 +418,9 @@ static int give_named(shmalloc_heap *heap, uint64_t *name)
     return 0;
 }
 
-int smi_cache_settle(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
+int smi_stacks_resolve(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
 {
-    int rc = smi_cache_resolve_link(heap, slot, index);
+    int rc = smi_stacks_resolve_link(heap, slot, index);
     if (rc == 0 && slot->scratch != 0 && smi_kept_has(heap, index, slot->scratch))
         SMI_STORE(&slot->scratch, 0); /* killed on the way from one to the other */
     if (rc == 0)
@@ -430,10 +430,10 @@ int smi_cache_settle(shmalloc_heap *heap, struct smf_thread *slot, uint32_t inde
     return rc;
 }
 
-int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most)
+int smi_stacks_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most)
 {
     SMI_ASSERT(smi_lock_is_ours(heap, SMF_LOCK_RECOVER));
-    int rc = smi_cache_settle(heap, slot, index);
+    int rc = smi_stacks_resolve(heap, slot, index);
     if (rc == 0 && !heap->is_older) /* an older heap has an array there */
         rc = smi_kept_release(heap, slot, index);
     if (rc == 0)
@@ -448,12 +448,12 @@ int smi_cache_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t ind
         SMI_STORE(&slot->section, 0);
         SMI_STORE(&slot->tid, 0);
         SMI_STORE(&slot->owner, 0);
-        smi_cache_tell_adopted(heap);
+        smi_stacks_tell_adopted(heap);
     }
     return rc;
 }
 
-void smi_cache_tell_adopted(shmalloc_heap *heap)
+void smi_stacks_tell_adopted(shmalloc_heap *heap)
 {
     if (!heap->is_older) /* acq_rel: who sees the count finds what the thread left at rest */
         __atomic_fetch_add(&heap->state->adoptions, 1, __ATOMIC_ACQ_REL);
