@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -277,6 +278,75 @@ Test(mutex, an_exit_without_unlock_counts_as_death_of_all_it_held)
     must_work(shmalloc_mutex_unlock(f.heap, &b->mutex));
     must_work(shmalloc_mutex_unlock(f.heap, &b->second));
     drop_block();
+}
+
+/* Who unlocks without a word hands on what it was told, over more deaths and through its own locks. */
+Test(mutex, left_inconsistent_it_says_so_to_each_owner)
+{
+    struct block *b = make_block();
+    cr_assert_eq(run_child(lock_and_die, b), -SIGKILL);
+    for (int i = 0; i < 3; i++) {
+        must_code(shmalloc_mutex_lock(f.heap, &b->mutex), SHMALLOC_OWNER_DIED);
+        must_work(shmalloc_mutex_unlock(f.heap, &b->mutex));
+        if (i == 1)
+            cr_assert_eq(run_child(lock_and_die, b), -SIGKILL);
+    }
+    fixture_reopen(&f);
+    b = shmalloc_ptr(f.heap, block_ref);
+    must_code(shmalloc_mutex_trylock(f.heap, &b->mutex), SHMALLOC_OWNER_DIED);
+    must_work(shmalloc_mutex_consistent(f.heap, &b->mutex));
+    must_work(shmalloc_mutex_consistent(f.heap, &b->mutex));
+    must_work(shmalloc_mutex_unlock(f.heap, &b->mutex));
+    must_code(shmalloc_mutex_consistent(f.heap, &b->mutex), SHMALLOC_ENOTOWNER);
+    must_work(shmalloc_mutex_lock(f.heap, &b->mutex));
+    must_work(shmalloc_mutex_unlock(f.heap, &b->mutex));
+    drop_block();
+}
+
+/* ---- who holds it ---- */
+
+static void message_has(const char *text)
+{
+    cr_assert(strstr(shmalloc_errmsg(), text) != NULL, "no \"%s\" in: %s", text, shmalloc_errmsg());
+}
+
+Test(mutex, messages_name_the_holder)
+{
+    struct waiting *w = shared_memory(sizeof(*w));
+    char process[64];
+    w->block = make_block();
+    pid_t pid = start_child(lock_and_stay, w);
+    snprintf(process, sizeof(process), "is held by process %d (", (int)pid);
+    await_word(&w->locked, 1);
+    must_code(shmalloc_mutex_trylock(f.heap, &w->block->mutex), -EBUSY);
+    message_has(process);
+    message_has("), thread ");
+    message_has(", for 0.");
+    must_code(shmalloc_mutex_timedlock(f.heap, &w->block->mutex, 1000), -ETIMEDOUT);
+    message_has(process);
+    kill_child(pid);
+    must_code(shmalloc_mutex_lock(f.heap, &w->block->mutex), SHMALLOC_OWNER_DIED);
+    must_code(shmalloc_mutex_lock(f.heap, &w->block->mutex), -EDEADLK);
+    message_has("the calling thread itself");
+    must_work(shmalloc_mutex_unlock(f.heap, &w->block->mutex));
+    drop_block();
+}
+
+/* More than are noted, unlocked in another order: notes are for people, and never keep anybody out. */
+Test(mutex, many_are_held_and_unlocked_in_any_order)
+{
+    enum { MANY = 20 };
+    shmalloc_mutex *m = shmalloc_calloc(f.heap, MANY, sizeof(*m));
+    for (unsigned step = 1; step < MANY; step += 2) {
+        for (unsigned i = 0; i < MANY; i++)
+            must_work(shmalloc_mutex_lock(f.heap, &m[i]));
+        for (unsigned i = 0, at = 0; i < MANY; i++, at += step)
+            if (step % 5 != 0) /* coprime to their number */
+                must_work(shmalloc_mutex_unlock(f.heap, &m[at % MANY]));
+            else
+                must_work(shmalloc_mutex_unlock(f.heap, &m[MANY - 1 - i]));
+    }
+    must_work(shmalloc_free(f.heap, m));
 }
 
 /* ---- over the end of all processes ---- */
