@@ -495,7 +495,7 @@ int shmalloc_root_remove(shmalloc_heap *heap, const char *name)
     int rc = smi_name_of(heap, name, &n);
     if (rc < 0 || (rc = enter(heap, &entry)) < 0)
         return rc;
-    rc = smi_roots_remove(heap, &n);
+    rc = smi_roots_remove(heap, &n, NULL);
     leave(&entry);
     return rc;
 }

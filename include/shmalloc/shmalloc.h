@@ -144,6 +144,7 @@ enum shmalloc_error {
     SHMALLOC_EFILESYSTEM = -20020, /**< the file lies on a network, FUSE or overlay file system */
     SHMALLOC_EPROC = -20021,      /**< /proc is missing or masked; a heap in a file needs /proc/self and the boot id */
     SHMALLOC_ESIZE = -20022,      /**< the root's block is smaller than asked */
+    SHMALLOC_EGONE = -20028,      /**< the queue, vector or other structure was freed */
 };
 
 /** What calls return that did what they were asked for and have more to say: positive, no error. */

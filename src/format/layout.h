@@ -143,14 +143,16 @@ struct smf_state {
     _Alignas(64) uint64_t epoch; /* kept for reclamation: starts at 1                                */
     uint64_t adoptions;          /* grows after thread slots were brought to rest: who waits may have
                                     waited for their threads (wait.c)                            [R] */
-    uint64_t reserved2[6];
+    uint64_t claims_gone;        /* grows after a thread slot with queue_claims was brought to rest  [R] */
+    uint64_t reserved2[5];
     _Alignas(64) uint64_t gate;  /* kept for commits: 0 = open for sections                          */
     uint64_t gate_ticket, gate_refused, durable_gate, hints_valid; /* kept for commits               */
     uint64_t reserved3[3];
     uint64_t features;           /* what a heap came to use since it was made; unknown bits are refused  */
     uint64_t torn;               /* kept for commits: a process died in an explicit section          */
     uint64_t applying;           /* kept for followers                                               */
-    uint64_t structure_headers;  /* kept for structures                                              */
+    uint64_t structure_headers;  /* ref of the first smf_structure that is no structure now, 0 none: class lock
+                                    of the library's arena that smi_central_put_aside() says        [C] */
     uint64_t orphans;            /* kept for reclamation                                             */
     uint64_t spare[27];
 };
@@ -352,18 +354,22 @@ enum smf_link_op {
     SMF_LINK_NONE = 0,
     SMF_LINK_TAKE = 1, /* *dest := fresh, then count the fresh slot out, then the old one in */
     SMF_LINK_GIVE = 2, /* *dest := 0, then count the old slot in */
-    SMF_LINK_MOVE = 3, /* kept for queues */
+    SMF_LINK_MOVE = 3, /* a ref goes from one word to another, with a third word's store: see below */
     SMF_LINK_SHORT_TAKE = 4,
     SMF_LINK_SHORT_GIVE = 5,
     SMF_LINK_SHORT_EXCHANGE = 6,
 };
 #define SMF_LINK_OP 7ull /* the bits of `op` that are the operation */
 
-/* A step that stores to a user's word and to a stack: armed by storing `op` last.
+/* A step that stores to a user's word and to a stack, or to a word of a structure: armed by storing `op` last.
  *
  * The full record is for stacks that are closed, whose count commits. Repair of TAKE: if *dest == fresh the step is
  * finished, else undone. GIVE is always finished. A side that does not come from a stack has array 0: fresh is then
  * the slot's scratch, old a large block.
+ *
+ * MOVE is for a ref that leaves the word `dest` (or enters it) when the word `fresh` changes from the value `fresh_array`,
+ * which commits. Repair: if *dest == old, it becomes 0 when fresh_count is 1 and the change happened, and when fresh_count
+ * is 0 and it did not. No stack is concerned.
  *
  * The short one is for stacks that are open, each word of which is a truth by itself. `op` holds the ref of the user's
  * word, a multiple of 8, and the operation; `dest` and `fresh` are refs of words of stacks:
@@ -445,7 +451,11 @@ struct smf_thread {
     uint64_t section_epoch, ousted, limbo, limbo_current, limbo_bytes, reserved4[3]; /* kept for reclamation  */
     uint64_t tx_state, tx_log, reserved5[6];                                         /* kept for transactions */
     uint64_t section, gate_wait, reserved6[6];                                       /* kept for commits      */
-    uint64_t queue_claims, reserved7[7];                                             /* kept for queues       */
+    uint64_t queue_claims; /* cells of queues that name this slot; if not 0 at its rest, claims_gone grows [T] */
+    uint64_t structure;    /* ref | SMF_FREEING of the smf_structure that it is making or freeing; 0 none [T] */
+    uint64_t nested;       /* ref of one inside that, which it is about to free too; 0 none         [T] */
+    uint64_t using_structure; /* ref of the smf_structure that a call of its thread is in; 0 none   [T] */
+    uint64_t reserved7[4];
     uint64_t held[SMF_HELD];       /* refs of user mutexes that it holds; for display only        [T] */
     uint64_t held_since[SMF_HELD]; /* CLOCK_MONOTONIC ns, coarse; for display only                [T] */
     uint64_t waits_for;            /* ref of the user mutex, or word, that it waits for, 0 none; for
@@ -577,6 +587,118 @@ struct smf_user_cond {
     uint64_t reserved1[3];
 };
 _Static_assert(sizeof(struct smf_user_cond) == 32, "src/README.md");
+
+/* ---- structures ------------------------------------------------------------------------------ */
+
+/* Block tags of the library's structures; src/structures/structures.c says what each is. */
+enum smf_structure_tag {
+    SMF_TAG_QUEUE = SMF_TAG_RESERVED + 1,
+    SMF_TAG_VECTOR = SMF_TAG_RESERVED + 2,
+};
+
+/* How far a structure's life is, in the low 3 bits of smf_structure.life. */
+enum smf_life {
+    SMF_LIFE_NONE = 0,   /* the header waits to be one: in the list smf_state.structure_headers, or a thread slot names it */
+    SMF_LIFE_MAKING = 1, /* its maker's thread slot names it */
+    SMF_LIFE_LIVE = 2,
+    SMF_LIFE_DYING = 3,  /* all that use it are refused; its freer's thread slot names it, or another's that does */
+};
+
+/* smf_structure.life: a count of the header's lives << 32 | who | enum smf_life. `who`: the number of the thread slot that
+ * makes or frees it + 1, 11 bits from bit 3 on, and its serial, the low 18 bits, from bit 14 on. Live, it stays its maker's. */
+#define SMF_LIFE_STATE 7ull
+#define SMF_LIFE_WHO 0xfffffff8ull
+#define SMF_LIFE_NEXT (1ull << 32)
+
+/* smf_thread.structure, low bits: what is to become of it when its thread is gone. */
+#define SMF_MAKING 0ull   /* it never was, unless its holder names it */
+#define SMF_FREEING 1ull  /* it goes if it is DYING and this slot's */
+#define SMF_UNBOUND 2ull  /* it goes: no root names it any more */
+#define SMF_WHAT 7ull
+
+/* What each structure's block begins with; SMF_STRUCTURE_BYTES, at a cache line. Once made, the block stays one for ever: a
+ * process that remembers it finds that `life` is another. */
+struct smf_structure {
+    uint64_t tag;    /* enum smf_structure_tag; the block's own while it is live */
+    uint64_t life;
+    uint64_t next;   /* in the list of headers; DYING: the one that is freed after it, 0 none      */
+    uint64_t holder; /* ref of the word in the heap that names it, while it is made or freed; 0: none */
+    uint64_t reserved[4];
+};
+#define SMF_STRUCTURE_BYTES 512u
+_Static_assert(sizeof(struct smf_structure) == 64, "src/README.md");
+
+/* A message's place. `state` is the truth: lap << 38 | enum smf_cell_state << 35 | who, where the cell's turn is the position
+ * lap * capacity + its index, and who is the number of the claimant's thread slot + 1 (11 bits from bit 24 on) and the low 24
+ * bits of that slot's serial; 0 nobody. It changes by compare-and-swap, or by its claimant's store. */
+enum smf_cell_state {
+    SMF_CELL_FREE = 0,    /* for the message of this turn; flags say neither BLOCK nor REF */
+    SMF_CELL_WRITING = 1, /* by who; if that is gone, there is none in this turn */
+    SMF_CELL_FULL = 2,    /* sent */
+    SMF_CELL_READING = 3, /* taken by who; nobody, or gone: to be delivered again */
+    SMF_CELL_ACKED = 4,   /* done with, or none; who is about to free the block: if it is gone, anybody does */
+};
+#define SMF_CELL_LAP_SHIFT 38
+#define SMF_CELL_STATE_SHIFT 35
+#define SMF_CELL_WHO ((1ull << SMF_CELL_STATE_SHIFT) - 1)
+#define SMF_CELL_SERIAL 0xffffffull /* of who */
+#define SMF_CELL_INLINE 112u        /* bytes of a message that lie in the cell */
+
+#define SMF_CELL_BLOCK 1u /* flags: the message is the block `ref` */
+#define SMF_CELL_REF 2u   /* the message is the ref itself, and what it leads to, which the sender gave away */
+#define SMF_CELL_CPU 0xfffu        /* 12 bits: where the sender ran, from bit 8 on, and the receiver, from bit 20 on */
+#define SMF_CELL_SENDER_SHIFT 8
+#define SMF_CELL_TAKER_SHIFT 20
+#define SMF_CELL_WHAT 0xffu
+
+struct smf_cell {
+    uint64_t state;
+    uint32_t length; /* of the message, bytes */
+    uint32_t flags;
+    union {
+        uint64_t ref;
+        uint8_t data[SMF_CELL_INLINE];
+    };
+};
+_Static_assert(sizeof(struct smf_cell) == 128, "src/README.md");
+
+struct smf_queue {
+    struct smf_structure head;
+    uint64_t capacity; /* cells, a power of two                                               [I] */
+    uint64_t cells;    /* ref of smf_cell[capacity + 1], from the next multiple of 64 on      [I] */
+    uint64_t most;     /* bytes of a message                                                  [I] */
+    uint64_t reserved0[5];
+    uint64_t tail;     /* position of the next message; a hint, which everybody helps to be true */
+    uint64_t reserved1[7];
+    uint64_t first;    /* position of the next message to be taken; likewise */
+    uint64_t reserved2[7];
+    uint64_t seen;     /* smf_state.claims_gone + returned when the cells were looked at for claims of the dead last */
+    uint64_t returned; /* messages that were taken and given back */
+    uint64_t reserved3[6];
+    uint32_t receivers_wait, receivers_word; /* 1: somebody may sleep on the word, which then changes */
+    uint64_t reserved4[7];
+    uint32_t senders_wait, senders_word;
+    uint64_t reserved5[7];
+};
+_Static_assert(sizeof(struct smf_queue) <= SMF_STRUCTURE_BYTES, "one size for all");
+#define SMF_QUEUE_MOST_CELLS (1ull << 24)
+
+/* Elements in segments that never move: segment i has smf_vector.first << (i - 1) elements, the first two have `first`. */
+#define SMF_VECTOR_SEGMENTS 30u
+struct smf_vector {
+    struct smf_structure head;
+    uint64_t mutex[8];     /* a smf_user_mutex: who changes the vector holds it */
+    uint64_t element;      /* bytes of an element                                                        [I] */
+    uint64_t first;        /* elements of the first segment, a power of two                              [I] */
+    uint64_t length;       /* elements; storing it commits */
+    uint64_t sequence;     /* odd: `redo` holds the new bytes of element changing - 1                        */
+    uint64_t changing;
+    uint64_t redo;         /* ref of a block for one element; 0: elements change by one store            [I] */
+    uint64_t reserved0[2];
+    uint64_t segment[SMF_VECTOR_SEGMENTS]; /* refs; 0 not made yet */
+    uint64_t reserved1[2];
+};
+_Static_assert(sizeof(struct smf_vector) <= SMF_STRUCTURE_BYTES, "one size for all");
 
 /* ---- derived --------------------------------------------------------------------------------- */
 

@@ -86,9 +86,24 @@ static const char *outcome_of_take(const struct smi_sight *s, uint64_t thread_re
     return is_done ? finish_old(link, out) : NULL;
 }
 
+/* A ref that went from one word to another. Acquire: what was stored before the word that tells is seen. */
+static const char *outcome_of_move(const struct smi_sight *s, const struct smf_link *link, uint64_t user,
+                                   struct smi_outcome *out)
+{
+    const uint64_t *word = look_inside(s, link->fresh, 8);
+    if (!word)
+        return "it names a word that cannot be";
+    uint64_t happened = __atomic_load_n(word, __ATOMIC_ACQUIRE) != link->fresh_array;
+    if (happened == link->fresh_count && user == link->old)
+        change(out, link->dest, 0);
+    return NULL;
+}
+
 static const char *outcome_of_full(const struct smi_sight *s, uint64_t thread_ref, const struct smf_thread *thread,
                                    const struct smf_link *link, uint64_t user, struct smi_outcome *out)
 {
+    if (link->op == SMF_LINK_MOVE)
+        return outcome_of_move(s, link, user, out);
     if (link->op != SMF_LINK_TAKE && link->op != SMF_LINK_GIVE)
         return "it is of no known kind";
     if (link->op == SMF_LINK_TAKE && link->fresh_array != 0 &&

@@ -53,7 +53,11 @@ static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *m
     while (made > 0 && SMI_LOAD(&heap->threads[made - 1]) == 0)
         made--;
     for (uint32_t i = 0; rc == 0 && i < made; i++) {
-        struct smf_thread *slot = slot_of(heap, i, process);
+        struct smf_thread *slot = slot_of(heap, i, process), *any = smi_thread_slot(heap, i);
+        if (any && any->owner == 0) /* of a thread that was killed at the end of its end */
+            smi_stacks_count_claims(heap, any);
+        if (slot && !heap->is_older)
+            SMI_STORE(&slot->using_structure, 0);
         rc = slot ? smi_stacks_resolve(heap, slot, i) : 0;
     }
     for (uint32_t i = 0; rc == 0 && i < made; i++) {

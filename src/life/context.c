@@ -265,6 +265,7 @@ static int make_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
         struct smf_thread *slot = t->slot;
         if (!heap->is_private) /* nearly all pages of the slot are stored to now: one call instead of a fault for each */
             smi_os_populate(slot, SMF_THREAD_PAGES * SMF_PAGE, 1);
+        smi_stacks_count_claims(heap, slot);
         slot->serial++;
         slot->tid = smi_os_thread_id();
         slot->start_time = start_time_of(heap, (pid_t)slot->tid);

@@ -225,6 +225,14 @@ static void unsettled(const char *invariant, uint64_t ref, const char *text, voi
     violation(arg, invariant, in_part(ref, EVERYTHING), "%s", text);
 }
 
+smi_check_more_fn *smi_check_structures;
+
+/* What the check of a structure found, which has looked whether its words stood still. */
+static void of_structure(const char *invariant, uint64_t ref, const char *text, void *arg)
+{
+    violation(arg, invariant, at_heap(ref), "%s", text);
+}
+
 static void append_ref(struct walk *w, struct list *list, uint64_t ref, uint64_t by)
 {
     if (list->count == list->room) {
@@ -1265,6 +1273,9 @@ static int look_once(struct walk *w)
     check_roots(w);
     check_own(w);
     check_state(w);
+    rc = smi_check_structures ? smi_check_structures(w->view, of_structure, w) : 0;
+    if (rc < 0)
+        return rc;
     r->in_flight = w->view->in_flight;
     return w->failed ? -ENOMEM : -w->view->read_error;
 }

@@ -50,6 +50,10 @@ struct smi_finding {
 /* A smi_report_fn that fills the struct smi_finding at `arg`, and leaves out what is no damage. */
 void smi_note_finding(const char *invariant, uint64_t ref, const char *text, void *arg);
 
+/* What is checked besides, at the end of a look, on the settled view: structures.c has set it. -ENOMEM, or 0. */
+typedef int smi_check_more_fn(struct smi_view *view, smi_report_fn *report, void *arg);
+extern smi_check_more_fn *smi_check_structures;
+
 /* SHMALLOC_ECORRUPT, with the first violation as message, unless there is none. */
 int smi_check_or_error(struct smi_view *view);
 

@@ -378,7 +378,7 @@ int smi_roots_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *
     return rc;
 }
 
-int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name)
+int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name, const struct smi_unbinding *with)
 {
     int rc = smi_lock_acquire(heap, SMF_LOCK_ROOTS);
     if (rc < 0)
@@ -388,7 +388,7 @@ int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name)
     uint64_t *link = find_link(heap, name, &root);
     if (!link) {
         rc = damaged_chain(heap, name);
-    } else if (!root) {
+    } else if (!root || (with && SMI_LOAD(&root->ref) != with->ref)) {
         rc = SHMALLOC_ENOROOT;
     } else {
         uint64_t ref = (uint64_t)((uint8_t *)root - heap->base);
@@ -397,6 +397,8 @@ int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name)
         smi_set(&op, link, root->next);
         smi_set(&op, &roots->scratch, ref);
         smi_set(&op, &roots->count, roots->count - 1);
+        if (with)
+            smi_set(&op, with->word, with->value);
         smi_op_commit(&op);
         end_change(heap);
         rc = smi_central_give(heap, ref, &roots->scratch, NULL);

@@ -21,7 +21,11 @@ int smi_roots_bind(shmalloc_heap *heap, const struct smi_name *name, uint64_t *t
 int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type, uint64_t *ref);
 /* SHMALLOC_ENOROOT with a message, which offers a name that is close to it. */
 int smi_roots_missing(const shmalloc_heap *heap, const struct smi_name *name);
-int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name);
+/* Unbind. `with`, if not NULL: only if the root names `ref`, and *word becomes `value` in the same step. */
+struct smi_unbinding {
+    uint64_t ref, *word, value;
+};
+int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name, const struct smi_unbinding *with);
 
 /* Call `visit` for a snapshot of all roots, holding no lock. */
 int smi_roots_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *root, void *arg), void *arg);

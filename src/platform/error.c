@@ -222,6 +222,7 @@ static const char *const own_texts[] = {
     [-20000 - SHMALLOC_ENOTOWNER] = "mutex is not held by the calling thread",
     [-20000 - SHMALLOC_ECLOSED] = "heap handle is closed",
     [-20000 - SHMALLOC_EFILESYSTEM] = "file system does not suit a shared heap",
+    [-20000 - SHMALLOC_EGONE] = "structure was freed",
     [-20000 - SHMALLOC_EPROC] = "/proc is not mounted, or a part of it is missing or masked",
     [-20000 - SHMALLOC_ESIZE] = "root's block is smaller than asked",
 };

@@ -827,6 +827,20 @@ void smi_os_sleep(uint64_t ns)
     nanosleep(&pause, NULL);
 }
 
+/* Of linux/membarrier.h, which not all C libraries come with. */
+#define BARRIER_GLOBAL_EXPEDITED (1 << 1)
+#define BARRIER_REGISTER_GLOBAL_EXPEDITED (1 << 2)
+
+int smi_os_barrier_join(void)
+{
+    return syscall(SYS_membarrier, BARRIER_REGISTER_GLOBAL_EXPEDITED, 0, 0) < 0 ? -errno : 0;
+}
+
+int smi_os_barrier(void)
+{
+    return syscall(SYS_membarrier, BARRIER_GLOBAL_EXPEDITED, 0, 0) < 0 ? -errno : 0;
+}
+
 void smi_os_say(int fd, const char *text, size_t len)
 {
     while (write(fd, text, len) < 0 && errno == EINTR)

@@ -166,6 +166,11 @@ uint64_t smi_os_clock(void); /* CLOCK_MONOTONIC, nanoseconds */
 uint64_t smi_os_tick(void); /* the same, coarse and cheap */
 void smi_os_sleep(uint64_t ns);
 
+/* membarrier(2): once a process has joined, each smi_os_barrier() of any process is a full fence in all of its threads,
+ * between two of their instructions. It is one of the caller, too. -ENOSYS, -EPERM and others where there is none. */
+int smi_os_barrier_join(void);
+int smi_os_barrier(void);
+
 /* Write a text for people; whether somebody reads it is not told. */
 void smi_os_say(int fd, const char *text, size_t len);
 /* Another descriptor of the same, out of the way of the program's own and gone after exec; or a negated errno. */

@@ -492,6 +492,50 @@ int smi_central_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name, uint64_t
     return rc;
 }
 
+/* ---- what is put aside ---- */
+
+static uint32_t lock_of_asides(const shmalloc_heap *heap)
+{
+    return smi_lock_of_class(heap->arena_count, smi_class_of(SMF_STRUCTURE_BYTES));
+}
+
+static struct smf_central *central_of_asides(shmalloc_heap *heap)
+{
+    return central_of(heap, heap->arena_count, smi_class_of(SMF_STRUCTURE_BYTES));
+}
+
+int smi_central_put_aside(shmalloc_heap *heap, uint64_t *head, uint64_t ref, uint64_t *next, uint64_t *name,
+                          uint64_t then)
+{
+    int rc = smi_lock_acquire(heap, lock_of_asides(heap));
+    if (rc < 0)
+        return rc;
+    struct smi_op op = begin_class(heap, central_of_asides(heap));
+    smi_set(&op, next, SMI_LOAD(head));
+    smi_set(&op, head, ref);
+    smi_set(&op, name, then);
+    smi_op_commit(&op);
+    smi_lock_release(heap, lock_of_asides(heap));
+    return 0;
+}
+
+int smi_central_take_aside(shmalloc_heap *heap, uint64_t *head, uint64_t offset, uint64_t *name)
+{
+    int rc = smi_lock_acquire(heap, lock_of_asides(heap));
+    if (rc < 0)
+        return rc;
+    uint64_t ref = SMI_LOAD(head);
+    rc = ref != 0 && ref % 8 == 0 && smi_in_heap(heap, ref, SMF_STRUCTURE_BYTES);
+    if (rc) {
+        struct smi_op op = begin_class(heap, central_of_asides(heap));
+        smi_set(&op, head, SMI_LOAD((uint64_t *)smi_at(heap, ref + offset)));
+        smi_set(&op, name, ref);
+        smi_op_commit(&op);
+    }
+    smi_lock_release(heap, lock_of_asides(heap));
+    return rc;
+}
+
 /* ---- trimming ---- */
 
 struct empties {

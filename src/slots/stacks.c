@@ -118,6 +118,7 @@ void smi_stacks_format(struct smf_thread *slot, uint64_t own_ref, int zero)
     slot->section = slot->tx_log = 0;
     memset(slot->spans, 0, sizeof(slot->spans)); /* what lay in there was nobody's any more */
     slot->scratch = slot->building = slot->spare[0] = slot->spare[1] = 0;
+    slot->structure = slot->nested = slot->using_structure = 0;
     slot->refilled = slot->flushed = slot->large = 0;
     memset(slot->held, 0, sizeof(slot->held) + sizeof(slot->held_since));
     slot->waits_for = slot->waits_since = 0;
@@ -430,10 +431,30 @@ int smi_stacks_resolve(shmalloc_heap *heap, struct smf_thread *slot, uint32_t in
     return rc;
 }
 
+smi_release_fn *smi_release_structure;
+
+/* What a structure was half made or half freed goes on to its end. */
+static int release_structure(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most)
+{
+    if (slot->structure == 0 || heap->is_older) /* an older heap has an array there */
+        return 0;
+    return smi_release_structure ? smi_release_structure(heap, slot, index, most) : 1;
+}
+
+void smi_stacks_count_claims(shmalloc_heap *heap, struct smf_thread *slot)
+{
+    if (heap->is_older || SMI_LOAD(&slot->queue_claims) == 0)
+        return;
+    __atomic_fetch_add(&heap->state->claims_gone, 1, __ATOMIC_SEQ_CST); /* kill here: counted twice, which costs a look */
+    SMI_STORE(&slot->queue_claims, 0);
+}
+
 int smi_stacks_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most)
 {
     SMI_ASSERT(smi_lock_is_ours(heap, SMF_LOCK_RECOVER));
     int rc = smi_stacks_resolve(heap, slot, index);
+    if (rc == 0)
+        rc = release_structure(heap, slot, index, most);
     if (rc == 0 && !heap->is_older) /* an older heap has an array there */
         rc = smi_kept_release(heap, slot, index);
     if (rc == 0)
@@ -447,8 +468,10 @@ int smi_stacks_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t in
     if (rc == 0) {
         SMI_STORE(&slot->section, 0);
         SMI_STORE(&slot->tid, 0);
+        SMI_STORE(&slot->using_structure, 0);
         SMI_STORE(&slot->owner, 0);
         smi_stacks_tell_adopted(heap);
+        smi_stacks_count_claims(heap, slot);
     }
     return rc;
 }

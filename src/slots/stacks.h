@@ -54,6 +54,14 @@ int smi_stacks_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t in
 /* Count that threads were brought to rest, for those who may wait for one of them. */
 void smi_stacks_tell_adopted(shmalloc_heap *heap);
 
+/* A structure that a dead thread was making or freeing comes to an end, `most` counted down; 1: not yet. Set by structures.c;
+ * before that, such slots wait. */
+typedef int smi_release_fn(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most);
+extern smi_release_fn *smi_release_structure;
+
+/* A thread slot without an owner that cells of queues still name: they are to be looked for. RECOVER held. */
+void smi_stacks_count_claims(shmalloc_heap *heap, struct smf_thread *slot);
+
 /* Free a block, small or large, without a stack, and store 0 to *name in the same step. */
 int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name);
 

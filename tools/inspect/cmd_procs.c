@@ -85,6 +85,7 @@ static const struct step *step_of(const struct smf_link *link)
         [SMF_LINK_NONE] = {"none", ""},
         [SMF_LINK_TAKE] = {"take", ", allocating"},
         [SMF_LINK_GIVE] = {"give", ", freeing"},
+        [SMF_LINK_MOVE] = {"move", ", sending or receiving a ref"},
         [SMF_LINK_SHORT_TAKE] = {"short-take", ", allocating"},
         [SMF_LINK_SHORT_GIVE] = {"short-give", ", freeing"},
         [SMF_LINK_SHORT_EXCHANGE] = {"short-exchange", ", reallocating"},
