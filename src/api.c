@@ -27,6 +27,8 @@
 #include "names/roots.h"
 #include "names/wait.h"
 #include "slots/slab.h"
+#include "tx/retire.h"
+#include "tx/section.h"
 
 /* ---- the long way ---- */
 
@@ -412,6 +414,125 @@ size_t shmalloc_usable_size(const shmalloc_heap *heap, const void *block)
     return block && smi_ref_of(heap, block, &ref) ? smi_block_size(heap, ref) : 0;
 }
 
+/* ---- read sections ---- */
+
+/* The context with the open section of the heap, however many heaps the thread has; NULL: there is none. */
+static struct smi_thread *in_section(shmalloc_heap *heap, int *rc)
+{
+    struct entry entry;
+    *rc = enter(heap, &entry);
+    if (*rc < 0)
+        return NULL;
+    leave(&entry);
+    if (entry.t->section_depth > 0)
+        return entry.t;
+    *rc = smi_error(-EINVAL, "%s: no read section is open in this thread; begin one before (a child has none of its "
+                             "parent's)",
+                    heap->path);
+    return NULL;
+}
+
+static LONG_WAY int read_begin_long(shmalloc_heap *heap)
+{
+    struct entry entry;
+    int rc = enter(heap, &entry);
+    if (rc < 0)
+        return rc;
+    if (entry.t->section_depth == 0)
+        rc = smi_readers_join(heap, &entry.t->section_fences);
+    if (rc == 0)
+        entry.t->section = &entry.t->slot->section_epoch;
+    if (rc == 0 && !smi_section_begin(entry.t))
+        rc = smi_heap_poison(heap, "the epoch of read sections changed to what it cannot be");
+    smi_os_cancel_restore(entry.cancel_state);
+    if (rc < 0) /* else a context that is shared stays locked until the section ends */
+        smi_thread_leave_any(entry.t);
+    return rc;
+}
+
+int shmalloc_read_begin(shmalloc_heap *heap)
+{
+    struct smi_thread *t = smi_current;
+    return SMI_LIKELY(smi_serves(t, heap) && smi_section_begin(t)) ? 0 : read_begin_long(heap);
+}
+
+static LONG_WAY int read_valid_long(shmalloc_heap *heap)
+{
+    int rc;
+    const struct smi_thread *t = in_section(heap, &rc);
+    return t && smi_section_is_valid(t);
+}
+
+int shmalloc_read_valid(shmalloc_heap *heap)
+{
+    const struct smi_thread *t = smi_current;
+    return SMI_LIKELY(smi_serves(t, heap) && t->section_depth > 0) ? smi_section_is_valid(t) : read_valid_long(heap);
+}
+
+static LONG_WAY int ousted(const struct smi_thread *t)
+{
+    int rc = smi_readers_look(t->heap, t->slot);
+    return rc < 0 ? rc : smi_error(SHMALLOC_EOUSTED, "%s: the read section took long, and what it may have seen is "
+                                                     "freed; do it again",
+                                   t->heap->path);
+}
+
+static LONG_WAY int read_end_long(shmalloc_heap *heap)
+{
+    int rc;
+    struct smi_thread *t = in_section(heap, &rc);
+    if (!t)
+        return rc;
+    rc = smi_section_end(t) ? 0 : ousted(t);
+    smi_thread_leave_any(t);
+    return rc;
+}
+
+int shmalloc_read_end(shmalloc_heap *heap)
+{
+    struct smi_thread *t = smi_current;
+    if (SMI_UNLIKELY(!smi_serves(t, heap) || t->section_depth == 0))
+        return read_end_long(heap);
+    return SMI_LIKELY(smi_section_end(t)) ? 0 : ousted(t);
+}
+
+static LONG_WAY int retire_long(shmalloc_heap *heap, shmalloc_ref *ref)
+{
+    struct entry entry;
+    int in_heap = destination(heap, ref);
+    if (in_heap < 0)
+        return in_heap;
+    uint64_t retired = SMI_LOAD(ref);
+    int rc = retired != 0 ? enter(heap, &entry) : smi_heap_writable(heap);
+    if (rc < 0 || retired == 0)
+        return rc;
+    rc = smi_retire(entry.t, retired, in_heap ? ref : NULL);
+    leave(&entry);
+    if (rc == 0 && !in_heap)
+        *ref = 0;
+    return rc;
+}
+
+int shmalloc_retire(shmalloc_heap *heap, shmalloc_ref *ref)
+{
+    struct smi_thread *t = smi_current;
+    uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
+    if (SMI_UNLIKELY(!can_follow(heap, t, ref, at)))
+        return retire_long(heap, ref);
+    uint64_t retired = SMI_LOAD(ref);
+    const struct smi_top *top = smi_top_of_any(t, retired);
+    if (SMI_UNLIKELY(!top || !smi_bag_takes(t, retired)))
+        return retire_long(heap, ref);
+    t->bag_bytes += smi_slot_bytes(t, top);
+    if (at < t->reserved) {
+        smi_link_push(t, ref, retired, &t->bag);
+    } else {
+        smi_push_word(&t->bag, retired);
+        *ref = 0;
+    }
+    return 0;
+}
+
 /* ---- roots ---- */
 
 int shmalloc_root_set(shmalloc_heap *heap, const char *name, uint64_t type, shmalloc_ref ref)
@@ -737,7 +858,9 @@ int64_t shmalloc_trim(shmalloc_heap *heap)
     int64_t rc = enter(heap, &entry);
     if (rc < 0)
         return rc;
-    rc = smi_stacks_trim(entry.t);
+    rc = smi_retire_flush(entry.t);
+    if (rc >= 0)
+        rc = smi_stacks_trim(entry.t);
     if (rc == 0 || rc == SHMALLOC_EDOUBLEFREE)
         rc = smi_central_trim(heap);
     if (rc == 0)

@@ -144,6 +144,7 @@ enum shmalloc_error {
     SHMALLOC_EFILESYSTEM = -20020, /**< the file lies on a network, FUSE or overlay file system */
     SHMALLOC_EPROC = -20021,      /**< /proc is missing or masked; a heap in a file needs /proc/self and the boot id */
     SHMALLOC_ESIZE = -20022,      /**< the root's block is smaller than asked */
+    SHMALLOC_EOUSTED = -20023,    /**< what the read section saw may have been freed meanwhile: do it again */
     SHMALLOC_EGONE = -20028,      /**< the queue, vector or other structure was freed */
 };
 
@@ -619,6 +620,74 @@ SHMALLOC_API int shmalloc_cond_signal(shmalloc_heap *heap, shmalloc_cond *cond);
 
 /** Wake all who wait; otherwise as shmalloc_cond_signal(). */
 SHMALLOC_API int shmalloc_cond_broadcast(shmalloc_heap *heap, shmalloc_cond *cond);
+/* ---- readers without locks ---------------------------------------------------------------------- */
+/*
+ * What replaces a reader-writer lock, which has no form that survives a death. Writers, under a shmalloc_mutex, never change
+ * a block that others can reach: they fill a new one, store its ref, and retire the old one. Readers take no lock:
+ *
+ *     do {
+ *         shmalloc_read_begin(heap);
+ *         shmalloc_ref ref = __atomic_load_n(&list->first, __ATOMIC_ACQUIRE);
+ *         while (ref != 0 && shmalloc_read_valid(heap)) {     after a ref is loaded, before it is followed
+ *             struct node *node = shmalloc_ptr(heap, ref);
+ *             ... copy what is wanted out of *node ...
+ *             ref = __atomic_load_n(&node->next, __ATOMIC_ACQUIRE);
+ *         }
+ *         rc = shmalloc_read_end(heap);
+ *     } while (rc == SHMALLOC_EOUSTED);                        else what was copied is what was there
+ *
+ * A reader never waits and is never waited for. Instead, a section that takes so long that what it may look at is to be
+ * freed is *ousted*: it can go on, but what it reads counts for nothing. So memory that waits to be freed is bounded, also with
+ * a reader that was stopped: a thread has at most 2,000 retired blocks, and 2 MiB of them.
+ */
+
+/**
+ * Begin a read section of the calling thread. Sections may lie in each other; the outermost counts.
+ *
+ * Until it ends, no block that was linked when it began, or was linked since, is freed by shmalloc_retire() without the
+ * section being told; nor is storage given back that it may look at.
+ *
+ * @return 0; or a negative code and no section: SHMALLOC_ECLOSED, _ECORRUPT, _EPOISONED, and those of a thread's first
+ *         call: SHMALLOC_ETHREADS, _EPROCESSES, -ENOMEM.
+ * Threads: any. In a forked child no section of its parent is open. A thread must not be cancelled in one.
+ * Crash:   a section of a dead thread is over.
+ * Cost:    two stores, no fence, no atomic operation.
+ */
+SHMALLOC_API int shmalloc_read_begin(shmalloc_heap *heap);
+
+/**
+ * Does what the open section has loaded so far count? Ask after a ref is loaded and before it is followed: a ref that was
+ * loaded from a block which was freed meanwhile may be anything.
+ * @return 1; 0: it was ousted, or none is open: leave the loop, shmalloc_read_end() says so.
+ */
+SHMALLOC_API int shmalloc_read_valid(shmalloc_heap *heap);
+
+/**
+ * End the section that the calling thread began last.
+ * @return 0: all that was copied is what was there; SHMALLOC_EOUSTED: it counts for nothing, do it again (in a section of
+ *         another one that was ousted, this is so until that has ended); -EINVAL: no section is open; SHMALLOC_ECORRUPT.
+ *         After three in a row, better do it under the lock of the writers.
+ */
+SHMALLOC_API int shmalloc_read_end(shmalloc_heap *heap);
+
+/**
+ * Free the block `*ref`, which others may be reading in sections, when none of them can do so any more, and store 0 to *ref.
+ *
+ * If `ref` points into this heap, unlinking and retiring are one crash-atomic step: after a kill the block is linked, or it
+ * will be freed. Other refs to the block must be gone before. A ref of 0 does nothing. The block counts as retired,
+ * not as allocated, from then on. A block of more than 64 KiB is freed at once, and sections that are open then
+ * are ousted, the caller's own included.
+ *
+ * @return 0, or a negative code, in which case nothing changed:
+ *   SHMALLOC_EBADREF, _EDOUBLEFREE   as for shmalloc_ref_free(); in hardened heaps also a block that is retired already
+ *   -ENOSPC, SHMALLOC_EFULL          no room for the list of what is retired: 16 KiB for a thread's first
+ *   -EINVAL, SHMALLOC_EREADONLY, _ECORRUPT, _EPOISONED   as for shmalloc_ref_alloc()
+ *
+ * Threads: any; what may be done at once to one ref word is the program's to order, as with shmalloc_ref_free().
+ * Crash:   crash-atomic. What a dead thread had retired is freed by who adopts it.
+ * Cost:    some nanoseconds; now and then a system call, and 1,000 frees.
+ */
+SHMALLOC_API int shmalloc_retire(shmalloc_heap *heap, shmalloc_ref *ref);
 
 /* ---- the heap as a whole ------------------------------------------------------------------------ */
 
@@ -686,10 +755,12 @@ typedef struct shmalloc_stats {
     uint64_t double_frees;      /**< number found when caches were emptied */
     uint64_t prefaulted;        /**< this process's open with SHMALLOC_PREFAULT brought in */
     uint64_t huge;              /**< this process maps in huge pages, if it asked for them */
+    uint64_t retired;           /**< blocks that were retired and are not yet freed */
+    uint64_t retired_blocks;    /**< their number */
 } shmalloc_stats;
 
 #define SHMALLOC_STATS_INIT                                                                    \
-    { sizeof(shmalloc_stats), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(shmalloc_stats), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Fill `*out`, which began as SHMALLOC_STATS_INIT, else -EINVAL. Works read-only. Walks the slabs.
  */

@@ -61,7 +61,8 @@
  * `features_read_only` it allows read-only opens; in `features_must` it forbids the open. */
 #define SMF_KNOWN_MUST 0ull
 #define SMF_KNOWN_READ_ONLY 0ull
-#define SMF_KNOWN_STATE 0ull /* of smf_state.features: an unknown bit forbids the open */
+#define SMF_STATE_RETIRES 1ull /* of smf_state.features: a thread has retired a block, and may have a limbo */
+#define SMF_KNOWN_STATE SMF_STATE_RETIRES /* an unknown bit there forbids the open */
 
 #define SMF_HEAP_HARDENED 1ull /* smf_header.mode: every slab keeps an allocated bit per slot */
 
@@ -140,7 +141,7 @@ struct smf_state {
                              SMF_MARK_CLAIMED, makes that `claimed_mark` again                   [P] */
     uint64_t claimed_mark;
     uint64_t reserved1[2];
-    _Alignas(64) uint64_t epoch; /* kept for reclamation: starts at 1                                */
+    _Alignas(64) uint64_t epoch; /* of read sections: from 1 up, by atomic additions             [any] */
     uint64_t adoptions;          /* grows after thread slots were brought to rest: who waits may have
                                     waited for their threads (wait.c)                            [R] */
     uint64_t claims_gone;        /* grows after a thread slot with queue_claims was brought to rest  [R] */
@@ -153,7 +154,7 @@ struct smf_state {
     uint64_t applying;           /* kept for followers                                               */
     uint64_t structure_headers;  /* ref of the first smf_structure that is no structure now, 0 none: class lock
                                     of the library's arena that smi_central_put_aside() says        [C] */
-    uint64_t orphans;            /* kept for reclamation                                             */
+    uint64_t orphans;            /* ref of the first limbo that nobody's thread slot names; 0 none [R] */
     uint64_t spare[27];
 };
 #define SMF_NEVER UINT64_MAX
@@ -186,10 +187,13 @@ struct smf_process {
     uint32_t uid;        /* for display                                                      [R] */
     uint32_t serial;     /* counts the claims of this entry                                  [R] */
     char name[16];       /* for display: the process's short name, NUL-terminated            [R] */
-    uint64_t flags;      /* kept for reclamation: 0                                          [R] */
+    uint64_t flags;      /* SMF_PROCESS_READS, SMF_PROCESS_FENCES                          [any] */
     uint64_t reserved;
 };
 _Static_assert(sizeof(struct smf_process) == 64, "src/README.md");
+
+#define SMF_PROCESS_READS 1ull  /* of smf_process.flags: a thread of it began a read section, and */
+#define SMF_PROCESS_FENCES 2ull /* has no membarrier: each section begins with a fence */
 
 /* OFD lock bytes, far beyond any data: one for attaching and detaching, one for each process. */
 #define SMF_ATTACH_BYTE (1ull << 62)
@@ -284,7 +288,7 @@ _Static_assert(sizeof(struct smf_page) == 64, "src/README.md");
 enum smf_purpose { /* of a span of kind SMF_PAGE_META, in `tag` */
     SMF_PURPOSE_SLOT = 1,  /* a thread slot */
     SMF_PURPOSE_ARRAY = 2, /* a stack's array */
-    SMF_PURPOSE_LIMBO = 3, /* kept for reclamation */
+    SMF_PURPOSE_LIMBO = 3, /* two bags of retired blocks */
     SMF_PURPOSE_LOG = 4,   /* kept for transactions */
 };
 
@@ -363,6 +367,10 @@ enum smf_link_op {
 
 /* A step that stores to a user's word and to a stack, or to a word of a structure: armed by storing `op` last.
  *
+ * A user's word may hold a ref and, in the bits from SMF_MAX_SIZE up, something else of its owner's, in the short forms
+ * and in `fresh` of TAKE. Where a stack's word is meant, it may be one of a bag of the thread slot's limbo, which is
+ * like an open stack; `old_array` then is the ref of the very word, and `old_count` means nothing.
+ *
  * The full record is for stacks that are closed, whose count commits. Repair of TAKE: if *dest == fresh the step is
  * finished, else undone. GIVE is always finished. A side that does not come from a stack has array 0: fresh is then
  * the slot's scratch, old a large block.
@@ -420,6 +428,35 @@ static inline uint64_t smi_link_dest(const struct smf_link *link)
 #define SMF_INLINE_LARGE 24u /* and above: 3 cache lines */
 #define SMF_SMALL_CLASSES 33u
 
+/*
+ * A bag of retired blocks: those that no word names any more and that somebody may still read. It is read as an open stack
+ * is: the refs are those before the first 0, which SMF_BAG bounds too; to retire is to store behind them, to empty is
+ * to free the last. A limbo, a SMF_PAGE_META span of SMF_LIMBO_PAGES, has two: one takes, the other waits until no
+ * section is left that began before its stamp.
+ */
+#define SMF_EPOCH_MOST (1ull << 62) /* of read sections: 1 to this; more is damage */
+#define SMF_LIMBO_PAGES 2u
+#define SMF_BAG 1000u
+struct smf_bag {
+    uint64_t stamp;     /* smf_state.epoch from which on no section finds what is in it; 0: it takes [T] */
+    uint64_t next;      /* of the first bag of an orphaned limbo: ref of the next limbo          [R] */
+    uint64_t reserved[6];
+    uint64_t refs[SMF_BAG]; /*                                                                   [T] */
+    uint64_t zero[16];  /* of which the first ends a full bag */
+};
+_Static_assert(sizeof(struct smf_bag) == SMF_PAGE, "src/README.md");
+
+#define SMF_REF_MASK (SMF_MAX_SIZE - 1) /* the ref in a word that has more than that */
+
+/* Refs in a bag. */
+static inline uint64_t smi_bag_count(const struct smf_bag *bag)
+{
+    uint64_t count = 0;
+    while (count < SMF_BAG && __atomic_load_n(&bag->refs[count], __ATOMIC_RELAXED) != 0)
+        count++;
+    return count;
+}
+
 /* Large blocks that a thread freed and keeps: see the mark of a large block. An entry is ref | pages. */
 #define SMF_SPANS 12u
 #define SMF_SPAN_MOST_PAGES 128u /* of a block that is kept: 1 MiB */
@@ -448,7 +485,11 @@ struct smf_thread {
     uint64_t spans[SMF_SPANS];   /* ref | pages of large blocks that it keeps; 0 none. An entry counts
                                     only while the block's mark names it                     [T] */
     uint64_t reserved3[4];
-    uint64_t section_epoch, ousted, limbo, limbo_current, limbo_bytes, reserved4[3]; /* kept for reclamation  */
+    uint64_t section_epoch; /* smf_state.epoch when its read section began; 0: it is in none    [T] */
+    uint64_t ousted;        /* sections that began at this epoch or before are over; only grows, by
+                               compare-and-swap                                               [any] */
+    uint64_t limbo;         /* ref of a span of two bags: what it retired; 0 none               [T] */
+    uint64_t reserved4[5];
     uint64_t tx_state, tx_log, reserved5[6];                                         /* kept for transactions */
     uint64_t section, gate_wait, reserved6[6];                                       /* kept for commits      */
     uint64_t queue_claims; /* cells of queues that name this slot; if not 0 at its rest, claims_gone grows [T] */

@@ -43,10 +43,30 @@ static uint64_t capacity_of(const struct smi_sight *s, uint64_t thread_ref, cons
     return 0;
 }
 
-/* The word at `ref` if it is the one on top of an open stack of the thread slot, or the next one; NULL otherwise. */
+/* Does `ref` lie in the bags of the thread slot? An older one has an array there. */
+static int is_in_limbo(const struct smi_sight *s, const struct smf_thread *thread, uint64_t ref)
+{
+    uint64_t limbo = s->is_older ? 0 : load(&thread->limbo);
+    return limbo != 0 && ref - limbo < SMF_LIMBO_PAGES * SMF_PAGE;
+}
+
+/* The word at `ref` if it is the last of a bag of the thread slot, or the next one; NULL otherwise. */
+static const uint64_t *bag_word(const struct smi_sight *s, const struct smf_thread *thread, uint64_t ref)
+{
+    uint64_t limbo = load(&thread->limbo);
+    const struct smf_bag *bag =
+        limbo % SMF_PAGE == 0 ? (const void *)look_inside(s, limbo + (ref - limbo) / SMF_PAGE * SMF_PAGE, SMF_PAGE) : NULL;
+    uint64_t place = (ref % SMF_PAGE - offsetof(struct smf_bag, refs)) / 8;
+    return bag && place < SMF_BAG && place + 1 - smi_bag_count(bag) <= 1 ? &bag->refs[place] : NULL;
+}
+
+/* The word at `ref` if it is the one on top of an open stack or a bag of the thread slot, or the next one; NULL
+ * otherwise. */
 static const uint64_t *stack_word(const struct smi_sight *s, uint64_t thread_ref, const struct smf_thread *thread,
                                   uint64_t ref)
 {
+    if (ref % 8 == 0 && is_in_limbo(s, thread, ref))
+        return bag_word(s, thread, ref);
     for (uint32_t k = 0; ref % 8 == 0 && k < SMF_CLASSES; k++) {
         uint64_t stack = load(&thread->stacks[k]), begin = stack & ~(uint64_t)SMF_STACK_PAGES, place = (ref - begin) / 8;
         uint32_t words = smi_stack_words(stack, k);
@@ -61,11 +81,14 @@ static const uint64_t *stack_word(const struct smi_sight *s, uint64_t thread_ref
 
 /* ---- links ---- */
 
-/* The old block is counted in, or given back if it is large. */
-static const char *finish_old(const struct smf_link *link, struct smi_outcome *out)
+/* The old block is counted in, or given back if it is large, or, of whatever size, retired. */
+static const char *finish_old(const struct smi_sight *s, const struct smf_thread *thread, const struct smf_link *link,
+                              struct smi_outcome *out)
 {
     if (link->old != 0 && link->old_array == 0) {
         out->large = link->old;
+    } else if (link->old != 0 && is_in_limbo(s, thread, link->old_array)) {
+        change(out, link->old_array, link->old & SMF_REF_MASK);
     } else if (link->old != 0) {
         change(out, link->old_array + 8 * (link->old_count + 1), link->old);
         change(out, link->old_array, link->old_count + 1);
@@ -73,17 +96,17 @@ static const char *finish_old(const struct smf_link *link, struct smi_outcome *o
     return NULL;
 }
 
-static const char *outcome_of_take(const struct smi_sight *s, uint64_t thread_ref, const struct smf_link *link,
-                                   uint64_t user, struct smi_outcome *out)
+static const char *outcome_of_take(const struct smi_sight *s, uint64_t thread_ref, const struct smf_thread *thread,
+                                   const struct smf_link *link, uint64_t user, struct smi_outcome *out)
 {
     uint64_t scratch_ref = thread_ref + offsetof(struct smf_thread, scratch);
     const uint64_t *scratch = look_inside(s, scratch_ref, 8);
     int is_done = user == link->fresh;
     if (link->fresh_array != 0)
         change(out, link->fresh_array, link->fresh_count - (is_done ? 1 : 0));
-    else if (is_done && scratch && load(scratch) == link->fresh)
+    else if (is_done && scratch && load(scratch) == (link->fresh & SMF_REF_MASK))
         change(out, scratch_ref, 0);
-    return is_done ? finish_old(link, out) : NULL;
+    return is_done ? finish_old(s, thread, link, out) : NULL;
 }
 
 /* A ref that went from one word to another. Acquire: what was stored before the word that tells is seen. */
@@ -109,14 +132,18 @@ static const char *outcome_of_full(const struct smi_sight *s, uint64_t thread_re
     if (link->op == SMF_LINK_TAKE && link->fresh_array != 0 &&
         (link->fresh_count == 0 || link->fresh_count > capacity_of(s, thread_ref, thread, link->fresh_array)))
         return no_stack;
-    if (link->old != 0 && link->old_array != 0 &&
-        link->old_count >= capacity_of(s, thread_ref, thread, link->old_array))
+    if (link->old != 0 && is_in_limbo(s, thread, link->old_array)) {
+        if (!stack_word(s, thread_ref, thread, link->old_array))
+            return not_next;
+    } else if (link->old != 0 && link->old_array != 0 &&
+               link->old_count >= capacity_of(s, thread_ref, thread, link->old_array)) {
         return no_stack;
+    }
     if (link->op == SMF_LINK_TAKE)
-        return outcome_of_take(s, thread_ref, link, user, out);
+        return outcome_of_take(s, thread_ref, thread, link, user, out);
     if (user == link->old)
         change(out, link->dest, 0);
-    return finish_old(link, out);
+    return finish_old(s, thread, link, out);
 }
 
 static const char *outcome_of_short(const struct smi_sight *s, uint64_t thread_ref, const struct smf_thread *thread,
@@ -127,7 +154,7 @@ static const char *outcome_of_short(const struct smi_sight *s, uint64_t thread_r
     if (!word || (op == SMF_LINK_SHORT_EXCHANGE && !stack_word(s, thread_ref, thread, link->fresh)))
         return not_next;
     uint64_t ref = load(word);
-    int same = ref != 0 && user == ref;
+    int same = ref != 0 && (user & SMF_REF_MASK) == ref;
     if (op == SMF_LINK_SHORT_GIVE && same)
         change(out, smi_link_dest(link), 0);
     else if (op != SMF_LINK_SHORT_GIVE && same)

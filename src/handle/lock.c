@@ -119,22 +119,12 @@ static int wait_until(pthread_mutex_t *mutex, uint64_t deadline)
     }
 }
 
-static void cpu_relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
 /* An owner that runs is done within some microseconds, sooner than a waiter falls asleep and is woken. */
 static int spin(pthread_mutex_t *mutex)
 {
     int rc = EBUSY;
     for (int tries = 0; rc == EBUSY && tries < SPIN_TRIES; tries++) {
-        for (int i = 0; i < SPIN_PAUSES; i++)
-            cpu_relax();
+        smi_os_relax(SPIN_PAUSES);
         rc = pthread_mutex_trylock(mutex);
     }
     return rc;

@@ -18,6 +18,7 @@
 #include "life/attach.h"
 #include "platform/os.h"
 #include "slots/stacks.h"
+#include "tx/retire.h"
 
 #define WAITING_LOOKS_EVERY_NS 60000000ull /* of all threads of a process that wait together */
 
@@ -44,6 +45,14 @@ static struct smf_thread *slot_of(shmalloc_heap *heap, uint32_t index, uint32_t 
     return slot && slot->owner == process + 1ull ? slot : NULL;
 }
 
+int smi_adopt_slot(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most)
+{
+    int rc = smi_stacks_resolve(heap, slot, index);
+    if (rc == 0)
+        rc = smi_retire_release(heap, slot, most);
+    return rc < 0 ? rc : smi_stacks_release(heap, slot, index, most);
+}
+
 /* What decides over blocks first, for all threads: words and blocks are what they will be, whenever the stacks come
  * back. 1: some have not. */
 static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *most)
@@ -64,7 +73,7 @@ static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *m
         struct smf_thread *slot = slot_of(heap, i, process);
         if (!slot)
             continue;
-        rc = *most >= EACH_THREAD ? smi_stacks_release(heap, slot, i, most) : 1;
+        rc = *most >= EACH_THREAD ? smi_adopt_slot(heap, slot, i, most) : 1;
         *most -= *most < EACH_THREAD ? *most : EACH_THREAD;
     }
     return rc;

@@ -161,6 +161,7 @@ static void fill_entry(struct smf_process *entry)
     entry->uid = smi_os_user_id();
     smi_os_describe_self(entry->name, &entry->start_time);
     entry->serial++;
+    entry->flags = 0;
     SMI_STORE(&entry->state, 1);
 }
 

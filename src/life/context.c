@@ -93,7 +93,7 @@ int smi_context_release(shmalloc_heap *heap, struct smi_thread *t, int cut_off)
     uint64_t all = UINT64_MAX;
     for (uint32_t k = 0; !cut_off && k < SMF_CLASSES; k++)
         smi_stacks_close(t, k);
-    rc = smi_stacks_release(heap, t->slot, t->slot_index, &all);
+    rc = smi_adopt_slot(heap, t->slot, t->slot_index, &all);
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     return rc;
 }

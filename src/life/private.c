@@ -16,6 +16,7 @@
 #include "handle/lock.h"
 #include "handle/mapping.h"
 #include "handle/storage.h"
+#include "life/adopt.h"
 #include "life/attach.h"
 #include "life/context.h"
 #include "life/create.h"
@@ -81,7 +82,7 @@ static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
     for (uint32_t i = 0; rc == 0 && i < SMF_THREADS; i++) {
         struct smf_thread *slot = smi_thread_slot(heap, i);
         if (slot && slot->owner != 0 && (!mine || slot != mine->slot))
-            rc = smi_stacks_release(heap, slot, i, &all);
+            rc = smi_adopt_slot(heap, slot, i, &all);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     for (struct smi_thread *t = heap->contexts, *next; t; t = next) {

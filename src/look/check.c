@@ -57,7 +57,7 @@ const struct smi_invariant smi_invariants[] = {
     {"T1", "a stack's array is where it can be; its count is at most its capacity; behind the first 0 of an open "
            "one all words are 0"},
     {"T2", "every cached ref is a slot of the class"},
-    {"T3", "a META span is a thread slot or an array that one stack names, as its tag says, or in `spare`"},
+    {"T3", "a META span is a thread slot, an array that one stack names, or a limbo, as its tag says, or in `spare`"},
     {"T4", "the thread table names thread slots, each once; owners are processes in the table"},
     {"T5", "a thread slot without owner is at rest"},
     {"T6", "`scratch` and `building` name blocks that are allocated"},
@@ -69,6 +69,10 @@ const struct smi_invariant smi_invariants[] = {
     {"R4", "a root's hash is that of its name"},
     {"O1", "every used slot of the library's own arena is named once: by a root, a slab, or "
            "roots.scratch"},
+    {"B1", "a thread's limbo is a span of its own, of two bags, whose stamps are not above the epoch; behind the first 0 "
+           "of a bag all words are 0"},
+    {"B2", "what is retired is a block that was in use, in one bag"},
+    {"B3", "the epoch of read sections is possible; no section begins after it, and it is ousted in no thread slot"},
     {NULL, NULL},
 };
 
@@ -103,7 +107,7 @@ struct found {
 #define IS_META 4u  /* a META span begins here */
 #define PENDING 8u  /* a class's `pending` names it */
 #define IN_SET 16u  /* a set led here */
-#define NAMED 32u   /* META: a thread table entry or a stack names it */
+#define NAMED 32u   /* META: a thread table entry, a stack or a limbo names it */
 #define SPARED 64u  /* META: a `spare` names it */
 
 /* A block of the library's own and who names it. */
@@ -739,7 +743,7 @@ static void check_central(struct walk *w, uint32_t i)
 static void name_span(struct walk *w, const char *invariant, struct place place, uint64_t ref, uint32_t pages,
                       enum smf_purpose purpose)
 {
-    const char *what = purpose == SMF_PURPOSE_SLOT ? "the thread table" : "a stack";
+    const char *what = purpose == SMF_PURPOSE_SLOT ? "the thread table" : purpose == SMF_PURPOSE_LIMBO ? "a limbo" : "a stack";
     uint64_t page = ref >> SMF_PAGE_SHIFT;
     const struct smf_page *d = smi_view_page(w->view, page);
     place.parts[1] = PAGES;
@@ -756,6 +760,45 @@ static void name_span(struct walk *w, const char *invariant, struct place place,
                   (unsigned long long)page, d->tag, purpose);
     else
         w->flags[page] |= NAMED;
+}
+
+/* Its read section. */
+static void check_section(struct walk *w, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+{
+    uint64_t epoch = w->view->state.epoch;
+    struct place place = in_part(ref + offsetof(struct smf_thread, section_epoch), THREAD + i);
+    if (smi_format_is_older(&w->view->header))
+        return;
+    if (thread->section_epoch > epoch || thread->ousted >= epoch)
+        violation(w, "B3", place,
+                  "thread slot %u is in a read section of epoch %llu, ousted up to %llu, and the epoch is %llu", i,
+                  (unsigned long long)thread->section_epoch, (unsigned long long)thread->ousted,
+                  (unsigned long long)epoch);
+    if (!thread->owner && thread->section_epoch != 0)
+        violation(w, "T5", place, "thread slot %u has no owner and is in a read section", i);
+}
+
+/* Its bags. */
+static void check_limbo(struct walk *w, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+{
+    struct place place = in_part(ref + offsetof(struct smf_thread, limbo), THREAD + i);
+    if (smi_format_is_older(&w->view->header) || !thread->limbo)
+        return;
+    name_span(w, "B1", place, thread->limbo, SMF_LIMBO_PAGES, SMF_PURPOSE_LIMBO);
+    const struct smf_bag *bags = smi_view_limbo(w->view, thread);
+    for (uint32_t b = 0; bags && b < SMF_LIMBO_PAGES; b++) {
+        const uint64_t *words = bags[b].refs, count = smi_bag_count(&bags[b]);
+        for (uint64_t n = count; n < SMF_BAG; n++)
+            if (words[n] != 0) {
+                violation(w, "B1", place, "bag %u of thread slot %u has a word behind its first 0", b, i);
+                break;
+            }
+        if (bags[b].stamp > w->view->state.epoch)
+            violation(w, "B1", place, "bag %u of thread slot %u has the stamp %llu, and the epoch is %llu", b, i,
+                      (unsigned long long)bags[b].stamp, (unsigned long long)w->view->state.epoch);
+        if (count > 0 && !thread->owner)
+            violation(w, "T5", place, "thread slot %u has no owner and retired blocks", i);
+    }
 }
 
 static void check_stacks(struct walk *w, uint32_t i, uint64_t ref, const struct smf_thread *thread)
@@ -840,6 +883,8 @@ static void check_thread(struct walk *w, uint32_t i, uint64_t ref, const struct 
         violation(w, "T5", place, "thread slot %u has no owner and something in flight", i);
     w->owned_threads += thread->owner != 0;
     check_stacks(w, i, ref, thread);
+    check_section(w, i, ref, thread);
+    check_limbo(w, i, ref, thread);
     check_spares(w, i, ref, thread);
     check_built(w, i, ref + offsetof(struct smf_thread, scratch), thread->scratch);
     check_built(w, i, ref + offsetof(struct smf_thread, building), thread->building);
@@ -847,6 +892,9 @@ static void check_thread(struct walk *w, uint32_t i, uint64_t ref, const struct 
 
 static void check_threads(struct walk *w)
 {
+    if (w->view->state.epoch - 1 >= SMF_EPOCH_MOST && !smi_format_is_older(&w->view->header))
+        violation(w, "B3", in_part(SMF_STATE_OFFSET + offsetof(struct smf_state, epoch), EVERYTHING),
+                  "the epoch of read sections is %llu", (unsigned long long)w->view->state.epoch);
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
         uint64_t at = w->view->header.areas.threads + 8ull * i, ref;
         const struct smf_thread *thread = smi_view_thread(w->view, i, &ref);
@@ -864,6 +912,27 @@ static void check_threads(struct walk *w)
 }
 
 /* ---- cached slots --------------------------------------------------------------------------- */
+
+static void check_retired(struct walk *w, const struct smi_cached *c)
+{
+    uint32_t slab, index;
+    struct place place = in_part(c->ref, THREAD + c->thread);
+    const struct smf_page *d = NULL;
+    if (smi_view_slot(w->view, c->ref, &slab, &index) == 0 && (d = smi_view_page(w->view, slab))) {
+        int is_free = (int)(smi_view_slab_bits(w->view, slab, d->size_class, index / 64) >> index % 64 & 1);
+        place.parts[1] = class_part(d);
+        if (d->arena < w->view->header.arena_count && !is_free) {
+            w->result->blocks -= w->result->blocks > 0;
+            return;
+        }
+    } else if (c->ref % SMF_PAGE == 0 && (d = smi_view_page(w->view, c->ref >> SMF_PAGE_SHIFT)) &&
+               d->kind == SMF_PAGE_LARGE && d->side == 0) {
+        w->result->blocks -= w->result->blocks > 0;
+        return;
+    }
+    violation(w, "B2", place, "thread slot %u has retired %#llx, which is no block that is in use", c->thread,
+              (unsigned long long)c->ref);
+}
 
 static void check_cached_slot(struct walk *w, const struct smi_cached *c)
 {
@@ -893,10 +962,13 @@ static void check_cached(struct walk *w)
     const struct smi_cached *c = w->cached;
     w->result->cached_slots = w->cached_count;
     for (size_t i = 0; i < w->cached_count; i++) {
+        w->result->cached_slots -= c[i].is_retired;
         if (i > 0 && c[i].ref == c[i - 1].ref)
             violation(w, "C4", in_parts(c[i].ref, THREAD + c[i].thread, THREAD + c[i - 1].thread),
                       "slot %#llx is on stacks of thread slots %u and %u",
                       (unsigned long long)c[i].ref, c[i - 1].thread, c[i].thread);
+        else if (c[i].is_retired)
+            check_retired(w, &c[i]);
         else
             check_cached_slot(w, &c[i]);
     }

@@ -573,6 +573,16 @@ struct smi_view_kept smi_view_kept(struct smi_view *view, uint32_t i, const stru
     return kept;
 }
 
+const struct smf_bag *smi_view_limbo(struct smi_view *view, const struct smf_thread *thread)
+{
+    const struct smf_page *d = !smi_format_is_older(&view->header) && thread->limbo != 0 && thread->limbo % SMF_PAGE == 0
+                                   ? smi_view_page(view, thread->limbo >> SMF_PAGE_SHIFT)
+                                   : NULL;
+    return d && d->kind == SMF_PAGE_META && d->page_count == SMF_LIMBO_PAGES && d->tag == SMF_PURPOSE_LIMBO
+               ? smi_view_at(view, thread->limbo, SMF_LIMBO_PAGES * SMF_PAGE)
+               : NULL;
+}
+
 static int by_slot_ref(const void *a, const void *b)
 {
     const struct smi_cached *x = a, *y = b;
@@ -597,6 +607,21 @@ static int make_room(const struct smi_view *view, struct smi_cached **list, size
     return 1;
 }
 
+static int add_retired(struct smi_view *view, const struct smf_thread *thread, uint32_t t, struct smi_cached **list,
+                       size_t *used, size_t *room)
+{
+    const struct smf_bag *bags = smi_view_limbo(view, thread);
+    for (uint32_t b = 0; bags && b < SMF_LIMBO_PAGES; b++) {
+        uint64_t count = smi_bag_count(&bags[b]);
+        int rc = make_room(view, list, *used, room, count);
+        for (uint64_t i = 0; rc == 1 && i < count; i++)
+            (*list)[(*used)++] = (struct smi_cached){bags[b].refs[i], (uint16_t)t, 0, i + 1 == count, 1};
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
 int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *count)
 {
     size_t used = 0, room = 0;
@@ -604,6 +629,10 @@ int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *coun
     for (uint32_t t = 0; t < SMF_THREADS; t++) {
         uint64_t ref;
         const struct smf_thread *thread = smi_view_thread(view, t, &ref);
+        if (thread && thread->owner && add_retired(view, thread, t, &list, &used, &room) < 0) {
+            free(list);
+            return -ENOMEM;
+        }
         for (unsigned k = 0; thread && thread->owner && k < SMF_CLASSES; k++) {
             struct smi_view_stack stack;
             if (smi_view_read_stack(view, ref, thread, k, &stack))
@@ -615,7 +644,7 @@ int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *coun
             }
             for (uint32_t i = 0; rc == 1 && i < stack.count; i++)
                 list[used++] = (struct smi_cached){stack.slots[i], (uint16_t)t, (uint8_t)k,
-                                                   i + 1 == stack.count};
+                                                   i + 1 == stack.count, 0};
         }
     }
     if (used)
@@ -690,7 +719,8 @@ static int visit_spans(struct block_walk *walk)
         if (smi_view_is_slab(walk->view, span.page)) {
             if (span.page->arena < walk->view->header.arena_count)
                 rc = visit_slab(walk, &span);
-        } else if (span.page->kind == SMF_PAGE_LARGE && !(span.page->side & SMF_MARK_KEPT)) {
+        } else if (span.page->kind == SMF_PAGE_LARGE && !(span.page->side & SMF_MARK_KEPT) &&
+                   !is_cached(walk, (uint64_t)span.first_page << SMF_PAGE_SHIFT)) {
             shmalloc_block block = {(uint64_t)span.first_page << SMF_PAGE_SHIFT,
                                     (uint64_t)span.page_count << SMF_PAGE_SHIFT, span.page->tag};
             rc = walk->visit(&block, walk->arg);
@@ -765,6 +795,30 @@ static void count_spans(struct smi_view *view, shmalloc_stats *out)
     }
 }
 
+/* Bytes of the block at `ref`, as it is allocated; 0: there is none. */
+static uint64_t block_bytes(struct smi_view *view, uint64_t ref)
+{
+    uint32_t slab, index;
+    if (smi_view_slot(view, ref, &slab, &index) == 0)
+        return smi_classes[smi_view_page(view, slab)->size_class].size;
+    const struct smf_page *d = ref % SMF_PAGE == 0 ? smi_view_page(view, ref >> SMF_PAGE_SHIFT) : NULL;
+    return d && d->kind == SMF_PAGE_LARGE ? (uint64_t)d->page_count << SMF_PAGE_SHIFT : 0;
+}
+
+/* So do retired blocks, which nobody has any more. */
+static void count_retired(struct smi_view *view, const struct smf_thread *thread, shmalloc_stats *out)
+{
+    const struct smf_bag *bags = smi_view_limbo(view, thread);
+    for (uint32_t b = 0; bags && b < SMF_LIMBO_PAGES; b++)
+        for (uint64_t i = 0, count = smi_bag_count(&bags[b]); i < count; i++) {
+            uint64_t bytes = block_bytes(view, bags[b].refs[i]);
+            out->retired += bytes;
+            out->retired_blocks++;
+            out->allocated -= bytes < out->allocated ? bytes : out->allocated;
+            out->allocated_blocks -= out->allocated_blocks > 0;
+        }
+}
+
 /* Cached slots look allocated in their slabs' bitmaps: count them out. In a moving heap the two may
  * disagree; no figure becomes negative. */
 static void count_caches(struct smi_view *view, shmalloc_stats *out)
@@ -776,6 +830,7 @@ static void count_caches(struct smi_view *view, shmalloc_stats *out)
         if (!thread || !thread->owner)
             continue;
         out->threads++;
+        count_retired(view, thread, out);
         for (unsigned k = 0; k < SMF_CLASSES; k++) {
             struct smi_view_stack stack;
             smi_view_read_stack(view, ref, thread, k, &stack);

@@ -160,22 +160,26 @@ struct smi_view_kept {
  * whose marks name the entries. Of a settled view. */
 struct smi_view_kept smi_view_kept(struct smi_view *view, uint32_t i, const struct smf_thread *thread);
 
-/* A cached slot and where it is cached. */
+/* A cached slot and where it is cached; or a retired block, of any size, and in whose bag it is. */
 struct smi_cached {
     uint64_t ref;
     uint16_t thread;
-    uint8_t size_class;
-    uint8_t is_top; /* the next to go */
+    uint8_t size_class; /* cached */
+    uint8_t is_top;     /* the next to go */
+    uint8_t is_retired;
 };
 
-/* All slots in the stacks of owned thread slots, ascending by ref. Free `*out`. Stacks that cannot be
- * read are left out. 0, or -ENOMEM. */
+/* All slots in the stacks of owned thread slots, and what is in their bags, ascending by ref. Free `*out`. Stacks and limbos
+ * that cannot be read are left out. 0, or -ENOMEM. */
 int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *count);
 
 /* The block that begins at `ref` and that a program has: 1, or 0 when there is none. `cached` is what smi_view_cached
  * gave. */
 int smi_view_find_block(struct smi_view *view, const struct smi_cached *cached, size_t count, uint64_t ref,
                         shmalloc_block *out);
+
+/* The two bags of a thread slot; NULL: it names none, or what cannot be one. */
+const struct smf_bag *smi_view_limbo(struct smi_view *view, const struct smf_thread *thread);
 
 /* Tag of slot `index` of a slab, 0 none. */
 uint16_t smi_view_slot_tag(struct smi_view *view, const struct smf_page *slab, uint32_t index);

@@ -31,6 +31,7 @@
 #include "platform/os.h"
 #include "pages/pageset.h"
 #include "handle/pagetable.h"
+#include "handle/readers.h"
 #include "handle/storage.h"
 #include "handle/undo.h"
 
@@ -1072,10 +1073,11 @@ int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
     if (rc < 0)
         return rc;
     reclaim_kept(heap);
+    int may_cut = smi_readers_are_gone(heap);
     rc = smi_heap_descriptor(heap);
-    while (rc == 0 && (rc = cut_tail(heap, &trim)) == 1)
+    while (rc == 0 && may_cut && (rc = cut_tail(heap, &trim)) == 1)
         rc = 0;
-    if (rc == 0)
+    if (rc == 0 && may_cut)
         rc = punch_spans(heap, &trim);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     if (rc < 0)
@@ -1096,6 +1098,8 @@ static int decay(shmalloc_heap *heap)
     uint64_t now = smi_os_tick(), decay_ns = heap->state->decay_ns, gives = heap->page_heap->gives;
     if (decay_ns == SMF_NEVER || heap->decayed == gives)
         return 0; /* nothing was freed since all of it was looked at */
+    if (!smi_readers_are_gone(heap))
+        return 0; /* another time */
     uint64_t lowest = 0, retain = heap->state->retain >> SMF_PAGE_SHIFT;
     uint64_t stored = retain > 0 ? stored_pages(heap, retain, &lowest) : UINT64_MAX;
     struct trim trim = {.min_pages = DECAY_MIN_PAGES,

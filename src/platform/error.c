@@ -225,6 +225,7 @@ static const char *const own_texts[] = {
     [-20000 - SHMALLOC_EGONE] = "structure was freed",
     [-20000 - SHMALLOC_EPROC] = "/proc is not mounted, or a part of it is missing or masked",
     [-20000 - SHMALLOC_ESIZE] = "root's block is smaller than asked",
+    [-20000 - SHMALLOC_EOUSTED] = "what the read section saw may have been freed meanwhile",
 };
 
 const char *shmalloc_strerror(int code)

@@ -827,6 +827,19 @@ void smi_os_sleep(uint64_t ns)
     nanosleep(&pause, NULL);
 }
 
+void smi_os_relax(int times)
+{
+    for (int i = 0; i < times; i++) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ volatile("yield");
+#else
+        SMI_OPAQUE(times);
+#endif
+    }
+}
+
 /* Of linux/membarrier.h, which not all C libraries come with. */
 #define BARRIER_GLOBAL_EXPEDITED (1 << 1)
 #define BARRIER_REGISTER_GLOBAL_EXPEDITED (1 << 2)

@@ -166,6 +166,9 @@ uint64_t smi_os_clock(void); /* CLOCK_MONOTONIC, nanoseconds */
 uint64_t smi_os_tick(void); /* the same, coarse and cheap */
 void smi_os_sleep(uint64_t ns);
 
+/* Let the other hyperthread work for a moment, `times` as long. */
+void smi_os_relax(int times);
+
 /* membarrier(2): once a process has joined, each smi_os_barrier() of any process is a full fence in all of its threads,
  * between two of their instructions. It is one of the caller, too. -ENOSYS, -EPERM and others where there is none. */
 int smi_os_barrier_join(void);

@@ -143,6 +143,20 @@ int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint
     return rc;
 }
 
+int smi_block_prepare(struct smi_thread *t, size_t size, uint32_t *k, uint64_t *ref)
+{
+    struct smi_request request = {.size = size};
+    struct smi_side fresh = none;
+    *k = class_for(&request);
+    if (*k == SMF_CLASSES)
+        return take_large(t, &request, 1, ref);
+    smi_stacks_close(t, *k);
+    int rc = top_slot(t, &request, *k, &fresh);
+    smi_stacks_open(t, *k);
+    *ref = fresh.ref;
+    return rc;
+}
+
 /* ---- giving ---- */
 
 static int not_a_block(const shmalloc_heap *heap, uint64_t ref)
@@ -167,8 +181,22 @@ static int find_user_slot(const shmalloc_heap *heap, uint64_t ref, struct smi_sl
                : 0;
 }
 
-/* The stack of the slot's class gets room. *late: a double free of another block came to light. */
-static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int *late)
+/* A freed block that is known as such: a large one that somebody keeps, and any slot of a hardened heap. */
+static int is_free(const shmalloc_heap *heap, uint64_t ref)
+{
+    struct smi_slot slot;
+    if (is_large(heap, ref)) {
+        const struct smf_page *page = smi_page(heap, ref >> SMF_PAGE_SHIFT);
+        return page && (SMI_LOAD(&page->side) & SMF_MARK_KEPT);
+    }
+    const uint64_t *bits =
+        heap->hardened && find_user_slot(heap, ref, &slot) == 0 ? smi_slot_user_bits(heap, &slot) : NULL;
+    return bits && !(SMI_LOAD(bits) & 1ull << (slot.index % 64));
+}
+
+/* The stack of the slot's class gets room. *late: a double free of another block came to light. `is_used`: is it the
+ * user's, or was it retired? */
+static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int is_used, int *late)
 {
     shmalloc_heap *heap = t->heap;
     const struct smi_stack *stack = smi_stack_of(t, slot->k);
@@ -176,7 +204,7 @@ static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slo
     if (count > 0 && count <= stack->limit && array[count] == ref)
         return smi_heap_double_free(heap, ref);
     const uint64_t *bits = smi_slot_user_bits(heap, slot);
-    if (bits && !(SMI_LOAD(bits) & 1ull << (slot->index % 64)))
+    if (bits && (int)(SMI_LOAD(bits) >> (slot->index % 64) & 1) != is_used)
         return smi_heap_double_free(heap, ref);
     int rc = smi_stacks_make_room(t, slot->k);
     *late = rc == SHMALLOC_EDOUBLEFREE;
@@ -186,10 +214,10 @@ static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slo
 /* The slot that was just pushed loses its tag and its user: after the push, because a thread killed between the
  * two leaves it in its stack, where adoption does the same; before it, the block would stay the user's, but
  * marked free. A user that was gone means that another thread freed it at the same time. */
-static int finish_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int late)
+static int finish_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int is_used, int late)
 {
     uint64_t *array = smi_stack_of(t, slot->k)->array;
-    if (!smi_slot_forget(t->heap, slot)) {
+    if (!smi_slot_forget(t->heap, slot) && is_used) {
         SMI_STORE(&array[0], array[0] - 1);
         return smi_heap_double_free(t->heap, ref);
     }
@@ -204,9 +232,9 @@ static int free_large(struct smi_thread *t, uint64_t ref, uint64_t *dest)
 }
 
 /* The stack of the slot's class is closed. */
-static int free_slot(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, uint64_t *dest)
+static int free_slot(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int is_used, uint64_t *dest)
 {
-    int late = 0, rc = prepare_give(t, ref, slot, &late);
+    int late = 0, rc = prepare_give(t, ref, slot, is_used, &late);
     if (rc < 0)
         return rc;
     const struct smi_stack *stack = smi_stack_of(t, slot->k);
@@ -220,10 +248,10 @@ static int free_slot(struct smi_thread *t, uint64_t ref, const struct smi_slot *
         SMI_STORE(&array[count + 1], ref);
         SMI_STORE(&array[0], count + 1);
     }
-    return finish_give(t, ref, slot, late);
+    return finish_give(t, ref, slot, is_used, late);
 }
 
-int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest)
+static int free_block(struct smi_thread *t, uint64_t ref, int is_used, uint64_t *dest)
 {
     struct smi_slot slot;
     if (is_large(t->heap, ref))
@@ -232,9 +260,34 @@ int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest)
     if (rc < 0)
         return rc;
     smi_stacks_close(t, slot.k);
-    rc = free_slot(t, ref, &slot, dest);
+    rc = free_slot(t, ref, &slot, is_used, dest);
     smi_stacks_open(t, slot.k);
     return rc;
+}
+
+int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest)
+{
+    return free_block(t, ref, 1, dest);
+}
+
+int smi_block_free_retired(struct smi_thread *t, uint64_t ref, uint64_t *dest)
+{
+    return free_block(t, ref, 0, dest);
+}
+
+int smi_block_may_free(const struct smi_thread *t, uint64_t ref)
+{
+    return is_free(t->heap, ref)                  ? smi_heap_double_free(t->heap, ref)
+           : smi_block_size(t->heap, ref) == 0 ? not_a_block(t->heap, ref)
+                                               : 0;
+}
+
+int smi_block_unuse(const shmalloc_heap *heap, uint64_t ref)
+{
+    struct smi_slot slot;
+    uint64_t *bits = !is_large(heap, ref) && find_user_slot(heap, ref, &slot) == 0 ? smi_slot_user_bits(heap, &slot) : NULL;
+    uint64_t bit = bits ? 1ull << (slot.index % 64) : 0;
+    return !bits || (__atomic_fetch_and(bits, ~bit, __ATOMIC_RELAXED) & bit) != 0;
 }
 
 /* ---- resizing ---- */
@@ -248,7 +301,7 @@ static int move_closed(struct smi_thread *t, uint64_t *ref, const struct smi_slo
     struct smi_side fresh = none, old = {*ref, NULL};
     int late = 0, rc = k < SMF_CLASSES ? top_slot(t, &request, k, &fresh) : take_large(t, &request, 1, &fresh.ref);
     if (rc == 0 && slot) {
-        rc = prepare_give(t, *ref, slot, &late);
+        rc = prepare_give(t, *ref, slot, 1, &late);
         old.array = smi_stack_of(t, slot->k)->array;
     }
     if (rc < 0) {
@@ -260,7 +313,7 @@ static int move_closed(struct smi_thread *t, uint64_t *ref, const struct smi_slo
     smi_link_take(t, dest, fresh, old);
     *ref = fresh.ref;
     if (slot)
-        return finish_give(t, old.ref, slot, late);
+        return finish_give(t, old.ref, slot, 1, late);
     rc = smi_pages_give(t->heap, (uint32_t)(old.ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &t->slot->link.op, NULL);
     if (rc < 0)
         SMI_STORE(&t->slot->link.op, SMF_LINK_NONE); /* another thread freed it meanwhile */
@@ -297,19 +350,6 @@ static int move_free(struct smi_thread *t, uint64_t *ref, size_t old_size, size_
     rc = smi_block_free(t, *ref, NULL);
     *ref = fresh;
     return rc;
-}
-
-/* A freed block that is known as such: a large one that somebody keeps, and any slot of a hardened heap. */
-static int is_free(const shmalloc_heap *heap, uint64_t ref)
-{
-    struct smi_slot slot;
-    if (is_large(heap, ref)) {
-        const struct smf_page *page = smi_page(heap, ref >> SMF_PAGE_SHIFT);
-        return page && (SMI_LOAD(&page->side) & SMF_MARK_KEPT);
-    }
-    const uint64_t *bits =
-        heap->hardened && find_user_slot(heap, ref, &slot) == 0 ? smi_slot_user_bits(heap, &slot) : NULL;
-    return bits && !(SMI_LOAD(bits) & 1ull << (slot.index % 64));
 }
 
 int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t *dest)

@@ -21,6 +21,19 @@ int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint
 /* Free the block `ref`; `dest`, if not NULL, becomes 0 in the same crash-atomic step. */
 int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest);
 
+/* Could it be freed: 0, SHMALLOC_EBADREF or _EDOUBLEFREE. What nothing tells of a slot is not found out. */
+int smi_block_may_free(const struct smi_thread *t, uint64_t ref);
+
+/* In hardened heaps a slot is the user's no more; 0: it was not. */
+int smi_block_unuse(const shmalloc_heap *heap, uint64_t ref);
+
+/* smi_block_free() of a block that is the user's no more. */
+int smi_block_free_retired(struct smi_thread *t, uint64_t ref, uint64_t *dest);
+
+/* A block that others are not to see yet: the slot on top of the stack of its class *k, where it stays, or, *k being
+ * SMF_CLASSES, a large one that `scratch` names. */
+int smi_block_prepare(struct smi_thread *t, size_t size, uint32_t *k, uint64_t *ref);
+
 /* Change the size of the block *ref, which may move; `dest`, if not NULL, follows in the same step. */
 int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t *dest);
 

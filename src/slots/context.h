@@ -41,9 +41,14 @@ struct smi_thread {
     uint64_t covered;         /* refs below it have an entry in `known` */
     const uint64_t *known;    /* heap->known, to be indexed by address */
     uint16_t top_by_8[SMI_MOST_BY_8 / 8 + 1]; /* smi_top_by_8: here it costs a forked child no page more */
-    uint8_t unused[SMI_CONTEXT_PAGE - (SMF_CLASSES + 1) * sizeof(struct smi_top) - 5 * 8 -
-                   sizeof(uint16_t[SMI_MOST_BY_8 / 8 + 1])];
-    uint8_t others[(SMI_CONTEXTS_AT_ONCE - 1) * SMI_CONTEXT_PAGE];
+    uint64_t *section;        /* &slot->section_epoch, once this thread has begun a read section; `ousted` follows it */
+    uint64_t section_began;   /* what is stored there */
+    uint32_t section_depth;   /* begins minus ends */
+    uint32_t section_fences;  /* this process cannot be reached by others' membarrier */
+    uint64_t ousts;           /* sections in a row that ended ousted */
+    uint64_t bag_bytes;       /* of what is in the bag that takes */
+    struct smi_top bag;       /* that bag, as if it were an open stack; all 0: there is none */
+    _Alignas(SMI_CONTEXT_PAGE) uint8_t others[(SMI_CONTEXTS_AT_ONCE - 1) * SMI_CONTEXT_PAGE];
 
     /* Not wiped. */
     struct smf_thread *slot;
@@ -65,6 +70,7 @@ struct smi_thread {
     struct smi_thread *next_in_heap;
     struct smi_stack stacks[SMF_CLASSES];
 };
+_Static_assert(offsetof(struct smi_thread, others) == SMI_CONTEXT_PAGE, "what is wiped is one page");
 _Static_assert(offsetof(struct smi_thread, slot) == SMI_CONTEXTS_AT_ONCE * SMI_CONTEXT_PAGE,
                "behind all pages that are wiped");
 _Static_assert(sizeof(struct smi_thread) - offsetof(struct smi_thread, slot) <= SMI_CONTEXT_PAGE, "one page each");

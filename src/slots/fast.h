@@ -68,9 +68,9 @@ static inline int smi_top_takes(const struct smi_top *top, uint64_t ref)
     return SMI_LIKELY((uint32_t)(uintptr_t)top->word != top->end && top->ref != ref);
 }
 
-/* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. Any value of `ref` may come:
- * its address is computed as an integer, since a pointer must not leave its object. The context serves the heap. */
-static inline struct smi_top *smi_top_of(struct smi_thread *t, uint64_t ref)
+/* The stack of the class of the slot at `ref`; NULL when that takes the long way. Any value of `ref` may come: its
+ * address is computed as an integer, since a pointer must not leave its object. The context serves the heap. */
+static inline struct smi_top *smi_top_of_any(struct smi_thread *t, uint64_t ref)
 {
     uintptr_t address = (uintptr_t)t->base + ref;
     if (SMI_UNLIKELY(ref >= t->covered))
@@ -79,9 +79,14 @@ static inline struct smi_top *smi_top_of(struct smi_thread *t, uint64_t ref)
     if (SMI_UNLIKELY(!smi_is_current(known, SMI_LOAD(&smi_state_of(t)->reshaped))))
         return NULL;
     struct smi_top *top = smi_top_at(t, smi_known_top(known));
-    if (SMI_UNLIKELY(!smi_begins_slot(top, smi_known_offset(known, address))))
-        return NULL;
-    return smi_top_takes(top, ref) ? top : NULL;
+    return SMI_LIKELY(smi_begins_slot(top, smi_known_offset(known, address))) ? top : NULL;
+}
+
+/* The stack that the block at `ref` goes to, with room; NULL when that takes the long way. */
+static inline struct smi_top *smi_top_of(struct smi_thread *t, uint64_t ref)
+{
+    struct smi_top *top = smi_top_of_any(t, ref);
+    return SMI_LIKELY(top != NULL) && smi_top_takes(top, ref) ? top : NULL;
 }
 
 /* Can a link record name the word at this offset in the mapping of a context that serves the heap? */

@@ -60,6 +60,33 @@ static inline void smi_link_take(struct smi_thread *t, uint64_t *dest, struct sm
         SMI_STORE(&link->op, SMF_LINK_NONE);
 }
 
+/* The same with `bits` beside the ref in *dest, and the old block, if there is one, into the bag: its word, which is
+ * open, commits. */
+static inline void smi_link_take_to_bag(struct smi_thread *t, uint64_t *dest, uint64_t bits, struct smi_side fresh,
+                                        uint64_t old_ref, struct smi_top *bag)
+{
+    struct smf_link *link = &t->slot->link;
+    uint64_t fresh_count = fresh.array ? fresh.array[0] : 0, *word = bag->word + 1;
+    link->dest = smi_link_ref_of(t, dest);
+    link->fresh = fresh.ref | bits;
+    link->fresh_array = fresh.array ? smi_link_ref_of(t, fresh.array) : 0;
+    link->fresh_count = fresh_count;
+    link->old = old_ref;
+    link->old_array = old_ref != 0 ? smi_link_ref_of(t, word) : 0;
+    SMI_STORE(&link->op, SMF_LINK_TAKE); /* kill from here: undone */
+    smi_link_store(dest, fresh.ref | bits); /* kill from here: finished */
+    if (fresh.array)
+        SMI_STORE(&fresh.array[0], fresh_count - 1);
+    else
+        SMI_STORE(&t->slot->scratch, 0);
+    if (old_ref != 0) {
+        SMI_STORE(word, old_ref);
+        bag->word = word;
+        bag->ref = old_ref;
+    }
+    SMI_STORE(&link->op, SMF_LINK_NONE);
+}
+
 /* *dest := 0 and the slot onto its closed stack, likewise. */
 static inline void smi_link_give(struct smi_thread *t, uint64_t *dest, struct smi_side old)
 {
@@ -117,6 +144,25 @@ static inline uint64_t smi_link_pop(struct smi_thread *t, uint64_t *dest, struct
     uint64_t ref = smi_pop_word(top);
     smi_link_disarm(t);
     return ref;
+}
+
+/* The same with `bits` beside the ref in *dest; the block that *dest named before enters `old`, a bag or another open
+ * stack; old_ref 0: there is none. */
+static inline void smi_link_publish(struct smi_thread *t, uint64_t *dest, uint64_t bits, struct smi_top *fresh,
+                                    uint64_t old_ref, struct smi_top *old)
+{
+    uint64_t ref = fresh->ref | bits;
+    t->slot->link.dest = smi_link_ref_of(t, fresh->word);
+    if (old_ref != 0) {
+        t->slot->link.fresh = smi_link_ref_of(t, old->word + 1);
+        smi_link_arm(t, dest, SMF_LINK_SHORT_EXCHANGE); /* kill from here: undone */
+        smi_push_word(old, old_ref);
+    } else {
+        smi_link_arm(t, dest, SMF_LINK_SHORT_TAKE);
+    }
+    smi_link_store(dest, ref); /* kill from here: finished */
+    smi_pop_word(fresh);
+    smi_link_disarm(t);
 }
 
 /* *dest, which is `ref`, enters the stack; *dest := 0. */

@@ -116,6 +116,7 @@ void smi_stacks_format(struct smf_thread *slot, uint64_t own_ref, int zero)
 {
     memset(&slot->link, 0, sizeof(slot->link));
     slot->section = slot->tx_log = 0;
+    slot->section_epoch = slot->ousted = slot->limbo = 0;
     memset(slot->spans, 0, sizeof(slot->spans)); /* what lay in there was nobody's any more */
     slot->scratch = slot->building = slot->spare[0] = slot->spare[1] = 0;
     slot->structure = slot->nested = slot->using_structure = 0;
@@ -333,6 +334,16 @@ static int give_large(shmalloc_heap *heap, struct smf_thread *slot, uint32_t ind
     return 0;
 }
 
+struct smf_bag *smi_stacks_limbo(shmalloc_heap *heap, const struct smf_thread *slot)
+{
+    uint64_t ref = smi_stacks_limbo_ref(heap, slot);
+    const struct smf_page *d = ref % SMF_PAGE == 0 && ref != 0 ? smi_page(heap, ref >> SMF_PAGE_SHIFT) : NULL;
+    return d && SMI_LOAD(&d->kind) == SMF_PAGE_META && SMI_LOAD(&d->page_count) == SMF_LIMBO_PAGES &&
+                   SMI_LOAD(&d->tag) == SMF_PURPOSE_LIMBO && smi_in_heap(heap, ref, SMF_LIMBO_PAGES * SMF_PAGE)
+               ? smi_at(heap, ref)
+               : NULL;
+}
+
 int smi_stacks_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
 {
     SMI_ASSERT(smi_lock_is_ours(heap, SMF_LOCK_RECOVER));
@@ -353,20 +364,22 @@ int smi_stacks_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32
     return give_large(heap, slot, index, outcome.large);
 }
 
-static int named_by_a_stack(const struct smf_thread *slot, uint64_t ref)
+static int is_named(const shmalloc_heap *heap, const struct smf_thread *slot, uint64_t ref)
 {
+    if (smi_stacks_limbo_ref(heap, slot) == ref)
+        return 1;
     for (uint32_t k = 0; k < SMF_CLASSES; k++)
         if ((slot->stacks[k] & SMF_STACK_PAGES) && span_of(slot->stacks[k]) == ref)
             return 1;
     return 0;
 }
 
-static int resolve_spares(shmalloc_heap *heap, struct smf_thread *slot)
+int smi_stacks_resolve_spares(shmalloc_heap *heap, struct smf_thread *slot)
 {
     int rc = 0;
     for (int i = 0; i < 2 && rc == 0; i++) {
         uint64_t ref = slot->spare[i];
-        if (ref != 0 && named_by_a_stack(slot, ref))
+        if (ref != 0 && is_named(heap, slot, ref))
             SMI_STORE(&slot->spare[i], 0);
         else if (ref != 0)
             rc = smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[i],
@@ -379,7 +392,7 @@ static int resolve_spares(shmalloc_heap *heap, struct smf_thread *slot)
 static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
 {
     uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base);
-    int before = resolve_spares(heap, slot); /* of an exchange whose old span could not be given back */
+    int before = smi_stacks_resolve_spares(heap, slot); /* of an exchange whose old span could not be given back */
     if (before < 0)
         return before;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
@@ -389,7 +402,7 @@ static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
         SMI_STORE(&slot->spare[0], span_of(slot->stacks[k]));
         SMI_STORE((uint64_t *)(void *)((uint8_t *)slot + offset), 0);
         SMI_STORE(&slot->stacks[k], slot_ref + offset);
-        int rc = resolve_spares(heap, slot);
+        int rc = smi_stacks_resolve_spares(heap, slot);
         if (rc < 0)
             return rc;
     }
@@ -458,7 +471,7 @@ int smi_stacks_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t in
     if (rc == 0 && !heap->is_older) /* an older heap has an array there */
         rc = smi_kept_release(heap, slot, index);
     if (rc == 0)
-        rc = resolve_spares(heap, slot);
+        rc = smi_stacks_resolve_spares(heap, slot);
     if (rc == 0)
         rc = drain(heap, slot, most);
     if (rc == SHMALLOC_EDOUBLEFREE) /* counted; the program that did it is gone */

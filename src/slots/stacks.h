@@ -43,6 +43,18 @@ int smi_stacks_trim(struct smi_thread *t);
  * in have been passed; RECOVER is held. */
 int smi_stacks_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index);
 
+/* The bags of a thread slot; NULL: it names none, or what cannot be one. */
+struct smf_bag *smi_stacks_limbo(shmalloc_heap *heap, const struct smf_thread *slot);
+
+/* The ref of its limbo, whatever it is; an older heap has an array there. */
+static inline uint64_t smi_stacks_limbo_ref(const shmalloc_heap *heap, const struct smf_thread *slot)
+{
+    return heap->is_older ? 0 : SMI_LOAD(&slot->limbo);
+}
+
+/* Of the spans that `spare` names, those that no bin or limbo names go back. */
+int smi_stacks_resolve_spares(shmalloc_heap *heap, struct smf_thread *slot);
+
 /* Of a thread that is gone: resolve the link record and free what it was building. RECOVER held. */
 int smi_stacks_resolve(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index);
 

@@ -740,6 +740,60 @@ static uint64_t spare_in_user_memory(struct image *m)
     return image_ref(m, &thread->spare[1]);
 }
 
+static struct smf_bag *bags_of(struct image *m)
+{
+    return (void *)(m->bytes + image_thread_slot(m, 0)->limbo);
+}
+
+static uint64_t limbo_in_user_memory(struct image *m)
+{
+    struct smf_thread *thread = image_thread_slot(m, 0);
+    thread->limbo = image_page_ref(image_find(m, 1, is_large));
+    return image_ref(m, &thread->limbo);
+}
+
+static uint64_t limbo_with_a_gap(struct image *m)
+{
+    bags_of(m)->refs[1] = 0;
+    return image_ref(m, &image_thread_slot(m, 0)->limbo);
+}
+
+static uint64_t stamp_of_the_future(struct image *m)
+{
+    bags_of(m)[1].stamp = image_state(m)->epoch + 1;
+    return image_ref(m, &image_thread_slot(m, 0)->limbo);
+}
+
+static uint64_t section_of_the_future(struct image *m)
+{
+    struct smf_thread *thread = image_thread_slot(m, 0);
+    thread->section_epoch = image_state(m)->epoch + 1;
+    return image_ref(m, &thread->section_epoch);
+}
+
+static uint64_t ousted_for_ever(struct image *m)
+{
+    struct smf_thread *thread = image_thread_slot(m, 0);
+    thread->ousted = image_state(m)->epoch;
+    return image_ref(m, &thread->section_epoch);
+}
+
+static uint64_t epoch_of_no_section(struct image *m)
+{
+    image_state(m)->epoch = 0;
+    return image_ref(m, &image_state(m)->epoch);
+}
+
+static uint64_t retired_free_slot(struct image *m)
+{
+    return bags_of(m)->refs[0] = image_page_ref(image_find(m, 1, is_free_span));
+}
+
+static uint64_t retired_inside_block(struct image *m)
+{
+    return bags_of(m)->refs[0] += 16;
+}
+
 static uint64_t thread_slot_twice(struct image *m)
 {
     image_threads(m)[5] = image_threads(m)[0];
@@ -1033,6 +1087,14 @@ static const struct damage {
     DAMAGE("K1", KILLED, mark_without_entry),
     DAMAGE("K1", KILLED, mark_of_another_entry),
     DAMAGE("K1", KILLED, mark_that_is_none),
+    DAMAGE("B1", KILLED, limbo_in_user_memory),
+    DAMAGE("B1", KILLED, limbo_with_a_gap),
+    DAMAGE("B1", KILLED, stamp_of_the_future),
+    DAMAGE("B2", KILLED, retired_free_slot),
+    DAMAGE("B2", KILLED, retired_inside_block),
+    DAMAGE("B3", KILLED, section_of_the_future),
+    DAMAGE("B3", KILLED, ousted_for_ever),
+    DAMAGE("B3", KILLED, epoch_of_no_section),
     DAMAGE("R1", KILLED, bucket_into_nowhere),
     DAMAGE("R1", KILLED, chain_in_ring),
     DAMAGE("R1", KILLED, root_in_wrong_bucket),

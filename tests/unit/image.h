@@ -36,7 +36,7 @@ struct image_order {
     enum image_end end;
 };
 
-enum { IMAGE_SMALL = 3000, IMAGE_LARGE = 6, IMAGE_ROOTS = 300 };
+enum { IMAGE_SMALL = 3000, IMAGE_LARGE = 6, IMAGE_ROOTS = 300, IMAGE_RETIRED = 6 };
 
 /* `count` blocks of which every other one is freed again. */
 static inline void image_fill(shmalloc_heap *heap, int count, size_t size)
@@ -80,6 +80,11 @@ static inline int image_child(void *arg)
     for (uint16_t i = 1; i < 20; i++) {
         shmalloc_ref ref;
         must_work(shmalloc_ref_alloc_tagged(heap, 500, i, &ref));
+    }
+    for (int i = 0; i < IMAGE_RETIRED; i++) { /* a bag that takes */
+        shmalloc_ref ref;
+        must_work(i % 2 ? shmalloc_ref_alloc(heap, 64, &ref) : shmalloc_ref_alloc_tagged(heap, 500, 77, &ref));
+        must_work(shmalloc_retire(heap, &ref));
     }
     for (int i = 0; i < IMAGE_ROOTS; i++) {
         char name[32];

@@ -184,7 +184,7 @@ Test(layout, newer_read_only_features_allow_reading)
     seal();
     cr_assert_eq(validate(0), SHMALLOC_EVERSION);
     cr_assert_eq(validate(1), 0, "%s", shmalloc_errmsg());
-    state.features = 1; /* these forbid both */
+    state.features = 1ull << 62; /* these forbid both */
     cr_assert_eq(validate(1), SHMALLOC_EVERSION);
 }
 

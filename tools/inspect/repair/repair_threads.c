@@ -98,6 +98,8 @@ static int is_at_rest(struct smi_repair *r, uint64_t ref, const struct smf_threa
         if (smi_view_read_stack(&r->view, ref, thread, k, &stack) || stack.count || stack.pages)
             return 0;
     }
+    if (!smi_format_is_older(&r->view.header) && (thread->limbo || thread->section_epoch))
+        return 0;
     return !thread->link.op && !thread->scratch && !thread->building && !thread->spare[0] && !thread->spare[1] &&
            !smi_view_keeps_any(&r->view, thread);
 }
@@ -121,6 +123,8 @@ static void mend_owner(struct smi_repair *r, uint32_t i, uint64_t ref, const str
             smi_repair_put(r, SMI_TRUTHS, ref + words[w], 0);
         for (unsigned w = 0; w < SMF_SPANS; w++)
             smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, spans) + 8ull * w, 0);
+        smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, limbo), 0);
+        smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, section_epoch), 0);
         return;
     }
     /* what a process leaves is looked for while its entry is in use */
@@ -195,6 +199,42 @@ static void mend_stack(struct naming *n, uint32_t i, uint32_t k, uint64_t ref, c
     }
 }
 
+/* What it retired waits for whoever adopts it. */
+static void mend_limbo(struct naming *n, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+{
+    const struct smi_piece *piece = span_at(n->r, thread->limbo, SMF_LIMBO_PAGES);
+    if (thread->limbo == 0)
+        return;
+    if (piece && *namer(n, piece) == 0) {
+        *namer(n, piece) = i + 1;
+        return;
+    }
+    smi_repair_say(n->r, "B1", ref + offsetof(struct smf_thread, limbo),
+                   "thread slot %u has no limbo: %#llx is %s; what it had retired stays allocated", i,
+                   (unsigned long long)thread->limbo, piece ? "another's" : "none");
+    smi_repair_put(n->r, SMI_TRUTHS, ref + offsetof(struct smf_thread, limbo), 0);
+}
+
+/* All sections are over, because nobody is attached. */
+static void mend_section(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+{
+    const uint64_t epoch = smi_repair_word(r, SMF_STATE_OFFSET + offsetof(struct smf_state, epoch));
+    if (thread->section_epoch <= epoch && thread->ousted < epoch)
+        return;
+    smi_repair_say(r, "B3", ref + offsetof(struct smf_thread, section_epoch), "thread slot %u is in no read section", i);
+    smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, section_epoch), 0);
+    smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, ousted), 0);
+}
+
+static void mend_epoch(struct smi_repair *r)
+{
+    const uint64_t at = SMF_STATE_OFFSET + offsetof(struct smf_state, epoch);
+    if (smi_repair_word(r, at) - 1 < SMF_EPOCH_MOST)
+        return;
+    smi_repair_say(r, "B3", at, "the epoch of read sections is 1 again");
+    smi_repair_put(r, SMI_TRUTHS, at, 1);
+}
+
 /* Spares that nothing names are given back at adoption: they must be spans of the library, and this slot's. */
 static void mend_spares(struct naming *n, uint32_t i, uint64_t ref, const struct smf_thread *thread)
 {
@@ -222,8 +262,11 @@ static void mend_purposes(struct naming *n)
         const struct smf_page *d = smi_view_page(&r->view, piece->page);
         if (piece->kind != SMF_PAGE_META || n->by[p] == 0 || n->by[p] == SPARE_ONLY || !d)
             continue;
-        uint16_t purpose = smi_repair_word(r, table_ref(r, n->by[p] - 1)) == smi_repair_ref(piece->page) ? SMF_PURPOSE_SLOT
-                                                                                                          : SMF_PURPOSE_ARRAY;
+        uint64_t slot, ref = smi_repair_ref(piece->page);
+        const struct smf_thread *thread = smi_view_thread(&r->view, n->by[p] - 1, &slot);
+        uint16_t purpose = slot == ref                      ? SMF_PURPOSE_SLOT
+                           : thread && thread->limbo == ref ? SMF_PURPOSE_LIMBO
+                                                            : SMF_PURPOSE_ARRAY;
         if (d->tag == purpose)
             continue;
         smi_repair_say(r, "T3", smi_repair_ref(piece->page), "the span of the library at page %u says what it is for",
@@ -258,6 +301,8 @@ void smi_mend_thread_table(struct smi_repair *r)
     for (uint32_t i = 0; i < SMF_THREADS; i++)
         mend_entry(&n, i);
     find_lost_slots(&n);
+    if (!smi_format_is_older(&r->view.header))
+        mend_epoch(r);
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
         const struct smf_thread *thread = smi_view_thread(&r->view, i, &ref);
         if (!thread)
@@ -265,6 +310,10 @@ void smi_mend_thread_table(struct smi_repair *r)
         mend_owner(r, i, ref, thread);
         for (uint32_t k = 0; k < SMF_CLASSES; k++)
             mend_stack(&n, i, k, ref, thread);
+        if (!smi_format_is_older(&r->view.header)) {
+            mend_section(r, i, ref, thread);
+            mend_limbo(&n, i, ref, thread);
+        }
     }
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
         const struct smf_thread *thread = smi_view_thread(&r->view, i, &ref);
@@ -318,11 +367,68 @@ static void drop_impossible(struct smi_repair *r, uint32_t i, uint64_t ref, cons
     }
 }
 
+/* Take word `e` of `count` out of the bag at `bag`. */
+static void drop_retired(struct smi_repair *r, uint64_t bag, uint64_t e, uint64_t count)
+{
+    const uint64_t refs = bag + offsetof(struct smf_bag, refs);
+    for (; e + 1 < count; e++) /* kill here: one is there twice, of which one goes */
+        smi_repair_put(r, SMI_TRUTHS, refs + 8 * e, smi_repair_word(r, refs + 8 * (e + 1)));
+    smi_repair_put(r, SMI_TRUTHS, refs + 8 * e, 0);
+}
+
+static int may_be_retired(struct smi_repair *r, uint64_t ref)
+{
+    uint32_t slab, index;
+    const struct smi_piece *piece = smi_repair_piece(r, ref >> SMF_PAGE_SHIFT);
+    if (smi_view_slot(&r->view, ref, &slab, &index) == 0)
+        return smi_view_page(&r->view, slab)->arena < r->view.header.arena_count;
+    return piece && piece->kind == SMF_PAGE_LARGE && smi_repair_ref(piece->page) == ref;
+}
+
+/* A bag ends at its first 0; what is no block leaves it. */
+static void mend_bags(struct smi_repair *r, uint32_t i, const struct smf_thread *thread)
+{
+    const struct smf_bag *bags = smi_view_limbo(&r->view, thread);
+    uint64_t epoch = smi_repair_word(r, SMF_STATE_OFFSET + offsetof(struct smf_state, epoch));
+    for (uint32_t b = 0; bags && b < SMF_LIMBO_PAGES; b++) {
+        uint64_t bag = thread->limbo + b * SMF_PAGE, count = smi_bag_count(&bags[b]), dropped = 0;
+        const uint64_t *words = bags[b].refs;
+        for (uint64_t e = count; e < SMF_BAG; e++) {
+            if (words[e] == 0)
+                continue;
+            smi_repair_put(r, SMI_TRUTHS, bag + offsetof(struct smf_bag, refs) + 8 * e, 0);
+            dropped++;
+        }
+        for (uint64_t e = count; e-- > 0;) {
+            if (may_be_retired(r, words[e]))
+                continue;
+            drop_retired(r, bag, e, count--);
+            dropped++;
+        }
+        if (dropped)
+            smi_repair_say(r, "B2", bag, "bag %u of thread slot %u drops %llu words that are no retired blocks", b, i,
+                           (unsigned long long)dropped);
+        if (bags[b].stamp > epoch)
+            smi_repair_put(r, SMI_TRUTHS, bag + offsetof(struct smf_bag, stamp), epoch);
+    }
+}
+
 void smi_repair_drop_cached(struct smi_repair *r, const struct smi_cached *c)
 {
     uint64_t ref;
     struct smi_view_stack stack;
     const struct smf_thread *thread = smi_view_thread(&r->view, c->thread, &ref);
+    const struct smf_bag *bags = c->is_retired && thread ? smi_view_limbo(&r->view, thread) : NULL;
+    for (uint64_t b = 0, count; bags && b < SMF_LIMBO_PAGES; b++) {
+        count = smi_bag_count(&bags[b]);
+        for (uint64_t e = count; e-- > 0;)
+            if (bags[b].refs[e] == c->ref) {
+                drop_retired(r, thread->limbo + b * SMF_PAGE, e, count);
+                return;
+            }
+    }
+    if (c->is_retired)
+        return;
     if (!thread || smi_view_read_stack(&r->view, ref, thread, c->size_class, &stack))
         return;
     for (uint32_t e = stack.count; e-- > 0;)
@@ -388,6 +494,7 @@ void smi_mend_stacks(struct smi_repair *r)
         if (!thread || !thread->owner)
             continue;
         drop_impossible(r, i, ref, thread);
+        mend_bags(r, i, thread);
         mend_built(r, i, ref + offsetof(struct smf_thread, scratch));
         mend_built(r, i, ref + offsetof(struct smf_thread, building));
     }
