@@ -169,6 +169,36 @@ int (shmalloc_ref_alloc_zeroed)(shmalloc_heap *heap, size_t size, shmalloc_ref *
     return alloc(heap, &(struct smi_request){.size = size, .zero = 1}, out);
 }
 
+/* Release: who finds the ref, by whatever way, finds the contents too. */
+static LONG_WAY int dup_long(shmalloc_heap *heap, const void *bytes, size_t len, shmalloc_ref *out)
+{
+    uint64_t ref;
+    const void *contents = len > 0 ? bytes : NULL;
+    int in_heap = !bytes && len > 0 ? smi_error(-EINVAL, "%s: no bytes to copy %zu of", heap->path, len)
+                                    : destination(heap, out);
+    if (in_heap < 0)
+        return in_heap;
+    int rc = take_long(heap, &(struct smi_request){.size = len, .contents = contents}, in_heap ? out : NULL, &ref);
+    if (rc == 0 && !in_heap)
+        smi_link_store(out, ref);
+    return rc;
+}
+
+int (shmalloc_ref_dup)(shmalloc_heap *heap, const void *bytes, size_t len, shmalloc_ref *out)
+{
+    struct smi_thread *t = smi_current;
+    struct smi_top *top = smi_top_to_fill(heap, t, len);
+    uint64_t at = (uint64_t)((uintptr_t)out - (uintptr_t)t->base);
+    if (SMI_UNLIKELY(!top || !out || !bytes || (at < t->reserved && !smi_can_link(t, at))))
+        return dup_long(heap, bytes, len, out);
+    memcpy(t->base + top->ref, bytes, len); /* the slot still is the stack's */
+    if (at < t->reserved)
+        smi_link_pop(t, out, top);
+    else
+        smi_link_store(out, smi_pop_word(top));
+    return 0;
+}
+
 static int bad_alignment(const shmalloc_heap *heap, size_t alignment)
 {
     uint64_t most = heap->is_private ? SMI_PRIVATE_ALIGNMENT : SMI_MAX_ALIGNMENT;

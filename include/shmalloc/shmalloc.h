@@ -411,6 +411,18 @@ int shmalloc_ref_alloc_aligned(shmalloc_heap *heap, size_t alignment, size_t siz
 SHMALLOC_API SHMALLOC_USE_RESULT
 int shmalloc_ref_alloc_tagged(shmalloc_heap *heap, size_t size, uint16_t tag, shmalloc_ref *out);
 
+/**
+ * shmalloc_ref_alloc() of a block that holds a copy of `len` bytes. It is allocated, filled, then
+ * linked: who finds the ref in `*out`, also after a kill, finds the bytes. So a structure is made
+ * ready in a variable, and one call puts it into the heap.
+ *
+ * @param bytes  What is copied, from anywhere; NULL only with a `len` of 0, else -EINVAL. It must not
+ *               change meanwhile.
+ * @param out    As of shmalloc_ref_alloc(). What it held before is replaced, not freed.
+ */
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_ref_dup(shmalloc_heap *heap, const void *bytes, size_t len, shmalloc_ref *out);
+
 /** The tag of a block, 0 when it has none or is not a block (in the words of shmalloc_ref_free()). */
 SHMALLOC_API uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref);
 
@@ -518,6 +530,49 @@ SHMALLOC_API SHMALLOC_USE_RESULT
 int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t type, size_t size,
                                 int (*init)(shmalloc_heap *heap, void *block, void *arg), void *arg,
                                 shmalloc_ref *out);
+
+/* ---- who lives ---------------------------------------------------------------------------------- */
+/* For protocols of the program's own: what a thread claims, it marks with its id, and who finds the
+ * mark of a dead one clears up. A shmalloc_mutex does this by itself. */
+
+/**
+ * The id of the calling thread's attachment to the heap, which begins with its first call that
+ * changes the heap (this may be it) and ends with the thread, its process, or shmalloc_close().
+ *
+ * No other attachment ever gets the same id; a thread that comes back after a close, and a forked
+ * child, have others. In a copy that a fork makes of a private heap the ids are the copy's. Only
+ * after power loss, or a restore of an older copy, can ids be given again that were given before.
+ *
+ * @return the id, never 0; or 0 with shmalloc_errmsg(), for the reasons of shmalloc_ref_alloc(), and in
+ *         a private heap for threads beyond 1,023.
+ *
+ * Threads: any. Cost: a comparison, but for the thread's first call.
+ */
+SHMALLOC_API SHMALLOC_USE_RESULT
+uint64_t shmalloc_self(shmalloc_heap *heap);
+
+/**
+ * Does the attachment `id` still exist? Nothing is timed, and a process that is stopped is alive.
+ *
+ * 0 is final: the thread will store nothing more to the heap under that id, and all that it stored is
+ * visible. 1 is of the moment of the call, and may come for one that has just died: while somebody
+ * brings back what the dead process held; for a thread that ended without its destructors (a raw
+ * exit system call), until its process makes calls again; in a poisoned heap for threads that
+ * ended, until their process ends.
+ *
+ * @param id  Of shmalloc_self() in any process. For 0, and what nobody was ever given, the answer
+ *            is 0.
+ * @return 1, 0, or a negative code when it cannot be told, which is no death:
+ *   SHMALLOC_EFILESYSTEM  the file system does not tell (SHMALLOC_ANY_FILE_SYSTEM, or a reader)
+ *   SHMALLOC_EADDRESS     the heap has become longer than this process has addresses for
+ *   -EBADF and others     the file's locks cannot be looked at
+ *   SHMALLOC_ECORRUPT, _ECLOSED
+ *
+ * Threads and processes: any, also a reader, and a forked child before its first call.
+ * Cost: a system call for threads of other processes.
+ */
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_is_alive(const shmalloc_heap *heap, uint64_t id);
 
 /* ---- mutex -------------------------------------------------------------------------------------- */
 
@@ -810,6 +865,8 @@ int shmalloc_check(const shmalloc_heap *heap);
     shmalloc_ref_alloc_aligned(heap, alignment, size, SHMALLOC_ADDRESS_OF_REF(out))
 #define shmalloc_ref_alloc_tagged(heap, size, tag, out) \
     shmalloc_ref_alloc_tagged(heap, size, tag, SHMALLOC_ADDRESS_OF_REF(out))
+#define shmalloc_ref_dup(heap, bytes, len, out) \
+    shmalloc_ref_dup(heap, bytes, len, SHMALLOC_ADDRESS_OF_REF(out))
 #define shmalloc_ref_realloc(heap, ref, size) \
     shmalloc_ref_realloc(heap, SHMALLOC_ADDRESS_OF_REF(ref), size)
 #define shmalloc_ref_free(heap, ref) shmalloc_ref_free(heap, SHMALLOC_ADDRESS_OF_REF(ref))

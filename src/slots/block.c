@@ -6,7 +6,7 @@
  * Small blocks: the slot on top of the stack, which is closed meanwhile, is prepared while it still is the stack's
  * (zeroed, tagged, marked), then counted out; with a destination the link record makes the store and the count one step.
  * Large blocks: one that the thread keeps, else the page heap's operation stores the destination itself. A large block
- * that must be filled before anybody sees it (zeroed, or a realloc's copy) or that was kept is named by the thread's
+ * that must be filled before anybody sees it (zeroed, or a copy) or that was kept is named by the thread's
  * `scratch` meanwhile.
  */
 #include "slots/block.h"
@@ -32,6 +32,15 @@ static int add_side(shmalloc_heap *heap, const struct smi_slot *slot)
     return rc;
 }
 
+/* What the block at `ref` must hold before somebody can know of it. `is_zero`: its bytes are. */
+static void fill_block(const shmalloc_heap *heap, const struct smi_request *request, uint64_t ref, int is_zero)
+{
+    if (request->contents)
+        memcpy(smi_at(heap, ref), request->contents, request->size);
+    else if (request->zero && !is_zero)
+        memset(smi_at(heap, ref), 0, request->size);
+}
+
 static int prepare_slot(struct smi_thread *t, const struct smi_request *request, uint64_t ref,
                         const struct smi_slot *slot)
 {
@@ -46,8 +55,7 @@ static int prepare_slot(struct smi_thread *t, const struct smi_request *request,
     uint64_t *bits = smi_slot_user_bits(heap, slot);
     if (bits)
         __atomic_fetch_or(bits, 1ull << (slot->index % 64), __ATOMIC_RELAXED);
-    if (request->zero)
-        memset(smi_at(heap, ref), 0, request->size);
+    fill_block(heap, request, ref, 0);
     return 0;
 }
 
@@ -88,8 +96,7 @@ static int take_pages(struct smi_thread *t, const struct smi_request *request, u
         return rc;
     *ref = (uint64_t)page << SMF_PAGE_SHIFT;
     t->slot->large++;
-    if (request->zero && !zero)
-        memset(smi_at(t->heap, *ref), 0, request->size);
+    fill_block(t->heap, request, *ref, zero);
     return 0;
 }
 
@@ -101,8 +108,7 @@ static int take_large(struct smi_thread *t, const struct smi_request *request, i
                : 0;
     if (*ref == 0)
         return take_pages(t, request, scratch ? &t->slot->scratch : NULL, ref);
-    if (request->zero)
-        memset(smi_at(t->heap, *ref), 0, request->size);
+    fill_block(t->heap, request, *ref, 0);
     return 0;
 }
 
@@ -135,7 +141,7 @@ int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint
     uint32_t k = class_for(request);
     if (k < SMF_CLASSES)
         return take_small(t, request, k, dest, ref);
-    if (dest && !request->zero && t->span_pages == 0) /* the page heap's operation stores it */
+    if (dest && !request->zero && !request->contents && t->span_pages == 0) /* the page heap's operation stores it */
         return take_pages(t, request, dest, ref);
     int rc = take_large(t, request, dest != NULL, ref);
     if (rc == 0 && dest)

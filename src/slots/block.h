@@ -11,6 +11,7 @@ struct smi_request {
     size_t size;
     size_t alignment; /* a power of two up to SMI_MAX_ALIGNMENT; 0 or up to 16 = the usual */
     int zero;
+    const void *contents; /* `size` bytes that the block gets before anybody can see it; NULL: none */
     uint16_t tag;
 };
 #define SMI_MAX_ALIGNMENT (1ull << 20) /* in files, whose mappings are 2 MiB-aligned */

@@ -27,6 +27,7 @@ int call_all(shmalloc_heap *heap, struct node *node, void *block, shmalloc_ref *
     rc += shmalloc_ref_alloc_aligned(heap, 64, 8, word++); /* is evaluated once */
     rc += shmalloc_ref_realloc(heap, word, 9);
     rc += shmalloc_ref_alloc_tagged(heap, 8, 7, rc ? &ref : refs);
+    rc += shmalloc_ref_dup(heap, node, sizeof(*node), &node->next);
 #ifdef WRONG
     rc += CALL(WRONG);
 #endif

@@ -12,6 +12,7 @@ shmalloc_ref_alloc(heap,8,x)
 shmalloc_ref_alloc_zeroed(heap,8,x)
 shmalloc_ref_alloc_aligned(heap,16,8,x)
 shmalloc_ref_alloc_tagged(heap,8,1,x)
+shmalloc_ref_dup(heap,node,8,x)
 shmalloc_ref_realloc(heap,x,8)
 shmalloc_ref_free(heap,x)'
 wrong='block

@@ -162,6 +162,51 @@ static void take_tagged_large(struct stage *s)
 {
     must_work(shmalloc_ref_alloc_tagged(s->heap, LARGE, 7, &s->world->word[8]));
 }
+static uint8_t original[LARGE];
+/* What word[8] names must be the pattern, whenever it names anything. */
+static void will_dup(struct stage *s, size_t size)
+{
+    pattern_fill(original, 0, size, 8);
+    s->world->valid[8] = size;
+}
+static void dup_dirty_small(struct stage *s) /* what is taken next has bytes that are none of the copy's */
+{
+    link_block(s, 8, SMALL);
+    memset(shmalloc_ptr(s->heap, s->world->word[8]), 0xaa, SMALL);
+    unlink_block(s, 8);
+    will_dup(s, SMALL);
+}
+static void dup_four_small(struct stage *s)
+{
+    four_small(s);
+    will_dup(s, SMALL);
+}
+static void dup_no_slab(struct stage *s)
+{
+    will_dup(s, SMALL);
+}
+static void dup_no_large(struct stage *s)
+{
+    will_dup(s, LARGE);
+}
+static void dup_small(struct stage *s)
+{
+    must_work(shmalloc_ref_dup(s->heap, original, SMALL, &s->world->word[8]));
+}
+static void dup_large(struct stage *s)
+{
+    must_work(shmalloc_ref_dup(s->heap, original, LARGE, &s->world->word[8]));
+}
+static void dup_outside(struct stage *s)
+{
+    shmalloc_ref mine = 0;
+    must_work(shmalloc_ref_dup(s->heap, original, SMALL, &mine));
+}
+static void link_before_filling(struct stage *s)
+{
+    link_block(s, 8, SMALL);
+    memcpy(shmalloc_ptr(s->heap, s->world->word[8]), original, SMALL);
+}
 static void grown_and_cut(struct stage *s) /* the next growth makes a chunk that was there before */
 {
     take_huge(s);
@@ -255,6 +300,11 @@ static void large_kept(struct stage *s)
     two_large(s);
     memset(shmalloc_ptr(s->heap, s->world->word[2]), 0xaa, LARGE);
     unlink_block(s, 2);
+}
+static void dup_large_kept(struct stage *s)
+{
+    large_kept(s);
+    will_dup(s, LARGE);
 }
 static void all_kept(struct stage *s) /* as many as a thread slot has entries for: the next one drives one out */
 {
@@ -619,6 +669,12 @@ const struct op ops[] = {
     {"alloc, first tag", 0, one_small, take_tagged},
     {"alloc, second tag", 0, one_tagged, take_tagged},
     {"alloc, large tagged", 0, one_small, take_tagged_large},
+    {"dup from the cache", 0, dup_dirty_small, dup_small},
+    {"dup, refill", 0, dup_four_small, dup_small},
+    {"dup, new slab", 0, dup_no_slab, dup_small},
+    {"dup, large", 0, dup_no_large, dup_large},
+    {"dup, large that was kept", 0, dup_large_kept, dup_large},
+    {"dup, not linked", 0, dup_dirty_small, dup_outside},
     {"malloc from the cache", 0, one_small, malloc_small},
     {"malloc, refill", 0, four_small, malloc_small},
     {"malloc, large", 0, nothing, malloc_large},
@@ -676,6 +732,7 @@ const struct op ops[] = {
     {"hardened: alloc from the cache", OP_HARDENED, one_small, take_small},
     {"hardened: alloc, refill", OP_HARDENED, four_small, take_small},
     {"hardened: malloc", OP_HARDENED, one_small, malloc_small},
+    {"hardened: dup", OP_HARDENED, dup_dirty_small, dup_small},
     {"hardened: free", OP_HARDENED, four_small, free_fourth},
     {"hardened: free, not linked", OP_HARDENED, one_kept, drop_block},
     {"hardened: free, flush and retire", OP_HARDENED, stack_at_share, free_first},
@@ -685,6 +742,8 @@ const struct op ops[] = {
     {"hardened: adopt", OP_HARDENED | OP_ORPHANS, somebody_died, adopt},
 };
 const unsigned op_count = sizeof(ops) / sizeof(ops[0]);
+
+const struct op early_dup = {"dup, linked before it is filled", 0, dup_dirty_small, link_before_filling};
 
 const struct op reopening = {"recovery", OP_STALE | OP_REPAIR, nothing, open_stale};
 

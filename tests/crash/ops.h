@@ -52,6 +52,9 @@ struct op {
 extern const struct op ops[];
 extern const unsigned op_count;
 
+/* Shows that a block which is named before it is filled is found out. */
+extern const struct op early_dup;
+
 /* The open of an image in whose heap everybody died. */
 extern const struct op reopening;
 

@@ -136,7 +136,7 @@ static void judge_image(const struct op *op, const struct smi_stepper *traced, s
             return;
     } else {
         image_write(&image, left_path);
-        if (planted && !image_plant(left_path, planted))
+        if (planted && planted < PLANTS && !image_plant(left_path, planted))
             return;
     }
     struct order orders[ORDERS_MAX];
@@ -449,6 +449,12 @@ static int run_planted(const char *wanted)
             printf("MISSED: nobody noticed %s\n", planted_names[planted]);
             missed = 1;
         }
+    }
+    planted = PLANTS; /* nothing in the image: the operation itself is wrong */
+    run(&early_dup, NULL, early_dup.name);
+    if (!now.failures) {
+        printf("MISSED: nobody noticed a block that is linked before it is filled\n");
+        missed = 1;
     }
     return missed;
 }

@@ -137,6 +137,7 @@ Test(alloc, null_out_is_refused)
     must_code(shmalloc_ref_alloc_zeroed(f.heap, 8, NULL), -EINVAL);
     must_code(shmalloc_ref_alloc_aligned(f.heap, 16, 8, NULL), -EINVAL);
     must_code(shmalloc_ref_alloc_tagged(f.heap, 8, 1, NULL), -EINVAL);
+    must_code(shmalloc_ref_dup(f.heap, "x", 1, NULL), -EINVAL);
     must_code(shmalloc_ref_free(f.heap, NULL), -EINVAL);
     must_code(shmalloc_ref_realloc(f.heap, NULL, 8), -EINVAL);
 }
@@ -539,4 +540,47 @@ Test(alloc, a_full_heap_says_so_and_goes_on_after_frees)
     cr_assert_gt(count[0], 95000, "%d blocks of 64 bytes in 8 MiB", count[0]);
     cr_assert_geq(count[1] + 600, count[0], "%d, then %d blocks", count[0], count[1]);
     must_work(shmalloc_close(small));
+}
+
+/* In the heap and outside; all ways that a block is found: fresh, cached, kept, and a realloc's neighbours. */
+Test(alloc, duplicates_hold_what_they_are_copies_of)
+{
+    static uint8_t bytes[300000];
+    const size_t sizes[] = {1, 7, 8, 9, 100, 1000, 65535, 65536, 65537, 100000, 300000};
+    shmalloc_ref table, outside[3] = {0};
+    must_work(shmalloc_ref_alloc_zeroed(f.heap, 3 * sizeof(shmalloc_ref), &table));
+    shmalloc_ref *inside = shmalloc_ptr(f.heap, table);
+    for (int round = 0; round < 3; round++)
+        for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+            for (int k = 0; k < 3; k++) {
+                pattern_fill(bytes, 0, sizes[i], i * 9 + (size_t)k);
+                must_work(shmalloc_ref_dup(f.heap, bytes, sizes[i], &inside[k]));
+                must_work(shmalloc_ref_dup(f.heap, shmalloc_ptr(f.heap, inside[k]), sizes[i], &outside[k]));
+            }
+            for (int k = 0; k < 3; k++) {
+                const void *copies[] = {shmalloc_ptr(f.heap, inside[k]), shmalloc_ptr(f.heap, outside[k])};
+                for (int c = 0; c < 2; c++) {
+                    cr_assert(shmalloc_usable_size(f.heap, copies[c]) >= sizes[i]);
+                    cr_assert_eq(pattern_check(copies[c], sizes[i], i * 9 + (size_t)k), sizes[i]);
+                }
+                memset(shmalloc_ptr(f.heap, inside[k]), 0xee, sizes[i]); /* for who gets it next */
+                must_work(shmalloc_ref_free(f.heap, &inside[k]));
+                must_work(shmalloc_ref_free(f.heap, &outside[k]));
+            }
+        }
+    must_work(shmalloc_ref_free(f.heap, &table));
+}
+
+Test(alloc, duplicates_of_nothing)
+{
+    shmalloc_ref ref = 77;
+    must_code(shmalloc_ref_dup(f.heap, NULL, 1, &ref), -EINVAL);
+    must_code(shmalloc_ref_dup(f.heap, NULL, 1 << 20, &ref), -EINVAL);
+    must_code(shmalloc_ref_dup(f.heap, "x", 1, (shmalloc_ref *)(void *)((char *)shmalloc_ptr(f.heap, 8) + 1)), -EINVAL);
+    cr_assert_eq(ref, 77);
+    must_work(shmalloc_ref_dup(f.heap, NULL, 0, &ref));
+    cr_assert(ref != 77 && shmalloc_usable_size(f.heap, shmalloc_ptr(f.heap, ref)) >= 1);
+    must_work(shmalloc_ref_free(f.heap, &ref));
+    must_work(shmalloc_ref_dup(f.heap, "x", 0, &ref));
+    must_work(shmalloc_ref_free(f.heap, &ref));
 }
