@@ -309,6 +309,21 @@ SHMALLOC_API int shmalloc_destroy(const char *path);
 SHMALLOC_API SHMALLOC_USE_RESULT
 int shmalloc_recover(const char *path);
 
+/**
+ * Give the heap another layout: the name (up to 63 bytes; NULL or "" for none) and version of the application's data
+ * that shmalloc_open() compares with its options. For a program that opened a heap without naming a layout, and
+ * converted what is in it.
+ *
+ * No other process may have the heap open, for it would go on with what the layout was: SHMALLOC_EBUSY. Those that open it
+ * with SHMALLOC_READ_ONLY take part in no lock and are not seen: they keep the handle they have. So do further handles of
+ * this process.
+ *
+ * @return 0; SHMALLOC_EBUSY; -EINVAL for a name that is too long; SHMALLOC_EREADONLY, _EPOISONED; what the system refused,
+ *         -EIO say: then the layout may be the new one, but not durable.
+ * Threads: any thread; waits for processes that attach or leave. Crash: crash-atomic. Durability: durable when it returns 0.
+ */
+SHMALLOC_API int shmalloc_set_layout(shmalloc_heap *heap, const char *name, uint64_t version);
+
 /** Raise the size the heap may grow to (bytes, rounded up to 1 MiB, at most 16 TiB).
  *  @return 0; -EINVAL when below the current maximum; SHMALLOC_EREADONLY. Visible; crash-atomic.
  *  Processes whose mapping is smaller get SHMALLOC_EADDRESS for blocks beyond it until they reopen. A mapping has

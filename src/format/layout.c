@@ -91,6 +91,18 @@ int smi_layout_awaits_checksum(const struct smf_header *header)
            header->checksum == smi_hash(&before, offsetof(struct smf_header, checksum));
 }
 
+int smi_layout_settle(struct smf_header *header, const struct smf_state *state)
+{
+    struct smf_header next = *header;
+    next.layout_version = state->next_layout_version;
+    memcpy(next.layout_name, state->next_layout_name, sizeof(next.layout_name));
+    next.checksum = state->next_checksum;
+    if (state->next_checksum == 0 || smi_hash(&next, offsetof(struct smf_header, checksum)) != next.checksum)
+        return 0;
+    *header = next;
+    return 1;
+}
+
 static int validate_identity(const struct smf_header *h, const char *path)
 {
     if (h->checksum != smi_hash(h, offsetof(struct smf_header, checksum)) && !smi_layout_awaits_checksum(h))

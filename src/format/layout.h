@@ -8,6 +8,7 @@
  * SMF_PAGE bytes; the kernel's are called OS pages.
  *
  *   byte 0        smf_header     identity: written at creation, has a checksum, changes only in a conversion
+ *                                and when it gets another layout (life/stamp.c)
  *   byte 4096     smf_state      the few words about the whole heap that do change
  *   byte 8192     runtime area   smf_runtime, smf_process[SMF_PROCESSES], smf_lock[]: meaningless
  *                                after a reboot or in a copy; the first attacher writes it anew
@@ -100,14 +101,14 @@ struct smf_header {
     uint32_t lock_count;         /* smf_lock records                                            [I] */
     uint64_t mode;               /* SMF_HEAP_* bits                                             [I] */
     uint64_t fixed_base;         /* address every process maps byte 0 at; 0 = wherever          [I] */
-    uint64_t layout_version;     /* of the application                                          [I] */
-    char layout_name[64];        /* of the application, NUL-terminated; "" = none               [I] */
+    uint64_t layout_version;     /* of the application                                   [A], stamp.c */
+    char layout_name[64];        /* of the application, NUL-terminated; "" = none        [A], stamp.c */
     struct smf_areas areas;      /*                                                             [I] */
     uint64_t created_at;         /* seconds since 1970                                          [I] */
     uint64_t commit_space;       /* segments may take, percent of the heap; 0 = no commits yet   [I] */
     uint64_t commit_segment;     /* bytes of a segment file; 0 = no commits yet                  [I] */
     char commit_dir[256];        /* where segments are, NUL-terminated; "" = no commits yet      [I] */
-    uint64_t checksum;           /* FNV-1a 64 of all bytes before it                  [I], convert.c */
+    uint64_t checksum;           /* FNV-1a 64 of all bytes before it         [I], convert.c, stamp.c */
 };
 _Static_assert(offsetof(struct smf_header, uuid) == 40, "src/README.md");
 _Static_assert(offsetof(struct smf_header, layout_name) == 120, "src/README.md");
@@ -155,7 +156,11 @@ struct smf_state {
     uint64_t structure_headers;  /* ref of the first smf_structure that is no structure now, 0 none: class lock
                                     of the library's arena that smi_central_put_aside() says        [C] */
     uint64_t orphans;            /* ref of the first limbo that nobody's thread slot names; 0 none [R] */
-    uint64_t spare[27];
+    uint64_t next_checksum; /* of the header when its layout has become the next two: whoever opens
+                               the heap does that (life/stamp.c); 0 = it has                     [A] */
+    uint64_t next_layout_version; /*                                                             [A] */
+    char next_layout_name[64];    /*                                                             [A] */
+    uint64_t spare[17];
 };
 #define SMF_NEVER UINT64_MAX
 #define SMF_RESHAPED (1ull << 20)
@@ -783,9 +788,13 @@ static inline int smi_format_is_older(const struct smf_header *header)
 /* Has a conversion stored the version, and not the checksum yet? */
 int smi_layout_awaits_checksum(const struct smf_header *header);
 
+/* Has a change of the layout begun that is not over? Then this private copy of the header gets the layout that it leads
+ * to, and 1 is returned. */
+int smi_layout_settle(struct smf_header *header, const struct smf_state *state);
+
 /*
  * Is this the identity of a heap that this library, here, can use, be it after a conversion? `header` is a
- * private copy of the first bytes of the file, `file_size` its length, `state` the copy of its state. Sets the
+ * private copy of the first bytes of the file, settled, `file_size` its length, `state` the copy of its state. Sets the
  * detail message and returns SHMALLOC_ENOTHEAP, _EVERSION, _EFOREIGN or _ECORRUPT.
  */
 int smi_layout_validate(const struct smf_header *header, const struct smf_state *state,

@@ -16,6 +16,7 @@
 #include "life/convert.h"
 #include "life/holes.h"
 #include "life/registry.h"
+#include "life/stamp.h"
 #include "pages/pages.h"
 #include "platform/os.h"
 
@@ -53,13 +54,22 @@ int smi_attach_cannot_look(const shmalloc_heap *heap, int rc)
     return smi_refused(rc, "%s: cannot look for locks on the file", heap->path);
 }
 
+/* Does somebody hold one of the bytes from entry `first` to before `end`? */
+static int is_any_held(shmalloc_heap *heap, uint32_t first, uint32_t end)
+{
+    int locked = first < end ? smi_os_is_locked(heap->fd, SMF_LOCK_BYTES + first, end - first) : 0;
+    return locked < 0 ? smi_attach_cannot_look(heap, locked) : locked;
+}
+
 int smi_others_alive(shmalloc_heap *heap)
 {
     int rc = smi_heap_descriptor(heap);
     if (rc < 0)
         return rc;
-    int locked = smi_os_is_locked(heap->fd, SMF_LOCK_BYTES, SMF_PROCESSES);
-    return locked < 0 ? smi_attach_cannot_look(heap, locked) : locked;
+    if (heap->process_index < 0)
+        return is_any_held(heap, 0, SMF_PROCESSES);
+    rc = is_any_held(heap, 0, (uint32_t)heap->process_index);
+    return rc != 0 ? rc : is_any_held(heap, (uint32_t)heap->process_index + 1, SMF_PROCESSES);
 }
 
 /* ---- whose file it is ---- */
@@ -265,6 +275,8 @@ static int first(shmalloc_heap *heap, int accept_unclean)
     int rc = accept_unclean ? 0 : smi_attach_unclean(heap);
     if (rc == 0)
         rc = take_identity(heap);
+    if (rc == 0)
+        rc = smi_stamp_finish(heap);
     if (rc == 0)
         rc = new_mutexes(heap);
     if (rc < 0)

@@ -60,7 +60,7 @@ static int check_layout(const struct smf_header *h, const shmalloc_options *o, c
         return 0;
     return smi_error(SHMALLOC_ELAYOUT,
                      "%s: holds layout \"%s\" version %llu, the program expects \"%s\" version %llu; run the "
-                     "program that made it, or convert it",
+                     "program that made it, or one that converts its data and then calls shmalloc_set_layout()",
                      path, h->layout_name, (unsigned long long)h->layout_version, o->layout,
                      (unsigned long long)o->layout_version);
 }
@@ -85,6 +85,7 @@ static int read_identity_once(int fd, const char *path, const shmalloc_options *
     memcpy(&out->header, bytes, sizeof(out->header));
     memcpy(&out->state, bytes + SMF_STATE_OFFSET, sizeof(out->state));
     memcpy(&out->runtime, bytes + SMF_RUNTIME_OFFSET, sizeof(out->runtime));
+    smi_layout_settle(&out->header, &out->state);
     int read_only = (o->flags & SHMALLOC_READ_ONLY) != 0;
     int rc = smi_layout_validate(&out->header, &out->state, out->file.size, read_only, path);
     if (rc == 0 && read_only && smi_format_is_older(&out->header))
@@ -168,7 +169,9 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
         smi_os_close(fd);
         if (o->flags & RECOVER_ONLY)
             return smi_error(SHMALLOC_EBUSY, "%s: this process has the heap open; close it first", path);
-        rc = check_layout(heap->header, o, path);
+        struct smf_header header = *heap->header;
+        smi_layout_settle(&header, heap->state);
+        rc = check_layout(&header, o, path);
         if (rc == 0) {
             heap->handles++;
             *out = heap;

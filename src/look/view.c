@@ -128,6 +128,7 @@ void smi_view_of_mapping(struct smi_view *view, const void *base, uint64_t file_
     view->file_size = file_size;
     memcpy(&view->header, base, sizeof(view->header));
     memcpy(&view->state, (const uint8_t *)base + SMF_STATE_OFFSET, sizeof(view->state));
+    smi_layout_settle(&view->header, &view->state);
 }
 
 /* The state and the length of the file as of one moment: a growing heap lengthens the file first, a
@@ -171,6 +172,7 @@ static int read_view_identity(struct smi_view *view)
     rc = n < 0 ? (int)n : read_state(view);
     if (rc < 0)
         return cannot_read(view, rc);
+    smi_layout_settle(&view->header, &view->state);
     return smi_layout_validate(&view->header, &view->state, view->file_size, 1, view->path);
 }
 

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "handle/handle.h"
 #include "look/check.h"
 #include "support.h"
 #include "look/view.h"
@@ -87,6 +88,7 @@ void judge_describe(shmalloc_heap *heap, const struct world *world, const struct
     shmalloc_stats stats = SHMALLOC_STATS_INIT;
     works(shmalloc_get_stats(heap, &stats));
     smi_say("maximum %llu\n", (unsigned long long)stats.max_size);
+    smi_say("layout \"%.64s\" version %llu\n", heap->header->layout_name, (unsigned long long)heap->header->layout_version);
 }
 
 static void describe_mutex(shmalloc_heap *heap, struct world *world)

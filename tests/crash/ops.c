@@ -451,6 +451,21 @@ static void raise_maximum(struct stage *s)
     must_work(shmalloc_set_max_size(s->heap, 1ull << 30));
 }
 
+/* Refused while others have the heap open. */
+static void set_layout(struct stage *s, const char *name, uint64_t version)
+{
+    int rc = shmalloc_set_layout(s->heap, name, version);
+    must(rc == 0 || rc == SHMALLOC_EBUSY, "set_layout: %d %s", rc, shmalloc_errmsg());
+}
+static void has_layout(struct stage *s)
+{
+    set_layout(s, "what was there before, also long", 3);
+}
+static void change_layout(struct stage *s)
+{
+    set_layout(s, "a name of more than one word", 7);
+}
+
 /* ---- roots ---- */
 
 static void root_set(struct stage *s)
@@ -712,6 +727,7 @@ const struct op ops[] = {
     {"trim", 0, much_to_trim, trim},
     {"trim, long stack", 0, deep_to_trim, trim},
     {"set_max_size", 0, nothing, raise_maximum},
+    {"set_layout", 0, has_layout, change_layout},
     {"root set, new", 0, one_small, root_set},
     {"root set, replace", 0, has_root, root_replace},
     {"root remove", 0, has_root, root_remove},

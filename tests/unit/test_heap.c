@@ -18,6 +18,7 @@
 
 #include "format/layout.h"
 #include "support.h"
+#include "view_check.h"
 
 static struct fixture f;
 
@@ -433,6 +434,124 @@ Test(heap, layout_name_and_version_must_match_when_given)
     must_code(open_layout("sentences", 3, &heap), SHMALLOC_ELAYOUT);
     must_code(open_layout("word", 3, &heap), SHMALLOC_ELAYOUT);
     must_code(open_layout("", 3, &heap), SHMALLOC_ELAYOUT);
+}
+
+/* 0, or why a program that expects this layout may not open the heap. */
+static int try_layout(const char *name, uint64_t version)
+{
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    shmalloc_heap *heap;
+    options.layout = name;
+    options.layout_version = version;
+    int rc = shmalloc_open(f.path, &options, &heap);
+    return rc < 0 ? rc : shmalloc_close(heap);
+}
+
+static int expects(const char *name, uint64_t version)
+{
+    return -try_layout(name, version) & 0xff;
+}
+
+struct expected {
+    const char *name;
+    uint64_t version;
+};
+
+static int expect_in_child(void *arg)
+{
+    const struct expected *expected = arg;
+    return expects(expected->name, expected->version);
+}
+
+static int set_in_child(void *arg)
+{
+    (void)arg;
+    shmalloc_heap *heap = fixture_join(&f);
+    must_code(shmalloc_set_layout(heap, "other", 1), SHMALLOC_EBUSY);
+    cr_assert_not_null(strstr(shmalloc_errmsg(), "\"data\" version 2"));
+    return shmalloc_close(heap) < 0;
+}
+
+Test(heap, a_layout_can_be_changed)
+{
+    char longest[65];
+    memset(longest, 'n', sizeof(longest));
+    longest[63] = 0;
+    f.heap = heap_create(f.path, 0); /* without one */
+    must_code(try_layout("data", 1), SHMALLOC_ELAYOUT);
+    must_work(shmalloc_set_layout(f.heap, "data", 1));
+    must_work(try_layout("data", 1)); /* another handle of this process */
+    must_work(shmalloc_set_layout(f.heap, "data", 2));
+    must_code(try_layout("data", 1), SHMALLOC_ELAYOUT);
+    struct expected new = {"data", 2}, old = {"data", 1};
+    cr_assert_eq(run_child(expect_in_child, &new), 0); /* others attach while it is open */
+    cr_assert_eq(run_child(expect_in_child, &old), -SHMALLOC_ELAYOUT & 0xff);
+    cr_assert_eq(run_child(set_in_child, NULL), 0);
+    longest[63] = 'n';
+    longest[64] = 0;
+    must_code(shmalloc_set_layout(f.heap, longest, 1), -EINVAL);
+    longest[63] = 0;
+    must_work(shmalloc_set_layout(f.heap, longest, UINT64_MAX));
+    must_be_sound(f.heap);
+    fixture_reopen(&f);
+    must_work(try_layout(longest, UINT64_MAX));
+    must_work(shmalloc_set_layout(f.heap, NULL, 0));
+    must_work(try_layout("", 0));
+    must_work(shmalloc_close(f.heap));
+    f.heap = NULL;
+    must_work(try_layout("", 0));
+    shmalloc_heap *reader;
+    must_work(open_with(f.path, SHMALLOC_READ_ONLY, &reader));
+    must_code(shmalloc_set_layout(reader, "data", 1), SHMALLOC_EREADONLY);
+    must_work(shmalloc_close(reader));
+}
+
+/* As a kill leaves it after the record was armed, with any part of the header stored: everybody sees the new layout. What
+ * is no whole record counts for nothing. (Each instruction of the call: tests/crash.) */
+Test(heap, a_change_of_the_layout_that_was_begun)
+{
+    f.heap = heap_create(f.path, 0);
+    must_work(shmalloc_set_layout(f.heap, "old data", 1));
+    must_work(shmalloc_close(f.heap));
+    f.heap = NULL;
+    for (int stored = 0; stored < 12; stored++) {
+        struct smf_header header, next;
+        struct smf_state state;
+        int fd = open(f.path, O_RDWR);
+        must(pread(fd, &header, sizeof(header), 0) == (ssize_t)sizeof(header) &&
+                 pread(fd, &state, sizeof(state), SMF_STATE_OFFSET) == (ssize_t)sizeof(state), "%s", f.path);
+        next = header;
+        snprintf(next.layout_name, sizeof(next.layout_name), "the new data %d", stored);
+        next.layout_version = 2;
+        state.next_checksum = next.checksum = smi_hash(&next, offsetof(struct smf_header, checksum));
+        state.next_layout_version = next.layout_version;
+        memcpy(state.next_layout_name, next.layout_name, sizeof(next.layout_name));
+        if (stored == 11) /* the record is not whole */
+            state.next_layout_name[0] = 'T';
+        else if (stored == 10) /* but for the disarming all is done */
+            header = next;
+        else
+            memcpy(&header.layout_version, &next.layout_version, (size_t)stored * 8);
+        must(pwrite(fd, &header, sizeof(header), 0) == (ssize_t)sizeof(header) &&
+                 pwrite(fd, &state, sizeof(state), SMF_STATE_OFFSET) == (ssize_t)sizeof(state), "%s", f.path);
+        close(fd);
+        must_be_sound_on_disk(f.path);
+        const char *name = stored == 11 ? header.layout_name : next.layout_name;
+        shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+        shmalloc_heap *reader;
+        options.flags = SHMALLOC_READ_ONLY;
+        options.layout = name;
+        options.layout_version = 2;
+        must_work(shmalloc_open(f.path, &options, &reader));
+        must_work(shmalloc_close(reader));
+        must_work(try_layout(name, 2));
+        fd = open(f.path, O_RDONLY);
+        must(pread(fd, &header, sizeof(header), 0) == (ssize_t)sizeof(header) &&
+                 pread(fd, &state, sizeof(state), SMF_STATE_OFFSET) == (ssize_t)sizeof(state), "%s", f.path);
+        close(fd);
+        cr_assert_eq(state.next_checksum, 0);
+        cr_assert_str_eq(header.layout_name, name);
+    }
 }
 
 #define BASE ((void *)0x200000000000)
