@@ -45,6 +45,11 @@
 #define LOOK_EVERY 1024      /* messages: one goes the long way, and looks for the dead */
 #define MOST_HELPS (1u << 20) /* beyond two laps: more in one call only a damaged queue needs */
 
+/* tests/structures/queue_kills.c plants faults, to show that it finds them. */
+#ifndef SMI_PLANTED
+#define SMI_PLANTED(fault) 0
+#endif
+
 /* What a shmalloc_queue is. */
 struct queue {
     struct smi_use use;
@@ -348,6 +353,8 @@ static int send_bytes(struct call *c, const void *data, size_t length)
     struct smf_cell *cell = cell_at(c->q, position);
     uint32_t flags = sender_cpu(cell);
     SMI_STORE(&cell->length, (uint32_t)length);
+    if (SMI_PLANTED(FULL_TOO_EARLY))
+        store_word(&cell->state, smi_cell_word(c->q->ring, position, SMF_CELL_FULL, 0));
     if (SMI_LIKELY(length <= SMF_CELL_INLINE)) {
         SMI_STORE(&cell->flags, flags);
         memcpy(cell->data, data, length);
@@ -483,7 +490,7 @@ static int mend_cell(struct call *c, struct smf_cell *cell, uint64_t position, u
     enum smf_cell_state state = smi_cell_state(word);
     if (state == SMF_CELL_FREE || state == SMF_CELL_FULL || is_alive(c->q->use.heap, smi_cell_who(word)))
         return 0;
-    if (state == SMF_CELL_READING)
+    if (state == SMF_CELL_READING && !SMI_PLANTED(REDELIVERY_LOST))
         return take_cell(c, cell, position, word, out);
     if (state == SMF_CELL_ACKED || state == SMF_CELL_WRITING)
         finish_for(c, cell, position, word);
@@ -605,6 +612,11 @@ static inline int ack(struct call *c, shmalloc_message *message)
     uint32_t flags = SMI_LOAD(&cell->flags);
     if (SMI_UNLIKELY(flags & SMF_CELL_BLOCK)) {
         store_word(&cell->state, smi_cell_word(c->q->ring, position, SMF_CELL_ACKED, my_name(c->t))); /* kill from here: anybody goes on */
+        if (SMI_PLANTED(FREED_TWICE)) {
+            static uint64_t before;
+            shmalloc_free(c->q->use.heap, smi_at(c->q->use.heap, before));
+            before = cell->ref;
+        }
         if (smi_part_give(c->t, &cell->ref) < 0)
             SMI_STORE(&cell->ref, 0);
     }
