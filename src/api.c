@@ -57,24 +57,24 @@ static void leave(const struct entry *entry)
     smi_os_cancel_restore(entry->cancel_state);
 }
 
-static int take_long(shmalloc_heap *heap, const struct smi_request *request, uint64_t *dest, uint64_t *ref)
+static int take_long(shmalloc_heap *heap, const struct smi_request *request, uint64_t *holder, uint64_t *ref)
 {
     struct entry entry;
     int rc = enter(heap, &entry);
     if (rc < 0)
         return rc;
-    rc = smi_block_take(entry.t, request, dest, ref);
+    rc = smi_block_take(entry.t, request, holder, ref);
     leave(&entry);
     return rc;
 }
 
-static int give_long(shmalloc_heap *heap, uint64_t ref, uint64_t *dest)
+static int give_long(shmalloc_heap *heap, uint64_t ref, uint64_t *holder)
 {
     struct entry entry;
     int rc = enter(heap, &entry);
     if (rc < 0)
         return rc;
-    rc = smi_block_free(entry.t, ref, dest);
+    rc = smi_block_free(entry.t, ref, holder);
     leave(&entry);
     return rc;
 }

@@ -36,7 +36,7 @@ struct shmalloc_heap {
      * attachment of each handle in this process, so a thread's context that carries another one belongs
      * to another heap or to the parent. 0: not attached (yet, or any more). */
     uint64_t epoch;
-    uint32_t gate;            /* 1: a thread of the child is in attach_child() */
+    uint32_t settling;        /* 1: a thread of the child is in smi_fork_attach() */
     uint32_t reopening;       /* 1: a thread is in smi_heap_descriptor(), making the descriptor anew */
     uint8_t wiped[4096 - sizeof(uint64_t) - 2 * sizeof(uint32_t)];
 
@@ -83,7 +83,7 @@ struct shmalloc_heap {
     struct smi_thread *contexts; /* of all threads of this process */
     unsigned context_count;      /* their number */
     unsigned arriving;           /* threads that make themselves a context, which is not counted yet */
-    unsigned settling;           /* private: a forked child's first call brings the copy to rest */
+    unsigned half_settled;       /* private: a forked child's first call brings the copy to rest */
     struct smi_thread *shared;   /* private: of those threads that have none of their own; NULL not made yet */
     pthread_mutex_t shared_lock; /* recursive; who uses `shared` holds it */
     struct shmalloc_heap *next;  /* in the process's list of heaps */

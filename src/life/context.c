@@ -234,7 +234,7 @@ static int claim_slot(shmalloc_heap *heap, uint32_t count, uint32_t *index, int 
                                .alignment = 1,
                                .kind = SMF_PAGE_META,
                                .tag = SMF_PURPOSE_SLOT,
-                               .name = &heap->threads[*index]};
+                               .holder = &heap->threads[*index]};
     uint32_t page;
     int zero, rc = smi_pages_take(heap, &request, &page, &zero);
     *untouched_slot = rc == 0 && zero && heap->is_private && *index == 0;

@@ -93,7 +93,7 @@ struct smi_thread *smi_fork_context(const shmalloc_heap *heap)
     struct smi_thread *t = context_in(smi_contexts, heap);
     if (!t && of_forker)
         t = context_in(*of_forker, heap);
-    int is_told = t || knows_forker || heap->settling || heap->context_count != 1;
+    int is_told = t || knows_forker || heap->half_settled || heap->context_count != 1;
     return is_told || heap->contexts->true_epoch == UINT64_MAX ? t : heap->contexts; /* _Fork() by the only thread */
 }
 
@@ -128,7 +128,7 @@ static int claim_as_child(shmalloc_heap *heap)
 
 int smi_fork_attach(shmalloc_heap *heap)
 {
-    while (__atomic_exchange_n(&heap->gate, 1, __ATOMIC_ACQUIRE) != 0)
+    while (__atomic_exchange_n(&heap->settling, 1, __ATOMIC_ACQUIRE) != 0)
         smi_os_sleep(100000);
     int rc = 0;
     if (__atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) == 0) {
@@ -142,7 +142,7 @@ int smi_fork_attach(shmalloc_heap *heap)
             rc = claim_as_child(heap);
         }
     }
-    __atomic_store_n(&heap->gate, 0, __ATOMIC_RELEASE);
+    __atomic_store_n(&heap->settling, 0, __ATOMIC_RELEASE);
     return rc;
 }
 

@@ -100,7 +100,7 @@ static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
  * rest, and the child is spared the look at all locks and thread slots, most of which it never touches. */
 static int forked_alone(const shmalloc_heap *heap, const struct smi_thread *mine)
 {
-    return SMI_LOAD(&heap->arriving) == 0 && !heap->settling && !heap->shared &&
+    return SMI_LOAD(&heap->arriving) == 0 && !heap->half_settled && !heap->shared &&
            heap->context_count == (mine ? 1 : 0);
 }
 
@@ -110,7 +110,7 @@ static int forked_alone(const shmalloc_heap *heap, const struct smi_thread *mine
  *   the thread that forked              is found by            what is done
  *   was alone in the heap               forked_alone()         nothing
  *   was one of several                  otherwise              the others' changes are undone, their slots released
- *   did so while a copy was settled     settling               the same; what else it had, nobody took
+ *   did so while a copy was settled     half_settled           the same; what else it had, nobody took
  *   forked in a handler, under a lock   any_held               nothing: its call goes on and must not be undone
  */
 int smi_private_settle(shmalloc_heap *heap)
@@ -119,7 +119,7 @@ int smi_private_settle(shmalloc_heap *heap)
     struct smi_thread *mine = smi_fork_context(heap);
     int rc = 0;
     if (!smi_lock_any_held() && !forked_alone(heap, mine)) {
-        SMI_STORE(&heap->settling, 1);
+        SMI_STORE(&heap->half_settled, 1);
         rc = repair_copy(heap);
         if (rc == 0)
             rc = release_others(heap, mine);
@@ -135,7 +135,7 @@ int smi_private_settle(shmalloc_heap *heap)
     smi_private_start(heap, epoch);
     heap->generation = ++heap->state->generation;
     heap->runtime->generation = heap->generation;
-    SMI_STORE(&heap->settling, 0);
+    SMI_STORE(&heap->half_settled, 0);
     return 0;
 }
 

@@ -667,8 +667,8 @@ static int cut(shmalloc_heap *heap, const struct smi_take *request, const struct
     set_kinds(&op, place->page, slab ? request->count : 1, first_word(request),
               slab ? 1u << SMF_WORD_INDEX_SHIFT : 0);
     smi_set(&op, &ph->free_pages, ph->free_pages - request->count);
-    if (request->name)
-        smi_set(&op, request->name, slab ? place->page : place->page << SMF_PAGE_SHIFT);
+    if (request->holder)
+        smi_set(&op, request->holder, slab ? place->page : place->page << SMF_PAGE_SHIFT);
     smi_op_commit(&op);
     ph->takes++;
     return 0;
@@ -729,7 +729,7 @@ static int no_block(const shmalloc_heap *heap, uint64_t page)
 }
 
 /* Give a span back, a large block only if its mark is `mark`. */
-static int give_span(shmalloc_heap *heap, uint64_t page, uint8_t kind, uint64_t mark, uint64_t *name, uint64_t *other)
+static int give_span(shmalloc_heap *heap, uint64_t page, uint8_t kind, uint64_t mark, uint64_t *holder, uint64_t *other)
 {
     SMI_ASSERT(smi_lock_is_ours(heap, smi_lock_of_pages(heap)));
     struct smf_page_heap *ph = heap->page_heap;
@@ -739,8 +739,8 @@ static int give_span(shmalloc_heap *heap, uint64_t page, uint8_t kind, uint64_t 
     struct smi_op op = begin_spans(heap);
     set_kinds(&op, page, kind == SMF_PAGE_SLAB ? count : 1, 0, 0);
     set_span(&op, page, 0, SMF_PAGE_NONE, 0, 0);
-    if (name)
-        smi_set(&op, name, 0);
+    if (holder)
+        smi_set(&op, holder, 0);
     if (other)
         smi_set(&op, other, 0);
     smi_set(&op, &ph->free_pages, ph->free_pages + count);
@@ -757,12 +757,12 @@ static int give_span(shmalloc_heap *heap, uint64_t page, uint8_t kind, uint64_t 
     return 0;
 }
 
-int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *name, uint64_t *other)
+int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *holder, uint64_t *other)
 {
     int rc = lock_all(heap);
     if (rc < 0)
         return rc;
-    rc = give_span(heap, page, kind, 0, name, other);
+    rc = give_span(heap, page, kind, 0, holder, other);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     return rc;
 }

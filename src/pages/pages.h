@@ -19,7 +19,7 @@ struct smi_take {
     uint8_t arena;        /* of a slab */
     uint16_t word_flags;  /* SMF_WORD_INTERNAL for slabs of the library */
     uint16_t tag;         /* of a large block; enum smf_purpose of a span of the library */
-    uint64_t *name;       /* word that receives the span's ref (slabs: its page number); may be NULL */
+    uint64_t *holder;       /* word that receives the span's ref (slabs: its page number); may be NULL */
 };
 
 /* Take a span with storage behind it; before it says that there is no room, blocks that threads keep give way, but for
@@ -33,7 +33,7 @@ int smi_pages_lack_room(int rc);
 /* Give a span of `kind` back and store 0 to each of the two words that is not NULL. Returns 0,
  * SHMALLOC_EDOUBLEFREE when no such span begins at `page`, or the large block there is not the program's,
  * SHMALLOC_ECORRUPT. */
-int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *name, uint64_t *other);
+int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *holder, uint64_t *other);
 
 /* Give back the large block that entry `i` of a thread slot's `spans` keeps, and clear the entry; one that keeps none is
  * cleared only. */

@@ -33,7 +33,7 @@ static int add_side(shmalloc_heap *heap, const struct smi_slot *slot)
 }
 
 /* What the block at `ref` must hold before somebody can know of it. `is_zero`: its bytes are. */
-static void fill_block(const shmalloc_heap *heap, const struct smi_request *request, uint64_t ref, int is_zero)
+static void make_as_asked(const shmalloc_heap *heap, const struct smi_request *request, uint64_t ref, int is_zero)
 {
     if (request->contents)
         memcpy(smi_at(heap, ref), request->contents, request->size);
@@ -55,7 +55,7 @@ static int prepare_slot(struct smi_thread *t, const struct smi_request *request,
     uint64_t *bits = smi_slot_user_bits(heap, slot);
     if (bits)
         __atomic_fetch_or(bits, 1ull << (slot->index % 64), __ATOMIC_RELAXED);
-    fill_block(heap, request, ref, 0);
+    make_as_asked(heap, request, ref, 0);
     return 0;
 }
 
@@ -81,26 +81,26 @@ static uint64_t pages_for(size_t size)
     return size / SMF_PAGE + (size % SMF_PAGE != 0);
 }
 
-/* A large block; the word `name`, if not NULL, names it from the instant it is taken. */
-static int take_pages(struct smi_thread *t, const struct smi_request *request, uint64_t *name, uint64_t *ref)
+/* A large block; the word `holder`, if not NULL, names it from the instant it is taken. */
+static int take_pages(struct smi_thread *t, const struct smi_request *request, uint64_t *holder, uint64_t *ref)
 {
     uint64_t alignment = request->alignment > SMF_PAGE ? request->alignment / SMF_PAGE : 1;
     struct smi_take take = {.count = pages_for(request->size ? request->size : 1),
                             .alignment = alignment,
                             .kind = SMF_PAGE_LARGE,
                             .tag = request->tag,
-                            .name = name};
+                            .holder = holder};
     uint32_t page;
     int zero, rc = smi_pages_take(t->heap, &take, &page, &zero);
     if (rc < 0)
         return rc;
     *ref = (uint64_t)page << SMF_PAGE_SHIFT;
     t->slot->large++;
-    fill_block(t->heap, request, *ref, zero);
+    make_as_asked(t->heap, request, *ref, zero);
     return 0;
 }
 
-/* A large block that `scratch` names, or, if there is no `dest`, nothing: the thread's own if it keeps a fitting one. */
+/* A large block that `scratch` names, or, if there is no `holder`, nothing: the thread's own if it keeps a fitting one. */
 static int take_large(struct smi_thread *t, const struct smi_request *request, int scratch, uint64_t *ref)
 {
     *ref = request->tag == 0 && request->alignment <= SMF_PAGE && request->size <= SMI_KEPT_MOST
@@ -108,7 +108,7 @@ static int take_large(struct smi_thread *t, const struct smi_request *request, i
                : 0;
     if (*ref == 0)
         return take_pages(t, request, scratch ? &t->slot->scratch : NULL, ref);
-    fill_block(t->heap, request, *ref, 0);
+    make_as_asked(t->heap, request, *ref, 0);
     return 0;
 }
 
@@ -122,13 +122,13 @@ static uint32_t class_for(const struct smi_request *request)
 
 static const struct smi_side none = {0, NULL};
 
-static int take_small(struct smi_thread *t, const struct smi_request *request, uint32_t k, uint64_t *dest, uint64_t *ref)
+static int take_small(struct smi_thread *t, const struct smi_request *request, uint32_t k, uint64_t *holder, uint64_t *ref)
 {
     struct smi_side fresh = none;
     smi_stacks_close(t, k);
     int rc = top_slot(t, request, k, &fresh);
-    if (rc == 0 && dest)
-        smi_link_take(t, dest, fresh, none);
+    if (rc == 0 && holder)
+        smi_link_take(t, holder, fresh, none);
     else if (rc == 0)
         SMI_STORE(&fresh.array[0], fresh.array[0] - 1);
     smi_stacks_open(t, k);
@@ -136,16 +136,16 @@ static int take_small(struct smi_thread *t, const struct smi_request *request, u
     return rc;
 }
 
-int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint64_t *dest, uint64_t *ref)
+int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint64_t *holder, uint64_t *ref)
 {
     uint32_t k = class_for(request);
     if (k < SMF_CLASSES)
-        return take_small(t, request, k, dest, ref);
-    if (dest && !request->zero && !request->contents && t->span_pages == 0) /* the page heap's operation stores it */
-        return take_pages(t, request, dest, ref);
-    int rc = take_large(t, request, dest != NULL, ref);
-    if (rc == 0 && dest)
-        smi_link_take(t, dest, (struct smi_side){*ref, NULL}, none);
+        return take_small(t, request, k, holder, ref);
+    if (holder && !request->zero && !request->contents && t->span_pages == 0) /* the page heap's operation stores it */
+        return take_pages(t, request, holder, ref);
+    int rc = take_large(t, request, holder != NULL, ref);
+    if (rc == 0 && holder)
+        smi_link_take(t, holder, (struct smi_side){*ref, NULL}, none);
     return rc;
 }
 
@@ -230,23 +230,23 @@ static int finish_give(struct smi_thread *t, uint64_t ref, const struct smi_slot
     return late ? SHMALLOC_EDOUBLEFREE : 0;
 }
 
-static int free_large(struct smi_thread *t, uint64_t ref, uint64_t *dest)
+static int free_large(struct smi_thread *t, uint64_t ref, uint64_t *holder)
 {
-    int rc = smi_kept_give(t, ref, dest, 1);
+    int rc = smi_kept_give(t, ref, holder, 1);
     return rc != 0 ? (rc < 0 ? rc : 0)
-                   : smi_pages_give(t->heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, dest, NULL);
+                   : smi_pages_give(t->heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, holder, NULL);
 }
 
 /* The stack of the slot's class is closed. */
-static int free_slot(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int is_used, uint64_t *dest)
+static int free_slot(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int is_used, uint64_t *holder)
 {
     int late = 0, rc = prepare_give(t, ref, slot, is_used, &late);
     if (rc < 0)
         return rc;
     const struct smi_stack *stack = smi_stack_of(t, slot->k);
     uint64_t *array = stack->array;
-    if (dest) {
-        smi_link_give(t, dest, (struct smi_side){ref, array});
+    if (holder) {
+        smi_link_give(t, holder, (struct smi_side){ref, array});
     } else {
         uint64_t count = SMI_LOAD(&array[0]);
         if (count >= stack->limit)
@@ -257,28 +257,28 @@ static int free_slot(struct smi_thread *t, uint64_t ref, const struct smi_slot *
     return finish_give(t, ref, slot, is_used, late);
 }
 
-static int free_block(struct smi_thread *t, uint64_t ref, int is_used, uint64_t *dest)
+static int free_block(struct smi_thread *t, uint64_t ref, int is_used, uint64_t *holder)
 {
     struct smi_slot slot;
     if (is_large(t->heap, ref))
-        return free_large(t, ref, dest);
+        return free_large(t, ref, holder);
     int rc = find_user_slot(t->heap, ref, &slot);
     if (rc < 0)
         return rc;
     smi_stacks_close(t, slot.k);
-    rc = free_slot(t, ref, &slot, is_used, dest);
+    rc = free_slot(t, ref, &slot, is_used, holder);
     smi_stacks_open(t, slot.k);
     return rc;
 }
 
-int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest)
+int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *holder)
 {
-    return free_block(t, ref, 1, dest);
+    return free_block(t, ref, 1, holder);
 }
 
-int smi_block_free_retired(struct smi_thread *t, uint64_t ref, uint64_t *dest)
+int smi_block_free_retired(struct smi_thread *t, uint64_t ref, uint64_t *holder)
 {
-    return free_block(t, ref, 0, dest);
+    return free_block(t, ref, 0, holder);
 }
 
 int smi_block_may_free(const struct smi_thread *t, uint64_t ref)
@@ -301,7 +301,7 @@ int smi_block_unuse(const shmalloc_heap *heap, uint64_t ref)
 /* Move to a new block with a destination that follows: one crash-atomic step. The stacks concerned are closed. The old
  * block's slot, NULL when it is a large one; the new one's class, or SMF_CLASSES. */
 static int move_closed(struct smi_thread *t, uint64_t *ref, const struct smi_slot *slot, uint32_t k, size_t old_size,
-                       size_t size, uint64_t *dest)
+                       size_t size, uint64_t *holder)
 {
     struct smi_request request = {.size = size};
     struct smi_side fresh = none, old = {*ref, NULL};
@@ -316,7 +316,7 @@ static int move_closed(struct smi_thread *t, uint64_t *ref, const struct smi_slo
         return rc;
     }
     memcpy(smi_at(t->heap, fresh.ref), smi_at(t->heap, *ref), old_size < size ? old_size : size);
-    smi_link_take(t, dest, fresh, old);
+    smi_link_take(t, holder, fresh, old);
     *ref = fresh.ref;
     if (slot)
         return finish_give(t, old.ref, slot, 1, late);
@@ -326,7 +326,7 @@ static int move_closed(struct smi_thread *t, uint64_t *ref, const struct smi_slo
     return rc;
 }
 
-static int move_linked(struct smi_thread *t, uint64_t *ref, size_t old_size, size_t size, uint64_t *dest)
+static int move_linked(struct smi_thread *t, uint64_t *ref, size_t old_size, size_t size, uint64_t *holder)
 {
     struct smi_slot slot;
     int large = is_large(t->heap, *ref), rc = large ? 0 : find_user_slot(t->heap, *ref, &slot);
@@ -337,7 +337,7 @@ static int move_linked(struct smi_thread *t, uint64_t *ref, size_t old_size, siz
         smi_stacks_close(t, k);
     if (old_k < SMF_CLASSES)
         smi_stacks_close(t, old_k);
-    rc = move_closed(t, ref, large ? NULL : &slot, k, old_size, size, dest);
+    rc = move_closed(t, ref, large ? NULL : &slot, k, old_size, size, holder);
     if (k < SMF_CLASSES)
         smi_stacks_open(t, k);
     if (old_k < SMF_CLASSES)
@@ -358,7 +358,7 @@ static int move_free(struct smi_thread *t, uint64_t *ref, size_t old_size, size_
     return rc;
 }
 
-int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t *dest)
+int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t *holder)
 {
     size_t old_size = smi_block_size(t->heap, *ref);
     if (is_free(t->heap, *ref))
@@ -372,7 +372,7 @@ int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t 
     } else if (smi_stays(old_size, size)) {
         return 0;
     }
-    return dest ? move_linked(t, ref, old_size, size, dest) : move_free(t, ref, old_size, size);
+    return holder ? move_linked(t, ref, old_size, size, holder) : move_free(t, ref, old_size, size);
 }
 
 /* ---- looking ---- */

@@ -16,11 +16,11 @@ struct smi_request {
 };
 #define SMI_MAX_ALIGNMENT (1ull << 20) /* in files, whose mappings are 2 MiB-aligned */
 
-/* Take a block. `dest`: a word in the heap that names it in the same crash-atomic step; or NULL. */
-int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint64_t *dest, uint64_t *ref);
+/* Take a block. `holder`: a word in the heap that names it in the same crash-atomic step; or NULL. */
+int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint64_t *holder, uint64_t *ref);
 
-/* Free the block `ref`; `dest`, if not NULL, becomes 0 in the same crash-atomic step. */
-int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *dest);
+/* Free the block `ref`; `holder`, if not NULL, becomes 0 in the same crash-atomic step. */
+int smi_block_free(struct smi_thread *t, uint64_t ref, uint64_t *holder);
 
 /* Could it be freed: 0, SHMALLOC_EBADREF or _EDOUBLEFREE. What nothing tells of a slot is not found out. */
 int smi_block_may_free(const struct smi_thread *t, uint64_t ref);
@@ -29,14 +29,14 @@ int smi_block_may_free(const struct smi_thread *t, uint64_t ref);
 int smi_block_unuse(const shmalloc_heap *heap, uint64_t ref);
 
 /* smi_block_free() of a block that is the user's no more. */
-int smi_block_free_retired(struct smi_thread *t, uint64_t ref, uint64_t *dest);
+int smi_block_free_retired(struct smi_thread *t, uint64_t ref, uint64_t *holder);
 
 /* A block that others are not to see yet: the slot on top of the stack of its class *k, where it stays, or, *k being
  * SMF_CLASSES, a large one that `scratch` names. */
 int smi_block_prepare(struct smi_thread *t, size_t size, uint32_t *k, uint64_t *ref);
 
-/* Change the size of the block *ref, which may move; `dest`, if not NULL, follows in the same step. */
-int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t *dest);
+/* Change the size of the block *ref, which may move; `holder`, if not NULL, follows in the same step. */
+int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t *holder);
 
 /* Usable bytes of the block at `ref`, 0 when there is none. */
 size_t smi_block_size(const shmalloc_heap *heap, uint64_t ref);

@@ -107,7 +107,7 @@ static int make_slab(shmalloc_heap *heap, uint32_t arena, uint32_t k)
         .size_class = (uint8_t)k,
         .arena = (uint8_t)arena,
         .word_flags = (uint16_t)((own ? SMF_WORD_INTERNAL : 0) | (side ? SMF_WORD_SIDE : 0)),
-        .name = &central->pending,
+        .holder = &central->pending,
     };
     uint32_t page;
     int rc = smi_pages_take(heap, &request, &page, &zero);
@@ -297,14 +297,14 @@ int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, struct s
     return got > 0 ? 0 : rc;
 }
 
-int smi_central_take_own(shmalloc_heap *heap, size_t size, uint64_t *name)
+int smi_central_take_own(shmalloc_heap *heap, size_t size, uint64_t *holder)
 {
     uint32_t arena = heap->arena_count, k = smi_class_of(size), lock = smi_lock_of_class(arena, k);
     int rc = smi_lock_acquire(heap, lock);
     if (rc < 0)
         return rc;
     struct smf_central *central = central_of(heap, arena, k);
-    int64_t page = *name == 0 ? some_slab(heap, arena, k, 1) : 0;
+    int64_t page = *holder == 0 ? some_slab(heap, arena, k, 1) : 0;
     if (page > 0) {
         uint64_t ref = 0;
         struct smi_op op = begin_class(heap, central);
@@ -317,7 +317,7 @@ int smi_central_take_own(shmalloc_heap *heap, size_t size, uint64_t *name)
         if (rc < 0) {
             abandon_class(&op, rc);
         } else {
-            smi_set(&op, name, ref);
+            smi_set(&op, holder, ref);
             smi_op_commit(&op);
         }
     } else {
@@ -459,7 +459,7 @@ int smi_central_flush(shmalloc_heap *heap, uint32_t k, struct smi_array stack, u
     return result;
 }
 
-int smi_central_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name, uint64_t *other)
+int smi_central_give(shmalloc_heap *heap, uint64_t ref, uint64_t *holder, uint64_t *other)
 {
     struct smi_slot slot;
     if (smi_slot_find(heap, ref, &slot) < 0)
@@ -469,7 +469,7 @@ int smi_central_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name, uint64_t
     if (rc < 0)
         return rc;
     struct smf_central *central = central_of(heap, slot.arena, slot.k);
-    if (name && *name != ref) { /* repair of the lock just undid the taking */
+    if (holder && *holder != ref) { /* repair of the lock just undid the taking */
         smi_lock_release(heap, lock);
         return 0;
     }
@@ -481,8 +481,8 @@ int smi_central_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name, uint64_t
     if (rc < 0) {
         abandon_class(&op, rc);
     } else {
-        if (name)
-            smi_set(&op, name, 0);
+        if (holder)
+            smi_set(&op, holder, 0);
         if (other)
             smi_set(&op, other, 0);
         smi_op_commit(&op);
@@ -504,7 +504,7 @@ static struct smf_central *central_of_asides(shmalloc_heap *heap)
     return central_of(heap, heap->arena_count, smi_class_of(SMF_STRUCTURE_BYTES));
 }
 
-int smi_central_put_aside(shmalloc_heap *heap, uint64_t *head, uint64_t ref, uint64_t *next, uint64_t *name,
+int smi_central_put_aside(shmalloc_heap *heap, uint64_t *head, uint64_t ref, uint64_t *next, uint64_t *holder,
                           uint64_t then)
 {
     int rc = smi_lock_acquire(heap, lock_of_asides(heap));
@@ -513,13 +513,13 @@ int smi_central_put_aside(shmalloc_heap *heap, uint64_t *head, uint64_t ref, uin
     struct smi_op op = begin_class(heap, central_of_asides(heap));
     smi_set(&op, next, SMI_LOAD(head));
     smi_set(&op, head, ref);
-    smi_set(&op, name, then);
+    smi_set(&op, holder, then);
     smi_op_commit(&op);
     smi_lock_release(heap, lock_of_asides(heap));
     return 0;
 }
 
-int smi_central_take_aside(shmalloc_heap *heap, uint64_t *head, uint64_t offset, uint64_t *name)
+int smi_central_take_aside(shmalloc_heap *heap, uint64_t *head, uint64_t offset, uint64_t *holder)
 {
     int rc = smi_lock_acquire(heap, lock_of_asides(heap));
     if (rc < 0)
@@ -529,7 +529,7 @@ int smi_central_take_aside(shmalloc_heap *heap, uint64_t *head, uint64_t offset,
     if (rc) {
         struct smi_op op = begin_class(heap, central_of_asides(heap));
         smi_set(&op, head, SMI_LOAD((uint64_t *)smi_at(heap, ref + offset)));
-        smi_set(&op, name, ref);
+        smi_set(&op, holder, ref);
         smi_op_commit(&op);
     }
     smi_lock_release(heap, lock_of_asides(heap));

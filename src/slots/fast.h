@@ -102,9 +102,9 @@ static inline uint32_t smi_slot_bytes(const struct smi_thread *t, const struct s
     return smi_classes[top - t->top_of_kind - 1].size;
 }
 
-/* Where the block at `ref` lies when it has `size` bytes; 0 when that takes the long way. `dest`: the word in the heap
+/* Where the block at `ref` lies when it has `size` bytes; 0 when that takes the long way. `holder`: the word in the heap
  * that names it and follows it; NULL: there is none. The context serves the heap. */
-static inline uint64_t smi_resize(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref, size_t size, uint64_t *dest)
+static inline uint64_t smi_resize(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref, size_t size, uint64_t *holder)
 {
     struct smi_top *old = smi_top_of(t, ref);
     if (SMI_UNLIKELY(!old))
@@ -116,8 +116,8 @@ static inline uint64_t smi_resize(const shmalloc_heap *heap, struct smi_thread *
     if (SMI_UNLIKELY(!fresh))
         return 0;
     memcpy(t->base + fresh->ref, t->base + ref, old_size < size ? old_size : size);
-    if (dest)
-        return smi_link_exchange(t, dest, ref, fresh, old);
+    if (holder)
+        return smi_link_exchange(t, holder, ref, fresh, old);
     uint64_t moved = smi_pop_word(fresh);
     smi_push_word(old, ref);
     return moved;

@@ -78,19 +78,19 @@ uint64_t smi_kept_take(struct smi_thread *t, uint64_t pages, int scratch)
 
 /* ---- giving ---- */
 
-static int give_entry(struct smi_thread *t, uint32_t i, uint64_t ref, struct smf_page *d, uint64_t *dest)
+static int give_entry(struct smi_thread *t, uint32_t i, uint64_t ref, struct smf_page *d, uint64_t *holder)
 {
     struct smf_link *link = &t->slot->link;
     uint64_t kept = smi_mark_kept(t->slot_index, i);
-    if (!dest)
+    if (!holder)
         return change_mark(d, 0, kept); /* kill from here: free */
-    link->dest = smi_link_ref_of(t, dest);
+    link->dest = smi_link_ref_of(t, holder);
     link->old = ref;
     link->old_array = 0;
     SMI_STORE(&link->op, SMF_LINK_GIVE); /* kill from here: finished */
     int done = change_mark(d, 0, kept | SMF_MARK_HELD);
     if (done)
-        smi_link_store(dest, 0);
+        smi_link_store(holder, 0);
     SMI_STORE(&link->op, SMF_LINK_NONE);
     if (done)
         __atomic_store_n(&d->side, kept, __ATOMIC_RELEASE);
@@ -117,7 +117,7 @@ static uint32_t free_entry(struct smi_thread *t, uint64_t pages, int may_evict)
     return t->span_pages + pages <= room ? i : SMF_SPANS;
 }
 
-int smi_kept_give(struct smi_thread *t, uint64_t ref, uint64_t *dest, int may_evict)
+int smi_kept_give(struct smi_thread *t, uint64_t ref, uint64_t *holder, int may_evict)
 {
     struct smf_page *d = block_at(t->heap, ref, 0);
     uint64_t pages = d ? SMI_LOAD(&d->page_count) : 0;
@@ -133,7 +133,7 @@ int smi_kept_give(struct smi_thread *t, uint64_t ref, uint64_t *dest, int may_ev
         return 0;
     SMI_STORE(&t->slot->spans[i], ref | pages);
     t->span_pages += pages;
-    if (give_entry(t, i, ref, d, dest))
+    if (give_entry(t, i, ref, d, holder))
         return 1;
     clear_entry(t, i, pages);
     return smi_heap_double_free(t->heap, ref);

@@ -18,10 +18,10 @@
 uint64_t smi_kept_take(struct smi_thread *t, uint64_t pages, int scratch);
 
 /* Keep the large block at `ref`, which the program frees: 1; 0 when it is none of the kind, or there is no room.
- * `may_evict`: room may be made, which takes a lock, so that cancellation has to be off. *dest, a word in the heap that
+ * `may_evict`: room may be made, which takes a lock, so that cancellation has to be off. *holder, a word in the heap that
  * names it, becomes 0 in the same crash-atomic step; NULL: there is none. SHMALLOC_EDOUBLEFREE when it is kept
  * already. */
-int smi_kept_give(struct smi_thread *t, uint64_t ref, uint64_t *dest, int may_evict);
+int smi_kept_give(struct smi_thread *t, uint64_t ref, uint64_t *holder, int may_evict);
 
 /* What was kept since the last look, a decay time ago or more, and nobody asked for goes back. */
 int smi_kept_decay(struct smi_thread *t, uint64_t now);

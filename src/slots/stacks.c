@@ -221,7 +221,7 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
     if (count > stack->limit || count > capacity)
         return impossible_stack(t, k);
     struct smi_take request = {
-        .count = pages, .alignment = 1, .kind = SMF_PAGE_META, .tag = SMF_PURPOSE_ARRAY, .name = &slot->spare[0]};
+        .count = pages, .alignment = 1, .kind = SMF_PAGE_META, .tag = SMF_PURPOSE_ARRAY, .holder = &slot->spare[0]};
     uint32_t page;
     int zero, rc = smi_pages_take(heap, &request, &page, &zero);
     if (rc < 0)
@@ -308,12 +308,12 @@ static int drain(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *most)
 
 /* ---- what the dead leave ---- */
 
-int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name)
+int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *holder)
 {
     const uint16_t *word = smi_word(heap, ref >> SMF_PAGE_SHIFT);
     if (word && (SMI_LOAD(word) & SMF_WORD_KIND) == SMF_WORD_LARGE)
-        return smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, name, NULL);
-    return smi_central_give(heap, ref, name, NULL);
+        return smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, holder, NULL);
+    return smi_central_give(heap, ref, holder, NULL);
 }
 
 static const void *see_mapping(void *source, uint64_t ref, uint64_t len)
@@ -422,13 +422,13 @@ int smi_stacks_trim(struct smi_thread *t)
     return rc < 0 ? rc : loaded < 0 ? loaded : result;
 }
 
-/* What *name names goes back; nothing does if the program has freed it already. */
-static int give_named(shmalloc_heap *heap, uint64_t *name)
+/* What *holder names goes back; nothing does if the program has freed it already. */
+static int give_held(shmalloc_heap *heap, uint64_t *holder)
 {
-    int rc = *name != 0 ? smi_block_give(heap, *name, name) : 0;
+    int rc = *holder != 0 ? smi_block_give(heap, *holder, holder) : 0;
     if (rc != SHMALLOC_EDOUBLEFREE)
         return rc;
-    SMI_STORE(name, 0);
+    SMI_STORE(holder, 0);
     return 0;
 }
 
@@ -438,9 +438,9 @@ int smi_stacks_resolve(shmalloc_heap *heap, struct smf_thread *slot, uint32_t in
     if (rc == 0 && slot->scratch != 0 && smi_kept_has(heap, index, slot->scratch))
         SMI_STORE(&slot->scratch, 0); /* killed on the way from one to the other */
     if (rc == 0)
-        rc = give_named(heap, &slot->scratch);
+        rc = give_held(heap, &slot->scratch);
     if (rc == 0)
-        rc = give_named(heap, &slot->building);
+        rc = give_held(heap, &slot->building);
     return rc;
 }
 

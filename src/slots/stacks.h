@@ -74,7 +74,7 @@ extern smi_release_fn *smi_release_structure;
 /* A thread slot without an owner that cells of queues still name: they are to be looked for. RECOVER held. */
 void smi_stacks_count_claims(shmalloc_heap *heap, struct smf_thread *slot);
 
-/* Free a block, small or large, without a stack, and store 0 to *name in the same step. */
-int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *name);
+/* Free a block, small or large, without a stack, and store 0 to *holder in the same step. */
+int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *holder);
 
 #endif

@@ -57,7 +57,7 @@ static int make_limbo(struct smi_thread *t)
                                .alignment = 1,
                                .kind = SMF_PAGE_META,
                                .tag = SMF_PURPOSE_LIMBO,
-                               .name = &slot->spare[0]};
+                               .holder = &slot->spare[0]};
     uint32_t page;
     int zero, rc = smi_stacks_resolve_spares(heap, slot);
     if (rc == 0)
@@ -186,14 +186,14 @@ static int finish(struct smi_thread *t, uint64_t ref, uint64_t size)
     return rc < 0 ? rc : 0;
 }
 
-int smi_retire(struct smi_thread *t, uint64_t ref, uint64_t *dest)
+int smi_retire(struct smi_thread *t, uint64_t ref, uint64_t *holder)
 {
     int64_t size = look_at(t, ref);
     int rc = size < 0 ? (int)size : smi_retire_make_room(t);
     if (rc < 0)
         return rc;
-    if (dest)
-        smi_link_push(t, dest, ref, &t->bag);
+    if (holder)
+        smi_link_push(t, holder, ref, &t->bag);
     else
         smi_push_word(&t->bag, ref);
     return finish(t, ref, (uint64_t)size);
@@ -256,7 +256,7 @@ void smi_fresh_drop(struct smi_thread *t, const struct smi_fresh *fresh)
         smi_block_unuse(t->heap, fresh->ref);
 }
 
-int smi_fresh_publish_slowly(struct smi_thread *t, const struct smi_fresh *fresh, uint64_t *dest, uint64_t bits,
+int smi_fresh_publish_slowly(struct smi_thread *t, const struct smi_fresh *fresh, uint64_t *holder, uint64_t bits,
                              uint64_t old)
 {
     int64_t size = old != 0 ? look_at(t, old) : 0;
@@ -264,9 +264,9 @@ int smi_fresh_publish_slowly(struct smi_thread *t, const struct smi_fresh *fresh
         return (int)size;
     struct smi_top *top = fresh->k < SMF_CLASSES ? smi_top(t, fresh->k) : NULL;
     if (top && top->ref == fresh->ref)
-        smi_link_publish(t, dest, bits, top, old, &t->bag);
+        smi_link_publish(t, holder, bits, top, old, &t->bag);
     else
-        smi_link_take_to_bag(t, dest, bits,
+        smi_link_take_to_bag(t, holder, bits,
                              (struct smi_side){fresh->ref, top ? smi_stack_of(t, fresh->k)->array : NULL}, old, &t->bag);
     return old != 0 ? finish(t, old, (uint64_t)size) : 0;
 }

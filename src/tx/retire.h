@@ -33,9 +33,9 @@ static inline int smi_bag_takes(const struct smi_thread *t, uint64_t ref)
 /* See that the thread's bag has room: the one that is full is closed, and the other one emptied. Frees blocks. */
 int smi_retire_make_room(struct smi_thread *t);
 
-/* Retire the block `ref`; `dest`, if not NULL, a word in the heap that names it, becomes 0 in the same crash-atomic step.
+/* Retire the block `ref`; `holder`, if not NULL, a word in the heap that names it, becomes 0 in the same crash-atomic step.
  * SHMALLOC_EBADREF, _EDOUBLEFREE, and what the page heap answers when there is no room for bags. */
-int smi_retire(struct smi_thread *t, uint64_t ref, uint64_t *dest);
+int smi_retire(struct smi_thread *t, uint64_t ref, uint64_t *holder);
 
 /* Free all that the thread has retired: the number of blocks, 0 also where this process may not; or a negative code. */
 int smi_retire_flush(struct smi_thread *t);
@@ -67,24 +67,24 @@ static inline int smi_fresh_make(struct smi_thread *t, size_t size, struct smi_f
 /* Nobody wants it. */
 void smi_fresh_drop(struct smi_thread *t, const struct smi_fresh *fresh);
 
-/* *dest, a word in the heap, gets the block, with `bits` from SMF_MAX_SIZE up beside its ref; `old`, the block that *dest
+/* *holder, a word in the heap, gets the block, with `bits` from SMF_MAX_SIZE up beside its ref; `old`, the block that *holder
  * named before, is retired; 0: none. All in one crash-atomic step. SHMALLOC_EBADREF or _EDOUBLEFREE of `old`, and
  * nothing happened: the fresh block is still to be dropped. */
-int smi_fresh_publish_slowly(struct smi_thread *t, const struct smi_fresh *fresh, uint64_t *dest, uint64_t bits,
+int smi_fresh_publish_slowly(struct smi_thread *t, const struct smi_fresh *fresh, uint64_t *holder, uint64_t bits,
                              uint64_t old);
-static inline int smi_fresh_publish(struct smi_thread *t, const struct smi_fresh *fresh, uint64_t *dest, uint64_t bits,
+static inline int smi_fresh_publish(struct smi_thread *t, const struct smi_fresh *fresh, uint64_t *holder, uint64_t bits,
                                     uint64_t old)
 {
     struct smi_top *top = &t->top_of_kind[1 + fresh->k];
     if (SMI_UNLIKELY(fresh->k >= SMF_CLASSES || top->ref != fresh->ref || !smi_serves(t, t->heap)))
-        return smi_fresh_publish_slowly(t, fresh, dest, bits, old);
+        return smi_fresh_publish_slowly(t, fresh, holder, bits, old);
     if (old != 0) {
         const struct smi_top *class = smi_top_of_any(t, old);
         if (SMI_UNLIKELY(!class || !smi_bag_takes(t, old)))
-            return smi_fresh_publish_slowly(t, fresh, dest, bits, old);
+            return smi_fresh_publish_slowly(t, fresh, holder, bits, old);
         t->bag_bytes += smi_slot_bytes(t, class);
     }
-    smi_link_publish(t, dest, bits, top, old, &t->bag);
+    smi_link_publish(t, holder, bits, top, old, &t->bag);
     return 0;
 }
 
