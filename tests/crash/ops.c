@@ -16,6 +16,7 @@
 #include "life/adopt.h"
 #include "slots/slab.h"
 #include "support.h"
+#include "tx/retire.h"
 
 struct control *control;
 
@@ -423,6 +424,125 @@ static void pointer_realloc_large(struct stage *s)
     s->kept[0] = shmalloc_realloc(s->heap, s->kept[0], LARGE);
 }
 
+/* ---- retiring ---- */
+
+#define BAG 4 /* blocks in one, so that few steps fill it */
+
+static void retire(struct stage *s, unsigned i)
+{
+    s->world->valid[i] = 0;
+    must_work(shmalloc_retire(s->heap, &s->world->word[i]));
+}
+static void retire_first(struct stage *s)
+{
+    retire(s, 0);
+}
+static void retire_middle(struct stage *s)
+{
+    retire(s, 2);
+}
+static void retired(struct stage *s, unsigned count)
+{
+    smi_bag_limit = BAG;
+    for (unsigned i = 10; i < 10 + count; i++) {
+        link_block(s, i, i % 2 ? SMALL : 600);
+        retire(s, i);
+    }
+    link_block(s, 0, SMALL);
+}
+static void one_retired(struct stage *s)
+{
+    retired(s, 1);
+}
+static void bag_full(struct stage *s)
+{
+    retired(s, BAG);
+}
+static void bags_full(struct stage *s)
+{
+    retired(s, 2 * BAG);
+}
+static void bags_full_of_all_kinds(struct stage *s) /* with a tag, and for a stack without room */
+{
+    smi_bag_limit = BAG;
+    must_work(shmalloc_ref_alloc_tagged(s->heap, SMALL, 7, &s->world->word[10]));
+    retire(s, 10);
+    link_block(s, 11, 5 * SMALL);
+    retire(s, 11);
+    link_block(s, 12, SMALL);
+    link_block(s, 13, SMALL);
+    stack_full(s);
+    retire(s, 12);
+    retire(s, 13);
+    for (unsigned i = 20; i < 20 + BAG; i++) {
+        link_block(s, i, 600);
+        retire(s, i);
+    }
+}
+static void one_retired_and_large(struct stage *s)
+{
+    one_retired(s);
+    link_block(s, 2, LARGE);
+}
+static void one_retired_and_tagged_large(struct stage *s)
+{
+    one_retired(s);
+    link_tagged(s, 2, LARGE);
+}
+/* What a structure does: word 0 gets a new block, and its old one is retired. */
+static void put(struct stage *s, size_t size)
+{
+    int rc;
+    struct smi_fresh fresh;
+    struct smi_thread *t = smi_thread_enter(s->heap, &rc);
+    must_work(smi_fresh_make(t, size, &fresh));
+    must_work(smi_fresh_publish(t, &fresh, &s->world->word[0], 0, s->world->word[0]));
+}
+static void put_small(struct stage *s)
+{
+    put(s, SMALL);
+}
+static void put_large(struct stage *s)
+{
+    put(s, LARGE);
+}
+static void retired_and_nothing(struct stage *s)
+{
+    one_retired(s);
+    unlink_block(s, 0);
+}
+static void retired_and_large(struct stage *s)
+{
+    retired_and_nothing(s);
+    link_block(s, 0, LARGE);
+}
+static void section(struct stage *s)
+{
+    must_work(shmalloc_read_begin(s->heap));
+    must(shmalloc_read_valid(s->heap), "ousted");
+    must_work(shmalloc_read_end(s->heap));
+}
+static void *last_call_retires(void *arg)
+{
+    bags_full(arg);
+    must_work(shmalloc_read_begin(((struct stage *)arg)->heap));
+    smi_stepper_mark(&control->phase, SMI_BEGUN);
+    return NULL;
+}
+static int die_with_full_bags(void *arg)
+{
+    struct stage *s = arg;
+    bags_full_of_all_kinds(s);
+    must_work(shmalloc_read_begin(s->heap));
+    raise(SIGKILL);
+    return 0;
+}
+static void somebody_died_with_full_bags(struct stage *s)
+{
+    link_block(s, 1, SMALL);
+    must(run_child(die_with_full_bags, s) == -SIGKILL, "the victim did not die");
+}
+
 /* ---- the heap as a whole ---- */
 
 static void much_to_trim(struct stage *s)
@@ -560,6 +680,10 @@ static void in_thread(struct stage *s, void *(*fn)(void *))
 static void thread_begin(struct stage *s)
 {
     in_thread(s, first_call);
+}
+static void thread_that_retired_ends(struct stage *s)
+{
+    in_thread(s, last_call_retires);
 }
 static void thread_end(struct stage *s)
 {
@@ -724,6 +848,22 @@ const struct op ops[] = {
     {"pointer realloc, small to small", OP_LOOSE, kept_written, pointer_realloc_medium},
     {"pointer realloc, from stack to stack", OP_LOOSE, kept_written_cached, pointer_realloc_medium},
     {"pointer realloc, small to large", OP_LOOSE, kept_written, pointer_realloc_large},
+    {"retire, first", 0, one_small, retire_first},
+    {"retire", 0, one_retired, retire_first},
+    {"retire, bag closed", 0, bag_full, retire_first},
+    {"retire, bag emptied", 0, bags_full, retire_first},
+    {"retire, bag emptied of all kinds", 0, bags_full_of_all_kinds, retire_first},
+    {"retire, large", 0, one_retired_and_large, retire_middle},
+    {"retire, large tagged", 0, one_retired_and_tagged_large, retire_middle},
+    {"retire, trim", 0, bags_full_of_all_kinds, trim},
+    {"retire, put", 0, one_retired, put_small},
+    {"retire, put new", 0, retired_and_nothing, put_small},
+    {"retire, put bag emptied", 0, bags_full, put_small},
+    {"retire, put large", 0, one_retired, put_large},
+    {"retire, put large for large", 0, retired_and_large, put_large},
+    {"retire, read section", 0, one_retired, section},
+    {"retire, thread's end", OP_OWN_MARK, four_small, thread_that_retired_ends},
+    {"retire, adopt full bags", OP_ORPHANS, somebody_died_with_full_bags, adopt},
     {"trim", 0, much_to_trim, trim},
     {"trim, long stack", 0, deep_to_trim, trim},
     {"set_max_size", 0, nothing, raise_maximum},
@@ -753,6 +893,11 @@ const struct op ops[] = {
     {"hardened: free, not linked", OP_HARDENED, one_kept, drop_block},
     {"hardened: free, flush and retire", OP_HARDENED, stack_at_share, free_first},
     {"hardened: realloc, small to small", OP_HARDENED, written_small, to_medium},
+    {"hardened: retire", OP_HARDENED, one_retired, retire_first},
+    {"hardened: retire, bag emptied", OP_HARDENED, bags_full, retire_first},
+    {"hardened: retire, put", OP_HARDENED, one_retired, put_small},
+    {"hardened: retire, put large", OP_HARDENED, one_retired, put_large},
+    {"hardened: retire, adopt full bags", OP_HARDENED | OP_ORPHANS, somebody_died_with_full_bags, adopt},
     {"hardened: alloc, tagged", OP_HARDENED, one_small, take_tagged},
     {"hardened: trim", OP_HARDENED, deep_to_trim, trim},
     {"hardened: adopt", OP_HARDENED | OP_ORPHANS, somebody_died, adopt},
