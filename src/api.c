@@ -64,6 +64,8 @@ static int take_long(shmalloc_heap *heap, const struct smi_request *request, uin
     if (rc < 0)
         return rc;
     rc = smi_block_take(entry.t, request, holder, ref);
+    if (SMI_UNLIKELY(smi_pages_lack_room(rc)) && smi_retire_flush(entry.t) > 0) /* what it retired may be room enough */
+        rc = smi_block_take(entry.t, request, holder, ref);
     leave(&entry);
     return rc;
 }

@@ -245,7 +245,11 @@ int smi_retire_release(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *m
 int smi_fresh_make_slowly(struct smi_thread *t, size_t size, struct smi_fresh *out)
 {
     int rc = smi_retire_make_room(t);
-    return rc < 0 ? rc : smi_block_prepare(t, size, &out->k, &out->ref);
+    if (rc == 0)
+        rc = smi_block_prepare(t, size, &out->k, &out->ref);
+    if (SMI_UNLIKELY(smi_pages_lack_room(rc)) && smi_retire_flush(t) > 0)
+        rc = smi_block_prepare(t, size, &out->k, &out->ref);
+    return rc;
 }
 
 void smi_fresh_drop(struct smi_thread *t, const struct smi_fresh *fresh)

@@ -141,6 +141,26 @@ Test(retire, bad_input)
     fixture_reopen(&f);
 }
 
+Test(retire, what_is_retired_makes_room)
+{
+    shmalloc_options options = SHMALLOC_OPTIONS_INIT;
+    shmalloc_heap *heap;
+    options.flags = SHMALLOC_CREATE;
+    options.max_size = 8 << 20;
+    must_work(shmalloc_open(fixture_path(&f, "small"), &options, &heap));
+    shmalloc_ref *words = shmalloc_calloc(heap, 1000, sizeof(*words)), ref;
+    unsigned count = 0, freed;
+    while (count < 1000 && shmalloc_ref_alloc(heap, 60000, &words[count]) == 0)
+        count++;
+    must(count > 50 && count < 1000, "%u blocks fit", count);
+    for (freed = 0; freed < BAG; freed++)
+        must_work(shmalloc_retire(heap, &words[freed]));
+    for (unsigned i = 0; i < BAG; i++) /* which are not free before they are needed */
+        must_work(shmalloc_ref_alloc(heap, 60000, &words[i]));
+    must_code(shmalloc_ref_alloc(heap, 60000, &ref), SHMALLOC_EFULL);
+    must_work(shmalloc_close(heap));
+}
+
 /* ---- sections ---- */
 
 Test(retire, sections_lie_in_each_other)
