@@ -29,6 +29,7 @@
 #include "slots/slab.h"
 #include "tx/retire.h"
 #include "tx/section.h"
+#include "tx/tx.h"
 
 /* ---- the long way ---- */
 
@@ -759,7 +760,7 @@ static LONG_WAY int lock_long(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64
     int rc, state = smi_os_cancel_off();
     struct smi_thread *t = thread_of(heap, &rc);
     if (t)
-        rc = smi_mutex_lock(t, mutex, timeout_ns);
+        rc = smi_mutex_lock(t, mutex, timeout_ns, 0);
     smi_os_cancel_restore(state);
     return rc;
 }
@@ -767,7 +768,7 @@ static LONG_WAY int lock_long(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64
 static LONG_WAY int inherit_long(struct smi_thread *t, struct smf_user_mutex *m, int tried)
 {
     int state = smi_os_cancel_off();
-    int rc = smi_mutex_inherit(t, m, tried);
+    int rc = smi_mutex_inherit(t, m, tried, 0);
     smi_os_cancel_restore(state);
     return rc;
 }
@@ -776,7 +777,7 @@ static inline int lock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t time
 {
     struct smi_thread *t = smi_current;
     struct smf_user_mutex *m = is_of(t, heap) ? smi_mutex_of(heap, mutex) : NULL;
-    int rc = m && smi_mutex_is_current(heap, m) ? smi_mutex_lock_at_once(t, m) : EBUSY;
+    int rc = m && smi_mutex_is_current(heap, m) ? smi_mutex_lock_at_once(t, m, 0) : EBUSY;
     if (SMI_LIKELY(rc == 0))
         return 0;
     return rc == EOWNERDEAD || rc == ECANCELED ? inherit_long(t, m, rc) : lock_long(heap, mutex, timeout_ns);
@@ -802,6 +803,9 @@ int shmalloc_mutex_consistent(shmalloc_heap *heap, shmalloc_mutex *mutex)
 {
     int rc;
     struct smi_thread *t = thread_of(heap, &rc);
+    struct smf_user_mutex *m = t && smi_tx_of(t) ? smi_mutex_of(heap, mutex) : NULL;
+    if (m && smi_mutex_is_in_tx(t, m)) /* what the transaction mended is mended by its commit */
+        return smi_tx_store(smi_tx_of(t), &m->owner, t->name | SMF_OWNER_TX);
     return t ? smi_mutex_consistent(t, mutex) : rc;
 }
 

@@ -146,6 +146,9 @@ enum shmalloc_error {
     SHMALLOC_ESIZE = -20022,      /**< the root's block is smaller than asked */
     SHMALLOC_EOUSTED = -20023,    /**< what the read section saw may have been freed meanwhile: do it again */
     SHMALLOC_EGONE = -20028,      /**< the queue, vector or other structure was freed */
+    SHMALLOC_ECONFLICT = -20025,  /**< a transaction would have to wait for a mutex out of order: abort it, run it again */
+    SHMALLOC_ENOTX = -20026,      /**< no transaction is open in the calling thread */
+    SHMALLOC_EINTX = -20027,      /**< not while a transaction is open that holds this, or is in another heap */
 };
 
 /** What calls return that did what they were asked for and have more to say: positive, no error. */
@@ -624,7 +627,8 @@ int shmalloc_mutex_timedlock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_
  *  Crash-atomic. SHMALLOC_ENOTOWNER when the calling thread does not hold it; -EINVAL: not in this heap. */
 SHMALLOC_API int shmalloc_mutex_consistent(shmalloc_heap *heap, shmalloc_mutex *mutex);
 
-/** Unlock. SHMALLOC_ENOTOWNER when the calling thread does not hold it; -EINVAL: not in this heap. */
+/** Unlock. SHMALLOC_ENOTOWNER when the calling thread does not hold it; SHMALLOC_EINTX: its transaction does, and
+ *  unlocks it at its end; -EINVAL: not in this heap. */
 SHMALLOC_API int shmalloc_mutex_unlock(shmalloc_heap *heap, shmalloc_mutex *mutex);
 
 /* ---- waiting ------------------------------------------------------------------------------------ */
@@ -758,6 +762,132 @@ SHMALLOC_API int shmalloc_read_end(shmalloc_heap *heap);
  * Cost:    some nanoseconds; now and then a system call, and 1,000 frees.
  */
 SHMALLOC_API int shmalloc_retire(shmalloc_heap *heap, shmalloc_ref *ref);
+
+/* ---- transactions -------------------------------------------------------------------------------- */
+/*
+ * Several changes as one: after a kill at any instruction all of them are there or none is.
+ *
+ *     shmalloc_tx_begin(heap);
+ *     shmalloc_tx_lock(heap, &from->mutex);            locked till the end
+ *     shmalloc_tx_lock(heap, &to->mutex);
+ *     shmalloc_tx_add(heap, &from->money, 8);          then it may be changed
+ *     shmalloc_tx_add(heap, &to->money, 8);
+ *     from->money -= amount, to->money += amount;
+ *     shmalloc_tx_commit(heap);
+ *
+ * (Look at what each call returns, or write a function for shmalloc_tx_run(), which does it all again after
+ * SHMALLOC_ECONFLICT.)
+ *
+ * A transaction belongs to the calling thread, and a thread has one at a time, in one heap: to begin one inside it is to
+ * join it. Any other call of this library may be made meanwhile, but is no part of it.
+ *
+ * Isolation is by mutexes: what is added must be guarded by one that the thread holds, best one of the transaction, and
+ * must not be read by others without it, since it may be put back. What others read without a lock is changed by
+ * shmalloc_tx_store(), which stores at the commit.
+ *
+ * When the thread, its process or all processes die inside, the transaction is rolled back, or finished if it had
+ * committed: exactly once, by the next owner of a mutex that the thread held, before it gets it, or by who finds the
+ * process dead. So a mutex whose owner died inside a transaction that had locked it guards data that are whole: its
+ * next owner gets 0. A thread that ends, a close and a process's end roll back, too. Durable is a commit when a later
+ * shmalloc_sync() or the last orderly close says so; after power loss in the middle it may be torn.
+ *
+ * A forked child is in no transaction. In its copy of a private heap the parent's is rolled back. Who leaves the part of
+ * a program that is a transaction by longjmp() still has it open; a signal handler must not leave a call so.
+ *
+ * Codes of all of them: SHMALLOC_ENOTX without a transaction; SHMALLOC_EREADONLY, _ECLOSED, _ECORRUPT, _EPOISONED; and
+ * when the log must grow (it holds what was added, and 24 bytes for each call; storage for it is taken from the heap)
+ * SHMALLOC_EFULL, -ENOSPC and what else shmalloc_ref_alloc() says. A call that fails changed nothing, and the
+ * transaction is as it was: abort it, or go on without.
+ */
+
+/**
+ * Begin a transaction, or join the one that is open in this thread and heap.
+ * @return 0; SHMALLOC_EINTX: one is open in another heap; SHMALLOC_ETHREADS; -ENOMEM; the first of a thread takes
+ *         16 KiB of the heap: SHMALLOC_EFULL, -ENOSPC.
+ * Cost: some nanoseconds.
+ */
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_tx_begin(shmalloc_heap *heap);
+
+/**
+ * End it so that all of it happened: words are stored, blocks freed, mutexes unlocked, in this order. One that was
+ * joined ends with the outermost.
+ * @return 0; what the inner one was aborted with (-ECANCELED, or what the function of shmalloc_tx_run() answered): it was
+ *         rolled back, and is over; SHMALLOC_EPOISONED: the heap was found damaged meanwhile; it is over for this thread,
+ *         what it left is for a repair.
+ * Crash: crash-atomic. Others see the words one after the other, in the order of the calls, all else when they get the
+ * mutexes.
+ */
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_tx_commit(shmalloc_heap *heap);
+
+/** End it so that nothing of it happened, and unlock its mutexes. When it was joined, nothing more can be committed: the
+ *  outermost commit rolls back and answers -ECANCELED. */
+SHMALLOC_API int shmalloc_tx_abort(shmalloc_heap *heap);
+
+/**
+ * Lock a mutex until the end of the transaction. One that it holds already, or that lies in a block which it allocated, so
+ * that nobody else can know of it, is there without more ado.
+ *
+ * It waits only for a mutex whose address is higher than those of all that the transaction holds; so transactions never
+ * wait for each other in a circle. Any other is tried.
+ *
+ * @return 0; SHMALLOC_ECONFLICT: it was tried, and is held: abort, and run it again (shmalloc_tx_run() does so), best
+ *         with ascending addresses; SHMALLOC_OWNER_DIED: locked, as shmalloc_mutex_lock() says, and what
+ *         shmalloc_mutex_consistent() says counts when the transaction commits; -EDEADLK: the thread holds it outside the
+ *         transaction; -EINVAL: not in this heap, or inside what was added or freed before: lock first; -ENOLCK: it
+ *         holds 1,024.
+ */
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_tx_lock(shmalloc_heap *heap, shmalloc_mutex *mutex);
+
+/**
+ * Remember `len` bytes at `address` as they are, so that they can be put back; then change them. To add the same bytes
+ * again costs next to nothing, and those of a block that the transaction allocated need not be added.
+ *
+ * A mutex in there that the thread holds is left out. A mutex that others may hold must not be in there, nor a part of
+ * one only.
+ *
+ * @return 0; -EINVAL: not in this heap.
+ * Crash: what is put back in whole 8-aligned words is stored so.
+ */
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_tx_add(shmalloc_heap *heap, const void *address, size_t len);
+
+/**
+ * Allocate a block that is freed again if the transaction is rolled back, and store its ref in `*out`, which is added if
+ * it lies in the heap. The contents are indeterminate. Codes of shmalloc_ref_alloc().
+ */
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_tx_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out);
+
+/**
+ * Free the block `*ref` when the transaction commits, and store 0 there now; the word is added if it lies in the heap.
+ * A ref of 0 does nothing. Till the commit the block may still be used.
+ * @return 0; codes of shmalloc_ref_free(); -EINVAL: the block has a mutex that the transaction holds.
+ */
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_tx_free(shmalloc_heap *heap, shmalloc_ref *ref);
+
+/**
+ * Store `value` in the 8-aligned `word` when the transaction commits; till then it is as it was. So others that load it
+ * without a lock (acquire) see nothing that may be rolled back, and what it leads to was stored before.
+ * @return 0; -EINVAL: not a word of this heap.
+ */
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_tx_store(shmalloc_heap *heap, uint64_t *word, uint64_t value);
+
+/**
+ * Run `function` in a transaction: begin, call it, and commit if its answer is not negative, else abort. When it answers
+ * SHMALLOC_ECONFLICT (a call did, and it passed that on) wait for the mutex that was refused, with nothing held, and run
+ * it again. So it must do nothing else than it can do twice. Inside a transaction it joins that: its abort is that of the
+ * whole, and it is not run again, but the outer one may be.
+ *
+ * @return what it answered; or why the transaction could not begin or commit; SHMALLOC_ENOTX: the function ended it;
+ *         -EINVAL: no function.
+ */
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_tx_run(shmalloc_heap *heap, int (*function)(shmalloc_heap *heap, void *arg), void *arg);
 
 /* ---- the heap as a whole ------------------------------------------------------------------------ */
 

@@ -63,7 +63,8 @@
 #define SMF_KNOWN_MUST 0ull
 #define SMF_KNOWN_READ_ONLY 0ull
 #define SMF_STATE_RETIRES 1ull /* of smf_state.features: a thread has retired a block, and may have a limbo */
-#define SMF_KNOWN_STATE SMF_STATE_RETIRES /* an unknown bit there forbids the open */
+#define SMF_STATE_TRANSACTIONS 2ull /* a thread has made a transaction's log */
+#define SMF_KNOWN_STATE (SMF_STATE_RETIRES | SMF_STATE_TRANSACTIONS) /* an unknown bit there forbids the open */
 
 #define SMF_HEAP_HARDENED 1ull /* smf_header.mode: every slab keeps an allocated bit per slot */
 
@@ -294,7 +295,7 @@ enum smf_purpose { /* of a span of kind SMF_PAGE_META, in `tag` */
     SMF_PURPOSE_SLOT = 1,  /* a thread slot */
     SMF_PURPOSE_ARRAY = 2, /* a stack's array */
     SMF_PURPOSE_LIMBO = 3, /* two bags of retired blocks */
-    SMF_PURPOSE_LOG = 4,   /* kept for transactions */
+    SMF_PURPOSE_LOG = 4,   /* a chunk of a transaction's log */
 };
 
 /* Type tags of blocks from here to 0xffff are kept for structures of the library's own; users have 1 to the one before. */
@@ -495,7 +496,10 @@ struct smf_thread {
                                compare-and-swap                                               [any] */
     uint64_t limbo;         /* ref of a span of two bags: what it retired; 0 none               [T] */
     uint64_t reserved4[5];
-    uint64_t tx_state, tx_log, reserved5[6];                                         /* kept for transactions */
+    uint64_t tx_state; /* serial << SMF_TX_SERIAL | enum smf_tx_phase of its transaction; the serial counts the
+                          slot's transactions and is never reset                             [T] */
+    uint64_t tx_log;   /* ref of the smf_log; 0 = none yet                                   [T] */
+    uint64_t reserved5[6];
     uint64_t section, gate_wait, reserved6[6];                                       /* kept for commits      */
     uint64_t queue_claims; /* cells of queues that name this slot; if not 0 at its rest, claims_gone grows [T] */
     uint64_t structure;    /* ref | SMF_FREEING of the smf_structure that it is making or freeing; 0 none [T] */
@@ -589,6 +593,60 @@ static inline int smi_stack_is_possible(uint64_t inside, uint64_t stack, uint32_
     return pages <= SMF_STACK_MOST_PAGES && ref % SMF_PAGE == smi_span_offset(k);
 }
 
+/* ---- transactions ---------------------------------------------------------------------------- */
+
+enum smf_tx_phase {
+    SMF_TX_IDLE = 0,
+    SMF_TX_ACTIVE = 1,    /* whoever finds its thread dead rolls back what the log has */
+    SMF_TX_COMMITTED = 2, /* and here finishes what the log defers */
+};
+#define SMF_TX_SERIAL 2u
+#define SMF_TX_PHASE 3ull
+
+/*
+ * The log of a thread slot's transactions: spans of SMF_PURPOSE_LOG, its chunks. The first one begins with this record,
+ * the others with an entry. Entries follow each other without a gap; none spans two chunks. All is relative: `used` is
+ * the one word that says which entries there are.
+ */
+#define SMF_LOG_CHUNKS 40u
+struct smf_log {
+    uint64_t used; /* 0 = no entry; else the place behind the last one: number of its chunk <<
+                      SMF_LOG_CHUNK | bytes from the chunk's start                          [T] */
+    uint64_t reserved[7];
+    uint64_t chunk[SMF_LOG_CHUNKS];  /* ref of each; 0 = not made yet. That of the first stays 0,
+                                        smf_thread.tx_log names it                          [T] */
+    uint64_t filled[SMF_LOG_CHUNKS]; /* bytes from the start of each to behind its last entry;
+                                        counts for those before the one in `used`           [T] */
+};
+#define SMF_LOG_CHUNK 48u
+#define SMF_LOG_PAGES 2u       /* of the first chunk; each next one has twice as many, if they are to be had */
+#define SMF_LOG_PIECE 4096u    /* bytes that an entry keeps at most; what is longer takes several */
+_Static_assert(sizeof(struct smf_log) == 704, "src/README.md");
+_Static_assert(sizeof(struct smf_log) <= sizeof(struct smf_thread), "zeroed when its span is taken: pages.c");
+
+enum smf_entry_type {
+    SMF_ENTRY_ADD = 1,   /* the bytes at `ref` were these */
+    SMF_ENTRY_ALLOC = 2, /* `ref` is a block that was taken, 0 none (yet, or any more) */
+    SMF_ENTRY_FREE = 3,  /* `ref` is a block that the commit frees, 0 done */
+    SMF_ENTRY_RETIRE = 4, /* likewise, when nobody can be reading it any more */
+    SMF_ENTRY_STORE = 5, /* the word at `ref` gets this value by the commit; ref 0: done */
+    SMF_ENTRY_KIND = 16, /* + the number of a kind of structure: `ref` and words that only it understands; 0 done */
+};
+#define SMF_ENTRY_KINDS 16u
+#define SMF_ENTRY_WORDS 8u /* that such an entry has at most */
+
+/* The head of an entry; its data follow, padded to 8 bytes, and a word with the bytes of all, for who walks back. */
+struct smf_entry {
+    uint64_t head; /* enum smf_entry_type << SMF_ENTRY_TYPE | bytes of data */
+    uint64_t ref;
+};
+#define SMF_ENTRY_TYPE 56u
+
+static inline uint64_t smi_entry_bytes(uint64_t len)
+{
+    return sizeof(struct smf_entry) + ((len + 7) & ~7ull) + sizeof(uint64_t);
+}
+
 /* ---- roots ----------------------------------------------------------------------------------- */
 
 /* A named root: an internal block of sizeof(smf_root) + name_len + 1 bytes. */
@@ -618,11 +676,12 @@ _Static_assert(sizeof(struct smf_roots) == 4384, "src/README.md");
 /* What shmalloc_mutex holds. All zeros is a valid, unlocked one. */
 struct smf_user_mutex {
     uint64_t generation; /* of the heap when `mutex` was initialised; else it is initialised anew */
-    uint64_t owner;      /* bits 0..14: thread slot + 1, 0 nobody; bit 15: SMF_LEFT; above: the slot's serial */
+    uint64_t owner;      /* bits 0..13: thread slot + 1, 0 nobody; bits 14, 15: below; above: the slot's serial */
     uint64_t mutex[SMF_MUTEX_WORDS]; /* pthread_mutex_t */
 };
 #define SMF_LEFT (1ull << 15) /* an owner died, and no later one has said that what the mutex guards is consistent */
-#define SMF_OWNER_SLOT (SMF_LEFT - 1)
+#define SMF_OWNER_TX (1ull << 14) /* its transaction holds it, and unlocks it at its end */
+#define SMF_OWNER_SLOT (SMF_OWNER_TX - 1)
 #define SMF_OWNER_SERIAL_SHIFT 16
 _Static_assert(sizeof(struct smf_user_mutex) == 64, "src/README.md");
 

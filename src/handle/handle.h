@@ -69,6 +69,7 @@ struct shmalloc_heap {
     uint32_t arena_count;
     uint32_t lock_count;
     struct smi_repair repairs[SMI_REPAIRS]; /* ends where `repair` is NULL */
+    int (*settle_slot)(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index); /* smi_adopt_settle() */
     int hardened;
 
     uintptr_t *words; /* by granule: address that page 0's word would have; 0 = not looked up yet */

@@ -55,6 +55,14 @@ static inline int smi_raw_unlock(uint64_t mutex[SMF_MUTEX_WORDS])
     return -pthread_mutex_unlock((pthread_mutex_t *)(void *)mutex);
 }
 
+/* Do these bytes say that the thread with this id holds them as a mutex? A robust one has its owner's id, beside the kernel's
+ * two flags, in its first 32-bit word (glibc) or in its second (musl). */
+static inline int smi_raw_is_of(const uint64_t mutex[SMF_MUTEX_WORDS], uint32_t tid)
+{
+    const uint64_t id = UINT64_C(0x3fffffff), both = SMI_LOAD(&mutex[0]);
+    return (both & id) == tid || (both >> 32 & id) == tid;
+}
+
 int smi_raw_inherit(uint64_t mutex[SMF_MUTEX_WORDS]);
 /* Wait for it, at most that long (~0: for ever), after smi_raw_try() answered EBUSY: its answers, or ETIMEDOUT. */
 int smi_raw_wait(uint64_t mutex[SMF_MUTEX_WORDS], uint64_t timeout_ns);

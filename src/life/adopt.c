@@ -19,6 +19,7 @@
 #include "platform/os.h"
 #include "slots/stacks.h"
 #include "tx/retire.h"
+#include "tx/txlog.h"
 
 #define WAITING_LOOKS_EVERY_NS 60000000ull /* of all threads of a process that wait together */
 
@@ -45,9 +46,17 @@ static struct smf_thread *slot_of(shmalloc_heap *heap, uint32_t index, uint32_t 
     return slot && slot->owner == process + 1ull ? slot : NULL;
 }
 
+int smi_adopt_settle(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
+{
+    int rc = smi_stacks_resolve(heap, slot, index); /* first: it says what the log's words are */
+    return rc == 0 ? smi_log_settle(heap, slot, index) : rc;
+}
+
 int smi_adopt_slot(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most)
 {
-    int rc = smi_stacks_resolve(heap, slot, index);
+    int rc = smi_adopt_settle(heap, slot, index);
+    if (rc == 0)
+        rc = smi_log_release(heap, slot, index);
     if (rc == 0)
         rc = smi_retire_release(heap, slot, most);
     return rc < 0 ? rc : smi_stacks_release(heap, slot, index, most);
@@ -67,7 +76,7 @@ static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *m
             smi_stacks_count_claims(heap, any);
         if (slot && !heap->is_older)
             SMI_STORE(&slot->using_structure, 0);
-        rc = slot ? smi_stacks_resolve(heap, slot, i) : 0;
+        rc = slot ? smi_adopt_settle(heap, slot, i) : 0;
     }
     for (uint32_t i = 0; rc == 0 && i < made; i++) {
         struct smf_thread *slot = slot_of(heap, i, process);

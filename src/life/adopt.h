@@ -16,6 +16,10 @@ int smi_adopt(shmalloc_heap *heap, uint64_t most);
  * tells. Looks seldom enough to be called in each slice of a wait. */
 void smi_adopt_waiting(shmalloc_heap *heap);
 
+/* Of a thread that is gone: what it left half done, a transaction included, is done or undone. RECOVER held, class and page
+ * locks passed. */
+int smi_adopt_settle(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index);
+
 /* The slot of a thread that is gone comes to rest, what it retired included, as smi_stacks_release() says. */
 int smi_adopt_slot(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most);
 

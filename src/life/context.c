@@ -22,6 +22,7 @@
 #include "platform/os.h"
 #include "slots/stacks.h"
 #include "slots/kept.h"
+#include "tx/tx.h"
 
 #define LOOK_EVERY_NS 1000000000ull
 #define MOST_CONTEXTS (SMF_THREADS - 1) /* of a private heap: one slot is for all others together */
@@ -45,6 +46,7 @@ void smi_context_to_pool(struct smi_thread *t)
 {
     SMI_ASSERT(smi_registry_is_held());
     struct pool *pool = &pools[t->is_private];
+    smi_tx_drop(t);
     t->next_in_thread = pool->used;
     pool->used = t;
 }
@@ -138,19 +140,40 @@ static void free_context(struct smi_thread *t)
     smi_context_to_pool(t);
 }
 
+/* Is the context one of the calling thread? */
+static int is_mine(const struct smi_thread *t)
+{
+    const struct smi_thread *mine = smi_contexts;
+    while (mine && mine != t)
+        mine = mine->next_in_thread;
+    return mine != NULL;
+}
+
 int smi_context_only_mine(const shmalloc_heap *heap)
 {
     SMI_ASSERT(smi_registry_is_held());
     if (SMI_LOAD(&heap->arriving) != 0) /* one makes itself a context, under locks */
         return 0;
-    for (const struct smi_thread *t = heap->contexts; t; t = t->next_in_heap) {
-        const struct smi_thread *mine = smi_contexts;
-        while (mine && mine != t)
-            mine = mine->next_in_thread;
-        if (!mine)
+    for (const struct smi_thread *t = heap->contexts; t; t = t->next_in_heap)
+        if (!is_mine(t))
             return 0;
-    }
     return 1;
+}
+
+int smi_context_end_transactions(shmalloc_heap *heap)
+{
+    uint64_t epoch = __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE);
+    struct smi_thread *own = NULL;
+    for (struct smi_thread *t = epoch != 0 ? heap->contexts : NULL; t; t = t->next_in_heap) {
+        if ((SMI_LOAD(&t->slot->tx_state) & SMF_TX_PHASE) == SMF_TX_IDLE)
+            continue;
+        if (is_mine(t))
+            own = t;
+        else if (smi_os_thread_exists((pid_t)t->slot->tid, 0))
+            return smi_error(-EBUSY, "%s: thread %llu of this process has a transaction open; end that before closing",
+                             heap->path, (unsigned long long)t->slot->tid);
+    }
+    return own && smi_tx_of(own) ? smi_tx_end(own->tx) : 0;
 }
 
 /* The thread's last destructors have run, or are about to: it makes no context of a private heap any more. */
@@ -184,6 +207,8 @@ static void at_thread_exit(void *arg)
             continue;
         }
         if (heap) {
+            if (smi_tx_of(t))
+                smi_tx_end(t->tx);
             if (heap->state->poison == 0)
                 smi_context_release(heap, t, 0);
             smi_context_disown(heap, t);

@@ -30,6 +30,10 @@ extern _Thread_local struct smi_thread *smi_contexts;
 /* Has no other thread of this process a context of the heap? The registry lock is held. */
 int smi_context_only_mine(const shmalloc_heap *heap);
 
+/* The heap is about to be closed: the calling thread's transaction in it is rolled back; -EBUSY while another thread of this
+ * process has one. The registry lock is held. */
+int smi_context_end_transactions(shmalloc_heap *heap);
+
 /* Take a context out of its heap's list; the registry lock is held. */
 void smi_context_disown(shmalloc_heap *heap, struct smi_thread *t);
 /* Nobody has it any more: no list has it. The registry lock is held. */

@@ -44,6 +44,7 @@ static void set_repairs(shmalloc_heap *heap)
     };
     _Static_assert(sizeof(rows) < sizeof(heap->repairs), "the last row is empty");
     memcpy(heap->repairs, rows, sizeof(rows));
+    heap->settle_slot = smi_adopt_settle;
 }
 
 void smi_open_set_areas(shmalloc_heap *heap, const struct smf_header *header)
@@ -268,9 +269,14 @@ static int close_registered(shmalloc_heap *heap)
 {
     if (heap->closed)
         return smi_error(SHMALLOC_ECLOSED, "the heap handle is closed");
-    if (--heap->handles > 0)
+    if (heap->handles > 1) {
+        heap->handles--;
         return 0;
-    int rc = 0;
+    }
+    int rc = smi_context_end_transactions(heap);
+    if (rc == -EBUSY)
+        return rc;
+    heap->handles = 0;
     if (heap->is_private)
         smi_attach_drop(heap);
     else if (!heap->read_only && heap->epoch != 0)

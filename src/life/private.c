@@ -27,6 +27,7 @@
 #include "platform/direct_mutex.h"
 #include "platform/os.h"
 #include "slots/stacks.h"
+#include "tx/txlog.h"
 
 #define PRIVATE_SIZE (8ull << 20) /* of a private heap, at first: addresses, not memory */
 
@@ -124,6 +125,8 @@ int smi_private_settle(shmalloc_heap *heap)
         if (rc == 0)
             rc = release_others(heap, mine);
     }
+    if (rc == 0 && mine && !smi_lock_any_held()) /* its transaction is its parent's */
+        rc = smi_log_settle(heap, mine->slot, mine->slot_index);
     if (rc < 0)
         return rc;
     uint64_t epoch = smi_attach_epoch();

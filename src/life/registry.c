@@ -65,3 +65,13 @@ void smi_registry_remove(shmalloc_heap *heap)
     if (*at)
         *at = heap->next;
 }
+
+int smi_registry_has_epoch(uint64_t epoch)
+{
+    int found = 0;
+    smi_registry_lock();
+    for (const shmalloc_heap *heap = smi_heaps; heap && !found; heap = heap->next)
+        found = SMI_LOAD(&heap->epoch) == epoch;
+    smi_registry_unlock();
+    return found;
+}

@@ -19,6 +19,9 @@ extern shmalloc_heap *smi_heaps;
 void smi_registry_add(shmalloc_heap *heap);
 void smi_registry_remove(shmalloc_heap *heap);
 
+/* Has one of them that epoch now? */
+int smi_registry_has_epoch(uint64_t epoch);
+
 /* In a forked child: the lock is free, whoever of the parent had it. */
 void smi_registry_renew(void);
 /* And this thread does not have it `holds` times, as it was taken for the fork. */

@@ -57,10 +57,14 @@ const struct smi_invariant smi_invariants[] = {
     {"T1", "a stack's array is where it can be; its count is at most its capacity; behind the first 0 of an open "
            "one all words are 0"},
     {"T2", "every cached ref is a slot of the class"},
-    {"T3", "a META span is a thread slot, an array that one stack names, or a limbo, as its tag says, or in `spare`"},
+    {"T3", "a META span is a thread slot, an array that one stack names, a limbo or a chunk of one log, as its tag "
+           "says, or in `spare`"},
     {"T4", "the thread table names thread slots, each once; owners are processes in the table"},
     {"T5", "a thread slot without owner is at rest"},
     {"T6", "`scratch` and `building` name blocks that are allocated"},
+    {"X1", "`tx_log` and what a log names as its chunks begin spans that are for logs"},
+    {"X2", "entries fill a log's chunks up to `used`, are of known types and name what lies in the heap"},
+    {"X3", "an idle transaction has no entries; a thread slot without owner has no log"},
     {"K1", "a large block's mark is 0 or names an entry of a thread slot that names the block"},
     {"R1", "each chain ends and is made of root records in used blocks of the library's own, "
            "long enough, each in the chain of its hash"},
@@ -739,15 +743,16 @@ static void check_central(struct walk *w, uint32_t i)
 
 /* ---- thread slots --------------------------------------------------------------------------- */
 
-/* A word that names a META span of `pages` as its own, for a purpose. */
+/* A word that names a META span of `pages`, or of any length when that is 0, as its own, for a purpose. */
 static void name_span(struct walk *w, const char *invariant, struct place place, uint64_t ref, uint32_t pages,
                       enum smf_purpose purpose)
 {
-    const char *what = purpose == SMF_PURPOSE_SLOT ? "the thread table" : purpose == SMF_PURPOSE_LIMBO ? "a limbo" : "a stack";
+    const char *what = purpose == SMF_PURPOSE_SLOT ? "the thread table" : purpose == SMF_PURPOSE_LIMBO ? "a limbo"
+                       : purpose == SMF_PURPOSE_LOG ? "a log" : "a stack";
     uint64_t page = ref >> SMF_PAGE_SHIFT;
     const struct smf_page *d = smi_view_page(w->view, page);
     place.parts[1] = PAGES;
-    if (ref % SMF_PAGE != 0 || !(flags_of(w, page) & IS_META) || !d || d->page_count != pages)
+    if (ref % SMF_PAGE != 0 || !(flags_of(w, page) & IS_META) || !d || (pages != 0 && d->page_count != pages))
         violation(w, invariant, place,
                   "%s names %#llx, where no span of %u pages of the library begins", what,
                   (unsigned long long)ref, pages);
@@ -858,6 +863,50 @@ static void check_spares(struct walk *w, uint32_t i, uint64_t ref, const struct 
     }
 }
 
+/* The log of which thread slot is looked at. */
+struct log_walk {
+    struct walk *w;
+    uint32_t thread;
+};
+
+static void check_logged(const struct smi_logged *logged, uint64_t at, void *arg)
+{
+    struct log_walk *l = arg;
+    struct walk *w = l->w;
+    uint64_t begin = w->view->header.areas.end, size = w->view->state.size, ref = logged->ref;
+    uint64_t len = logged->type == SMF_ENTRY_ADD ? logged->len : 8;
+    if (ref == 0 && logged->type != SMF_ENTRY_ADD) /* done, or not begun */
+        return;
+    if (ref < begin || ref >= size || len > size - ref || (logged->type == SMF_ENTRY_STORE && ref % 8 != 0))
+        violation(w, "X2", in_part(at, THREAD + l->thread), "log of thread slot %u has an entry for %#llx, which is not in the heap",
+                  l->thread, (unsigned long long)ref);
+}
+
+static void check_log(struct walk *w, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+{
+    uint64_t phase = thread->tx_state & SMF_TX_PHASE, at;
+    struct place place = in_part(ref + offsetof(struct smf_thread, tx_state), THREAD + i);
+    if (smi_format_is_older(&w->view->header))
+        return;
+    if (!thread->owner && (thread->tx_log || phase != SMF_TX_IDLE))
+        violation(w, "X3", place, "thread slot %u has no owner and a transaction or its log", i);
+    if (phase > SMF_TX_COMMITTED || (phase != SMF_TX_IDLE && !thread->tx_log))
+        violation(w, "X3", place, "transaction of thread slot %u is in a phase that it cannot be in", i);
+    if (!thread->tx_log)
+        return;
+    name_span(w, "X1", in_part(ref + offsetof(struct smf_thread, tx_log), THREAD + i), thread->tx_log, 0, SMF_PURPOSE_LOG);
+    const struct smf_log *log = smi_view_log(w->view, thread);
+    for (uint32_t c = 1; log && c < SMF_LOG_CHUNKS; c++)
+        if (log->chunk[c])
+            name_span(w, "X1", in_part(thread->tx_log + offsetof(struct smf_log, chunk) + 8ull * c, THREAD + i),
+                      log->chunk[c], 0, SMF_PURPOSE_LOG);
+    if (log && log->used != 0 && phase == SMF_TX_IDLE)
+        violation(w, "X3", place, "transaction of thread slot %u is idle and has entries", i);
+    const char *wrong = smi_view_each_logged(w->view, thread, check_logged, &(struct log_walk){w, i}, &at);
+    if (wrong)
+        violation(w, "X2", in_part(at, THREAD + i), "log of thread slot %u: %s", i, wrong);
+}
+
 /* Is the entry of a process in use? Thread slots of one that is not would never be adopted. */
 static int is_process(struct walk *w, uint64_t index)
 {
@@ -886,6 +935,7 @@ static void check_thread(struct walk *w, uint32_t i, uint64_t ref, const struct 
     check_section(w, i, ref, thread);
     check_limbo(w, i, ref, thread);
     check_spares(w, i, ref, thread);
+    check_log(w, i, ref, thread);
     check_built(w, i, ref + offsetof(struct smf_thread, scratch), thread->scratch);
     check_built(w, i, ref + offsetof(struct smf_thread, building), thread->building);
 }
@@ -1219,9 +1269,12 @@ static uint64_t hash_now(struct walk *w, uint64_t ref, uint64_t len)
 static uint64_t hash_thread(struct walk *w, uint64_t ref)
 {
     uint64_t hash = hash_now(w, ref, SMF_THREAD_PAGES * SMF_PAGE);
-    uint64_t stacks[SMF_CLASSES];
-    if (smi_view_read_now(w->view, ref + offsetof(struct smf_thread, stacks), sizeof(stacks), stacks) < 0)
+    uint64_t stacks[SMF_CLASSES], log;
+    if (smi_view_read_now(w->view, ref + offsetof(struct smf_thread, stacks), sizeof(stacks), stacks) < 0 ||
+        smi_view_read_now(w->view, ref + offsetof(struct smf_thread, tx_log), sizeof(log), &log) < 0)
         return hash;
+    if (log != 0 && !smi_format_is_older(&w->view->header))
+        hash = hash * 31 + hash_now(w, log, sizeof(struct smf_log));
     for (unsigned k = 0; k < SMF_CLASSES; k++) {
         uint64_t array = stacks[k] & ~(uint64_t)SMF_STACK_PAGES, count;
         if (!(stacks[k] & SMF_STACK_PAGES) || smi_view_read_now(w->view, array, sizeof(count), &count) < 0)

@@ -552,6 +552,66 @@ int smi_view_keeps_any(const struct smi_view *view, const struct smf_thread *thr
     return !smi_format_is_older(&view->header) && smi_keeps_any(thread);
 }
 
+static int is_chunk(struct smi_view *view, uint64_t ref, uint64_t *bytes)
+{
+    const struct smf_page *d = ref % SMF_PAGE == 0 ? smi_view_page(view, ref >> SMF_PAGE_SHIFT) : NULL;
+    *bytes = d ? (uint64_t)d->page_count << SMF_PAGE_SHIFT : 0;
+    return d && d->kind == SMF_PAGE_META && d->tag == SMF_PURPOSE_LOG && *bytes > 0;
+}
+
+const struct smf_log *smi_view_log(struct smi_view *view, const struct smf_thread *thread)
+{
+    uint64_t bytes;
+    if (smi_format_is_older(&view->header) || !is_chunk(view, thread->tx_log, &bytes))
+        return NULL;
+    return smi_view_at(view, thread->tx_log, sizeof(struct smf_log));
+}
+
+/* Those of chunk `i` up to `end`. */
+static const char *each_in_chunk(struct smi_view *view, uint64_t i, uint64_t ref, uint64_t end,
+                                 void (*visit)(const struct smi_logged *logged, uint64_t at, void *arg), void *arg,
+                                 uint64_t *where)
+{
+    uint64_t bytes, first = smi_log_first(i);
+    *where = ref;
+    if (!is_chunk(view, ref, &bytes))
+        return "names a chunk that is none";
+    if (end > bytes || end < first)
+        return "has a chunk that is fuller than it can be";
+    const uint8_t *chunk = end > 0 ? smi_view_at(view, ref, end) : NULL;
+    struct smi_logged logged;
+    for (uint64_t at = first; chunk && at < end; at += logged.bytes) {
+        const char *wrong = smi_entry_read(chunk, at, end, &logged);
+        *where = ref + at;
+        if (wrong)
+            return wrong;
+        visit(&logged, ref + at, arg);
+    }
+    return NULL;
+}
+
+const char *smi_view_each_logged(struct smi_view *view, const struct smf_thread *thread,
+                                 void (*visit)(const struct smi_logged *logged, uint64_t at, void *arg), void *arg,
+                                 uint64_t *at)
+{
+    const struct smf_log *view_log = smi_view_log(view, thread);
+    const uint64_t mask = (1ull << SMF_LOG_CHUNK) - 1;
+    *at = thread->tx_log;
+    if (!view_log || view_log->used == 0)
+        return NULL;
+    struct smf_log log = *view_log;
+    uint64_t last = log.used >> SMF_LOG_CHUNK;
+    if (last >= SMF_LOG_CHUNKS)
+        return "has more chunks than it can have";
+    for (uint64_t i = 0; i <= last; i++) {
+        const char *wrong = each_in_chunk(view, i, i == 0 ? thread->tx_log : log.chunk[i],
+                                          i == last ? log.used & mask : log.filled[i], visit, arg, at);
+        if (wrong)
+            return wrong;
+    }
+    return NULL;
+}
+
 int smi_view_is_kept(struct smi_view *view, uint64_t ref, uint64_t pages, uint64_t mark)
 {
     uint64_t slot, slot_index = (mark & ~(SMF_MARK_KEPT | SMF_MARK_HELD)) >> 8, i = mark & 0xff;

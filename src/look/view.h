@@ -13,6 +13,7 @@
 
 #include <shmalloc/shmalloc.h>
 
+#include "format/entry.h"
 #include "format/outcome.h"
 
 #define SMI_VIEW_BLOCK (1ull << 16) /* bytes that are copied at once */
@@ -140,6 +141,15 @@ uint64_t smi_view_inside_array(const struct smi_view *view, uint64_t thread_ref,
 int smi_view_stack_is_possible(const struct smi_view *view, uint64_t thread_ref, uint64_t stack, unsigned size_class);
 /* Has it large blocks? In heaps of older formats something else lies there. */
 int smi_view_keeps_any(const struct smi_view *view, const struct smf_thread *thread);
+
+/* The log of a thread slot's transactions, whose first chunk tx_log names; NULL when it has none that can be read. */
+const struct smf_log *smi_view_log(struct smi_view *view, const struct smf_thread *thread);
+
+/* Call `visit` for each entry of it, as they were before the transaction is rolled back or finished, with the entry's ref.
+ * NULL, or a few words about what is wrong, and in *at where. */
+const char *smi_view_each_logged(struct smi_view *view, const struct smf_thread *thread,
+                                 void (*visit)(const struct smi_logged *logged, uint64_t at, void *arg), void *arg,
+                                 uint64_t *at);
 
 /* Read a stack. NULL, or a few words about what is wrong; then only `array` and `pages` are filled.
  * */

@@ -12,6 +12,9 @@
  *   0                 free                        a thread's name           held
  *   SMF_LEFT          free, left inconsistent     the name and SMF_LEFT     held by who was told so
  *
+ * With SMF_OWNER_TX, too, it is the thread's transaction that holds it. What that was changing when it died is what it was
+ * before, or after, when the next owner gets the mutex: so nothing is left inconsistent by it.
+ *
  * The pthread mutex is taken before the word says so and given up after, so whoever has it and finds a name finds that of a
  * dead thread.
  */
@@ -117,27 +120,29 @@ static int renew(shmalloc_heap *heap, struct smf_user_mutex *m)
     return rc;
 }
 
-/* The owner, as it was named, died: its link record is resolved before anybody touches what the mutex guards. */
-static int resolve(shmalloc_heap *heap, uint64_t owner)
+/* The owner, as it was named, died: its link record and its transaction are settled before anybody touches what the mutex
+ * guards. */
+static int settle_owner(struct smi_thread *t, uint64_t owner)
 {
+    shmalloc_heap *heap = t->heap;
     uint32_t index = (uint32_t)(owner & SMF_OWNER_SLOT) - 1;
     struct smf_thread *slot = smi_thread_slot(heap, index);
-    if (!slot)
+    if (!slot || slot == t->slot) /* in a forked child's copy the forker lives on in its slot */
         return 0;
     int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
-    if (slot->owner != 0 && slot->serial == owner >> SMF_OWNER_SERIAL_SHIFT) { /* else adopted already, and resolved with that */
+    if (slot->owner != 0 && slot->serial == owner >> SMF_OWNER_SERIAL_SHIFT) { /* else adopted already, and settled with that */
         rc = smi_lock_pass(heap, SMF_LOCK_CLASS_FIRST, heap->lock_count - 1);
         if (rc == 0)
-            rc = smi_stacks_resolve_link(heap, slot, index);
+            rc = heap->settle_slot(heap, slot, index);
     }
     smi_lock_release(heap, SMF_LOCK_RECOVER);
     SMI_STORE(&heap->adopt_wanted, 1);
     return rc;
 }
 
-int smi_mutex_inherit(struct smi_thread *t, struct smf_user_mutex *m, int rc)
+int smi_mutex_inherit(struct smi_thread *t, struct smf_user_mutex *m, int rc, uint64_t flag)
 {
     shmalloc_heap *heap = t->heap;
     if (rc == EOWNERDEAD) {
@@ -148,13 +153,14 @@ int smi_mutex_inherit(struct smi_thread *t, struct smf_user_mutex *m, int rc)
     /* Unlocking clears the owner first, so one that is still named died, in this generation or before. One that is not
      * named was killed before its lock returned, or after its unlock began. */
     uint64_t dead = SMI_LOAD(&m->owner);
-    if ((dead & SMF_OWNER_SLOT) != 0 && (rc = resolve(heap, dead)) < 0) {
+    if ((dead & SMF_OWNER_SLOT) != 0 && (rc = settle_owner(t, dead)) < 0) {
         smi_raw_unlock(m->mutex);
         return rc;
     }
-    SMI_STORE(&m->owner, t->name | (dead != 0 ? SMF_LEFT : 0)); /* kill before it: the next one finds the same owner */
+    uint64_t left = dead == 0 || (dead & SMF_OWNER_TX) ? SMI_LOAD(&m->owner) & SMF_LEFT : SMF_LEFT;
+    SMI_STORE(&m->owner, t->name | left | flag); /* kill before it: the next one finds the same owner */
     smi_mutex_note(t, m);
-    return dead != 0 ? SHMALLOC_OWNER_DIED : 0;
+    return left ? SHMALLOC_OWNER_DIED : 0;
 }
 
 /* The answers of smi_raw_try(), or ETIMEDOUT. Meanwhile people can see who waits for what. */
@@ -167,7 +173,7 @@ static int wait_for(struct smi_thread *t, struct smf_user_mutex *m, uint64_t tim
     return rc;
 }
 
-int smi_mutex_lock(struct smi_thread *t, shmalloc_mutex *mutex, uint64_t timeout_ns)
+int smi_mutex_lock(struct smi_thread *t, shmalloc_mutex *mutex, uint64_t timeout_ns, uint64_t flag)
 {
     int rc;
     shmalloc_heap *heap = t->heap;
@@ -181,7 +187,7 @@ int smi_mutex_lock(struct smi_thread *t, shmalloc_mutex *mutex, uint64_t timeout
         rc = wait_for(t, m, timeout_ns);
     if (rc != 0 && rc != EOWNERDEAD)
         return refused_mutex(heap, m, rc == EDEADLK && timeout_ns == 0 ? -EBUSY : -rc);
-    return smi_mutex_inherit(t, m, rc);
+    return smi_mutex_inherit(t, m, rc, flag);
 }
 
 /* ---- to hold it, and to unlock ---- */
@@ -194,6 +200,11 @@ static struct smf_user_mutex *find_mine(const struct smi_thread *t, shmalloc_mut
     struct smf_user_mutex *m = find_mutex(heap, mutex, rc);
     if (!m || ((SMI_LOAD(&m->owner) & ~SMF_LEFT) == t->name && smi_mutex_is_current(heap, m)))
         return m;
+    if (smi_mutex_is_in_tx(t, m)) {
+        *rc = smi_error(SHMALLOC_EINTX, "%s: the mutex at %p is held by this thread's transaction until its end; commit or "
+                                        "abort that", heap->path, (void *)mutex);
+        return NULL;
+    }
     *rc = smi_error(SHMALLOC_ENOTOWNER, "%s: the calling thread does not hold the mutex at %p; whoever locked must unlock",
                     heap->path, (void *)mutex);
     return NULL;
@@ -223,4 +234,11 @@ int smi_mutex_unlock(struct smi_thread *t, shmalloc_mutex *mutex)
     smi_mutex_forget(t, m);
     SMI_STORE(&m->owner, SMI_LOAD(&m->owner) & SMF_LEFT); /* what an owner before left stays to be told */
     return smi_raw_unlock(m->mutex);
+}
+
+void smi_mutex_unlock_tx(struct smi_thread *t, struct smf_user_mutex *m)
+{
+    smi_mutex_forget(t, m);
+    SMI_STORE(&m->owner, SMI_LOAD(&m->owner) & SMF_LEFT);
+    smi_raw_unlock(m->mutex);
 }

@@ -143,7 +143,7 @@ int smi_cond_wait(struct smi_thread *t, shmalloc_cond *cond, shmalloc_mutex *mut
     note(t, cond);
     int slept = sleep_on(heap, &c->sequence, seen, deadline, known, look);
     forget_waiter(t);
-    rc = smi_mutex_lock(t, mutex, UINT64_MAX);
+    rc = smi_mutex_lock(t, mutex, UINT64_MAX, 0);
     if (rc != 0 || slept != -ETIMEDOUT)
         return rc != 0 ? rc : slept;
     return smi_error(slept, "%s: no signal came for the condition variable at %#llx", heap->path,

@@ -226,6 +226,9 @@ static const char *const own_texts[] = {
     [-20000 - SHMALLOC_EPROC] = "/proc is not mounted, or a part of it is missing or masked",
     [-20000 - SHMALLOC_ESIZE] = "root's block is smaller than asked",
     [-20000 - SHMALLOC_EOUSTED] = "what the read section saw may have been freed meanwhile",
+    [-20000 - SHMALLOC_ECONFLICT] = "a mutex is held that the transaction must not wait for",
+    [-20000 - SHMALLOC_ENOTX] = "no transaction is open in the calling thread",
+    [-20000 - SHMALLOC_EINTX] = "a transaction is open",
 };
 
 const char *shmalloc_strerror(int code)

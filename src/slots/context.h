@@ -65,6 +65,7 @@ struct smi_thread {
     uint32_t span_calls; /* large blocks that never took the long way; now and then one does */
     uint64_t spans_at;   /* smi_os_tick when kept blocks that nobody wanted went back last, and */
     uint64_t spans_seen[SMF_SPANS]; /* what was kept then */
+    struct smi_tx *tx;   /* the private part of its transactions (tx/tx.h); NULL: it has had none */
     uint64_t room;       /* bytes of slots its arrays may still grow by */
     struct smi_thread *next_in_thread; /* this thread's contexts of other heaps; or the next in the pool */
     struct smi_thread *next_in_heap;

@@ -14,7 +14,7 @@ import sys
 FLOORS = [
     ['structures'],
     ['preload', 'crashtest'],
-    ['api'],
+    ['api', 'api_tx'],
     ['life'],
     ['look'],
     ['commit'],

@@ -698,6 +698,92 @@ static uint64_t slot_for_another_purpose(struct image *m)
     return image_ref(m, image_threads(m));
 }
 
+static struct smf_log *open_log(struct image *m)
+{
+    return image_at(m, image_thread_slot(m, 0)->tx_log);
+}
+
+static uint64_t log_in_user_memory(struct image *m)
+{
+    image_thread_slot(m, 0)->tx_log = image_page_ref(image_find(m, 1, is_large));
+    return image_ref(m, &image_thread_slot(m, 0)->tx_log);
+}
+
+static uint64_t log_is_an_array(struct image *m)
+{
+    open_log(m)->chunk[7] = image_thread_slot(m, 0)->stacks[deep_class(m)] & ~(SMF_PAGE - 1);
+    return image_ref(m, &open_log(m)->chunk[7]);
+}
+
+static uint64_t chunk_twice(struct image *m)
+{
+    open_log(m)->chunk[7] = open_log(m)->chunk[1];
+    return image_ref(m, &open_log(m)->chunk[7]);
+}
+
+static uint64_t chunk_forgotten(struct image *m)
+{
+    open_log(m)->chunk[1] = 0;
+    return 0;
+}
+
+static uint64_t entry_of_no_type(struct image *m)
+{
+    struct smf_entry *entry = (struct smf_entry *)(void *)(open_log(m) + 1);
+    entry->head |= 99ull << SMF_ENTRY_TYPE;
+    return image_ref(m, entry);
+}
+
+static uint64_t entry_for_nothing(struct image *m)
+{
+    struct smf_entry *entry = (struct smf_entry *)(void *)(open_log(m) + 1);
+    entry->ref = m->size;
+    return image_ref(m, entry);
+}
+
+static uint64_t entry_for_the_library(struct image *m)
+{
+    struct smf_entry *entry = (struct smf_entry *)(void *)(open_log(m) + 1);
+    entry->ref = image_areas(m)->roots;
+    return image_ref(m, entry);
+}
+
+static uint64_t log_too_full(struct image *m)
+{
+    open_log(m)->filled[0] = 1 << 20;
+    return image_thread_slot(m, 0)->tx_log;
+}
+
+static uint64_t log_of_too_many_chunks(struct image *m)
+{
+    open_log(m)->used = UINT64_MAX << SMF_LOG_CHUNK;
+    return image_thread_slot(m, 0)->tx_log;
+}
+
+static uint64_t idle_with_entries(struct image *m)
+{
+    image_thread_slot(m, 0)->tx_state &= ~SMF_TX_PHASE;
+    return image_ref(m, &image_thread_slot(m, 0)->tx_state);
+}
+
+static uint64_t phase_impossible(struct image *m)
+{
+    image_thread_slot(m, 0)->tx_state |= SMF_TX_PHASE;
+    return image_ref(m, &image_thread_slot(m, 0)->tx_state);
+}
+
+static uint64_t open_without_log(struct image *m)
+{
+    image_thread_slot(m, 0)->tx_log = 0;
+    return image_ref(m, &image_thread_slot(m, 0)->tx_state);
+}
+
+static uint64_t log_without_owner(struct image *m)
+{
+    image_thread_slot(m, 0)->owner = 0;
+    return image_ref(m, &image_thread_slot(m, 0)->tx_state);
+}
+
 static uint64_t cached_root_record(struct image *m)
 {
     uint64_t *array = image_array(m, image_thread_slot(m, 0), smi_class_of(48));
@@ -1084,6 +1170,19 @@ static const struct damage {
     DAMAGE("T6", KILLED, scratch_of_free_span),
     DAMAGE("T5", KILLED, kept_without_owner),
     DAMAGE("T6", KILLED, building_inside_block),
+    DAMAGE("X1", KILLED, log_in_user_memory),
+    DAMAGE("X1", KILLED, log_is_an_array),
+    DAMAGE("X1", KILLED, chunk_twice),
+    DAMAGE("X2", KILLED, chunk_forgotten),
+    DAMAGE("X2", KILLED, entry_of_no_type),
+    DAMAGE("X2", KILLED, entry_for_nothing),
+    DAMAGE("X2", KILLED, entry_for_the_library),
+    DAMAGE("X2", KILLED, log_too_full),
+    DAMAGE("X2", KILLED, log_of_too_many_chunks),
+    DAMAGE("X3", KILLED, idle_with_entries),
+    DAMAGE("X3", KILLED, phase_impossible),
+    DAMAGE("X3", KILLED, open_without_log),
+    DAMAGE("X3", KILLED, log_without_owner),
     DAMAGE("K1", KILLED, mark_without_entry),
     DAMAGE("K1", KILLED, mark_of_another_entry),
     DAMAGE("K1", KILLED, mark_that_is_none),

@@ -64,6 +64,16 @@ static inline void *image_thread_that_stays(void *arg)
     return NULL;
 }
 
+/* A transaction that is open, in two chunks of its log. */
+static inline void image_transact(shmalloc_heap *heap)
+{
+    shmalloc_ref ref;
+    must_work(shmalloc_ref_alloc(heap, 30000, &ref));
+    must_work(shmalloc_tx_begin(heap));
+    must_work(shmalloc_tx_add(heap, shmalloc_ptr(heap, ref), 30000)); /* they stay as they are: so whether it is rolled back */
+    must_work(shmalloc_tx_store(heap, shmalloc_ptr(heap, ref), 1));   /* or forgotten changes nothing */
+}
+
 static inline int image_child(void *arg)
 {
     const struct image_order *order = arg;
@@ -99,6 +109,7 @@ static inline int image_child(void *arg)
                    order->end == IMAGE_KILLED ? (void *)args : heap);
     if (order->end == IMAGE_KILLED) {
         await_word(&ready, 1);
+        image_transact(heap);
         raise(SIGKILL);
     }
     pthread_join(thread, NULL);

@@ -11,10 +11,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "format/entry.h"
 #include "format/sizeclass.h"
 
-/* By piece: the thread slot that has this span of the library, + 1; SPARE_ONLY when a `spare` alone names it. */
+/* By piece: the thread slot that has this span of the library, + 1, and IS_LOG when it is a chunk of its log; SPARE_ONLY
+ * when a `spare` alone names it. */
 #define SPARE_ONLY UINT32_MAX
+#define IS_LOG (1u << 30)
 struct naming {
     struct smi_repair *r;
     uint32_t *by;
@@ -101,7 +104,8 @@ static int is_at_rest(struct smi_repair *r, uint64_t ref, const struct smf_threa
     if (!smi_format_is_older(&r->view.header) && (thread->limbo || thread->section_epoch))
         return 0;
     return !thread->link.op && !thread->scratch && !thread->building && !thread->spare[0] && !thread->spare[1] &&
-           !smi_view_keeps_any(&r->view, thread);
+           !smi_view_keeps_any(&r->view, thread) &&
+           (smi_format_is_older(&r->view.header) || (!thread->tx_log && (thread->tx_state & SMF_TX_PHASE) == SMF_TX_IDLE));
 }
 
 /* Whoever gives a thread slot up clears `tid` before `owner`: without both it is at rest, and what it seems to hold is
@@ -253,6 +257,91 @@ static void mend_spares(struct naming *n, uint32_t i, uint64_t ref, const struct
     }
 }
 
+/* ---- logs of transactions ---- */
+
+struct log_walk {
+    struct smi_repair *r;
+    int is_wrong;
+};
+
+static void look_at_logged(const struct smi_logged *logged, uint64_t at, void *arg)
+{
+    struct log_walk *l = arg;
+    const struct smf_state *state = &l->r->view.state;
+    uint64_t len = logged->type == SMF_ENTRY_ADD ? logged->len : 8, begin = l->r->view.header.areas.end;
+    (void)at;
+    if (logged->ref == 0 && logged->type != SMF_ENTRY_ADD)
+        return;
+    l->is_wrong |= logged->ref < begin || logged->ref >= state->size || len > state->size - logged->ref ||
+                   (logged->type == SMF_ENTRY_STORE && logged->ref % 8 != 0);
+}
+
+/* A span that the word at `at` names as a chunk of the log of thread slot `i`: 1 when it is one. */
+static int mend_chunk(struct naming *n, uint32_t i, uint64_t ref)
+{
+    const struct smi_piece *piece = span_at(n->r, ref, 0);
+    if (!piece || *namer(n, piece) != 0)
+        return 0;
+    *namer(n, piece) = (i + 1) | IS_LOG;
+    uint64_t at = smi_view_descriptor_ref(&n->r->view, piece->page) + offsetof(struct smf_page, tag);
+    if (smi_view_page(&n->r->view, piece->page)->tag != SMF_PURPOSE_LOG) {
+        smi_repair_say(n->r, "T3", ref, "the span of the library at page %u says what it is for", piece->page);
+        smi_repair_put_part(n->r, SMI_TRUTHS, at, sizeof(uint16_t), SMF_PURPOSE_LOG);
+    }
+    return 1;
+}
+
+/* Why the transaction can be neither rolled back nor finished; NULL when it can, or there is none. */
+static const char *fault_of_entries(struct smi_repair *r, const struct smf_thread *thread)
+{
+    struct log_walk l = {r, 0};
+    uint64_t at, phase = thread->tx_state & SMF_TX_PHASE;
+    const struct smf_log *log = smi_view_log(&r->view, thread);
+    const char *wrong = smi_view_each_logged(&r->view, thread, look_at_logged, &l, &at);
+    if (phase > SMF_TX_COMMITTED)
+        return "is in no phase";
+    if (r->was_clean && phase != SMF_TX_IDLE)
+        return "is open in a heap that was closed in order";
+    if (phase == SMF_TX_IDLE && log && log->used != 0)
+        return "is over and has entries";
+    return wrong ? wrong : l.is_wrong ? "has an entry for what is not in the heap" : NULL;
+}
+
+/* What cannot be rolled back stays as it is, and blocks that it took or was to free stay allocated. */
+static void discard(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread, const char *why)
+{
+    smi_repair_say(r, "X2", ref + offsetof(struct smf_thread, tx_state),
+                   "the transaction of thread slot %u is forgotten, because it %s: what it changed stays", i, why);
+    if (smi_view_log(&r->view, thread))
+        smi_repair_put(r, SMI_TRUTHS, thread->tx_log + offsetof(struct smf_log, used), 0);
+    smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, tx_state), thread->tx_state & ~SMF_TX_PHASE);
+}
+
+static void mend_log(struct naming *n, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+{
+    struct smi_repair *r = n->r;
+    uint64_t at = ref + offsetof(struct smf_thread, tx_log);
+    const char *why = NULL;
+    if (thread->tx_log != 0 && (!thread->owner || !mend_chunk(n, i, thread->tx_log))) {
+        smi_repair_say(r, thread->owner ? "X1" : "X3", at, "thread slot %u has no log of transactions any more: it %s", i,
+                       thread->owner ? "names none" : "has no owner");
+        smi_repair_put(r, SMI_TRUTHS, at, 0);
+    }
+    const struct smf_log *log = smi_view_log(&r->view, thread);
+    for (uint32_t c = 1; log && c < SMF_LOG_CHUNKS; c++) {
+        uint64_t chunk_at = thread->tx_log + offsetof(struct smf_log, chunk) + 8ull * c;
+        if (log->chunk[c] == 0 || mend_chunk(n, i, log->chunk[c]))
+            continue;
+        smi_repair_say(r, "X1", chunk_at, "chunk %u of the log of thread slot %u is none: it is cleared", c, i);
+        smi_repair_put(r, SMI_TRUTHS, chunk_at, 0);
+    }
+    why = thread->tx_log == 0 && (thread->tx_state & SMF_TX_PHASE) != SMF_TX_IDLE ? "has no log" : fault_of_entries(r, thread);
+    if (why)
+        discard(r, i, ref, thread, why);
+}
+
+/* ---- spans of the library ---- */
+
 /* What a span of the library is for follows from what names it. */
 static void mend_purposes(struct naming *n)
 {
@@ -260,7 +349,7 @@ static void mend_purposes(struct naming *n)
     for (size_t p = 0; p < r->pieces.count; p++) {
         const struct smi_piece *piece = &r->pieces.at[p];
         const struct smf_page *d = smi_view_page(&r->view, piece->page);
-        if (piece->kind != SMF_PAGE_META || n->by[p] == 0 || n->by[p] == SPARE_ONLY || !d)
+        if (piece->kind != SMF_PAGE_META || n->by[p] == 0 || n->by[p] == SPARE_ONLY || (n->by[p] & IS_LOG) || !d)
             continue;
         uint64_t slot, ref = smi_repair_ref(piece->page);
         const struct smf_thread *thread = smi_view_thread(&r->view, n->by[p] - 1, &slot);
@@ -317,6 +406,8 @@ void smi_mend_thread_table(struct smi_repair *r)
     }
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
         const struct smf_thread *thread = smi_view_thread(&r->view, i, &ref);
+        if (thread && !smi_format_is_older(&r->view.header))
+            mend_log(&n, i, ref, thread);
         if (thread)
             mend_spares(&n, i, ref, thread);
     }
