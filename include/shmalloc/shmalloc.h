@@ -925,8 +925,9 @@ SHMALLOC_API int64_t shmalloc_trim(shmalloc_heap *heap);
  * keeps (shmalloc_trim()) becomes a free run first, after as long again.
  *
  * Calls that take the long way do the work, at most once a second and 16 MiB at a time (with 0 ms: after every
- * free of a large block or empty slab), so a process that does nothing gives nothing back. Stored in
- * the heap; holds for all processes. Visible; crash-atomic for each value.
+ * free of a large block or empty slab), so a process that does nothing gives nothing back. The last orderly
+ * shmalloc_close() does what is left of it: all runs go that were free that long, if anything was freed since the closing
+ * process opened the heap. What was freed just before stays: `shmalloc-inspect trim` gives it back. Stored in the heap; holds for all processes. Visible; crash-atomic for each value.
  * @return 0; -EINVAL for a decay of more than 100 years; SHMALLOC_EREADONLY.
  */
 SHMALLOC_API int shmalloc_set_give_back(shmalloc_heap *heap, uint64_t decay_ms, uint64_t retain);

@@ -92,6 +92,7 @@ struct shmalloc_heap {
     uint64_t looked_at; /* smi_os_tick of the last look for dead processes and stale free memory */
     uint64_t waited_at; /* the same, of a look for dead processes by a thread that waits */
     uint64_t decayed;   /* smf_page_heap.gives as of the last complete look for stale free memory */
+    uint64_t gives_before; /* and when this process attached */
     int adopt_wanted;   /* somebody died holding a lock */
     int is_older;       /* its thread slots are of an older format: until it is converted */
     int unchecked;      /* a recovery did not come to its end: closing leaves the mark as it is */

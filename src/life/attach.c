@@ -346,6 +346,7 @@ int smi_attach(shmalloc_heap *heap, int accept_unclean, int alone)
         if (smi_os_has_mark(heap->fd, heap->mark)) /* the message stays that of the failure */
             smi_os_sync_file(heap->fd);
     }
+    heap->gives_before = heap->page_heap->gives;
     if (rc == 0 && heap->state->poison == 0) /* a poisoned heap stays as it is */
         smi_adopt(heap, SMI_ADOPT_SOME);
     return rc;
@@ -418,6 +419,8 @@ int smi_attach_end(shmalloc_heap *heap, int cut_off)
         rc = others;
     if (rc == 0 && others == 0 && heap->state->poison == 0 && !heap->unchecked) {
         rc = smi_adopt(heap, SMI_ADOPT_ALL); /* nobody is alive: what the dead left is brought to rest */
+        if (rc == 0)
+            smi_pages_decay_last(heap); /* before the sync, which need not write it; a failure is no failure to close */
         if (rc == 0)
             rc = mark_clean(heap);
     }

@@ -701,7 +701,7 @@ int smi_pages_take(shmalloc_heap *heap, const struct smi_take *request, uint32_t
 
 /* ---- giving back ---- */
 
-static int decay(shmalloc_heap *heap);
+static int decay(shmalloc_heap *heap, uint64_t most);
 
 /* Make [page, page + count), which belongs to no span, free and merge it with its neighbours. */
 static int merge_free(struct smi_op *op, uint64_t page, uint64_t count)
@@ -753,7 +753,7 @@ static int give_span(shmalloc_heap *heap, uint64_t page, uint8_t kind, uint64_t 
         smi_pagetable_reshape(heap);
     ph->gives++;
     if (heap->state->decay_ns == 0)
-        decay(heap); /* a failure to give storage back is no failure to free */
+        decay(heap, DECAY_MOST_PAGES); /* a failure to give storage back is no failure to free */
     return 0;
 }
 
@@ -1092,7 +1092,7 @@ int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
  * RESERVED changes outside the log, hundreds of pages at a time, so a number that every kill leaves true would have
  * to be logged with more words than a log has.
  */
-static int decay(shmalloc_heap *heap)
+static int decay(shmalloc_heap *heap, uint64_t most)
 {
     SMI_ASSERT(smi_lock_is_ours(heap, smi_lock_of_pages(heap)));
     uint64_t now = smi_os_tick(), decay_ns = heap->state->decay_ns, gives = heap->page_heap->gives;
@@ -1106,12 +1106,12 @@ static int decay(shmalloc_heap *heap)
                         .before = now > decay_ns ? now - decay_ns : 0,
                         .budget = stored > retain ? stored - retain : 0,
                         .lowest = lowest};
-    if (trim.budget > DECAY_MOST_PAGES)
-        trim.budget = DECAY_MOST_PAGES;
+    if (trim.budget > most)
+        trim.budget = most;
     int rc = smi_heap_descriptor(heap);
     if (rc == 0)
         rc = punch_spans(heap, &trim);
-    int bounded = trim.budget == DECAY_MOST_PAGES && trim.budget - trim.pages < trim.min_pages;
+    int bounded = trim.budget == most && trim.budget - trim.pages < trim.min_pages;
     while (rc == 0 && !bounded && (rc = cut_tail(heap, &trim)) == 1)
         rc = 0;
     if (rc == 0 && !bounded && !trim.young)
@@ -1124,7 +1124,19 @@ int smi_pages_decay(shmalloc_heap *heap)
     int rc = smi_lock_try(heap, smi_lock_of_pages(heap));
     if (rc < 0)
         return rc == -EBUSY ? 0 : rc;
-    rc = smi_heap_is_outgrown(heap) ? 0 : decay(heap);
+    rc = smi_heap_is_outgrown(heap) ? 0 : decay(heap, DECAY_MOST_PAGES);
+    smi_lock_release(heap, smi_lock_of_pages(heap));
+    return rc;
+}
+
+int smi_pages_decay_last(shmalloc_heap *heap)
+{
+    if (heap->page_heap->gives == heap->gives_before)
+        return 0; /* so that opening and closing a large heap costs what a small one does */
+    int rc = lock_all(heap);
+    if (rc < 0)
+        return rc;
+    rc = decay(heap, UINT64_MAX);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     return rc;
 }

@@ -54,6 +54,9 @@ int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages);
 /* Storage that has been free for longer than the heap's decay time goes back, down to what it retains; a
  * bounded part of it at a time. Does nothing while somebody else holds the page lock. */
 int smi_pages_decay(shmalloc_heap *heap);
+/* The same when nobody will do it later: all that is due, however much, if anything was freed since this process
+ * attached. */
+int smi_pages_decay_last(shmalloc_heap *heap);
 
 /* Bytes of the longest free span (with the page lock held, or as a guess without). */
 uint64_t smi_pages_largest(shmalloc_heap *heap);

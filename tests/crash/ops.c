@@ -706,6 +706,13 @@ static void used(struct stage *s)
     keep_many(s, 10, 300);
     drop_many(s, 5);
 }
+/* Free storage that is due when the last one closes. */
+static void used_and_due(struct stage *s)
+{
+    must_work(shmalloc_set_give_back(s->heap, SHMALLOC_NEVER, 0));
+    much_to_trim(s);
+    must_work(shmalloc_set_give_back(s->heap, 0, 0));
+}
 static void detach(struct stage *s)
 {
     must_work(shmalloc_close(s->heap));
@@ -882,6 +889,7 @@ const struct op ops[] = {
     {"create", OP_NO_FILE, nothing, create},
     {"open", OP_AWAY, used_and_closed, attach},
     {"close", OP_AWAY, used, detach},
+    {"close, gives back", OP_AWAY, used_and_due, detach},
     {"recover, torn by a reboot", OP_NO_FILE | OP_TORN, torn, recover},
     {"adopt", OP_ORPHANS, somebody_died, adopt},
     {"hardened: alloc, new slab", OP_HARDENED, nothing, take_small},

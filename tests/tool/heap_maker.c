@@ -12,6 +12,7 @@
  *   odd-names          bind roots whose names hold control characters and invalid UTF-8
  *   close              close the heap in order
  *   hold               print "ready", wait for end of input
+ *   weave              print "ready", replace and resize linked blocks for ever in two threads; none is ever leaked
  *   churn              print "ready", allocate and free for ever in two threads
  *   stop-in-lock       a child allocates and is stopped where the log of a class lock is armed;
  *                      print "ready PID", wait for end of input, let the child go on
@@ -121,6 +122,41 @@ static void wait_for_end_of_input(void)
         ;
 }
 
+#define WOVEN 2000
+
+/* Every block is linked, from the root, or from a block that the root names, at every instant. */
+static void *weave(void *arg)
+{
+    shmalloc_ref *words = arg;
+    unsigned long random = (unsigned long)(uintptr_t)arg;
+    for (;;) {
+        random = random * 6364136223846793005ul + 1442695040888963407ul;
+        shmalloc_ref *word = &words[(random >> 40) % WOVEN];
+        size_t size = (random >> 33) % 200 == 0 ? 100000 : (random >> 20) % 600 + 8;
+        int rc = *word == 0                 ? shmalloc_ref_alloc_zeroed(heap, size, word)
+                 : (random >> 13) % 3 == 0 ? shmalloc_ref_realloc(heap, word, size)
+                                           : shmalloc_ref_free(heap, word);
+        if (rc < 0)
+            fail("weave");
+    }
+    return NULL;
+}
+
+static void weave_for_ever(void)
+{
+    shmalloc_ref refs[2];
+    char name[32];
+    pthread_t thread;
+    for (int i = 0; i < 2; i++) {
+        snprintf(name, sizeof(name), "woven by %d, %d", (int)getpid(), i);
+        if (shmalloc_root_get_or_create(heap, name, 0, WOVEN * sizeof(shmalloc_ref), NULL, NULL, &refs[i]) < 0)
+            fail("root");
+    }
+    say("ready");
+    pthread_create(&thread, NULL, weave, shmalloc_ptr(heap, refs[1]));
+    weave(shmalloc_ptr(heap, refs[0]));
+}
+
 struct churner {
     unsigned long seed;
     pthread_barrier_t *both;
@@ -226,6 +262,8 @@ static void run(const char *step)
         make_dangling_root();
     else if (strcmp(step, "hold") == 0)
         say("ready"), wait_for_end_of_input();
+    else if (strcmp(step, "weave") == 0)
+        weave_for_ever();
     else if (strcmp(step, "churn") == 0)
         churn_for_ever();
     else if (strcmp(step, "stop-in-lock") == 0)

@@ -108,7 +108,7 @@ class Held:
 
     def __exit__(self, *_):
         self.process.stdin.close()
-        if self.process.poll() is None and "churn" in self.args:
+        if self.process.poll() is None and ("churn" in self.args or "weave" in self.args):
             self.process.kill()
         self.status = self.process.wait(timeout=60)
         self.process.stdout.close()

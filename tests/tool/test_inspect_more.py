@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import struct
 
@@ -23,6 +24,77 @@ from inspect_support import (BUCKETS, CANNOT_TELL, DAMAGED, END_OF_AREAS_AT, KEP
 COMMANDS = ("map", "classes", "blocks", "leaks")
 FIXED_BASE = 104  # smf_header.fixed_base
 CHECKSUM = 536    # smf_header.checksum
+
+
+class Trim(InspectTest):
+    def test_at_rest(self):
+        self.make("create", "fill=30000", "pile=10000", "close")
+        before = os.stat(self.heap)
+        blocks = run_json("info", self.heap)[1]["memory"]["allocated"]
+        status, answer = run_json("trim", self.heap)
+        self.assertEqual(status, SOUND)
+        self.assertEqual(answer["before"], {"length": before.st_size, "storage": before.st_blocks * 512})
+        after = os.stat(self.heap)
+        self.assertEqual(answer["after"], {"length": after.st_size, "storage": after.st_blocks * 512})
+        self.assertGreater(answer["given_back"], 0)
+        self.assertLess(after.st_blocks, before.st_blocks)
+        self.assertEqual(run_json("check", self.heap)[0], SOUND)
+        self.assertEqual(run_json("info", self.heap)[1]["memory"]["allocated"], blocks)
+        status, out, err = run("trim", self.heap)
+        self.assertEqual((status, err), (SOUND, ""))
+        self.assertRegex(out, r"^nothing to give back: .* stored before, .* now\.\n$")
+        self.make("create", "fill=10", "close")
+
+    def test_after_a_death(self):
+        self.make("create", "fill=3000", "keep=12", "die", ends_by=-signal.SIGKILL)
+        self.assertGreater(run_json("trim", self.heap)[1]["given_back"], 500000)
+        self.assertEqual(run_json("info", self.heap)[1]["state"], "clean")
+        self.assertEqual(run_json("check", self.heap)[0], SOUND)
+
+    def test_refusals(self):
+        with Held(self.heap, "create", "fill=100", "hold"):
+            status, _, err = run("trim", self.heap)
+            self.assertEqual(status, CANNOT_TELL)
+            self.assertIn("is in use by process", err)
+            shutil.copyfile(self.heap, self.heap + ".copy")
+        status, _, err = run("trim", self.heap + ".copy")
+        self.assertEqual(status, CANNOT_TELL)
+        self.assertIn("recover", err)
+        for path, word in ((self.heap + ".none", "No such file"), (self.dir, "directory")):
+            status, _, err = run("trim", path)
+            self.assertEqual(status, CANNOT_TELL)
+            self.assertIn(word, err)
+        with open(self.heap + ".text", "w") as file:
+            file.write("no heap\n")
+        self.assertEqual(run("trim", self.heap + ".text")[0], CANNOT_TELL)
+        self.patch(POISON, struct.pack("<Q", 20005))
+        self.assertEqual(run("trim", self.heap)[0], DAMAGED)
+
+
+class LeaksInUse(InspectTest):
+    """What is linked at every instant is not leaked, however fast it changes; what is leaked is found."""
+
+    def test_nothing_is_leaked(self):
+        self.make("create", "close")
+        looks = []
+        with Held(self.heap, "create", "weave"), Held(self.heap, "create", "weave"):
+            for _ in range(25):
+                status, answer = run_json("leaks", self.heap)
+                self.assertEqual((status, answer["leaked"]["count"]), (SOUND, 0), answer)
+                self.assertTrue(answer["moving"])
+                looks.append((answer["looks"], answer["left_out"]))
+            status, out, _ = run("leaks", self.heap)
+            self.assertIn("The heap moves: what is said here is what ", out)
+        self.assertTrue(any(left_out for _, left_out in looks), "one look would have done: %s" % looks)
+
+    def test_what_is_leaked_is_found(self):
+        self.make("create", "fill=100", "close")
+        leaked = run_json("leaks", self.heap)[1]["leaked"]
+        self.assertGreater(leaked["count"], 10)
+        with Held(self.heap, "create", "weave"):
+            for _ in range(5):
+                status, answer = run_json("leaks", self.heap)
+                self.assertEqual((status, answer["leaked"]), (DAMAGED, leaked))
 
 
 class Agreement(InspectTest):

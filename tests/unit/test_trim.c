@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "heap_suite.h"
 
@@ -39,6 +40,58 @@ Test(trim, everything_freed_goes_back)
     cr_assert_eq(heap_stats(f.heap).file_size, before_size, "the tail is cut off");
     cr_assert_leq(storage(), before_storage + (1 << 20));
     cr_assert_leq(trim(), 0, "nothing left to give");
+}
+
+/* 64 MiB are used and freed while nothing goes back by itself; then the heap gets this policy and is closed `wait_ms` later. */
+static uint64_t stored_after_close(uint64_t decay_ms, uint64_t retain, unsigned wait_ms)
+{
+    shmalloc_ref ref = 0;
+    must_work(shmalloc_set_give_back(f.heap, SHMALLOC_NEVER, 0));
+    must_work(shmalloc_ref_alloc(f.heap, 64 << 20, &ref));
+    memset(shmalloc_ptr(f.heap, ref), 1, 64 << 20);
+    must_work(shmalloc_ref_free(f.heap, &ref));
+    must_work(shmalloc_set_give_back(f.heap, decay_ms, retain));
+    usleep(wait_ms * 1000);
+    cr_assert_geq(storage(), 64u << 20);
+    must_work(shmalloc_close(f.heap));
+    f.heap = NULL;
+    uint64_t stored = storage();
+    must_be_sound_on_disk(f.path);
+    f.heap = heap_open(f.path);
+    must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg());
+    must_work(shmalloc_set_give_back(f.heap, 10000, 0));
+    return stored;
+}
+
+Test(trim, the_last_close_does_what_is_due)
+{
+    cr_assert_leq(stored_after_close(0, 0, 0), 2u << 20);
+    cr_assert_leq(stored_after_close(50, 0, 100), 2u << 20);
+    uint64_t retained = stored_after_close(0, 20 << 20, 0);
+    cr_assert(retained >= 20u << 20 && retained <= 23u << 20, "%llu", (unsigned long long)retained);
+    cr_assert_geq(stored_after_close(100000, 0, 0), 64u << 20, "it was not free that long");
+    cr_assert_geq(stored_after_close(SHMALLOC_NEVER, 0, 0), 64u << 20);
+}
+
+static int close_in_child(void *arg)
+{
+    (void)arg;
+    shmalloc_heap *heap = fixture_join(&f);
+    shmalloc_ref ref = 0;
+    must_work(shmalloc_set_give_back(heap, SHMALLOC_NEVER, 0));
+    must_work(shmalloc_ref_alloc(heap, 8 << 20, &ref));
+    memset(shmalloc_ptr(heap, ref), 1, 8 << 20);
+    must_work(shmalloc_ref_free(heap, &ref));
+    must_work(shmalloc_set_give_back(heap, 0, 0));
+    return shmalloc_close(heap) < 0;
+}
+
+Test(trim, a_close_that_is_not_the_last_gives_nothing)
+{
+    cr_assert_eq(run_child(close_in_child, NULL), 0);
+    cr_assert_geq(storage(), 8u << 20);
+    must(trim() >= 8 << 20, "the child gave it back");
+    must_work(shmalloc_set_give_back(f.heap, 10000, 0));
 }
 
 enum { COUNT = 200 };

@@ -17,6 +17,7 @@
 #include <shmalloc/shmalloc.h>
 
 #include "platform/error.h"
+#include "platform/os.h"
 
 static const char help[] =
     "Blocks that no chain of refs leads to from the named roots. A heap outlives the\n"
@@ -27,16 +28,19 @@ static const char help[] =
     "a fixed base, so does its address). So a leak can be missed, but what is listed is\n"
     "unreachable, if programs keep refs in aligned words of the heap. Refs that are packed\n"
     "or combined with other bits are not seen; those that point inside a block are, with\n"
-    "--interior.\n"
+    "--interior, and those that are relative to where they lie, with --relative.\n"
     "\n"
-    "While the heap is in use, blocks that only running programs hold count as leaked,\n"
-    "and what changes during the search may be counted wrongly: best search at rest.\n"
+    "A heap in use moves during the search. So it is searched again, until a search takes\n"
+    "no block away any more, and only what all of them found is reported: two at least.\n"
+    "Blocks that only running programs hold are leaked all the same: best search at rest.\n"
     "\n"
     "A leaked block that no other leaked block refers to is the start of a chain; samples\n"
     "are of those first.\n"
     "\n"
     "Options\n"
     "      --interior    a word that points anywhere inside a block keeps it, too\n"
+    "      --relative    a word that leads to a block when it is added to where it lies\n"
+    "                    (offset_ptr of Boost.Interprocess) keeps it, too\n"
     "      --samples N   leaked blocks to show, 10 unless said\n"
     "\n"
     "Exit status\n"
@@ -49,14 +53,16 @@ static const char help[] =
     "  moving                  true when processes use the heap\n"
     "  blocks, reachable, leaked   count, bytes of each\n"
     "  starts                  number of leaked blocks that no leaked block refers to\n"
+    "  looks, left_out         searches made; blocks that only some of them found\n"
     "  by_size                 list of: size, count, bytes; most bytes first\n"
     "  by_tag                  list of: tag, count, bytes; most bytes first\n"
     "  samples                 list of: ref, size, tag, start\n";
 
 static const struct option options[] = {{"interior", no_argument, NULL, 'i'},
+                                        {"relative", no_argument, NULL, 'r'},
                                         {"samples", required_argument, NULL, 'n'},
                                         {NULL, 0, NULL, 0}};
-const struct command_line inspect_leaks_line = {"[--json] [--interior] [--samples N] FILE", "",
+const struct command_line inspect_leaks_line = {"[--json] [--interior] [--relative] [--samples N] FILE", "",
                                                 options, 0};
 
 enum mark {
@@ -68,8 +74,18 @@ struct sum {
     uint64_t count, bytes;
 };
 
+/* A block that every look so far found leaked, with the same bytes. */
+struct suspect {
+    uint64_t ref, size, hash;
+    uint16_t tag;
+};
+
 struct search {
     struct inspect *in;
+    struct suspect *suspects; /* ascending; of a heap in use */
+    uint64_t suspect_count;
+    uint64_t left_out; /* blocks that only some looks found leaked */
+    uint32_t looks;
     shmalloc_block *blocks; /* ascending */
     uint64_t count, room;
     uint8_t *marks; /* of each block */
@@ -134,16 +150,21 @@ static uint64_t find(const struct search *s, uint64_t ref, int interior)
     return ref == block->ref || (interior && ref - block->ref < block->size) ? low - 1 : s->count;
 }
 
-/* What a word names, as a ref or as an address where the heap is mapped at a fixed one. */
-static uint64_t named_by(const struct search *s, uint64_t word)
+/* A block's number, when a word is its ref. */
+static uint64_t at_ref(const struct search *s, uint64_t word)
 {
-    uint64_t base = s->in->view.header.fixed_base, end = s->in->view.file_size;
+    uint64_t end = s->in->view.file_size;
     int interior = s->in->given['i'] != NULL;
-    if (base && word >= base && word - base < end)
-        word -= base;
     if (word < SMF_PAGE || word >= end || (!interior && word % 8 != 0))
         return s->count;
     return find(s, word, interior);
+}
+
+/* What a word names, as a ref or as an address where the heap is mapped at a fixed one. */
+static uint64_t named_by(const struct search *s, uint64_t word)
+{
+    uint64_t base = s->in->view.header.fixed_base;
+    return at_ref(s, base && word >= base && word - base < s->in->view.file_size ? word - base : word);
 }
 
 /* ---- marking -------------------------------------------------------------------------------- */
@@ -162,6 +183,18 @@ static void refer(struct search *s, uint64_t i, uint64_t from)
         s->marks[i] |= REFERRED;
 }
 
+typedef void found_fn(struct search *s, uint64_t named, uint64_t from);
+
+/* A word of block `i`, at `own`. A pointer that is relative to itself, as offset_ptr of Boost.Interprocess is, leads as many
+ * bytes from there. */
+static void read_word(struct search *s, uint64_t word, uint64_t own, uint64_t i, found_fn *found)
+{
+    if (word >= SMF_PAGE)
+        found(s, named_by(s, word), i);
+    if (word != 0 && s->in->given['r'])
+        found(s, at_ref(s, own + word), i);
+}
+
 /*
  * Call `found` for every block that a word of block `i` names. The view keeps what it read, which
  * is what makes scattered small blocks cheap; beyond KEPT bytes blocks are read one by one, so that
@@ -169,8 +202,7 @@ static void refer(struct search *s, uint64_t i, uint64_t from)
  */
 #define KEPT (1ull << 30)
 
-static void read_words(struct search *s, uint64_t i,
-                       void (*found)(struct search *s, uint64_t named, uint64_t from))
+static void read_words(struct search *s, uint64_t i, found_fn *found)
 {
     enum {
         PIECE = 8192
@@ -185,8 +217,7 @@ static void read_words(struct search *s, uint64_t i,
         else if (smi_view_read_now(view, ref, len, buffer) < 0)
             words = NULL;
         for (uint64_t w = 0; words && w < len / 8; w++)
-            if (words[w] >= SMF_PAGE)
-                found(s, named_by(s, words[w]), i);
+            read_word(s, words[w], ref + 8 * w, i, found);
     }
     if (++s->done % 1024 == 0)
         inspect_progress_count("searching", s->done, s->count, "blocks");
@@ -354,6 +385,19 @@ static void print_samples(struct search *s)
                inspect_count(s->leaked.count - s->samples, "block", "blocks", n));
 }
 
+/* Of a heap in use. */
+static void print_motion(struct search *s)
+{
+    char n[64], m[64];
+    if (!inspect_is_live(s->in))
+        return;
+    printf("%sThe heap moves: what is said here is what %s agree%s on", inspect_color(s->in, DIM),
+           inspect_count(s->looks, "look", "looks", n), s->looks == 1 ? "s" : "");
+    if (s->left_out)
+        printf("; %s looked leaked in some only", inspect_count(s->left_out, "block", "blocks", m));
+    printf(".%s\n", inspect_color(s->in, PLAIN));
+}
+
 static void print_all(struct search *s)
 {
     char n[64], m[64], bytes[32];
@@ -425,27 +469,128 @@ static void add_all(struct search *s)
         inspect_add(s->in->out, keys[i], object);
     }
     inspect_add_number(s->in->out, "starts", s->starts);
+    inspect_add_number(s->in->out, "looks", s->looks);
+    inspect_add_number(s->in->out, "left_out", s->left_out);
     add_lines(s, 0);
     add_lines(s, 1);
     each_sample(s, add_sample, samples);
     inspect_add(s->in->out, "samples", samples);
 }
 
+/* ---- looks ---------------------------------------------------------------------------------- */
+
+/*
+ * While a heap is in use, what links two blocks may be read before it is stored and the block after that; then the block
+ * looks leaked. So the heap is looked at until a look takes no block away any more: those that stay were leaked in each
+ * look, and nobody wrote to them in between.
+ */
+#define MOST_LOOKS 8
+#define HASHED 512u /* bytes of a block */
+
+static struct suspect suspect_of(struct search *s, uint64_t i)
+{
+    const shmalloc_block *block = &s->blocks[i];
+    uint8_t bytes[HASHED];
+    uint64_t len = block->size < HASHED ? block->size : HASHED;
+    int rc = smi_view_read_now(&s->in->view, block->ref, len, bytes);
+    return (struct suspect){block->ref, block->size, rc < 0 ? 0 : smi_hash(bytes, len), block->tag};
+}
+
+/* The suspects become those of them that this look found leaked, too; the first look's are all that it found. */
+static int agree(struct search *s)
+{
+    uint64_t kept = 0, at = 0;
+    if (s->looks == 1 && !(s->suspects = malloc((s->count + 1) * sizeof(*s->suspects))))
+        return no_memory(s);
+    for (uint64_t i = 0; i < s->count; i++) {
+        if (s->marks[i] & REACHED)
+            continue;
+        struct suspect now = suspect_of(s, i);
+        while (s->looks > 1 && at < s->suspect_count && s->suspects[at].ref < now.ref)
+            at++;
+        const struct suspect *was = &s->suspects[at];
+        if (s->looks == 1 || (at < s->suspect_count && was->ref == now.ref && was->size == now.size &&
+                              was->tag == now.tag && was->hash == now.hash))
+            s->suspects[kept++] = now;
+    }
+    s->left_out += s->looks > 1 ? s->suspect_count - kept : 0;
+    s->suspect_count = kept;
+    return 0;
+}
+
+static void forget_look(struct search *s)
+{
+    free(s->blocks);
+    free(s->marks);
+    free(s->worklist);
+    s->blocks = NULL;
+    s->marks = NULL;
+    s->worklist = NULL;
+    s->count = s->room = s->waiting = s->done = 0;
+    s->all = (struct sum){0, 0};
+}
+
+static int look_once(struct search *s)
+{
+    if (s->looks > 0) {
+        forget_look(s);
+        smi_os_sleep(10000000ull * s->looks);
+        int rc = smi_view_reload(&s->in->view);
+        if (rc < 0)
+            return rc;
+        s->in->view.progress = inspect_progress;
+    }
+    int rc = prepare(s);
+    if (rc == 0)
+        rc = mark(s);
+    s->looks++;
+    return rc;
+}
+
+/* What the looks do not agree on is none. */
+static void acquit(struct search *s)
+{
+    uint64_t at = 0;
+    for (uint64_t i = 0; i < s->count; i++) {
+        while (at < s->suspect_count && s->suspects[at].ref < s->blocks[i].ref)
+            at++;
+        if (at == s->suspect_count || s->suspects[at].ref != s->blocks[i].ref)
+            s->marks[i] |= REACHED;
+    }
+}
+
+static int look_until_agreed(struct search *s)
+{
+    uint64_t before;
+    int rc;
+    do {
+        before = s->suspect_count;
+        if ((rc = look_once(s)) < 0)
+            return rc;
+        if (!inspect_is_live(s->in))
+            return 0;
+        rc = agree(s);
+    } while (rc == 0 && s->suspect_count > 0 && s->looks < MOST_LOOKS && (s->looks == 1 || s->suspect_count != before));
+    if (rc == 0)
+        acquit(s);
+    return rc;
+}
+
 /* ---- the command ---------------------------------------------------------------------------- */
 
 static enum verdict search_and_show(struct search *s)
 {
-    int rc = prepare(s);
-    if (rc == 0)
-        rc = mark(s);
+    int rc = look_until_agreed(s);
     if (rc < 0)
         return inspect_report_error(s->in, rc);
     find_starts(s);
     inspect_progress_end();
-    if (s->in->out)
+    if (s->in->out) {
         add_all(s);
-    else
+    } else {
         print_all(s);
+        print_motion(s);
+    }
     enum verdict verdict =
         s->out_of_memory ? inspect_report_error(s->in, no_memory(s)) : inspect_conclude(s->in);
     if (verdict != SOUND || s->leaked.count == 0)
@@ -462,9 +607,8 @@ static enum verdict run(struct inspect *in)
     enum verdict verdict = inspect_open_or_report(in);
     if (verdict == SOUND)
         verdict = search_and_show(&search);
-    free(search.blocks);
-    free(search.marks);
-    free(search.worklist);
+    forget_look(&search);
+    free(search.suspects);
     return verdict;
 }
 

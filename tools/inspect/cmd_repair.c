@@ -37,23 +37,26 @@ static void name_users(struct inspect *in, char *out, size_t size)
     }
 }
 
-/* 0 when nobody uses the heap, as far as the locks tell. Header and state may be damaged. */
-static int look_for_users(struct inspect *in)
+int inspect_need_rest(struct inspect *in)
 {
     char names[300];
-    int rc = inspect_open(in);
-    if (in->view.fd < 0)
-        return rc;
     if (!in->users.known)
         return smi_error(-EOPNOTSUPP,
                          "%s: its file system does not tell whether somebody uses it; copy it to another "
-                         "and repair it there",
+                         "and do it there",
                          in->path);
     if (!inspect_is_live(in))
         return 0;
     name_users(in, names, sizeof(names));
     return smi_error(SHMALLOC_EBUSY, "%s: is in use by %s; end that first: nothing was changed", in->path,
                      names[0] ? names : "a process that attaches or leaves");
+}
+
+/* The same after opening a heap whose header and state may be damaged. */
+static int open_at_rest(struct inspect *in)
+{
+    int rc = inspect_open(in);
+    return in->view.fd < 0 ? rc : inspect_need_rest(in);
 }
 
 /* ---- what is said --------------------------------------------------------------------------- */
@@ -224,7 +227,7 @@ enum verdict inspect_repair(struct inspect *in)
 {
     struct smi_repair repair;
     enum verdict verdict = SOUND;
-    int rc = look_for_users(in), fd = -1;
+    int rc = open_at_rest(in), fd = -1;
     if (rc == 0)
         rc = fd = smi_os_open(in->path, !in->given['y']);
     if (rc == fd && rc < 0)

@@ -3,7 +3,7 @@
  * inspect.h - what the subcommands of shmalloc-inspect share.
  *
  * A subcommand reads one heap through a view and prints text or one JSON object. It never writes to
- * the file, takes no lock and waits for nobody; only check --repair --yes does. To add one: a file cmd_<name>.c with its `struct
+ * the file, takes no lock and waits for nobody; only check --repair --yes and trim do. To add one: a file cmd_<name>.c with its `struct
  * subcommand`, a line in main.c's table and one in meson.build.
  */
 #ifndef INSPECT_H
@@ -42,6 +42,8 @@ struct command_line {
 extern const struct subcommand inspect_info, inspect_check, inspect_roots, inspect_procs,
     inspect_top, inspect_report, inspect_selftest;
 extern const struct command_line inspect_check_line, inspect_top_line, inspect_report_line, inspect_selftest_line;
+
+extern const struct subcommand inspect_trim;
 
 extern const struct subcommand inspect_map, inspect_classes, inspect_blocks, inspect_leaks;
 extern const struct command_line inspect_map_line, inspect_classes_line, inspect_blocks_line,
@@ -120,6 +122,9 @@ enum verdict inspect_report_error(struct inspect *in, int code);
 
 /* Open, check, print what is wrong and what was looked at. */
 enum verdict inspect_check_now(struct inspect *in);
+
+/* Of a heap that was opened: 0 when nobody uses it, as far as the locks tell, else SHMALLOC_EBUSY and others. */
+int inspect_need_rest(struct inspect *in);
 
 /* check --repair */
 enum verdict inspect_repair(struct inspect *in);

@@ -22,6 +22,7 @@ static const struct subcommand *const subcommands[] = {
     &inspect_report,
     &inspect_selftest,
     &inspect_top,
+    &inspect_trim,
 };
 #define SUBCOMMANDS (sizeof(subcommands) / sizeof(subcommands[0]))
 
@@ -56,7 +57,8 @@ static const char before_commands[] =
     "\n"
     "Look into a shmalloc heap without disturbing it. The file is only read: no lock\n"
     "is taken and no process is waited for, so it may be in use, or its users may be\n"
-    "stopped or dead. Only `check --repair --yes` writes, to a heap that nobody uses.\n"
+    "stopped or dead. Only `check --repair --yes` and `trim` write, to a heap that nobody\n"
+    "uses.\n"
     "\n"
     "Commands\n";
 
