@@ -315,15 +315,17 @@ static void plunder(struct stage *s, struct loot *loot)
         }
 }
 
-/* Lock and unlock world.mutex: what it answers. */
+/* Lock and unlock world.mutex: did its owner die? */
 static int pass_mutex(struct stage *s, struct loot *loot)
 {
     int rc = shmalloc_mutex_lock(s->heap, &s->world->mutex);
     works(rc);
     if (loot && rc == SHMALLOC_OWNER_DIED)
         plunder(s, loot);
+    if (rc == SHMALLOC_OWNER_DIED)
+        works(shmalloc_mutex_consistent(s->heap, &s->world->mutex));
     works(shmalloc_mutex_unlock(s->heap, &s->world->mutex));
-    return rc;
+    return rc == SHMALLOC_OWNER_DIED;
 }
 
 struct claim {
