@@ -5,7 +5,6 @@
 #include <shmalloc/shmalloc.h>
 
 #include <stdio.h>
-#include <string.h>
 
 static int fail(const char *what)
 {
@@ -21,9 +20,8 @@ int main(int argc, char **argv)
     options.flags = SHMALLOC_CREATE;
     shmalloc_heap *heap;
     shmalloc_ref ref;
-    if (shmalloc_open(argv[1], &options, &heap) < 0 || shmalloc_ref_alloc(heap, 6, &ref) < 0)
+    if (shmalloc_open(argv[1], &options, &heap) < 0 || shmalloc_ref_dup(heap, "hello", 6, &ref) < 0)
         return fail("create");
-    memcpy(shmalloc_ptr(heap, ref), "hello", 6);
     if (shmalloc_root_set(heap, "greeting", 0, ref) < 0 || shmalloc_close(heap) < 0)
         return fail("close");
 
