@@ -77,7 +77,8 @@ typedef struct shmalloc_message {
  *         shmalloc_ref_alloc(); SHMALLOC_EBUSY: a structure that this thread freed is still used by a stopped one.
  * Ownership: the queue is the heap's until shmalloc_queue_free().  Visible.  Crash: as said for `out`.
  */
-SHMALLOC_API int shmalloc_queue_create(shmalloc_heap *heap, const shmalloc_queue_options *options, shmalloc_ref *out);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_queue_create(shmalloc_heap *heap, const shmalloc_queue_options *options, shmalloc_ref *out);
 
 /**
  * Use the queue that `ref` names.
@@ -85,7 +86,8 @@ SHMALLOC_API int shmalloc_queue_create(shmalloc_heap *heap, const shmalloc_queue
  *         was freed; SHMALLOC_ECORRUPT: its header is damaged; SHMALLOC_ECLOSED; -EINVAL. Works read-only, where only
  *         shmalloc_queue_count() can be called.
  */
-SHMALLOC_API int shmalloc_queue_open(shmalloc_heap *heap, shmalloc_ref ref, shmalloc_queue *out);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_queue_open(shmalloc_heap *heap, shmalloc_ref ref, shmalloc_queue *out);
 
 /**
  * Use the queue that the root `name` names; make it, with `options`, if there is no such root.
@@ -93,8 +95,9 @@ SHMALLOC_API int shmalloc_queue_open(shmalloc_heap *heap, shmalloc_ref ref, shma
  * @return 0 found; SHMALLOC_CREATED; SHMALLOC_ENOROOT; SHMALLOC_ETYPE: the root is of another type; codes of
  *         shmalloc_queue_create() and _open(). Of several that make it at once one does.  Visible, crash-atomic.
  */
-SHMALLOC_API int shmalloc_queue_open_root(shmalloc_heap *heap, const char *name, const shmalloc_queue_options *options,
-                                          shmalloc_queue *out);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_queue_open_root(shmalloc_heap *heap, const char *name, const shmalloc_queue_options *options,
+                             shmalloc_queue *out);
 
 /** The queue's ref. */
 SHMALLOC_API shmalloc_ref shmalloc_queue_ref(const shmalloc_queue *queue);
@@ -111,10 +114,12 @@ SHMALLOC_API shmalloc_ref shmalloc_queue_ref(const shmalloc_queue *queue);
  * Visible, crash-atomic: after a kill `*ref` (in the heap) names the whole queue, or is 0 and the queue's memory comes
  * back when the dead process is noticed.
  */
-SHMALLOC_API int shmalloc_queue_free(shmalloc_heap *heap, shmalloc_ref *ref);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_queue_free(shmalloc_heap *heap, shmalloc_ref *ref);
 
 /** Remove the root `name` and free the queue that it names, in one step as above. SHMALLOC_ENOROOT, SHMALLOC_ETYPE. */
-SHMALLOC_API int shmalloc_queue_remove(shmalloc_heap *heap, const char *name);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_queue_remove(shmalloc_heap *heap, const char *name);
 
 /**
  * Send a copy of `length` bytes (0 is allowed).
@@ -127,14 +132,16 @@ SHMALLOC_API int shmalloc_queue_remove(shmalloc_heap *heap, const char *name);
  * Visible; crash-atomic: killed before the return, it was sent wholly or not at all.
  * Cost: up to 112 bytes without a lock or a system call, unless somebody waits.
  */
-SHMALLOC_API int shmalloc_queue_send(shmalloc_queue *queue, const void *data, size_t length, uint64_t timeout_ns);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_queue_send(shmalloc_queue *queue, const void *data, size_t length, uint64_t timeout_ns);
 
 /**
  * Send the block `*ref`, and whatever it leads to, and store 0 to `*ref`: no byte is copied. If `ref` points into the heap,
  * both are one crash-atomic step: the block belongs to the word or to the queue, never to both or none.
  * @return as shmalloc_queue_send(); SHMALLOC_EBADREF: `*ref` is not a block.
  */
-SHMALLOC_API int shmalloc_queue_send_ref(shmalloc_queue *queue, shmalloc_ref *ref, uint64_t timeout_ns);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_queue_send_ref(shmalloc_queue *queue, shmalloc_ref *ref, uint64_t timeout_ns);
 
 /**
  * Take the oldest message. It stays in the queue, in its place, until it is acknowledged; if this thread ends or its
@@ -142,7 +149,8 @@ SHMALLOC_API int shmalloc_queue_send_ref(shmalloc_queue *queue, shmalloc_ref *re
  * @return 0; -EAGAIN, -ETIMEDOUT: there is none; SHMALLOC_EGONE; SHMALLOC_ECORRUPT: the message is damaged;
  *         SHMALLOC_EREADONLY, _EPOISONED, _ETHREADS.
  */
-SHMALLOC_API int shmalloc_queue_take(shmalloc_queue *queue, shmalloc_message *out, uint64_t timeout_ns);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_queue_take(shmalloc_queue *queue, shmalloc_message *out, uint64_t timeout_ns);
 
 /**
  * Acknowledge: the message is done with, its place and its block are free. The block of a ref message (`message->ref`) is
@@ -154,7 +162,8 @@ SHMALLOC_API int shmalloc_queue_ack(shmalloc_queue *queue, shmalloc_message *mes
 
 /** Acknowledge a ref message and store its ref to `*out`. If `out` points into the heap (8-aligned), both are one
  *  crash-atomic step. -EINVAL: it is no ref message. */
-SHMALLOC_API int shmalloc_queue_ack_ref(shmalloc_queue *queue, shmalloc_message *message, shmalloc_ref *out);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_queue_ack_ref(shmalloc_queue *queue, shmalloc_message *message, shmalloc_ref *out);
 
 /** Give a message back unacknowledged: somebody gets it again, flagged. Codes of shmalloc_queue_ack(). */
 SHMALLOC_API int shmalloc_queue_return(shmalloc_queue *queue, shmalloc_message *message);
@@ -164,8 +173,9 @@ SHMALLOC_API int shmalloc_queue_return(shmalloc_queue *queue, shmalloc_message *
  * @param length  Its bytes, also with -EMSGSIZE: longer than `room`, or a ref message (then 8); it stays.
  * @return as shmalloc_queue_take().
  */
-SHMALLOC_API int shmalloc_queue_receive(shmalloc_queue *queue, void *buffer, size_t room, size_t *length,
-                                        uint64_t timeout_ns);
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_queue_receive(shmalloc_queue *queue, void *buffer, size_t room, size_t *length,
+                           uint64_t timeout_ns);
 
 /** Messages sent and not taken, as of some moment during the call; those that died in being sent are counted until
  *  somebody comes by. Or a negative code. Works read-only. */

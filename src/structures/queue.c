@@ -328,7 +328,7 @@ static inline void sent(struct call *c, struct smf_cell *cell, uint64_t position
     count_claim(c->t, -1ull);
 }
 
-static int fill_block(struct call *c, struct smf_cell *cell, const void *data, size_t length, uint32_t flags)
+static int fill_with_block(struct call *c, struct smf_cell *cell, const void *data, size_t length, uint32_t flags)
 {
     SMI_STORE(&cell->ref, 0);
     SMI_STORE(&cell->flags, flags | SMF_CELL_BLOCK); /* kill from here: whoever skips the cell frees what `ref` names */
@@ -358,7 +358,7 @@ static int send_bytes(struct call *c, const void *data, size_t length)
     if (SMI_LIKELY(length <= SMF_CELL_INLINE)) {
         SMI_STORE(&cell->flags, flags);
         memcpy(cell->data, data, length);
-    } else if ((rc = fill_block(c, cell, data, length, flags)) < 0) {
+    } else if ((rc = fill_with_block(c, cell, data, length, flags)) < 0) {
         return leave_empty(c, position, rc);
     }
     sent(c, cell, position);

@@ -33,9 +33,7 @@
 #include "slots/stacks.h"
 #include "slots/central.h"
 
-extern const struct smi_structure_type smi_queue_type;
-
-static const struct smi_structure_type *const types[] = {&smi_queue_type};
+static const struct smi_structure_type *const types[] = {&smi_queue_type, &smi_vector_type};
 #define TYPES (sizeof(types) / sizeof(types[0]))
 
 const struct smi_structure_type *smi_structure_type(uint64_t tag)
@@ -604,6 +602,8 @@ const struct smi_invariant smi_structure_invariants[] = {
     {"Q3", "a queue's cell is in a known state, in the lap of the queue's positions, and claimed by a possible thread slot"},
     {"Q4", "a queue's cell has a block if, and only if, its message needs one, which is long enough"},
     {"Q5", "a queue's positions are no further apart than it has cells"},
+    {"V1", "a vector's element, first segment and place for changes are possible; what changes is one of its elements"},
+    {"V2", "a vector's elements lie in segments that are blocks of their size"},
     {NULL, NULL},
 };
 

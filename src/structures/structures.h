@@ -51,6 +51,8 @@ struct smi_structure_type {
     int (*free)(struct smi_ending *ending, struct smf_structure *head);
 };
 
+extern const struct smi_structure_type smi_queue_type, smi_vector_type;
+
 /* NULL when the library has none of that tag. */
 const struct smi_structure_type *smi_structure_type(uint64_t tag);
 

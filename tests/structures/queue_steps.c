@@ -182,7 +182,9 @@ CALLBACK(take_from_the_dead)
 {
     shmalloc_message m;
     shmalloc_queue q = queue_in(heap);
-    int rc = shmalloc_queue_take(&q, &m, 2000000000);
+    int rc = smi_adopt(heap, SMI_ADOPT_ALL);
+    if (rc == 0)
+        rc = shmalloc_queue_take(&q, &m, 0);
     return rc < 0 ? rc : m.length != 300 || !m.redelivered ? 1 : shmalloc_queue_ack(&q, &m);
 }
 

@@ -629,16 +629,18 @@ Test(queue, damaged_cells_end_in_errors_not_in_loops)
         shmalloc_message m;
         char bytes[2000];
         size_t length;
+        int answers[3];
         /* Not `ref`: what a damaged one names may be somebody else's block. */
         uint64_t *word = rng_below(&rng, 3) == 0 ? (uint64_t *)header + 8 + rng_below(&rng, 48)
                                                  : (uint64_t *)(at + rng_below(&rng, 16)) + rng_below(&rng, 2);
         *word = rng_below(&rng, 2) ? rng_next(&rng) : *word ^ 1ull << rng_below(&rng, 64);
         if (shmalloc_queue_take(&q, &m, 0) == 0)
             shmalloc_queue_return(&q, &m);
-        shmalloc_queue_send(&q, "x", 1, 0);
-        shmalloc_queue_receive(&q, bytes, 0, &length, 0);
+        answers[0] = shmalloc_queue_send(&q, "x", 1, 0); /* whatever they are */
+        answers[1] = shmalloc_queue_receive(&q, bytes, 0, &length, 0);
+        answers[2] = shmalloc_queue_open_root(f.heap, "queue", NULL, &(shmalloc_queue){0});
         shmalloc_queue_count(&q);
-        shmalloc_queue_open_root(f.heap, "queue", NULL, &(shmalloc_queue){0});
+        must(answers[0] <= 0 && answers[1] <= 0 && answers[2] <= 0, "no answers");
         int is_freed = at->ref != cells[0].ref; /* a claim of nobody's for writing, or acknowledged, is finished */
         memcpy(at, cells, sizeof(cells));
         *header = good;
