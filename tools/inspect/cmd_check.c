@@ -8,6 +8,7 @@
 #include <shmalloc/shmalloc.h>
 
 #include "look/check.h"
+#include "structures/structures.h"
 
 static const char help[] =
     "Verifies that the heap's own data agree with each other: chunks, spans of pages,\n"
@@ -178,10 +179,12 @@ static enum verdict run(struct inspect *in)
 static void list_invariants(void)
 {
     printf("\nInvariants\n");
-    for (const struct smi_invariant *i = smi_invariants; i->id; i++) {
-        printf("  %s  ", i->id);
-        inspect_print_wrapped(i->text, 6, 80);
-    }
+    const struct smi_invariant *const lists[] = {smi_invariants, smi_structure_invariants};
+    for (unsigned k = 0; k < 2; k++)
+        for (const struct smi_invariant *i = lists[k]; i->id; i++) {
+            printf("  %s  ", i->id);
+            inspect_print_wrapped(i->text, 6, 80);
+        }
     printf("  %s  ", SMI_DANGLING);
     inspect_print_wrapped(SMI_DANGLING_TEXT, 6, 80);
 }

@@ -18,6 +18,7 @@
 
 #include "platform/error.h"
 #include "platform/os.h"
+#include "structures/structures.h"
 
 static const char help[] =
     "Blocks that no chain of refs leads to from the named roots. A heap outlives the\n"
@@ -245,13 +246,26 @@ static void reach_steps_under_way(struct search *s)
         if (thread && thread->owner) {
             reach(s, find(s, thread->scratch, 1));
             reach(s, find(s, thread->building, 1));
+            reach(s, find(s, thread->structure & ~SMF_WHAT, 1));
+            reach(s, find(s, thread->nested, 1));
         }
     }
+}
+
+/* Headers of structures that wait to be used again are the library's. */
+static int reach_unused(const struct smi_structure_seen *seen, void *arg)
+{
+    struct search *s = arg;
+    if ((seen->head->life & SMF_LIFE_STATE) == SMF_LIFE_NONE)
+        reach(s, find(s, seen->ref, 0));
+    return 0;
 }
 
 static int mark(struct search *s)
 {
     int rc = smi_view_each_root(&s->in->view, reach_root, s);
+    if (rc == 0)
+        rc = smi_structures_each(&s->in->view, reach_unused, s);
     if (rc < 0)
         return rc;
     reach_steps_under_way(s);

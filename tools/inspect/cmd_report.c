@@ -21,6 +21,7 @@
 #include "platform/error.h"
 #include "platform/os.h"
 #include "report_style.h"
+#include "structures/structures.h"
 #include "format/sizeclass.h"
 
 static const char help[] =
@@ -644,6 +645,51 @@ static void put_roots(FILE *page, struct inspect *in)
                       : "<p class=\"note\">None.</p>");
 }
 
+/* ---- structures ---- */
+
+struct structures {
+    FILE *page;
+    struct inspect *in;
+    uint64_t count;
+};
+
+static int put_structure(const struct smi_structure_seen *seen, void *arg)
+{
+    struct structures *structures = arg;
+    char text[256] = "of a type that this tool does not know";
+    if ((seen->head->life & SMF_LIFE_STATE) != SMF_LIFE_LIVE || ++structures->count > MOST_ROOTS)
+        return 0;
+    if (seen->type)
+        seen->type->describe(&structures->in->view, seen->ref, text, sizeof(text));
+    put(structures->page, "<tr><td>0x%llx</td><td class=\"text\">%s</td><td class=\"text free\">",
+        (unsigned long long)seen->ref, seen->type ? seen->type->name : "unknown");
+    put_text(structures->page, text);
+    put(structures->page, "</td></tr>\n");
+    return 0;
+}
+
+/* Nothing, in a heap without. */
+static void put_structures(FILE *page, struct inspect *in)
+{
+    struct structures structures = {NULL, in, 0};
+    char *text = NULL;
+    size_t size = 0;
+    structures.page = open_memstream(&text, &size);
+    if (!structures.page)
+        return;
+    smi_structures_each(&in->view, put_structure, &structures);
+    fclose(structures.page);
+    if (structures.count > 0) {
+        open_card(page, " all", "Structures", NULL);
+        put(page, "<div class=\"scroll\"><table>\n<tr><th>ref</th><th class=\"text\">type</th>"
+                  "<th class=\"text\"></th></tr>\n%s</table></div>\n", text);
+        if (structures.count > MOST_ROOTS)
+            put(page, "<p class=\"note\">and %llu more</p>\n", (unsigned long long)(structures.count - MOST_ROOTS));
+        put(page, "</section>\n");
+    }
+    free(text);
+}
+
 static void put_page(FILE *page, const struct figures *f)
 {
     struct inspect *in = f->in;
@@ -669,6 +715,7 @@ static void put_page(FILE *page, const struct figures *f)
         put(page, "</div>\n");
         put_processes(page, in);
         put_roots(page, in);
+        put_structures(page, in);
     }
     put(page,
         "</div>\n<p class=\"note\" style=\"margin-top:20px\">shmalloc-inspect %s</p>\n"

@@ -311,9 +311,9 @@ static enum verdict run_get(struct inspect *in)
     return run_dump(in);
 }
 
-const struct command_line inspect_structures_line = {"[--json] FILE [NAME]", "", NULL, 0, 1};
-const struct command_line inspect_dump_line = {"[--json] FILE NAME", "", NULL, 0, 1};
-const struct command_line inspect_get_line = {"[--json] FILE NAME NUMBER", "", NULL, 0, 2};
+const struct command_line inspect_structures_line = {"[--json] FILE [NAME]", "", NULL, 0};
+const struct command_line inspect_dump_line = {"[--json] FILE NAME", "", NULL, 0};
+const struct command_line inspect_get_line = {"[--json] FILE NAME NUMBER", "", NULL, 0};
 
 const struct subcommand inspect_structures = {"structures", "queues, vectors and other structures of the library",
                                               structures_help, run_structures, NULL};

@@ -46,6 +46,8 @@ extern const struct command_line inspect_check_line, inspect_top_line, inspect_r
 extern const struct subcommand inspect_trim;
 
 extern const struct subcommand inspect_map, inspect_classes, inspect_blocks, inspect_leaks;
+extern const struct subcommand inspect_structures, inspect_dump, inspect_get;
+extern const struct command_line inspect_structures_line, inspect_dump_line, inspect_get_line;
 extern const struct command_line inspect_map_line, inspect_classes_line, inspect_blocks_line,
     inspect_leaks_line;
 
@@ -61,6 +63,7 @@ struct users {
 struct inspect {
     const struct subcommand *command;
     const char *path;
+    const char *operand[2]; /* what the command line has behind the file, or NULL */
     int json;
     const char *given[INSPECT_LETTERS]; /* the command's own options by letter: value, "" without
                                            one, NULL when not given */

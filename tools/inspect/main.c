@@ -19,6 +19,9 @@ static const struct subcommand *const subcommands[] = {
     &inspect_classes,
     &inspect_blocks,
     &inspect_leaks,
+    &inspect_structures,
+    &inspect_dump,
+    &inspect_get,
     &inspect_report,
     &inspect_selftest,
     &inspect_top,
@@ -36,6 +39,9 @@ static const struct {
     {&inspect_classes, &inspect_classes_line},
     {&inspect_blocks, &inspect_blocks_line},
     {&inspect_leaks, &inspect_leaks_line},
+    {&inspect_structures, &inspect_structures_line},
+    {&inspect_dump, &inspect_dump_line},
+    {&inspect_get, &inspect_get_line},
     {&inspect_report, &inspect_report_line},
     {&inspect_selftest, &inspect_selftest_line},
     {&inspect_top, &inspect_top_line},
@@ -48,6 +54,12 @@ static const struct command_line *line_of(const struct subcommand *command)
         if (lines[i].command == command)
             return lines[i].line;
     return &usual;
+}
+
+/* What a command may have behind the file. */
+static int operands_of(const struct subcommand *command)
+{
+    return command == &inspect_get ? 2 : command == &inspect_dump || command == &inspect_structures ? 1 : 0;
 }
 
 #define OPTIONS_MAX 32
@@ -86,7 +98,7 @@ static void print_help(void)
 {
     fputs(before_commands, stdout);
     for (size_t i = 0; i < SUBCOMMANDS; i++)
-        printf("  %-8s %s\n", subcommands[i]->name, subcommands[i]->summary);
+        printf("  %-10s %s\n", subcommands[i]->name, subcommands[i]->summary);
     fputs(after_commands, stdout);
 }
 
@@ -201,7 +213,9 @@ int main(int argc, char **argv)
     in.path = optind < argc ? argv[optind] : NULL;
     if (!in.path && !line_of(in.command)->without_file)
         return usage("a file is missing", "");
-    if (argc - optind > 1)
+    if (argc - optind > 1 + operands_of(in.command))
         return usage("more than one file given", "");
+    for (int i = 0; i < operands_of(in.command) && optind + 1 + i < argc; i++)
+        in.operand[i] = argv[optind + 1 + i];
     return (int)inspect_run(&in);
 }
