@@ -755,6 +755,8 @@ SHMALLOC_API int shmalloc_read_end(shmalloc_heap *heap);
  * @return 0, or a negative code, in which case nothing changed:
  *   SHMALLOC_EBADREF, _EDOUBLEFREE   as for shmalloc_ref_free(); in hardened heaps also a block that is retired already
  *   -ENOSPC, SHMALLOC_EFULL          no room for the list of what is retired: 16 KiB for a thread's first
+ *   -ENOTSUP                         the thread has retired all it may: this process lacks the system call membarrier(2),
+ *                                    and processes with readers have it
  *   -EINVAL, SHMALLOC_EREADONLY, _ECORRUPT, _EPOISONED   as for shmalloc_ref_alloc()
  *
  * Threads: any; what may be done at once to one ref word is the program's to order, as with shmalloc_ref_free().

@@ -59,7 +59,7 @@ int smi_adopt_slot(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index,
         rc = smi_log_release(heap, slot, index);
     if (rc == 0)
         rc = smi_retire_release(heap, slot, most);
-    return rc < 0 ? rc : smi_stacks_release(heap, slot, index, most);
+    return rc != 0 ? rc : smi_stacks_release(heap, slot, index, most);
 }
 
 /* What decides over blocks first, for all threads: words and blocks are what they will be, whenever the stacks come
@@ -95,6 +95,7 @@ static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i, uint64_t *most)
     if (rc < 0)
         return rc == -EAGAIN ? 0 : smi_attach_cannot_look(heap, rc); /* alive, or somebody else is just claiming it */
     if (heap->processes[i].state != 0) {
+        SMI_STORE(&heap->processes[i].flags, 0); /* its sections are over */
         rc = pass_locks(heap);
         if (rc == 0)
             rc = release_threads_of(heap, i, most);

@@ -414,14 +414,18 @@ int smi_attach_end(shmalloc_heap *heap, int cut_off)
         return rc;
     }
     rc = leave_table(heap, cut_off);
+    if (rc == 1) /* for want of a membarrier: who adopts it can free what it retired */
+        rc = 0;
     int others = smi_others_alive(heap);
     if (rc == 0 && others < 0)
         rc = others;
     if (rc == 0 && others == 0 && heap->state->poison == 0 && !heap->unchecked) {
         rc = smi_adopt(heap, SMI_ADOPT_ALL); /* nobody is alive: what the dead left is brought to rest */
+        if (rc == 0 && SMI_LOAD(&heap->adopt_wanted)) /* among others of the dead, who count as readers till then */
+            rc = smi_adopt(heap, SMI_ADOPT_ALL);
         if (rc == 0)
             smi_pages_decay_last(heap); /* before the sync, which need not write it; a failure is no failure to close */
-        if (rc == 0)
+        if (rc == 0 && !SMI_LOAD(&heap->adopt_wanted))
             rc = mark_clean(heap);
     }
     smi_attach_unlock(heap);

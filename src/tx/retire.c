@@ -16,6 +16,7 @@
  */
 #include "tx/retire.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "handle/readers.h"
@@ -126,7 +127,11 @@ static int switch_bags(struct smi_thread *t)
         uint64_t stamp = stamp_of(heap, other);
         if (stamp == 0)
             return SHMALLOC_ECORRUPT;
-        smi_readers_oust(heap, stamp);
+        if (!smi_readers_oust(heap, stamp))
+            return smi_error(-ENOTSUP,
+                             "%s: this process has no membarrier, which readers in others rely on, so it cannot free "
+                             "what it has retired; allow it the system call membarrier(2)",
+                             heap->path);
         int rc = empty(t, other);
         if (rc < 0)
             return rc;
@@ -229,7 +234,8 @@ int smi_retire_release(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *m
     uint64_t stamp = smi_readers_advance(heap);
     if (stamp == 0)
         return SHMALLOC_ECORRUPT;
-    smi_readers_oust(heap, stamp);
+    if ((SMI_LOAD(&bags[0].refs[0]) != 0 || SMI_LOAD(&bags[1].refs[0]) != 0) && !smi_readers_oust(heap, stamp))
+        return 1; /* somebody else has to */
     int rc = smi_stacks_resolve_spares(heap, slot);
     for (uint32_t i = 0; rc == 0 && i < SMF_LIMBO_PAGES; i++)
         rc = release_bag(heap, &bags[i], most);

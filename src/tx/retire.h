@@ -34,14 +34,16 @@ static inline int smi_bag_takes(const struct smi_thread *t, uint64_t ref)
 int smi_retire_make_room(struct smi_thread *t);
 
 /* Retire the block `ref`; `holder`, if not NULL, a word in the heap that names it, becomes 0 in the same crash-atomic step.
- * SHMALLOC_EBADREF, _EDOUBLEFREE, and what the page heap answers when there is no room for bags. */
+ * SHMALLOC_EBADREF, _EDOUBLEFREE, what the page heap answers when there is no room for bags, and -ENOTSUP: both bags are
+ * full, and this process may not empty one, for want of a membarrier. */
 int smi_retire(struct smi_thread *t, uint64_t ref, uint64_t *holder);
 
 /* Free all that the thread has retired: the number of blocks, 0 also where this process may not; or a negative code. */
 int smi_retire_flush(struct smi_thread *t);
 
 /* The slot of a thread that is gone: its section is over, what it retired is freed and its limbo given back. RECOVER held; the
- * link record is resolved. `*most` counts down what is freed. May be killed and run again. */
+ * link record is resolved. `*most` counts down what is freed. May be killed and run again. 1: this process may not free
+ * what waits, because it has no membarrier and others have readers. */
 int smi_retire_release(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *most);
 
 /* ---- publishing ---- */

@@ -6,10 +6,14 @@
  * is tested in tests/crash.
  */
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -328,6 +332,73 @@ Test(retire, private_heaps)
     must_work(shmalloc_read_end(heap));
     must_be_sound(heap);
     must_work(shmalloc_close(heap));
+}
+
+/* ---- without membarrier ---- */
+
+/* From here on membarrier(2) is -EPERM in this process. */
+static void forbid_membarrier(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_membarrier, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof(code) / sizeof(code[0]), code};
+    must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0,
+         "no filter: %s", strerror(errno));
+}
+
+static int alone_without_membarrier(void *arg)
+{
+    (void)arg;
+    forbid_membarrier();
+    shmalloc_heap *heap = fixture_join(&f);
+    must_work(shmalloc_read_begin(heap));
+    retire_many(heap, MANY, 100);
+    must_code(shmalloc_read_end(heap), SHMALLOC_EOUSTED);
+    must_work(shmalloc_read_begin(heap));
+    must_work(shmalloc_read_end(heap));
+    must(heap_stats(heap).retired_blocks <= 2 * BAG, "too much waits");
+    return shmalloc_close(heap);
+}
+
+Test(retire, processes_without_membarrier_fence_their_sections)
+{
+    must(run_child(alone_without_membarrier, NULL) == 0, "the child failed");
+    must(heap_stats(f.heap).retired_blocks == 0, "it left something");
+}
+
+static int beside_readers_without_membarrier(void *arg)
+{
+    int rc = 0;
+    uint64_t *retired = arg;
+    forbid_membarrier();
+    shmalloc_heap *heap = fixture_join(&f);
+    shmalloc_ref *word = shmalloc_calloc(heap, 1, sizeof(*word));
+    for (int i = 0; i < MANY && rc == 0; i++) {
+        must_work(shmalloc_ref_alloc(heap, 100, word));
+        rc = shmalloc_retire(heap, word);
+        *retired += rc == 0;
+    }
+    must_code(rc, -ENOTSUP);
+    must_work(shmalloc_ref_free(heap, word));
+    must_work(shmalloc_free(heap, word));
+    raise(SIGKILL);
+    return 1;
+}
+
+Test(retire, without_membarrier_nothing_is_freed_that_others_may_read)
+{
+    uint64_t *retired = shared_memory(sizeof(*retired));
+    must_work(shmalloc_read_begin(f.heap));
+    must(run_child(beside_readers_without_membarrier, retired) == -SIGKILL, "the child failed");
+    must(*retired == 2 * BAG, "%llu blocks were retired", (unsigned long long)*retired);
+    must(shmalloc_read_valid(f.heap), "something was freed");
+    must_work(shmalloc_read_end(f.heap));
+    must_work(smi_adopt(f.heap, SMI_ADOPT_ALL));
+    must(heap_stats(f.heap).retired_blocks == 0, "who adopts it can free it");
 }
 
 /* ---- publishing ---- */
