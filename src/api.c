@@ -726,7 +726,7 @@ int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t 
     if (rc < 0 || (rc = enter(heap, &entry)) < 0)
         return rc;
     struct wanted wanted = {&n, type, size};
-    shmalloc_ref found;
+    shmalloc_ref found = 0;
     rc = find_root(heap, &n, type, &found);
     if (rc == 0)
         rc = take_found(entry.t, &wanted, found, out);
