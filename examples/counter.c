@@ -16,7 +16,8 @@ int main(void)
     shmalloc_heap *heap;
     shmalloc_ref ref;
     if (shmalloc_open("runs.heap", &options, &heap) < 0 ||
-        shmalloc_root_get_or_create(heap, "counter", 0, sizeof(struct counter), NULL, NULL, &ref) < 0)
+        shmalloc_root_get_or_create(heap, "counter", 0, sizeof(struct counter), NULL, NULL,
+                                    &ref) < 0)
         return fprintf(stderr, "%s\n", shmalloc_errmsg()), 1;
     struct counter *counter = shmalloc_ptr(heap, ref);
     printf("run %llu\n", (unsigned long long)++counter->runs);

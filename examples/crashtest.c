@@ -4,8 +4,8 @@
  *
  *     crashtest correct|early|uncounted|lost [OPTION...]    --help lists the options
  *
- * What a death leaves is resolved by who locks next: a node on its way in or out is held by `fresh`, and the count
- * is taken anew. The bugs are those that everybody plants by and by:
+ * What a death leaves is resolved by who locks next: a node on its way in or out is held by
+ * `fresh`, and the count is taken anew. The bugs are those that everybody plants by and by:
  *
  *     early      the node is linked before its value is stored
  *     uncounted  the count and the link are two stores, and nobody looks at them after a death
@@ -46,7 +46,8 @@ static int resolve(shmalloc_heap *heap, struct list *list)
         shmalloc_store(&list->fresh, 0);
     if (shmalloc_ref_free(heap, &list->fresh) < 0) /* nothing to do for 0 */
         return -1;
-    for (struct node *node = shmalloc_ptr(heap, list->first); node; node = shmalloc_ptr(heap, node->next))
+    for (struct node *node = shmalloc_ptr(heap, list->first); node;
+         node = shmalloc_ptr(heap, node->next))
         count++;
     if (!uncounted)
         shmalloc_store(&list->count, count);
@@ -144,7 +145,10 @@ int main(int argc, char **argv)
     uncounted = strcmp(bug, "uncounted") == 0;
     lost = strcmp(bug, "lost") == 0;
     if (*bug != '-' && *bug && !early && !uncounted && !lost && strcmp(bug, "correct") != 0)
-        return fputs("usage: crashtest [correct|early|uncounted|lost] [OPTION...]; --help lists the options\n", stderr), 2;
+        return fputs("usage: crashtest [correct|early|uncounted|lost] [OPTION...]; --help lists "
+                     "the options\n",
+                     stderr),
+               2;
     shmalloc_crashtest test = SHMALLOC_CRASHTEST_INIT;
     test.setup = setup;
     test.operation = operation;

@@ -75,7 +75,8 @@ static int pack(shmalloc_heap *heap)
     if (!ref)
         return fail("pack", shmalloc_errmsg());
     int has_before = shmalloc_root_get(heap, "packed", 0, &before) == 0;
-    if (shmalloc_root_set(heap, "packed", 0, ref) < 0 || (has_before && shmalloc_ref_free(heap, &before) < 0))
+    if (shmalloc_root_set(heap, "packed", 0, ref) < 0 ||
+        (has_before && shmalloc_ref_free(heap, &before) < 0))
         return fail("root", shmalloc_errmsg());
     return 0;
 }

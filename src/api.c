@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * api.c - the public calls on blocks, roots and the heap as a whole: check the arguments, call down.
+ * api.c - the public calls on blocks, roots and the heap as a whole: check the arguments, call
+ * down.
  *
- * The common cases are served in line, as fast.h has it; what is unusual goes the long way from here.
+ * The common cases are served in line, as fast.h has it; what is unusual goes the long way from
+ * here.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -58,14 +60,16 @@ static void leave(const struct entry *entry)
     smi_os_cancel_restore(entry->cancel_state);
 }
 
-static int take_long(shmalloc_heap *heap, const struct smi_request *request, uint64_t *holder, uint64_t *ref)
+static int take_long(shmalloc_heap *heap, const struct smi_request *request, uint64_t *holder,
+                     uint64_t *ref)
 {
     struct entry entry;
     int rc = enter(heap, &entry);
     if (rc < 0)
         return rc;
     rc = smi_block_take(entry.t, request, holder, ref);
-    if (SMI_UNLIKELY(smi_pages_lack_room(rc)) && smi_retire_flush(entry.t) > 0) /* what it retired may be room enough */
+    /* what it retired may be room enough */
+    if (SMI_UNLIKELY(smi_pages_lack_room(rc)) && smi_retire_flush(entry.t) > 0)
         rc = smi_block_take(entry.t, request, holder, ref);
     leave(&entry);
     return rc;
@@ -91,8 +95,8 @@ static int destination(const shmalloc_heap *heap, const void *out)
     if (!smi_ref_of(heap, out, &ref))
         return 0;
     return ref % 8 == 0 ? 1
-                        : smi_error(-EINVAL, "%s: the ref word at %#llx is not 8-aligned", heap->path,
-                                    (unsigned long long)ref);
+                        : smi_error(-EINVAL, "%s: the ref word at %#llx is not 8-aligned",
+                                    heap->path, (unsigned long long)ref);
 }
 
 /* ---- refs ---- */
@@ -125,8 +129,8 @@ shmalloc_heap *shmalloc_heap_of(const void *address)
     return heap;
 }
 
-/* The fast path may have failed only because this process has not seen the page of `ref` as it is now. If so, the stack
- * that the block goes to. */
+/* The fast path may have failed only because this process has not seen the page of `ref` as it is
+ * now. If so, the stack that the block goes to. */
 static struct smi_top *second_look(shmalloc_heap *heap, uint64_t ref)
 {
     struct smi_thread *t = smi_current;
@@ -177,11 +181,13 @@ static LONG_WAY int dup_long(shmalloc_heap *heap, const void *bytes, size_t len,
 {
     uint64_t ref;
     const void *contents = len > 0 ? bytes : NULL;
-    int in_heap = !bytes && len > 0 ? smi_error(-EINVAL, "%s: no bytes to copy %zu of", heap->path, len)
-                                    : destination(heap, out);
+    int in_heap = !bytes && len > 0
+                      ? smi_error(-EINVAL, "%s: no bytes to copy %zu of", heap->path, len)
+                      : destination(heap, out);
     if (in_heap < 0)
         return in_heap;
-    int rc = take_long(heap, &(struct smi_request){.size = len, .contents = contents}, in_heap ? out : NULL, &ref);
+    int rc = take_long(heap, &(struct smi_request){.size = len, .contents = contents},
+                       in_heap ? out : NULL, &ref);
     if (rc == 0 && !in_heap)
         smi_link_store(out, ref);
     return rc;
@@ -206,24 +212,29 @@ static int bad_alignment(const shmalloc_heap *heap, size_t alignment)
 {
     uint64_t most = heap->is_private ? SMI_PRIVATE_ALIGNMENT : SMI_MAX_ALIGNMENT;
     if (alignment == 0 || (alignment & (alignment - 1)) != 0 || alignment > most)
-        return smi_error(-EINVAL, "%s: alignment %zu is not a power of two up to %llu", heap->path, alignment,
-                         (unsigned long long)most);
+        return smi_error(-EINVAL, "%s: alignment %zu is not a power of two up to %llu", heap->path,
+                         alignment, (unsigned long long)most);
     if ((uintptr_t)heap->base % alignment != 0 && alignment > SMI_MAX_ALIGNMENT)
-        return smi_error(-ENOMEM, "%s: alignment %zu: the heap lies at %p, because address space is limited",
+        return smi_error(-ENOMEM,
+                         "%s: alignment %zu: the heap lies at %p, because address space is limited",
                          heap->path, alignment, (void *)heap->base);
     return 0;
 }
 
-int (shmalloc_ref_alloc_aligned)(shmalloc_heap *heap, size_t alignment, size_t size, shmalloc_ref *out)
+int(shmalloc_ref_alloc_aligned)(shmalloc_heap *heap, size_t alignment, size_t size,
+                                shmalloc_ref *out)
 {
     int rc = bad_alignment(heap, alignment);
-    return rc < 0 ? rc : alloc(heap, &(struct smi_request){.size = size, .alignment = alignment}, out);
+    return rc < 0 ? rc
+                  : alloc(heap, &(struct smi_request){.size = size, .alignment = alignment}, out);
 }
 
 int (shmalloc_ref_alloc_tagged)(shmalloc_heap *heap, size_t size, uint16_t tag, shmalloc_ref *out)
 {
     if (tag >= SMF_TAG_RESERVED)
-        return smi_error(-EINVAL, "%s: tag expected 0 to %#x, found %#x: those from %#x on are the library's own; use another",
+        return smi_error(-EINVAL,
+                         "%s: tag expected 0 to %#x, found %#x: those from %#x on are the "
+                         "library's own; use another",
                          heap->path, SMF_TAG_RESERVED - 1, tag, SMF_TAG_RESERVED);
     return alloc(heap, &(struct smi_request){.size = size, .zero = 1, .tag = tag}, out);
 }
@@ -233,9 +244,10 @@ uint16_t shmalloc_tag(const shmalloc_heap *heap, shmalloc_ref ref)
     return smi_block_tag(heap, ref);
 }
 
-/* Can the word `ref`, at this offset from the context's mapping, be read, and linked when it is in there? */
-static inline int can_follow(const shmalloc_heap *heap, const struct smi_thread *t, const shmalloc_ref *ref,
-                             uint64_t at)
+/* Can the word `ref`, at this offset from the context's mapping, be read, and linked when it is in
+ * there? */
+static inline int can_follow(const shmalloc_heap *heap, const struct smi_thread *t,
+                             const shmalloc_ref *ref, uint64_t at)
 {
     return ref && smi_serves(t, heap) && (at >= t->reserved || smi_can_link(t, at));
 }
@@ -285,7 +297,8 @@ int (shmalloc_ref_free)(shmalloc_heap *heap, shmalloc_ref *ref)
 }
 
 /* Like shmalloc_ref_realloc(), of a word that can be followed; 0: not on the fast path. */
-static inline int resize_fast(shmalloc_heap *heap, struct smi_thread *t, shmalloc_ref *ref, uint64_t at, size_t size)
+static inline int resize_fast(shmalloc_heap *heap, struct smi_thread *t, shmalloc_ref *ref,
+                              uint64_t at, size_t size)
 {
     uint64_t moved = smi_resize(heap, t, *ref, size, at < t->reserved ? ref : NULL);
     if (moved != 0 && at >= t->reserved)
@@ -297,7 +310,8 @@ static LONG_WAY int realloc_ref_long(shmalloc_heap *heap, shmalloc_ref *ref, siz
 {
     struct smi_thread *t = smi_current;
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);
-    if (can_follow(heap, t, ref, at) && second_look(heap, *ref) && resize_fast(heap, t, ref, at, size))
+    if (can_follow(heap, t, ref, at) && second_look(heap, *ref) &&
+        resize_fast(heap, t, ref, at, size))
         return 0;
     struct entry entry;
     int in_heap = destination(heap, ref);
@@ -340,7 +354,8 @@ static void *take_pointer(shmalloc_heap *heap, const struct smi_request *request
     return rc < 0 ? no_memory(rc) : smi_at(heap, ref);
 }
 
-#define LOOK_EVERY_CALL 256 /* that is served by a kept block: one goes the long way and looks around */
+/* that is served by a kept block: one goes the long way and looks around */
+#define LOOK_EVERY_CALL 256
 
 static LONG_WAY void *malloc_long(shmalloc_heap *heap, size_t size)
 {
@@ -384,8 +399,8 @@ void *shmalloc_calloc(shmalloc_heap *heap, size_t count, size_t size)
 {
     size_t bytes;
     if (__builtin_mul_overflow(count, size, &bytes))
-        return no_memory(smi_error(-ENOMEM, "%s: %zu times %zu bytes do not fit in memory", heap->path, count,
-                                   size));
+        return no_memory(smi_error(-ENOMEM, "%s: %zu times %zu bytes do not fit in memory",
+                                   heap->path, count, size));
     struct smi_thread *t = smi_current;
     struct smi_top *top = smi_top_to_fill(heap, t, bytes);
     if (SMI_LIKELY(top))
@@ -402,7 +417,8 @@ void *shmalloc_aligned_alloc(shmalloc_heap *heap, size_t alignment, size_t size)
 
 int shmalloc_free(shmalloc_heap *heap, void *block)
 {
-    /* NULL and foreign addresses give a ref beyond the heap's end; another heap's context is found out */
+    /* NULL and foreign addresses give a ref beyond the heap's end; another heap's context is found
+     * out */
     struct smi_thread *t = smi_current;
     uint64_t ref = (uint64_t)((uintptr_t)block - (uintptr_t)t->base);
     struct smi_top *top = smi_serves(t, heap) ? smi_top_of(t, ref) : NULL;
@@ -419,7 +435,8 @@ static LONG_WAY void *realloc_long(shmalloc_heap *heap, void *block, size_t size
     if (!block)
         return shmalloc_malloc(heap, size);
     if (!smi_ref_of(heap, block, &ref))
-        return no_memory(smi_error(SHMALLOC_EBADREF, "%s: %p is not in this heap", heap->path, block));
+        return no_memory(
+            smi_error(SHMALLOC_EBADREF, "%s: %p is not in this heap", heap->path, block));
     struct smi_thread *t = smi_current;
     uint64_t moved = second_look(heap, ref) ? smi_resize(heap, t, ref, size, NULL) : 0;
     if (moved)
@@ -449,7 +466,8 @@ size_t shmalloc_usable_size(const shmalloc_heap *heap, const void *block)
 
 /* ---- read sections ---- */
 
-/* The context with the open section of the heap, however many heaps the thread has; NULL: there is none. */
+/* The context with the open section of the heap, however many heaps the thread has; NULL: there is
+ * none. */
 static struct smi_thread *in_section(shmalloc_heap *heap, int *rc)
 {
     struct entry entry;
@@ -459,9 +477,11 @@ static struct smi_thread *in_section(shmalloc_heap *heap, int *rc)
     leave(&entry);
     if (entry.t->section_depth > 0)
         return entry.t;
-    *rc = smi_error(-EINVAL, "%s: no read section is open in this thread; begin one before (a child has none of its "
-                             "parent's)",
-                    heap->path);
+    *rc = smi_error(
+        -EINVAL,
+        "%s: no read section is open in this thread; begin one before (a child has none of its "
+        "parent's)",
+        heap->path);
     return NULL;
 }
 
@@ -499,15 +519,18 @@ static LONG_WAY int read_valid_long(shmalloc_heap *heap)
 int shmalloc_read_valid(shmalloc_heap *heap)
 {
     const struct smi_thread *t = smi_current;
-    return SMI_LIKELY(smi_serves(t, heap) && t->section_depth > 0) ? smi_section_is_valid(t) : read_valid_long(heap);
+    return SMI_LIKELY(smi_serves(t, heap) && t->section_depth > 0) ? smi_section_is_valid(t)
+                                                                   : read_valid_long(heap);
 }
 
 static LONG_WAY int ousted(const struct smi_thread *t)
 {
     int rc = smi_readers_look(t->heap, t->slot);
-    return rc < 0 ? rc : smi_error(SHMALLOC_EOUSTED, "%s: the read section took long, and what it may have seen is "
-                                                     "freed; do it again",
-                                   t->heap->path);
+    return rc < 0 ? rc
+                  : smi_error(SHMALLOC_EOUSTED,
+                              "%s: the read section took long, and what it may have seen is "
+                              "freed; do it again",
+                              t->heap->path);
 }
 
 static LONG_WAY int read_end_long(shmalloc_heap *heap)
@@ -583,19 +606,21 @@ int shmalloc_root_set(shmalloc_heap *heap, const char *name, uint64_t type, shma
 }
 
 /* A root was found: has it the type? */
-static int root_of_type(const shmalloc_heap *heap, const struct smi_name *name, uint64_t type, uint64_t found_type,
-                        uint64_t ref, shmalloc_ref *out)
+static int root_of_type(const shmalloc_heap *heap, const struct smi_name *name, uint64_t type,
+                        uint64_t found_type, uint64_t ref, shmalloc_ref *out)
 {
     if (type != 0 && type != found_type)
-        return smi_error(SHMALLOC_ETYPE, "%s: root \"%s\" has type %#llx, %#llx was expected", heap->path,
-                         name->text, (unsigned long long)found_type, (unsigned long long)type);
+        return smi_error(SHMALLOC_ETYPE, "%s: root \"%s\" has type %#llx, %#llx was expected",
+                         heap->path, name->text, (unsigned long long)found_type,
+                         (unsigned long long)type);
     *out = ref;
     return 0;
 }
 
-/* Find a root and compare types. Readers without an entry of their own are let in too. SHMALLOC_ENOROOT comes without
- * a message: who asks may be about to make it. */
-static int find_root(const shmalloc_heap *heap, const struct smi_name *name, uint64_t type, shmalloc_ref *out)
+/* Find a root and compare types. Readers without an entry of their own are let in too.
+ * SHMALLOC_ENOROOT comes without a message: who asks may be about to make it. */
+static int find_root(const shmalloc_heap *heap, const struct smi_name *name, uint64_t type,
+                     shmalloc_ref *out)
 {
     uint64_t found_type = 0, ref = 0;
     int rc = smi_roots_find(heap, name, &found_type, &ref);
@@ -626,8 +651,8 @@ int shmalloc_root_get(const shmalloc_heap *heap, const char *name, uint64_t type
     return rc;
 }
 
-int shmalloc_root_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *root, void *arg),
-                       void *arg)
+int shmalloc_root_each(const shmalloc_heap *heap,
+                       int (*visit)(const shmalloc_root *root, void *arg), void *arg)
 {
     struct entry entry;
     if (heap->closed)
@@ -662,19 +687,23 @@ struct wanted {
 };
 
 /* The root was found: is it what is wanted? */
-static int take_found(struct smi_thread *t, const struct wanted *wanted, uint64_t ref, shmalloc_ref *out)
+static int take_found(struct smi_thread *t, const struct wanted *wanted, uint64_t ref,
+                      shmalloc_ref *out)
 {
     const shmalloc_heap *heap = t->heap;
     int rc = ref == 0 ? 0 : smi_block_verify(t, ref);
     if (rc < 0)
-        return smi_error(rc, "%s: root \"%s\" names %#llx, which is no block any more; bind it anew, or remove it",
-                         heap->path, wanted->name->text, (unsigned long long)ref);
+        return smi_error(
+            rc,
+            "%s: root \"%s\" names %#llx, which is no block any more; bind it anew, or remove it",
+            heap->path, wanted->name->text, (unsigned long long)ref);
     size_t size = ref == 0 ? SIZE_MAX : smi_block_size(heap, ref);
     if (size < wanted->size)
-        return smi_error(SHMALLOC_ESIZE,
-                         "%s: root \"%s\" has a block of %zu bytes, %zu were asked for; convert what is in it "
-                         "(shmalloc_ref_realloc, shmalloc_root_set), or run the program that made it",
-                         heap->path, wanted->name->text, size, wanted->size);
+        return smi_error(
+            SHMALLOC_ESIZE,
+            "%s: root \"%s\" has a block of %zu bytes, %zu were asked for; convert what is in it "
+            "(shmalloc_ref_realloc, shmalloc_root_set), or run the program that made it",
+            heap->path, wanted->name->text, size, wanted->size);
     *out = ref;
     return 0;
 }
@@ -703,9 +732,11 @@ static int create_root(struct smi_thread *t, const struct wanted *wanted,
     shmalloc_heap *heap = t->heap;
     uint64_t *building = &t->slot->building, ref;
     if (*building != 0)
-        return smi_error(-EDEADLK, "%s: root \"%s\" is wanted while another root's init runs; create it before",
-                         heap->path, wanted->name->text);
-    int rc = smi_block_take(t, &(struct smi_request){.size = wanted->size, .zero = 1}, building, &ref);
+        return smi_error(
+            -EDEADLK, "%s: root \"%s\" is wanted while another root's init runs; create it before",
+            heap->path, wanted->name->text);
+    int rc =
+        smi_block_take(t, &(struct smi_request){.size = wanted->size, .zero = 1}, building, &ref);
     if (rc < 0)
         return rc;
     rc = init ? init(heap, smi_at(heap, ref), arg) : 0;
@@ -722,7 +753,8 @@ int shmalloc_root_get_or_create(shmalloc_heap *heap, const char *name, uint64_t 
 {
     struct entry entry;
     struct smi_name n;
-    int rc = out ? smi_name_of(heap, name, &n) : smi_error(-EINVAL, "%s: no place for the ref", heap->path);
+    int rc = out ? smi_name_of(heap, name, &n)
+                 : smi_error(-EINVAL, "%s: no place for the ref", heap->path);
     if (rc < 0 || (rc = enter(heap, &entry)) < 0)
         return rc;
     struct wanted wanted = {&n, type, size};
@@ -780,7 +812,8 @@ static inline int lock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t time
     int rc = m && smi_mutex_is_current(heap, m) ? smi_mutex_lock_at_once(t, m, 0) : EBUSY;
     if (SMI_LIKELY(rc == 0))
         return 0;
-    return rc == EOWNERDEAD || rc == ECANCELED ? inherit_long(t, m, rc) : lock_long(heap, mutex, timeout_ns);
+    return rc == EOWNERDEAD || rc == ECANCELED ? inherit_long(t, m, rc)
+                                               : lock_long(heap, mutex, timeout_ns);
 }
 
 int shmalloc_mutex_lock(shmalloc_heap *heap, shmalloc_mutex *mutex)
@@ -796,7 +829,10 @@ int shmalloc_mutex_trylock(shmalloc_heap *heap, shmalloc_mutex *mutex)
 int shmalloc_mutex_timedlock(shmalloc_heap *heap, shmalloc_mutex *mutex, uint64_t timeout_ns)
 {
     /* 0 and the largest value mean something else to smi_mutex_lock() */
-    return lock(heap, mutex, timeout_ns == 0 ? 1 : timeout_ns == UINT64_MAX ? timeout_ns - 1 : timeout_ns);
+    return lock(heap, mutex,
+                timeout_ns == 0            ? 1
+                : timeout_ns == UINT64_MAX ? timeout_ns - 1
+                                           : timeout_ns);
 }
 
 int shmalloc_mutex_consistent(shmalloc_heap *heap, shmalloc_mutex *mutex)
@@ -834,7 +870,8 @@ int shmalloc_wake(shmalloc_heap *heap, const uint32_t *word, uint32_t count)
     return rc < 0 ? rc : smi_wake(heap, word, count);
 }
 
-int shmalloc_cond_timedwait(shmalloc_heap *heap, shmalloc_cond *cond, shmalloc_mutex *mutex, uint64_t timeout_ns)
+int shmalloc_cond_timedwait(shmalloc_heap *heap, shmalloc_cond *cond, shmalloc_mutex *mutex,
+                            uint64_t timeout_ns)
 {
     int rc, state = smi_os_cancel_off();
     struct smi_thread *t = thread_of(heap, &rc);
@@ -865,7 +902,7 @@ int shmalloc_cond_broadcast(shmalloc_heap *heap, shmalloc_cond *cond)
 
 int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t len)
 {
-    int rc = heap->read_only    ? smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only", heap->path)
+    int rc = heap->read_only ? smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only", heap->path)
              : heap->is_private ? smi_error(-EINVAL, "%s: has no file to sync to", heap->path)
                                 : 0;
     if (rc < 0)
@@ -873,12 +910,14 @@ int shmalloc_sync(shmalloc_heap *heap, shmalloc_ref ref, uint64_t len)
     if (ref == 0 && len == 0)
         len = smi_size(heap);
     else if (!shmalloc_ptr_range(heap, ref, len))
-        return smi_error(SHMALLOC_EBADREF, "%s: %llu bytes from %#llx are not inside the heap", heap->path,
-                         (unsigned long long)len, (unsigned long long)ref);
+        return smi_error(SHMALLOC_EBADREF, "%s: %llu bytes from %#llx are not inside the heap",
+                         heap->path, (unsigned long long)len, (unsigned long long)ref);
     if (SMI_LOAD(&heap->state->sync_failed))
-        return smi_error(-EIO, "%s: an earlier sync failed (%s); the kernel may have dropped the pages, so "
-                               "nothing is durable until the heap is copied to a new file",
-                         heap->path, shmalloc_strerror(-(int)SMI_LOAD(&heap->state->sync_failed)));
+        return smi_error(
+            -EIO,
+            "%s: an earlier sync failed (%s); the kernel may have dropped the pages, so "
+            "nothing is durable until the heap is copied to a new file",
+            heap->path, shmalloc_strerror(-(int)SMI_LOAD(&heap->state->sync_failed)));
     uint64_t start = ref & ~(uint64_t)(heap->header->os_page_bytes - 1);
     rc = smi_os_sync_range(smi_at(heap, start), len + (ref - start));
     if (rc < 0) {
@@ -910,7 +949,8 @@ int shmalloc_set_give_back(shmalloc_heap *heap, uint64_t decay_ms, uint64_t reta
     struct entry entry;
     const uint64_t most_ms = 100ull * 366 * 24 * 3600 * 1000;
     if (decay_ms != SHMALLOC_NEVER && decay_ms > most_ms)
-        return smi_error(-EINVAL, "%s: a decay of %llu ms is over 100 years; did you mean SHMALLOC_NEVER?",
+        return smi_error(-EINVAL,
+                         "%s: a decay of %llu ms is over 100 years; did you mean SHMALLOC_NEVER?",
                          heap->path, (unsigned long long)decay_ms);
     int rc = enter(heap, &entry);
     if (rc < 0)
@@ -921,8 +961,8 @@ int shmalloc_set_give_back(shmalloc_heap *heap, uint64_t decay_ms, uint64_t reta
     return 0;
 }
 
-/* Walkers read copies through the descriptor: what another process cuts off the file meanwhile is then missing,
- * and no SIGBUS. */
+/* Walkers read copies through the descriptor: what another process cuts off the file meanwhile is
+ * then missing, and no SIGBUS. */
 static int see(const shmalloc_heap *heap, struct smi_view *view)
 {
     int rc = heap->closed ? smi_heap_writable((shmalloc_heap *)heap)
@@ -947,9 +987,10 @@ int shmalloc_get_stats(const shmalloc_heap *heap, shmalloc_stats *out)
     shmalloc_stats found;
     int both = out ? smi_sized(out, offsetof(shmalloc_stats, max_size), sizeof(found)) : -EINVAL;
     if (both < 0)
-        return smi_error(-EINVAL, "%s: stats.struct_size is expected to be up to %zu, or more with zeros "
-                                  "beyond that; begin with SHMALLOC_STATS_INIT, or use a newer library than "
-                                  SHMALLOC_VERSION,
+        return smi_error(-EINVAL,
+                         "%s: stats.struct_size is expected to be up to %zu, or more with zeros "
+                         "beyond that; begin with SHMALLOC_STATS_INIT, or use a newer library "
+                         "than " SHMALLOC_VERSION,
                          heap->path, sizeof(found));
     int rc = see(heap, &view);
     if (rc < 0)
@@ -971,16 +1012,17 @@ struct visitor {
     void *arg;
 };
 
-/* The view undoes what is in flight. In a damaged heap that may bring back a size which the heap has not, and blocks
- * there, which shmalloc_ptr() would deny. */
+/* The view undoes what is in flight. In a damaged heap that may bring back a size which the heap
+ * has not, and blocks there, which shmalloc_ptr() would deny. */
 static int visit_inside(const shmalloc_block *block, void *arg)
 {
     const struct visitor *visitor = arg;
-    return smi_in_heap(visitor->heap, block->ref, block->size) ? visitor->visit(block, visitor->arg) : 0;
+    return smi_in_heap(visitor->heap, block->ref, block->size) ? visitor->visit(block, visitor->arg)
+                                                               : 0;
 }
 
-int shmalloc_each_block(const shmalloc_heap *heap, int (*visit)(const shmalloc_block *block, void *arg),
-                        void *arg)
+int shmalloc_each_block(const shmalloc_heap *heap,
+                        int (*visit)(const shmalloc_block *block, void *arg), void *arg)
 {
     struct smi_view view;
     struct visitor visitor = {heap, visit, arg};

@@ -8,12 +8,14 @@
 #include "slots/block.h"
 #include "tx/tx.h"
 
-#define LOOK_EVERY 64 /* transactions: one looks whether somebody died, as calls that take the long way do */
+/* transactions: one looks whether somebody died, as calls that take the long way do */
+#define LOOK_EVERY 64
 
 static struct smi_thread *thread_for_tx(shmalloc_heap *heap, int *rc)
 {
     struct smi_thread *t = smi_current;
-    int may_stay = SMI_LIKELY(t->true_epoch == SMI_LOAD(&heap->epoch)) && SMI_LOAD(&heap->state->poison) == 0;
+    int may_stay =
+        SMI_LIKELY(t->true_epoch == SMI_LOAD(&heap->epoch)) && SMI_LOAD(&heap->state->poison) == 0;
     if (may_stay && t->tx && t->tx->serial % LOOK_EVERY != 0)
         return t;
     return smi_thread_enter(heap, rc);
@@ -29,7 +31,9 @@ static struct smi_tx *find(shmalloc_heap *heap, int *rc)
     }
     *rc = heap->closed || heap->read_only
               ? smi_heap_writable(heap)
-              : smi_error(SHMALLOC_ENOTX, "%s: no transaction is open in the calling thread; begin one first", heap->path);
+              : smi_error(SHMALLOC_ENOTX,
+                          "%s: no transaction is open in the calling thread; begin one first",
+                          heap->path);
     return NULL;
 }
 
@@ -52,7 +56,8 @@ int shmalloc_tx_begin(shmalloc_heap *heap)
     }
     if (SMI_UNLIKELY(smi_tx_epoch != 0 && smi_registry_has_epoch(smi_tx_epoch)))
         return smi_error(SHMALLOC_EINTX,
-                         "%s: the calling thread has a transaction open in another heap; end that first: one transaction "
+                         "%s: the calling thread has a transaction open in another heap; end that "
+                         "first: one transaction "
                          "changes one heap",
                          heap->path);
     return smi_tx_begin(t);

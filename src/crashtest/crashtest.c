@@ -12,8 +12,10 @@
 #include "crashtest/run.h"
 #include "platform/sized.h"
 
-enum { WORKERS_MOST = 64, MODES_ALL = SHMALLOC_CRASHTEST_DEAD | SHMALLOC_CRASHTEST_SURVIVOR | SHMALLOC_CRASHTEST_RANDOM,
-       MODES_STEPPED = SHMALLOC_CRASHTEST_DEAD | SHMALLOC_CRASHTEST_SURVIVOR };
+enum {
+    WORKERS_MOST = 64,
+    MODES_ALL = SHMALLOC_CRASHTEST_DEAD | SHMALLOC_CRASHTEST_SURVIVOR | SHMALLOC_CRASHTEST_RANDOM,
+    MODES_STEPPED = SHMALLOC_CRASHTEST_DEAD | SHMALLOC_CRASHTEST_SURVIVOR };
 
 /* ---- before ---- */
 
@@ -23,18 +25,23 @@ static int validate(struct smi_run *run)
     if (!t->operation)
         return smi_cannot(run, -EINVAL, "no operation is given");
     if (t->modes & ~(unsigned)MODES_ALL)
-        return smi_cannot(run, -EINVAL, "modes is %#x; at most %#x has a meaning", t->modes, MODES_ALL);
+        return smi_cannot(run, -EINVAL, "modes is %#x; at most %#x has a meaning", t->modes,
+                          MODES_ALL);
     if (t->workers > WORKERS_MOST)
         return smi_cannot(run, -EINVAL, "%u workers; at most %d", t->workers, WORKERS_MOST);
     if (t->max_steps > UINT32_MAX)
-        return smi_cannot(run, -EINVAL, "max_steps is %llu; at most %u", (unsigned long long)t->max_steps, UINT32_MAX);
+        return smi_cannot(run, -EINVAL, "max_steps is %llu; at most %u",
+                          (unsigned long long)t->max_steps, UINT32_MAX);
     if (t->seconds > 1000000 || t->timeout > 1000000)
-        return smi_cannot(run, -EINVAL, "seconds %u, timeout %u; at most 1,000,000", t->seconds, t->timeout);
+        return smi_cannot(run, -EINVAL, "seconds %u, timeout %u; at most 1,000,000", t->seconds,
+                          t->timeout);
     if (t->step != 0 && (t->modes & SHMALLOC_CRASHTEST_RANDOM))
-        return smi_cannot(run, -EINVAL, "random mode has no step %llu to be examined", (unsigned long long)t->step);
+        return smi_cannot(run, -EINVAL, "random mode has no step %llu to be examined",
+                          (unsigned long long)t->step);
 #if !defined(__x86_64__) && !defined(__aarch64__)
     if (t->modes & MODES_STEPPED)
-        return smi_cannot(run, -ENOTSUP, "only x86-64 and aarch64 are stepped; the mode --random works here");
+        return smi_cannot(run, -ENOTSUP,
+                          "only x86-64 and aarch64 are stepped; the mode --random works here");
 #endif
     return 0;
 }
@@ -58,7 +65,9 @@ static int fill_in_options(const shmalloc_options *given, shmalloc_options *opti
     *options = (shmalloc_options)SHMALLOC_OPTIONS_INIT;
     options->arenas = 1; /* the image is small then */
     options->max_size = 64 << 20;
-    return given ? smi_sized_copy(options, given, offsetof(shmalloc_options, initial_size), sizeof(*options)) : 0;
+    return given ? smi_sized_copy(options, given, offsetof(shmalloc_options, initial_size),
+                                  sizeof(*options))
+                 : 0;
 }
 
 static void fill_in(shmalloc_crashtest *t, shmalloc_options *options)
@@ -86,15 +95,19 @@ static int make_places(struct smi_run *run, struct shared **shared)
 {
     int len = snprintf(run->dir, sizeof(run->dir), "%s/shmalloc-crashtest-XXXXXX", run->test.dir);
     if (len >= (int)sizeof(run->dir))
-        return smi_cannot(run, -ENAMETOOLONG, "the name of the folder %s is too long", run->test.dir);
+        return smi_cannot(run, -ENAMETOOLONG, "the name of the folder %s is too long",
+                          run->test.dir);
     if (!mkdtemp(run->dir)) {
         int error = errno;
         run->dir[0] = 0;
-        return smi_cannot(run, -error, "no folder can be made in %s: %s", run->test.dir, strerror(error));
+        return smi_cannot(run, -error, "no folder can be made in %s: %s", run->test.dir,
+                          strerror(error));
     }
     snprintf(run->heap, sizeof(run->heap), "%s/heap", run->dir);
     snprintf(run->copy, sizeof(run->copy), "%s/copy", run->dir);
-    *shared = mmap(NULL, sizeof(**shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    *shared =
+        mmap(NULL, sizeof(**shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+                   -1, 0);
     run->change = malloc(SMI_CHANGES_MAX * sizeof(*run->change));
     run->image = calloc(1, sizeof(*run->image));
     if (*shared == MAP_FAILED || !run->change || !run->image)
@@ -132,7 +145,8 @@ static int run_stepped(struct smi_run *run)
     if (rc != 0)
         return rc < 0 ? rc : 0;
     smi_tell(run, "%s: %llu instructions, of which %llu change the heap\n", run->test.name,
-             (unsigned long long)run->steps, (unsigned long long)run->changes - 1); /* the first is the beginning */
+             /* the first is the beginning */
+             (unsigned long long)run->steps, (unsigned long long)run->changes - 1);
     if (strcmp(run->before->text, run->after->text) == 0 && run->test.describe)
         smi_tell(run, "  note: describe() says the same before and after the operation\n");
     if (run->test.modes & SHMALLOC_CRASHTEST_DEAD)
@@ -160,7 +174,8 @@ static int run_modes(struct smi_run *run)
 
 int smi_crashtest_take(shmalloc_crashtest *own, const shmalloc_crashtest *given)
 {
-    return given ? smi_sized_copy(own, given, offsetof(shmalloc_crashtest, recover), sizeof(*own)) : -EINVAL;
+    return given ? smi_sized_copy(own, given, offsetof(shmalloc_crashtest, recover), sizeof(*own))
+                 : -EINVAL;
 }
 
 int smi_crashtest_run(const shmalloc_crashtest *test, const char *again)
@@ -176,7 +191,8 @@ int smi_crashtest_run(const shmalloc_crashtest *test, const char *again)
     run.terminal = isatty(fileno(run.out));
     rc = fill_in_options(run.test.options, &options);
     fill_in(&run.test, &options);
-    rc = rc < 0 ? smi_cannot(&run, rc, "options.struct_size is no size of a shmalloc_options") : validate(&run);
+    rc = rc < 0 ? smi_cannot(&run, rc, "options.struct_size is no size of a shmalloc_options")
+                : validate(&run);
     if (rc == 0)
         rc = make_places(&run, &shared);
     if (rc == 0)

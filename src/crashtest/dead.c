@@ -2,17 +2,17 @@
 /*
  * dead.c - everybody dies at once, after each instruction that changed the heap.
  *
- * The operation is stepped through twice. The first time tells the states before and after and the instructions that
- * change the heap; the second time each image is judged. In between it runs at full speed, for one that does not
- * leave the same in every run cannot be judged.
+ * The operation is stepped through twice. The first time tells the states before and after and the
+ * instructions that change the heap; the second time each image is judged. In between it runs at
+ * full speed, for one that does not leave the same in every run cannot be judged.
  */
 #include <errno.h>
 #include <string.h>
 
 #include "crashtest/run.h"
 
-/* Stores that copy into a large block or clear it change the heap by the thousand. Of such a row the first BULK_ALL
- * images are judged, then one for each BULK_ALL-th part of the row's length. */
+/* Stores that copy into a large block or clear it change the heap by the thousand. Of such a row
+ * the first BULK_ALL images are judged, then one for each BULK_ALL-th part of the row's length. */
 enum { BULK_ALL = 64 };
 
 enum { STOPPED = -100001 }; /* a walk ended where it was meant to */
@@ -59,8 +59,9 @@ static int each(struct smi_walk *walk)
     if (d->comparison.before == NULL)
         smi_progress(d->run, "first run, step %llu", step);
     else
-        smi_progress(d->run, "step %llu of %llu, %llu instants, %s", step, (unsigned long long)d->run->steps,
-                     (unsigned long long)d->images, smi_count_faults(d->run->faults));
+        smi_progress(d->run, "step %llu of %llu, %llu instants, %s", step,
+                     (unsigned long long)d->run->steps, (unsigned long long)d->images,
+                     smi_count_faults(d->run->faults));
     return rc;
 }
 
@@ -71,7 +72,8 @@ static int ended(struct dead *d, int rc)
     if (rc == STOPPED)
         return d->fault;
     if (run->stepper.failure[0] == 0)
-        return smi_cannot(run, -ECANCELED, "%s", run->image->failure[0] ? run->image->failure : strerror(-rc));
+        return smi_cannot(run, -ECANCELED, "%s",
+                          run->image->failure[0] ? run->image->failure : strerror(-rc));
     char why[1400];
     snprintf(why, sizeof(why), "with nobody killed, the operation failed: %s",
              run->said->why[0] ? run->said->why : run->stepper.failure);
@@ -115,8 +117,12 @@ static int note_change(struct smi_walk *walk)
 static int scan_to_end(struct smi_run *run)
 {
     struct dead d = {.run = run};
-    struct smi_walk walk = {
-        .stepper = &run->stepper, .image = run->image, .every = 1, .visit = note_change, .each = each, .arg = &d};
+    struct smi_walk walk = {.stepper = &run->stepper,
+                            .image = run->image,
+                            .every = 1,
+                            .visit = note_change,
+                            .each = each,
+                            .arg = &d};
     int rc = examine_now(run, run->before);
     if (rc == 0)
         rc = reported(run, "in the state before the operation", run->before);
@@ -125,7 +131,8 @@ static int scan_to_end(struct smi_run *run)
     rc = smi_walk(&walk);
     run->steps = run->stepper.steps;
     if (rc == -EOVERFLOW)
-        return smi_cannot(run, rc, "the operation changes the heap more than %d times; test a shorter one",
+        return smi_cannot(run, rc,
+                          "the operation changes the heap more than %d times; test a shorter one",
                           SMI_CHANGES_MAX);
     if (rc < 0)
         return ended(&d, rc);
@@ -220,7 +227,8 @@ static int kill_everybody(struct dead *d)
     struct smi_run *run = d->run;
     struct smi_walk walk = {.stepper = &run->stepper,
                             .image = run->image,
-                            .every = 1, /* also one that was there before: that may be the operation undone */
+                            .every = 1, /* also one that was there before: that may be the operation
+                                           undone */
                             .visit = visit,
                             .each = run->test.step ? each_but_one : each,
                             .arg = d};
@@ -229,17 +237,21 @@ static int kill_everybody(struct dead *d)
         return ended(d, rc);
     if (run->test.step != 0)
         return smi_cannot(run, -EINVAL, "the operation has %llu instructions, no step %llu",
-                          (unsigned long long)run->stepper.steps, (unsigned long long)run->test.step);
+                          (unsigned long long)run->stepper.steps,
+                          (unsigned long long)run->test.step);
     if (d->last_left_out && (rc = judge_now(d)) < 0)
         return rc;
-    if (run->faults == 0 && strcmp(run->before->text, run->after->text) != 0 && !d->comparison.happened)
-        return smi_cannot(run, -ECANCELED, "the operation did not do the same when it was run once more");
+    if (run->faults == 0 && strcmp(run->before->text, run->after->text) != 0 &&
+        !d->comparison.happened)
+        return smi_cannot(run, -ECANCELED,
+                          "the operation did not do the same when it was run once more");
     return 0;
 }
 
 int smi_dead(struct smi_run *run)
 {
-    struct dead d = {.run = run, .comparison = {run->before->text, run->after->text, run->test.between, 0}};
+    struct dead d = {.run = run,
+                     .comparison = {run->before->text, run->after->text, run->test.between, 0}};
     uint64_t start = smi_now_ns();
     run->mode = "dead";
     run->faults = 0;
@@ -250,13 +262,17 @@ int smi_dead(struct smi_run *run)
     smi_run_stop(run);
     if (rc < 0)
         return rc;
-    smi_tell(run, "dead: everybody died at %llu instant%s, %s, %.1f s\n", (unsigned long long)d.images,
-             d.images == 1 ? "" : "s", smi_count_faults(run->faults), (double)(smi_now_ns() - start) / 1e9);
+    smi_tell(run, "dead: everybody died at %llu instant%s, %s, %.1f s\n",
+             (unsigned long long)d.images, d.images == 1 ? "" : "s", smi_count_faults(run->faults),
+             (double)(smi_now_ns() - start) / 1e9);
     if (d.left_out)
         smi_tell(run, "  %llu more were left out, in long rows of stores to large blocks\n",
                  (unsigned long long)d.left_out);
     if (d.differs)
-        smi_tell(run, "  note: the operation was not the same in two runs: from step %llu on, the heap changed at "
-                      "other instructions\n", (unsigned long long)d.differs);
+        smi_tell(run,
+                 "  note: the operation was not the same in two runs: from step %llu on, the heap "
+                 "changed at "
+                 "other instructions\n",
+                 (unsigned long long)d.differs);
     return 0;
 }

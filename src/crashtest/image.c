@@ -2,9 +2,9 @@
 /*
  * image.c - seeing changes of a heap file, and copying it; see image.h.
  *
- * Changes are found page by page against a copy. Holes are read as zeros through the mapping, which on tmpfs
- * gives them storage; that changes nothing that a heap relies on. The process may be one that destroys the heap, so
- * what the copy says about itself is compared with its bounds.
+ * Changes are found page by page against a copy. Holes are read as zeros through the mapping, which
+ * on tmpfs gives them storage; that changes nothing that a heap relies on. The process may be one
+ * that destroys the heap, so what the copy says about itself is compared with its bounds.
  */
 #include "crashtest/image.h"
 
@@ -20,7 +20,8 @@
 
 static const uint8_t zeros[4096];
 
-static __attribute__((format(printf, 2, 3))) int failed(struct smi_image *image, const char *format, ...)
+static __attribute__((format(printf, 2, 3))) int failed(struct smi_image *image, const char *format,
+                                                        ...)
 {
     va_list args;
     va_start(args, format);
@@ -38,12 +39,14 @@ static int open_image(struct smi_image *image)
     int fd = open(image->path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return errno == ENOENT ? 0 : failed(image, "%s: %s", image->path, strerror(errno));
-    if (pread(fd, &header, sizeof(header), 0) != sizeof(header) || header.areas.end > SMI_IMAGE_MAX) {
+    if (pread(fd, &header, sizeof(header), 0) != sizeof(header) ||
+        header.areas.end > SMI_IMAGE_MAX) {
         close(fd);
         return failed(image, "%s: not a heap, or one too large to be looked at", image->path);
     }
     image->file = mmap(NULL, SMI_IMAGE_MAX, PROT_READ, MAP_SHARED, fd, 0);
-    image->copy = mmap(NULL, SMI_IMAGE_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    image->copy = mmap(NULL, SMI_IMAGE_MAX, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     image->fd = fd; /* smi_image_forget() undoes the rest */
     if (image->file == MAP_FAILED || image->copy == MAP_FAILED)
         return failed(image, "mmap of %d bytes: %s", SMI_IMAGE_MAX, strerror(errno));
@@ -97,8 +100,8 @@ static uint64_t hash_page(const struct smi_image *image, uint64_t page)
 enum content {
     WATCHED,   /* metadata, slots: each change makes another image */
     BULK,      /* part of a large block */
-    UNWATCHED, /* part of a free span. What is stored there makes no other image; but that something was stored
-                  there does, once after each change of anything else */
+    UNWATCHED, /* part of a free span. What is stored there makes no other image; but that something
+                  was stored there does, once after each change of anything else */
 };
 
 static enum content content_of(const struct smi_image *image, uint64_t os_page)
@@ -113,7 +116,8 @@ static enum content content_of(const struct smi_image *image, uint64_t os_page)
         uint64_t words = smi_chunk_words_offset(chunk, &image->areas);
         if (words + smi_chunk_metadata_bytes(chunk->page_count) > image->size)
             return WATCHED;
-        const struct smf_page *pages = (const void *)(image->copy + words + chunk->page_count * 2ull);
+        const struct smf_page *pages =
+            (const void *)(image->copy + words + chunk->page_count * 2ull);
         uint64_t data = smi_chunk_data_page(chunk, &image->areas), at = page;
         while (at > data && pages[at - chunk->first_page].kind == SMF_PAGE_NONE)
             at--;
@@ -149,7 +153,8 @@ static void find_watched(struct smi_image *image)
         if (image->ranges > 0 && last[-1].end == page * 4096)
             last[-1].end += 4096;
         else if (image->ranges < SMI_IMAGE_RANGES)
-            image->range[image->ranges++] = (struct smi_image_range){page * 4096, (page + 1) * 4096};
+            image->range[image->ranges++] =
+                (struct smi_image_range){page * 4096, (page + 1) * 4096};
         else
             last[-1].end = (page + 1) * 4096;
     }
@@ -228,8 +233,8 @@ int smi_image_look(struct smi_image *image)
     if (fstat(image->fd, &st) < 0)
         return failed(image, "%s: %s", image->path, strerror(errno));
     if (st.st_size > SMI_IMAGE_MAX)
-        return failed(image, "the heap has %lld bytes: at most %d can be looked at", (long long)st.st_size,
-                      SMI_IMAGE_MAX);
+        return failed(image, "the heap has %lld bytes: at most %d can be looked at",
+                      (long long)st.st_size, SMI_IMAGE_MAX);
     /* Bytes that make no image are looked at with every change of others, and now and then. */
     if ((uint64_t)st.st_size == image->size && ++image->looks % 64 != 0 && !held_changed(image) &&
         !watched_changed(image))
@@ -276,8 +281,10 @@ int smi_image_write(struct smi_image *image, const char *path)
         return failed(image, "%s: %s", path, strerror(errno));
     int rc = write_pages(image, fd);
     memcpy(&runtime, image->copy + SMF_RUNTIME_OFFSET, sizeof(runtime));
-    if (rc == 0 && fstat(fd, &copy) == 0 && runtime.inode == image->inode && runtime.device == image->device) {
-        runtime.inode = copy.st_ino; /* who opens it shall take it for the file itself, not for a copy */
+    if (rc == 0 && fstat(fd, &copy) == 0 && runtime.inode == image->inode &&
+        runtime.device == image->device) {
+        runtime.inode = copy.st_ino; /* who opens it shall take it for the file itself, not for a
+                                        copy */
         runtime.device = copy.st_dev;
         rc = pwrite(fd, &runtime, sizeof(runtime), SMF_RUNTIME_OFFSET) == sizeof(runtime) ? 0 : -1;
     }

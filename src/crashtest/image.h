@@ -18,8 +18,10 @@ struct smi_image_range {
 
 struct smi_image {
     const char *path;
-    int large;       /* set by the caller: what is stored in large blocks makes another image, too */
-    int watch_locks; /* set by the caller: somebody stays attached, so which locks are held makes another image */
+    int large;       /* set by the caller: what is stored in large blocks makes another image,
+                        too */
+    int watch_locks; /* set by the caller: somebody stays attached, so which locks are held makes
+                        another image */
     int fd;          /* -1: there is no file yet */
     uint64_t size, device, inode;
     struct smf_areas areas;
@@ -27,7 +29,8 @@ struct smi_image {
     uint8_t *copy;   /* what was seen last */
     uint64_t hashes[SMI_IMAGE_PAGES];
     uint64_t sum;    /* of all pages' hashes and the size: says whether an image was seen before */
-    uint64_t touched; /* 1: bytes that make no other image changed since anything else did; in `sum` */
+    uint64_t touched; /* 1: bytes that make no other image changed since anything else did; in
+                         `sum` */
     uint64_t held;   /* sum over the locks that are; in `sum` */
     int bulk;        /* the last change was one of bytes in large blocks only */
     struct smi_image_range range[SMI_IMAGE_RANGES]; /* what is looked at each time */
@@ -37,8 +40,8 @@ struct smi_image {
     char failure[256]; /* not empty: why the file cannot be looked at or copied */
 };
 
-/* Look at the file anew: 1 when it differs from what was seen before, 0 when not, -1 failed. The process that
- * changes it is stopped. */
+/* Look at the file anew: 1 when it differs from what was seen before, 0 when not, -1 failed. The
+ * process that changes it is stopped. */
 int smi_image_look(struct smi_image *image);
 /* Back to a file that was not looked at. */
 void smi_image_forget(struct smi_image *image);

@@ -49,7 +49,8 @@ void smi_say_list(const char *format, va_list args)
         return;
     int len = vsnprintf(findings->text + findings->used, room, format, args);
     if (len < 0 || (size_t)len >= room)
-        smi_wrong("its description takes more than %zu bytes; is there a cycle?", sizeof(findings->text));
+        smi_wrong("its description takes more than %zu bytes; is there a cycle?",
+                  sizeof(findings->text));
     findings->used += (size_t)len;
 }
 

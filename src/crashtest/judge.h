@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * judge.h - what somebody finds who opens an image, as text, and how it compares with what was and will be.
+ * judge.h - what somebody finds who opens an image, as text, and how it compares with what was and
+ * will be.
  */
 #ifndef SMI_CRASHTEST_JUDGE_H
 #define SMI_CRASHTEST_JUDGE_H
@@ -11,8 +12,8 @@
 #include <stdio.h>
 #include <sys/types.h>
 
-/* A heap in words: equal states have equal texts, lines that end with '\n'. In memory that the judging process
- * shares with its parent. */
+/* A heap in words: equal states have equal texts, lines that end with '\n'. In memory that the
+ * judging process shares with its parent. */
 struct smi_findings {
     char text[256 << 10];
     size_t used;
@@ -38,8 +39,8 @@ _Noreturn void smi_judge_leave(int status);
 void smi_findings_clear(struct smi_findings *out);
 /* What `out` takes from here on is what this process and those forked from it say. */
 void smi_findings_use(struct smi_findings *out);
-/* Fork a process that dies with this one, and after `seconds` at the latest; it runs fn(arg) and is found by
- * smi_judge_wait(), which adds to `why` how it ended if not in order. < 0: no process. */
+/* Fork a process that dies with this one, and after `seconds` at the latest; it runs fn(arg) and is
+ * found by smi_judge_wait(), which adds to `why` how it ended if not in order. < 0: no process. */
 pid_t smi_judge_start(void (*fn)(void *), void *arg, unsigned seconds, struct smi_findings *out);
 void smi_judge_wait(pid_t pid, struct smi_findings *out);
 /* Both. */
@@ -47,7 +48,8 @@ void smi_judge(void (*fn)(void *), void *arg, unsigned seconds, struct smi_findi
 
 /* ---- comparing ---- */
 
-/* Do the lines of `text` lie between `before` and `after`: in both or either, and all that both have? */
+/* Do the lines of `text` lie between `before` and `after`: in both or either, and all that both
+ * have? */
 int smi_is_between(const char *text, const char *before, const char *after);
 
 struct smi_comparison {

@@ -32,7 +32,21 @@ static const char help[] =
     "Exit status\n"
     "  0 no fault was found; 1 faults were found; 2 it could not be told\n";
 
-enum choice { DEAD = 256, SURVIVOR, RANDOM, STEP, SECONDS, KILLS, WORKERS, SEED, MAX_STEPS, TIMEOUT, DIR, KEEP, HELP };
+enum choice {
+    DEAD = 256,
+    SURVIVOR,
+    RANDOM,
+    STEP,
+    SECONDS,
+    KILLS,
+    WORKERS,
+    SEED,
+    MAX_STEPS,
+    TIMEOUT,
+    DIR,
+    KEEP,
+    HELP
+};
 
 static const struct option options[] = {{"dead", no_argument, NULL, DEAD},
                                         {"survivor", no_argument, NULL, SURVIVOR},
@@ -57,13 +71,15 @@ static int number(const char *program, const char *text, uint64_t most, uint64_t
     *out = strtoull(text, &end, 0);
     if (errno == 0 && end != text && *end == 0 && text[0] != '-' && *out > 0 && *out <= most)
         return 0;
-    fprintf(stderr, "%s: \"%s\" is not a number from 1 to %llu\n", program, text, (unsigned long long)most);
+    fprintf(stderr, "%s: \"%s\" is not a number from 1 to %llu\n", program, text,
+            (unsigned long long)most);
     return -1;
 }
 
 static int apply_number(const char *program, int option, shmalloc_crashtest *test)
 {
-    uint64_t value, most = option == STEP || option == SEED || option == MAX_STEPS ? UINT64_MAX : UINT_MAX;
+    uint64_t value,
+        most = option == STEP || option == SEED || option == MAX_STEPS ? UINT64_MAX : UINT_MAX;
     if (number(program, optarg, most, &value) < 0)
         return -1;
     switch (option) {

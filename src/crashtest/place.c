@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * place.c - naming an address of code: dladdr says which file and symbol, addr2line which function and line.
+ * place.c - naming an address of code: dladdr says which file and symbol, addr2line which function
+ * and line.
  *
- * Without addr2line (package binutils), or without debugging information, the symbol is all there is.
+ * Without addr2line (package binutils), or without debugging information, the symbol is all there
+ * is.
  */
 #include "crashtest/place.h"
 
@@ -24,7 +26,8 @@ static const char *next_line(FILE *from, char *line, size_t size)
     return line[0] == '?' ? "" : line;
 }
 
-/* What addr2line says about an address of a file; NULL when it cannot be asked. Its process is for the caller. */
+/* What addr2line says about an address of a file; NULL when it cannot be asked. Its process is for
+ * the caller. */
 static FILE *ask(const char *file, uint64_t offset, pid_t *pid)
 {
     char at[32];
@@ -47,21 +50,24 @@ static FILE *ask(const char *file, uint64_t offset, pid_t *pid)
 }
 
 /* A function that was compiled into others has several places, the innermost first. */
-static void print_places(FILE *to, FILE *answer, const char *what, const char *symbol, const char *file)
+static void print_places(FILE *to, FILE *answer, const char *what, const char *symbol,
+                         const char *file)
 {
     char name[256], line[512];
     const char *function = next_line(answer, name, sizeof(name));
     const char *place = function ? next_line(answer, line, sizeof(line)) : NULL;
     fprintf(to, "  %s: %s in %s", what, function && function[0] ? function : symbol, file);
     fprintf(to, "%s%s\n", place && place[0] ? ", " : "", place ? place : "");
-    while ((function = next_line(answer, name, sizeof(name))) && (place = next_line(answer, line, sizeof(line))))
+    while ((function = next_line(answer, name, sizeof(name))) &&
+           (place = next_line(answer, line, sizeof(line))))
         fprintf(to, "    which is part of: %s, %s\n", function, place);
 }
 
 /* The file that an address of code is from. */
 struct code {
     uint64_t address, load; /* load: what its own addresses have been moved by */
-    const char *path;       /* NULL: none; "" for the program, as the name that it was called by need not lead to it */
+    const char *path;       /* NULL: none; "" for the program, as the name that it was called by
+                               need not lead to it */
 };
 
 static int is_from(struct dl_phdr_info *file, size_t size, void *arg)
@@ -71,7 +77,8 @@ static int is_from(struct dl_phdr_info *file, size_t size, void *arg)
     for (unsigned i = 0; i < file->dlpi_phnum; i++) {
         const ElfW(Phdr) *part = &file->dlpi_phdr[i];
         uint64_t start = file->dlpi_addr + part->p_vaddr;
-        if (part->p_type != PT_LOAD || code->address < start || code->address >= start + part->p_memsz)
+        if (part->p_type != PT_LOAD || code->address < start ||
+            code->address >= start + part->p_memsz)
             continue;
         code->load = file->dlpi_addr;
         code->path = file->dlpi_name;
@@ -97,7 +104,8 @@ void smi_place_print(FILE *to, const char *what, uint64_t address)
     const char *base = strrchr(info.dli_fname, '/');
     FILE *answer = ask(code.path[0] ? code.path : program, address - code.load, &pid);
     if (answer) {
-        print_places(to, answer, what, info.dli_sname ? info.dli_sname : "code", base ? base + 1 : info.dli_fname);
+        print_places(to, answer, what, info.dli_sname ? info.dli_sname : "code",
+                     base ? base + 1 : info.dli_fname);
         fclose(answer);
     }
     if (pid > 0)
@@ -121,18 +129,23 @@ static uint64_t base_of(const void *address)
 /* Is it the file of the C library, the dynamic linker, the heap or the test library? */
 static int is_other_library(uint64_t base)
 {
-    return base == base_of((void *)(uintptr_t)smi_place_is_programs) || base == base_of(dlsym(RTLD_DEFAULT, "fork")) ||
-           base == base_of((void *)(uintptr_t)shmalloc_open) || base == base_of(dlsym(RTLD_DEFAULT, "__tls_get_addr"));
+    return base == base_of((void *)(uintptr_t)smi_place_is_programs) ||
+           base == base_of(dlsym(RTLD_DEFAULT, "fork")) ||
+           base == base_of((void *)(uintptr_t)shmalloc_open) ||
+           base == base_of(dlsym(RTLD_DEFAULT, "__tls_get_addr"));
 }
 
 static int add_ranges(struct dl_phdr_info *file, size_t size, void *arg)
 {
-    int *others = arg; /* the first file is the program, also when the libraries are linked into it */
+    int *others = arg; /* the first file is the program, also when the libraries are linked into
+                          it */
     (void)size;
-    for (unsigned i = 0; i < file->dlpi_phnum && strncmp(file->dlpi_name, "linux-vdso", 10) != 0; i++) {
+    for (unsigned i = 0; i < file->dlpi_phnum && strncmp(file->dlpi_name, "linux-vdso", 10) != 0;
+         i++) {
         const ElfW(Phdr) *part = &file->dlpi_phdr[i];
         uint64_t start = file->dlpi_addr + part->p_vaddr;
-        if (part->p_type != PT_LOAD || !(part->p_flags & PF_X) || range_count == sizeof(ranges) / sizeof(ranges[0]))
+        if (part->p_type != PT_LOAD || !(part->p_flags & PF_X) ||
+            range_count == sizeof(ranges) / sizeof(ranges[0]))
             continue;
         uint64_t base = base_of((void *)(uintptr_t)start);
         if (!*others || (base != 0 && !is_other_library(base)))
@@ -142,7 +155,8 @@ static int add_ranges(struct dl_phdr_info *file, size_t size, void *arg)
     return 0;
 }
 
-/* Jumps to a library, between a call and the function that it means: no place that anybody wants to know. */
+/* Jumps to a library, between a call and the function that it means: no place that anybody wants to
+ * know. */
 static int is_linkage(uint64_t address)
 {
 #if defined(__x86_64__)
@@ -151,8 +165,10 @@ static int is_linkage(uint64_t address)
     if (memcmp(code, landing, sizeof(landing)) == 0)
         code += sizeof(landing);
     code += *code == 0xf2;                                              /* bnd */
-    return (code[0] == 0xff && (code[1] == 0x25 || code[1] == 0x35)) || /* jmp, push of a word of the table */
-           (code[0] == 0x68 && (code[5] == 0xe9 || code[5] == 0xf2)) || /* push of a number, then ... */
+    return (code[0] == 0xff && (code[1] == 0x25 || code[1] == 0x35)) || /* jmp, push of a word of
+                                                                           the table */
+           (code[0] == 0x68 && (code[5] == 0xe9 || code[5] == 0xf2)) || /* push of a number, then
+                                                                           ... */
            (code[0] == 0xe9 && (code[-5] == 0x68 || code[-6] == 0x68)); /* ... jmp */
 #else
     (void)address;

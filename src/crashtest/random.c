@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * random.c - several processes repeat the operation; one is killed at a random time, another takes its place.
+ * random.c - several processes repeat the operation; one is killed at a random time, another takes
+ * its place.
  *
- * A victim is killed some time after it was chosen: at once, which meets it while it opens the heap, or after it has
- * worked for a while; by spinning, which hits to the nanosecond, or by sleeping, which leaves it a processor.
+ * A victim is killed some time after it was chosen: at once, which meets it while it opens the
+ * heap, or after it has worked for a while; by spinning, which hits to the nanosecond, or by
+ * sleeping, which leaves it a processor.
  */
 #include <errno.h>
 #include <signal.h>
@@ -47,8 +49,8 @@ static uint64_t draw(struct crowd *c)
 
 /* ---- workers ---- */
 
-static void timed(struct smi_run *run, struct place *place, shmalloc_heap *heap, shmalloc_crashtest_fn *fn,
-                  const char *name)
+static void timed(struct smi_run *run, struct place *place, shmalloc_heap *heap,
+                  shmalloc_crashtest_fn *fn, const char *name)
 {
     uint64_t begin = smi_now_ns();
     __atomic_store_n(&place->began_at, begin, __ATOMIC_RELEASE);
@@ -86,8 +88,10 @@ static int start_worker(struct crowd *c, unsigned i)
     c->starting = i;
     c->place[i].began_at = 0;
     smi_findings_clear(&c->place[i].findings);
-    c->pid[i] = smi_judge_start(work, c, run->test.seconds + 2 * run->test.timeout, &c->place[i].findings);
-    return c->pid[i] < 0 ? smi_cannot(run, -EAGAIN, "no process for a worker: %s", strerror(errno)) : 0;
+    c->pid[i] =
+        smi_judge_start(work, c, run->test.seconds + 2 * run->test.timeout, &c->place[i].findings);
+    return c->pid[i] < 0 ? smi_cannot(run, -EAGAIN, "no process for a worker: %s", strerror(errno))
+                         : 0;
 }
 
 static void make_heap(void *arg)
@@ -132,13 +136,16 @@ static void look_at_workers(struct crowd *c)
     uint64_t limit = c->run->test.timeout * 1000000000ull;
     for (unsigned i = 0; i < c->run->test.workers && !c->failed; i++) {
         siginfo_t info = {0};
-        if (waitid(P_PID, (id_t)c->pid[i], &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == c->pid[i]) {
+        if (waitid(P_PID, (id_t)c->pid[i], &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+            info.si_pid == c->pid[i]) {
             smi_judge_wait(c->pid[i], &c->place[i].findings);
             c->pid[i] = 0;
-            fail(c, "a worker: ", c->place[i].findings.why[0] ? c->place[i].findings.why : "it ended by itself");
+            fail(c, "a worker: ",
+                 c->place[i].findings.why[0] ? c->place[i].findings.why : "it ended by itself");
             return;
         }
-        uint64_t began = __atomic_load_n(&c->place[i].began_at, __ATOMIC_ACQUIRE), now = smi_now_ns();
+        uint64_t began = __atomic_load_n(&c->place[i].began_at, __ATOMIC_ACQUIRE),
+                 now = smi_now_ns();
         if (began != 0 && now > began && now - began > limit)
             fail(c, "a worker that nobody killed hangs: one call takes more than the timeout", "");
     }
@@ -151,9 +158,11 @@ static void nap(long ns)
 
 static void wait_for_moment(struct crowd *c, unsigned victim)
 {
-    uint64_t enough = c->place[victim].operations + draw(c) % 20, deadline = smi_now_ns() + 100000000;
+    uint64_t enough = c->place[victim].operations + draw(c) % 20,
+             deadline = smi_now_ns() + 100000000;
     if (draw(c) % 4 != 0)
-        while (__atomic_load_n(&c->place[victim].operations, __ATOMIC_ACQUIRE) < enough && smi_now_ns() < deadline)
+        while (__atomic_load_n(&c->place[victim].operations, __ATOMIC_ACQUIRE) < enough &&
+               smi_now_ns() < deadline)
             nap(50000);
     uint64_t delay = draw(c) >> (42 + draw(c) % 20); /* every magnitude below 4 ms alike */
     if (draw(c) % 2)
@@ -223,7 +232,8 @@ static void end_all(struct crowd *c)
         }
         c->pid[i] = 0;
         if (status != 0)
-            fail(c, "a worker: ", c->place[i].findings.why[0] ? c->place[i].findings.why : "it ended early");
+            fail(c, "a worker: ",
+                 c->place[i].findings.why[0] ? c->place[i].findings.why : "it ended early");
     }
 }
 
@@ -245,8 +255,8 @@ static int kill_at_random(struct crowd *c)
     return rc;
 }
 
-/* What is left: every operation happened wholly or not at all, so it is sound, and no more is lost than deaths may
- * lose. */
+/* What is left: every operation happened wholly or not at all, so it is sound, and no more is lost
+ * than deaths may lose. */
 static void judge_crowd(struct crowd *c)
 {
     struct smi_run *run = c->run;
@@ -284,11 +294,13 @@ int smi_random(struct smi_run *run)
     if (rc == 0 && !c.failed)
         judge_crowd(&c);
     if (rc == 0)
-        smi_tell(run, "random: %llu kills of one of %u processes, %s, %llu operations, the longest call of a survivor "
+        smi_tell(run,
+                 "random: %llu kills of one of %u processes, %s, %llu operations, the longest call "
+                 "of a survivor "
                  "took %.1f ms, seed %llu, %.1f s\n",
                  (unsigned long long)c.kills, run->test.workers, smi_count_faults(run->faults),
-                 (unsigned long long)operations(&c), longest(&c), (unsigned long long)run->test.seed,
-                 (double)(smi_now_ns() - start) / 1e9);
+                 (unsigned long long)operations(&c), longest(&c),
+                 (unsigned long long)run->test.seed, (double)(smi_now_ns() - start) / 1e9);
     munmap(memory, bytes);
     return rc;
 }

@@ -67,7 +67,8 @@ static void keep(struct smi_run *run)
     if (smi_image_write(run->image, path) < 0)
         fprintf(run->out, "  what was left could not be kept: %s\n", run->image->failure);
     else
-        fprintf(run->out, "  what was left: %s\n  look at it:    shmalloc-inspect check %s\n", path, path);
+        fprintf(run->out, "  what was left: %s\n  look at it:    shmalloc-inspect check %s\n", path,
+                path);
 }
 
 void smi_fault(struct smi_run *run, const char *why, const char *was)
@@ -80,7 +81,8 @@ void smi_fault(struct smi_run *run, const char *why, const char *was)
     unsigned long long step = run->stepper.steps;
     int random = strcmp(run->mode, "random") == 0;
     if (random)
-        fprintf(run->out, "FAULT (random, seed %llu): %s\n", (unsigned long long)run->test.seed, why);
+        fprintf(run->out, "FAULT (random, seed %llu): %s\n", (unsigned long long)run->test.seed,
+                why);
     else
         fprintf(run->out, "FAULT (%s, step %llu): %s\n", run->mode, step, why);
     if (was)
@@ -102,6 +104,7 @@ void smi_fault(struct smi_run *run, const char *why, const char *was)
 const char *smi_count_faults(uint64_t faults)
 {
     static char text[64];
-    snprintf(text, sizeof(text), "%llu fault%s", (unsigned long long)faults, faults == 1 ? "" : "s");
+    snprintf(text, sizeof(text), "%llu fault%s", (unsigned long long)faults,
+             faults == 1 ? "" : "s");
     return text;
 }

@@ -38,18 +38,20 @@ void shmalloc_crashtest_print(const char *format, ...)
     va_end(args);
 }
 
-void smi_run_call(struct smi_run *run, shmalloc_heap *heap, shmalloc_crashtest_fn *fn, const char *name)
+void smi_run_call(struct smi_run *run, shmalloc_heap *heap, shmalloc_crashtest_fn *fn,
+                  const char *name)
 {
     calling = name;
     int rc = fn ? fn(heap, run->test.arg) : 0;
     if (rc != 0 && shmalloc_errmsg()[0])
-        smi_note_wrong("%s() returned %d; the heap's last message: %s", name, rc, shmalloc_errmsg());
+        smi_note_wrong("%s() returned %d; the heap's last message: %s", name, rc,
+                       shmalloc_errmsg());
     else if (rc != 0)
         smi_note_wrong("%s() returned %d", name, rc);
 }
 
-static void call_or_end(struct smi_run *run, shmalloc_heap *heap, shmalloc_crashtest_fn *fn, const char *name,
-                        struct smi_findings *said)
+static void call_or_end(struct smi_run *run, shmalloc_heap *heap, shmalloc_crashtest_fn *fn,
+                        const char *name, struct smi_findings *said)
 {
     smi_run_call(run, heap, fn, name);
     if (said->why[0])
@@ -91,9 +93,11 @@ int smi_run_start(struct smi_run *run)
     }
     if (rc != -EPERM)
         return smi_cannot(run, rc, "%s", strerror(-rc));
-    return smi_cannot(run, rc, "ptrace is refused here. A container needs the capability SYS_PTRACE or a seccomp "
-                               "profile that allows it, /proc/sys/kernel/yama/ptrace_scope must be below 3, and no "
-                               "debugger may follow this process. The mode --random works without ptrace");
+    return smi_cannot(
+        run, rc,
+        "ptrace is refused here. A container needs the capability SYS_PTRACE or a seccomp "
+        "profile that allows it, /proc/sys/kernel/yama/ptrace_scope must be below 3, and no "
+        "debugger may follow this process. The mode --random works without ptrace");
 }
 
 void smi_run_stop(struct smi_run *run)
@@ -156,7 +160,8 @@ static int compare_refs(const void *a, const void *b)
 
 static int has(const struct refs *refs, shmalloc_ref ref)
 {
-    return refs->count > 0 && bsearch(&ref, refs->at, refs->count, sizeof(ref), compare_refs) != NULL;
+    return refs->count > 0 &&
+           bsearch(&ref, refs->at, refs->count, sizeof(ref), compare_refs) != NULL;
 }
 
 static void sort(struct refs *refs)
@@ -173,21 +178,25 @@ static void look_for_leaks(struct smi_run *run, shmalloc_heap *heap)
         if (!has(&reached, blocks.at[i]) && leaks++ == 0)
             first = blocks.at[i];
     if (leaks > run->test.leaks)
-        smi_wrong("%llu of %zu blocks are leaked, reached neither by describe() nor by a root; the first one is %#llx, "
-                  "%zu bytes", (unsigned long long)leaks, blocks.count, (unsigned long long)first,
+        smi_wrong("%llu of %zu blocks are leaked, reached neither by describe() nor by a root; the "
+                  "first one is %#llx, "
+                  "%zu bytes",
+                  (unsigned long long)leaks, blocks.count, (unsigned long long)first,
                   shmalloc_usable_size(heap, shmalloc_ptr(heap, first)));
 }
 
 void smi_run_check_reached(struct smi_run *run, shmalloc_heap *heap)
 {
     blocks.count = 0;
-    if (shmalloc_root_each(heap, add_root, NULL) < 0 || shmalloc_each_block(heap, add_block, NULL) < 0)
+    if (shmalloc_root_each(heap, add_root, NULL) < 0 ||
+        shmalloc_each_block(heap, add_block, NULL) < 0)
         smi_wrong("its blocks cannot be listed: %s", shmalloc_errmsg());
     sort(&reached);
     sort(&blocks);
     for (size_t i = 0; i < reached.count; i++)
         if (!has(&blocks, reached.at[i]))
-            smi_wrong("a ref dangles: describe() reached %#llx, or a root names it, and it is no allocated block",
+            smi_wrong("a ref dangles: describe() reached %#llx, or a root names it, and it is no "
+                      "allocated block",
                       (unsigned long long)reached.at[i]);
     if (run->check_leaks || run->found->reached > 0)
         look_for_leaks(run, heap);

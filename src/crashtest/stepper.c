@@ -2,9 +2,10 @@
 /*
  * stepper.c - stepping a process with ptrace; see stepper.h.
  *
- * New threads of the process are traced from their first instruction, and run free but for the one that marks
- * BEGUN. Signals that end a process are taken for its failure; SIGALRM, with which processes of a test limit their
- * time, is counted and not delivered: the system call that it interrupts goes on. Others are delivered.
+ * New threads of the process are traced from their first instruction, and run free but for the one
+ * that marks BEGUN. Signals that end a process are taken for its failure; SIGALRM, with which
+ * processes of a test limit their time, is counted and not delivered: the system call that it
+ * interrupts goes on. Others are delivered.
  */
 #include "crashtest/stepper.h"
 
@@ -35,7 +36,8 @@ static int failed(struct smi_stepper *s, int status)
         snprintf(s->failure, sizeof(s->failure), "it was ended by a signal: %s",
                  strsignal(WIFSTOPPED(status) ? WSTOPSIG(status) : WTERMSIG(status)));
     else
-        snprintf(s->failure, sizeof(s->failure), "it ended early, with exit status %d", WEXITSTATUS(status));
+        snprintf(s->failure, sizeof(s->failure), "it ended early, with exit status %d",
+                 WEXITSTATUS(status));
     return -1;
 }
 
@@ -54,7 +56,8 @@ static void resume(pid_t tid, int signal)
 
 static int is_fatal(int signal)
 {
-    return signal == SIGSEGV || signal == SIGBUS || signal == SIGABRT || signal == SIGILL || signal == SIGFPE;
+    return signal == SIGSEGV || signal == SIGBUS || signal == SIGABRT || signal == SIGILL ||
+           signal == SIGFPE;
 }
 
 /* Signals that tracer and process speak with. */
@@ -182,7 +185,8 @@ static int is_kernels(uint64_t at)
 static int await_step(struct smi_stepper *s, int *status)
 {
     do {
-        if (ptrace(PTRACE_SINGLESTEP, s->tid, 0, (void *)(intptr_t)s->signal) < 0 || await(s->tid, status) < 0) {
+        if (ptrace(PTRACE_SINGLESTEP, s->tid, 0, (void *)(intptr_t)s->signal) < 0 ||
+            await(s->tid, status) < 0) {
             snprintf(s->failure, sizeof(s->failure), "ptrace: %s", strerror(errno));
             return -1;
         }

@@ -2,9 +2,9 @@
 /*
  * survivor.c - one process is killed for good, another one, attached before, goes on.
  *
- * A process that is dead cannot be stepped further, so for each instant the operation begins anew. The instants are
- * those that changed the heap in the first run; when a budget does not allow all, those that are tried are spread
- * over all of them.
+ * A process that is dead cannot be stepped further, so for each instant the operation begins anew.
+ * The instants are those that changed the heap in the first run; when a budget does not allow all,
+ * those that are tried are spread over all of them.
  */
 #include <errno.h>
 #include <string.h>
@@ -51,7 +51,8 @@ static pid_t start(struct survivor *s)
     }
     pid_t pid = smi_judge_start(survive, s, s->run->test.timeout, s->run->found);
     close(s->ready[1]);
-    ssize_t got = pid < 0 ? 0 : read(s->ready[0], &byte, 1); /* nothing, when it ended: its findings say why */
+    ssize_t got = pid < 0 ? 0 : read(s->ready[0], &byte, 1); /* nothing, when it ended: its findings
+                                                                say why */
     (void)got;
     close(s->ready[0]);
     if (pid < 0) {
@@ -87,7 +88,8 @@ static int kill_at(struct smi_run *run, uint64_t step)
     if (rc == 0)
         run->stepper.steps--; /* the last one is the end's */
     if (rc < 0)
-        rc = smi_cannot(run, -ECANCELED, "the operation did not do the same when it was run once more: %s",
+        rc = smi_cannot(run, -ECANCELED,
+                        "the operation did not do the same when it was run once more: %s",
                         run->stepper.failure);
     smi_stepper_kill(&run->stepper);
     if (rc >= 0 && (smi_image_look(run->image) < 0 || smi_image_write(run->image, run->copy) < 0))
@@ -95,7 +97,8 @@ static int kill_at(struct smi_run *run, uint64_t step)
     return rc < 0 ? rc : 0;
 }
 
-/* If whoever opens the heap as it was at the death finds the operation done, so must the survivor. */
+/* If whoever opens the heap as it was at the death finds the operation done, so must the
+ * survivor. */
 static int was_done(struct smi_run *run)
 {
     struct smi_comparison comparison = {run->before->text, run->after->text, run->test.between, 0};
@@ -106,7 +109,8 @@ static int was_done(struct smi_run *run)
 
 static void judge(struct smi_run *run)
 {
-    struct smi_comparison comparison = {run->before->text, run->after->text, run->test.between, was_done(run)};
+    struct smi_comparison comparison = {run->before->text, run->after->text, run->test.between,
+                                        was_done(run)};
     const char *was = comparison.happened ? run->after->text : run->before->text;
     enum smi_verdict verdict = smi_compare(&comparison, run->found->text);
     char why[1200];
@@ -116,8 +120,11 @@ static void judge(struct smi_run *run)
         return;
     }
     if (verdict != SMI_RIGHT) {
-        smi_fault(run, verdict == SMI_UNDONE ? "the operation was done, and the survivor finds it undone"
-                                             : "the survivor finds neither the state before nor the one after", was);
+        smi_fault(run,
+                  verdict == SMI_UNDONE
+                      ? "the operation was done, and the survivor finds it undone"
+                      : "the survivor finds neither the state before nor the one after",
+                  was);
         return;
     }
     smi_run_examine(run, run->heap, run->found);
@@ -148,7 +155,8 @@ static int kill_once(struct survivor *s, uint64_t step)
 
 /* ---- all of them ---- */
 
-/* The n-th of `count` in an order that is spread evenly wherever it is broken off: steps of the golden section. */
+/* The n-th of `count` in an order that is spread evenly wherever it is broken off: steps of the
+ * golden section. */
 static uint64_t spread(uint64_t n, uint64_t count)
 {
     uint64_t stride = (uint64_t)((double)count * 0.6180339887) | 1, a = count, b;
@@ -168,7 +176,8 @@ static int kill_all(struct survivor *s, uint64_t start_ns)
     struct smi_run *run = s->run;
     uint64_t budget = (uint64_t)run->test.seconds * 1000000000;
     int rc = 0;
-    while (rc == 0 && s->kills < run->changes && s->kills < run->test.kills && smi_now_ns() - start_ns < budget) {
+    while (rc == 0 && s->kills < run->changes && s->kills < run->test.kills &&
+           smi_now_ns() - start_ns < budget) {
         rc = kill_once(s, run->change[spread(s->kills, run->changes)]);
         smi_progress(run, "%llu of %llu instants, %s", (unsigned long long)s->kills,
                      (unsigned long long)run->changes, smi_count_faults(run->faults));
@@ -185,11 +194,17 @@ int smi_survivor(struct smi_run *run)
     int rc = run->test.step ? kill_once(&s, run->test.step) : kill_all(&s, start_ns);
     if (rc < 0)
         return rc;
-    smi_tell(run, "survivor: one of two processes was killed at %llu of %llu instants, %s, the other took %.1f ms at "
-             "most, %.1f s\n", (unsigned long long)s.kills, (unsigned long long)(run->test.step ? 1 : run->changes),
-             smi_count_faults(run->faults), (double)s.longest / 1e6, (double)(smi_now_ns() - start_ns) / 1e9);
+    smi_tell(run,
+             "survivor: one of two processes was killed at %llu of %llu instants, %s, the other "
+             "took %.1f ms at "
+             "most, %.1f s\n",
+             (unsigned long long)s.kills, (unsigned long long)(run->test.step ? 1 : run->changes),
+             smi_count_faults(run->faults), (double)s.longest / 1e6,
+             (double)(smi_now_ns() - start_ns) / 1e9);
     if (run->test.step == 0 && s.kills < run->changes)
-        smi_tell(run, "  the budget of %u kills or %u s was used up; they are spread over all instants\n",
-                 run->test.kills, run->test.seconds);
+        smi_tell(
+            run,
+            "  the budget of %u kills or %u s was used up; they are spread over all instants\n",
+            run->test.kills, run->test.seconds);
     return 0;
 }

@@ -16,7 +16,8 @@ static int len_is_possible(uint32_t type, uint64_t len)
     case SMF_ENTRY_STORE:
         return len == 8;
     default:
-        return type >= SMF_ENTRY_KIND && type < SMF_ENTRY_KIND + SMF_ENTRY_KINDS && len % 8 == 0 && len <= 8 * SMF_ENTRY_WORDS;
+        return type >= SMF_ENTRY_KIND && type < SMF_ENTRY_KIND + SMF_ENTRY_KINDS && len % 8 == 0 &&
+               len <= 8 * SMF_ENTRY_WORDS;
     }
 }
 
@@ -25,7 +26,8 @@ const char *smi_entry_read(const void *chunk, uint64_t at, uint64_t end, struct 
     const uint64_t least = smi_entry_bytes(0);
     if (at % 8 != 0 || end % 8 != 0 || at > end || end - at < least)
         return "what is left has no room for an entry";
-    const struct smf_entry *entry = (const struct smf_entry *)(const void *)((const uint8_t *)chunk + at);
+    const struct smf_entry *entry =
+        (const struct smf_entry *)(const void *)((const uint8_t *)chunk + at);
     uint64_t head = SMI_LOAD(&entry->head), len = head & UINT32_MAX;
     *out = (struct smi_logged){.at = at,
                                .bytes = smi_entry_bytes(len),
@@ -36,11 +38,13 @@ const char *smi_entry_read(const void *chunk, uint64_t at, uint64_t end, struct 
         return "an entry has a type or length that none has";
     if (out->bytes > end - at)
         return "an entry is longer than what is left";
-    const uint64_t *last = (const uint64_t *)(const void *)((const uint8_t *)chunk + at + out->bytes) - 1;
+    const uint64_t *last =
+        (const uint64_t *)(const void *)((const uint8_t *)chunk + at + out->bytes) - 1;
     return SMI_LOAD(last) == out->bytes ? NULL : "an entry's two lengths differ";
 }
 
-const char *smi_entry_before(const void *chunk, uint64_t first, uint64_t end, struct smi_logged *out)
+const char *smi_entry_before(const void *chunk, uint64_t first, uint64_t end,
+                             struct smi_logged *out)
 {
     const uint64_t least = smi_entry_bytes(0);
     if (end % 8 != 0 || first > end || end - first < least)

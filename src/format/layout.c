@@ -9,7 +9,8 @@
 #include "platform/error.h"
 #include "platform/os.h"
 
-_Static_assert(SMF_MUTEX_WORDS == SMI_MUTEX_WORDS, "what the file has room for is what a mutex takes");
+_Static_assert(SMF_MUTEX_WORDS == SMI_MUTEX_WORDS,
+               "what the file has room for is what a mutex takes");
 
 #define REMEDY "see what `shmalloc-inspect check --repair` can do, or restore the file from a copy"
 
@@ -45,22 +46,25 @@ static int validate_platform(const struct smf_header *h, const char *path)
     if (rc < 0)
         return rc;
     if (h->word_bits != 64 || h->machine != here.machine)
-        return smi_error(SHMALLOC_EFOREIGN,
-                         "%s: made on machine type %u with %u-bit words, this is machine type %u with "
-                         "64-bit words; use the heap where it was made",
-                         path, h->machine, h->word_bits, here.machine);
+        return smi_error(
+            SHMALLOC_EFOREIGN,
+            "%s: made on machine type %u with %u-bit words, this is machine type %u with "
+            "64-bit words; use the heap where it was made",
+            path, h->machine, h->word_bits, here.machine);
     if (h->os_page_bytes != here.os_page_bytes)
-        return smi_error(SHMALLOC_EFOREIGN,
-                         "%s: made for kernel pages of %u bytes, this kernel has %u; use a kernel with "
-                         "the same page size",
-                         path, h->os_page_bytes, here.os_page_bytes);
+        return smi_error(
+            SHMALLOC_EFOREIGN,
+            "%s: made for kernel pages of %u bytes, this kernel has %u; use a kernel with "
+            "the same page size",
+            path, h->os_page_bytes, here.os_page_bytes);
     if (h->mutex_bytes != here.mutex_bytes || h->mutex_fingerprint != here.mutex_fingerprint)
-        return smi_error(SHMALLOC_EFOREIGN,
-                         "%s: made with a C library whose mutexes (%u bytes, fingerprint %016llx) differ "
-                         "from this one's (%u bytes, %016llx); link all programs on one heap with the "
-                         "same C library",
-                         path, h->mutex_bytes, (unsigned long long)h->mutex_fingerprint,
-                         here.mutex_bytes, (unsigned long long)here.mutex_fingerprint);
+        return smi_error(
+            SHMALLOC_EFOREIGN,
+            "%s: made with a C library whose mutexes (%u bytes, fingerprint %016llx) differ "
+            "from this one's (%u bytes, %016llx); link all programs on one heap with the "
+            "same C library",
+            path, h->mutex_bytes, (unsigned long long)h->mutex_fingerprint, here.mutex_bytes,
+            (unsigned long long)here.mutex_fingerprint);
     return 0;
 }
 
@@ -68,18 +72,20 @@ static int validate_features(const struct smf_header *h, int read_only, const ch
 {
     if (h->format_version != SMF_FORMAT_VERSION && !smi_format_is_older(h))
         return smi_error(SHMALLOC_EVERSION,
-                         "%s: file format version %u, this library reads version %u and converts from %u on; use the "
+                         "%s: file format version %u, this library reads version %u and converts "
+                         "from %u on; use the "
                          "library that wrote it, or a newer one",
                          path, h->format_version, SMF_FORMAT_VERSION, SMF_FORMAT_OLDEST);
     if (h->features_must & ~SMF_KNOWN_MUST)
         return smi_error(SHMALLOC_EVERSION,
-                         "%s: needs features %#llx that this library lacks; use a newer library", path,
-                         (unsigned long long)(h->features_must & ~SMF_KNOWN_MUST));
+                         "%s: needs features %#llx that this library lacks; use a newer library",
+                         path, (unsigned long long)(h->features_must & ~SMF_KNOWN_MUST));
     if (!read_only && (h->features_read_only & ~SMF_KNOWN_READ_ONLY))
-        return smi_error(SHMALLOC_EVERSION,
-                         "%s: has features %#llx that this library can only read; open it read-only or "
-                         "use a newer library",
-                         path, (unsigned long long)(h->features_read_only & ~SMF_KNOWN_READ_ONLY));
+        return smi_error(
+            SHMALLOC_EVERSION,
+            "%s: has features %#llx that this library can only read; open it read-only or "
+            "use a newer library",
+            path, (unsigned long long)(h->features_read_only & ~SMF_KNOWN_READ_ONLY));
     return 0;
 }
 
@@ -97,7 +103,8 @@ int smi_layout_settle(struct smf_header *header, const struct smf_state *state)
     next.layout_version = state->next_layout_version;
     memcpy(next.layout_name, state->next_layout_name, sizeof(next.layout_name));
     next.checksum = state->next_checksum;
-    if (state->next_checksum == 0 || smi_hash(&next, offsetof(struct smf_header, checksum)) != next.checksum)
+    if (state->next_checksum == 0 ||
+        smi_hash(&next, offsetof(struct smf_header, checksum)) != next.checksum)
         return 0;
     *header = next;
     return 1;
@@ -105,7 +112,8 @@ int smi_layout_settle(struct smf_header *header, const struct smf_state *state)
 
 static int validate_identity(const struct smf_header *h, const char *path)
 {
-    if (h->checksum != smi_hash(h, offsetof(struct smf_header, checksum)) && !smi_layout_awaits_checksum(h))
+    if (h->checksum != smi_hash(h, offsetof(struct smf_header, checksum)) &&
+        !smi_layout_awaits_checksum(h))
         return smi_error(SHMALLOC_ECORRUPT,
                          "%s: header checksum is %016llx, its bytes give %016llx; " REMEDY,
                          path, (unsigned long long)h->checksum,
@@ -119,9 +127,10 @@ static int validate_identity(const struct smf_header *h, const char *path)
     smi_areas(h->arena_count, &areas, &lock_count);
     if (memcmp(&areas, &h->areas, sizeof(areas)) != 0 || h->lock_count != lock_count ||
         h->class_count != SMF_CLASSES || h->page_bytes != SMF_PAGE)
-        return smi_error(SHMALLOC_ECORRUPT,
-                         "%s: header's areas, classes or page size are not those of format version %u; " REMEDY, path,
-                         SMF_FORMAT_VERSION);
+        return smi_error(
+            SHMALLOC_ECORRUPT,
+            "%s: header's areas, classes or page size are not those of format version %u; " REMEDY,
+            path, SMF_FORMAT_VERSION);
     if (!memchr(h->layout_name, 0, sizeof(h->layout_name)) ||
         !memchr(h->commit_dir, 0, sizeof(h->commit_dir)))
         return smi_error(SHMALLOC_ECORRUPT, "%s: a name in the header has no end; " REMEDY, path);
@@ -132,16 +141,18 @@ static int validate_state(const struct smf_header *h, const struct smf_state *s,
                           const char *path)
 {
     if (s->features & ~SMF_KNOWN_STATE)
-        return smi_error(SHMALLOC_EVERSION,
-                         "%s: is used with features %#llx that this library lacks; use a newer library", path,
-                         (unsigned long long)(s->features & ~SMF_KNOWN_STATE));
+        return smi_error(
+            SHMALLOC_EVERSION,
+            "%s: is used with features %#llx that this library lacks; use a newer library", path,
+            (unsigned long long)(s->features & ~SMF_KNOWN_STATE));
     if (s->size < h->areas.end || s->size % SMF_GRANULE != 0 || s->size > SMF_MAX_SIZE ||
         s->chunk_count < 1 || s->chunk_count > SMF_CHUNKS || s->max_size > SMF_MAX_SIZE ||
         s->max_size < s->size || s->max_size % SMF_GRANULE != 0)
-        return smi_error(SHMALLOC_ECORRUPT,
-                         "%s: state says size %llu, maximum %llu, %llu chunks, which cannot be; " REMEDY, path,
-                         (unsigned long long)s->size, (unsigned long long)s->max_size,
-                         (unsigned long long)s->chunk_count);
+        return smi_error(
+            SHMALLOC_ECORRUPT,
+            "%s: state says size %llu, maximum %llu, %llu chunks, which cannot be; " REMEDY, path,
+            (unsigned long long)s->size, (unsigned long long)s->max_size,
+            (unsigned long long)s->chunk_count);
     if (file_size < s->size)
         return smi_error(SHMALLOC_ECORRUPT,
                          "%s: file has %llu bytes, the heap in it %llu: it was cut short; " REMEDY,
@@ -158,25 +169,28 @@ int smi_layout_validate(const struct smf_header *header, const struct smf_state 
 {
     if (header->magic == SMF_MAGIC && file_size < SMF_STATE_OFFSET + sizeof(struct smf_state))
         return smi_error(SHMALLOC_ENOTHEAP,
-                         "%s: not a shmalloc heap any more: it begins as one, but has %llu bytes, expected at least "
+                         "%s: not a shmalloc heap any more: it begins as one, but has %llu bytes, "
+                         "expected at least "
                          "%llu; restore it from a copy",
                          path, (unsigned long long)file_size,
                          (unsigned long long)(SMF_STATE_OFFSET + sizeof(struct smf_state)));
     if (header->magic != SMF_MAGIC)
         return smi_error(SHMALLOC_ENOTHEAP,
-                         "%s: not a shmalloc heap (%llu bytes, first word %016llx, expected %016llx); give the name of "
+                         "%s: not a shmalloc heap (%llu bytes, first word %016llx, expected "
+                         "%016llx); give the name of "
                          "one, or create one (SHMALLOC_CREATE) under another name",
                          path, (unsigned long long)file_size, (unsigned long long)header->magic,
                          (unsigned long long)SMF_MAGIC);
     if (header->endian != SMF_ENDIAN && header->endian != __builtin_bswap32(SMF_ENDIAN))
         return smi_error(SHMALLOC_ECORRUPT,
-                         "%s: header's mark of the byte order is %08x, expected %08x; " REMEDY, path,
-                         header->endian, SMF_ENDIAN);
+                         "%s: header's mark of the byte order is %08x, expected %08x; " REMEDY,
+                         path, header->endian, SMF_ENDIAN);
     if (header->endian != SMF_ENDIAN)
         return smi_error(SHMALLOC_EFOREIGN,
-                         "%s: made on a machine of the other byte order (mark %08x, expected %08x); use the heap "
-                         "where it was made", path,
-                         header->endian, SMF_ENDIAN);
+                         "%s: made on a machine of the other byte order (mark %08x, expected "
+                         "%08x); use the heap "
+                         "where it was made",
+                         path, header->endian, SMF_ENDIAN);
     int rc = validate_features(header, read_only, path);
     if (rc == 0)
         rc = validate_platform(header, path);

@@ -19,16 +19,19 @@ int smi_heap_is_outgrown(const shmalloc_heap *heap)
     struct smi_file_info info;
     uint64_t size = SMI_LOAD(&heap->state->size);
     /* A damaged size is not the file's. */
-    return SMI_UNLIKELY(size > heap->reserved) && !heap->is_private && smi_os_stat(heap->fd, &info) == 0 &&
-           info.size >= size;
+    return SMI_UNLIKELY(size > heap->reserved) && !heap->is_private &&
+           smi_os_stat(heap->fd, &info) == 0 && info.size >= size;
 }
 
 int smi_heap_outgrown(const shmalloc_heap *heap)
 {
     return smi_error(SHMALLOC_EADDRESS,
-                     "%s: another process has made the heap %llu bytes long, this one has addresses for %llu of them; "
-                     "close and open it again, with fewer heaps open or a higher limit on address space (ulimit -v)",
-                     heap->path, (unsigned long long)SMI_LOAD(&heap->state->size), (unsigned long long)heap->reserved);
+                     "%s: another process has made the heap %llu bytes long, this one has "
+                     "addresses for %llu of them; "
+                     "close and open it again, with fewer heaps open or a higher limit on address "
+                     "space (ulimit -v)",
+                     heap->path, (unsigned long long)SMI_LOAD(&heap->state->size),
+                     (unsigned long long)heap->reserved);
 }
 
 int smi_heap_poison(shmalloc_heap *heap, const char *format, ...)
@@ -47,8 +50,8 @@ int smi_heap_poison(shmalloc_heap *heap, const char *format, ...)
 
 int smi_heap_double_free(const shmalloc_heap *heap, uint64_t ref)
 {
-    return smi_error(SHMALLOC_EDOUBLEFREE, "%s: block at %#llx is free already; free a block once", heap->path,
-                     (unsigned long long)ref);
+    return smi_error(SHMALLOC_EDOUBLEFREE, "%s: block at %#llx is free already; free a block once",
+                     heap->path, (unsigned long long)ref);
 }
 
 int smi_heap_writable(shmalloc_heap *heap)
@@ -56,13 +59,14 @@ int smi_heap_writable(shmalloc_heap *heap)
     if (heap->closed)
         return smi_error(SHMALLOC_ECLOSED, "the heap handle is closed; open the heap again");
     if (heap->read_only)
-        return smi_error(SHMALLOC_EREADONLY, "%s: was opened read-only; open it for writing to change it",
-                         heap->path);
+        return smi_error(SHMALLOC_EREADONLY,
+                         "%s: was opened read-only; open it for writing to change it", heap->path);
     if (SMI_LOAD(&heap->state->poison))
-        return smi_error(SHMALLOC_EPOISONED,
-                         "%s: was found damaged (code -%llu) and can only be read; `shmalloc-inspect check "
-                         "--repair` tells what can be done",
-                         heap->path, (unsigned long long)SMI_LOAD(&heap->state->poison));
+        return smi_error(
+            SHMALLOC_EPOISONED,
+            "%s: was found damaged (code -%llu) and can only be read; `shmalloc-inspect check "
+            "--repair` tells what can be done",
+            heap->path, (unsigned long long)SMI_LOAD(&heap->state->poison));
     return 0;
 }
 
@@ -93,8 +97,9 @@ static int open_by_path(const shmalloc_heap *heap)
     return rc < 0 ? rc : fd;
 }
 
-/* Is the descriptor still the library's own? The mark tells also the program's own descriptor of the same file from
- * ours. Another file's that happens to have it, one in 2^30, is found out here. 1, 0, or why it cannot be told. */
+/* Is the descriptor still the library's own? The mark tells also the program's own descriptor of
+ * the same file from ours. Another file's that happens to have it, one in 2^30, is found out here.
+ * 1, 0, or why it cannot be told. */
 static int is_own(const shmalloc_heap *heap)
 {
     struct smi_file_info info;
@@ -110,17 +115,23 @@ static int replace_lost(shmalloc_heap *heap)
     while (__atomic_exchange_n(&heap->reopening, 1, __ATOMIC_ACQUIRE) != 0)
         smi_os_sleep(100000);
     int own = is_own(heap);
-    if (own == 0) { /* somebody closed it, and its number may be another file's by now: leave that alone */
+    if (own == 0) { /* somebody closed it, and its number may be another file's by now: leave that
+                       alone */
         int fd = open_by_path(heap);
         SMI_STORE(&heap->fd, fd < 0 ? -1 : fd);
         own = fd < 0 ? fd : 1;
     }
     __atomic_store_n(&heap->reopening, 0, __ATOMIC_RELEASE);
     if (own == -EBADF)
-        return smi_refused(own, "%s: the library's descriptor was closed and the name does not lead to the file any more",
+        return smi_refused(own,
+                           "%s: the library's descriptor was closed and the name does not lead to "
+                           "the file any more",
                            heap->path);
-    return own < 0 ? smi_refused_change(own, -1, heap->path, "%s: the library's descriptor was closed; cannot open the "
-                                                             "file again", heap->path) : 0;
+    return own < 0 ? smi_refused_change(own, -1, heap->path,
+                                        "%s: the library's descriptor was closed; cannot open the "
+                                        "file again",
+                                        heap->path)
+                   : 0;
 }
 
 int smi_heap_descriptor(shmalloc_heap *heap)
@@ -154,11 +165,15 @@ int smi_heap_reopen(shmalloc_heap *heap)
             return fd;
         smi_os_close(fd);
         if (rc < 0)
-            return smi_refused_change(rc, heap->fd, heap->path, "%s: cannot open the file once more by /proc/self/fd",
+            return smi_refused_change(rc, heap->fd, heap->path,
+                                      "%s: cannot open the file once more by /proc/self/fd",
                                       heap->path);
         rc = replace_lost(heap); /* another file's description happens to have the mark */
     }
-    return rc < 0 ? rc : smi_refused(-EBADF, "%s: the library's descriptor is another file's again and again", heap->path);
+    return rc < 0 ? rc
+                  : smi_refused(-EBADF,
+                                "%s: the library's descriptor is another file's again and again",
+                                heap->path);
 }
 
 /* Close the descriptor unless the program did. */
@@ -192,12 +207,14 @@ uint64_t smi_heap_backed(const shmalloc_heap *heap, uint64_t size)
     else if (smi_heap_look((shmalloc_heap *)heap, &info) == 0)
         backed = info.size < heap->reserved ? info.size : heap->reserved;
     else
-        return size < heap->reserved ? size : heap->reserved; /* it cannot be looked at: it will be as it says */
+        return size < heap->reserved ? size : heap->reserved; /* it cannot be looked at: it will be
+                                                                 as it says */
     SMI_STORE(&((shmalloc_heap *)heap)->backed, backed); /* a handle is private memory */
     return size < backed ? size : backed;
 }
 
-#define TABLE_PIECE (1ull << 16) /* bytes of a table, for 8 GiB of heap, and a multiple of any kernel's page */
+/* bytes of a table, for 8 GiB of heap, and a multiple of any kernel's page */
+#define TABLE_PIECE (1ull << 16)
 
 uint64_t smi_handle_table_bytes(const shmalloc_heap *heap)
 {
@@ -232,13 +249,15 @@ int smi_heap_map_granule(const shmalloc_heap *heap, uint64_t granule)
             continue;
         uint64_t offset = smi_chunk_words_offset(&chunk, &heap->areas);
         if (chunk.first_page % (SMF_GRANULE >> SMF_PAGE_SHIFT) != 0 ||
-            !smi_chunk_follows(&chunk, chunk.first_page, smi_size(heap) >> SMF_PAGE_SHIFT, &heap->areas))
+            !smi_chunk_follows(&chunk, chunk.first_page, smi_size(heap) >> SMF_PAGE_SHIFT,
+                               &heap->areas))
             return 0;
         uintptr_t words = (uintptr_t)heap->base + offset;
         uintptr_t descriptors = words + chunk.page_count * sizeof(uint16_t);
         /* Descriptors first: who sees the words' entry uses both. */
         __atomic_store_n(&heap->descriptors[granule],
-                         descriptors - chunk.first_page * sizeof(struct smf_page), __ATOMIC_RELAXED);
+                         descriptors - chunk.first_page * sizeof(struct smf_page),
+                         __ATOMIC_RELAXED);
         __atomic_store_n(&heap->words[granule], words - chunk.first_page * sizeof(uint16_t),
                          __ATOMIC_RELEASE);
         return 1;
@@ -290,7 +309,8 @@ shmalloc_heap *smi_handle_new(const char *path)
     return heap;
 }
 
-int smi_handle_make(int fd, const struct smi_file_info *info, const char *path, int read_only, shmalloc_heap **out)
+int smi_handle_make(int fd, const struct smi_file_info *info, const char *path, int read_only,
+                    shmalloc_heap **out)
 {
     shmalloc_heap *heap = smi_handle_new(path);
     if (!heap)

@@ -68,9 +68,9 @@ int smi_lock_pass(shmalloc_heap *heap, uint32_t first, uint32_t last)
 static int take_over(shmalloc_heap *heap, uint32_t index)
 {
     struct smf_lock *lock = &heap->locks[index];
-    /* We hold the lock, but its owner may have stopped between any two stores. Repair first: a mutex
-     * made consistent over half a change would pass the damage on without a trace. If we are killed in
-     * the repair, the next owner repairs again. */
+    /* We hold the lock, but its owner may have stopped between any two stores. Repair first: a
+     * mutex made consistent over half a change would pass the damage on without a trace. If we are
+     * killed in the repair, the next owner repairs again. */
     int rc = smi_lock_repair(heap, index);
     lock->repairs++;
     SMI_STORE(&heap->adopt_wanted, 1);
@@ -96,10 +96,11 @@ int smi_lock_try(shmalloc_heap *heap, uint32_t index)
 }
 
 /*
- * Wait for a mutex, in slices. A waiter that is killed after the unlocker woke it, but before it noticed, takes
- * the only wake-up with it; when a third thread has taken the free mutex meanwhile, its word no longer says that
- * anybody waits, and neither that thread nor the kernel wakes the others. (Seen after some hundred kills with six
- * processes.) Whoever looks again by himself heals it.
+ * Wait for a mutex, in slices. A waiter that is killed after the unlocker woke it, but before it
+ * noticed, takes the only wake-up with it; when a third thread has taken the free mutex meanwhile,
+ * its word no longer says that anybody waits, and neither that thread nor the kernel wakes the
+ * others. (Seen after some hundred kills with six processes.) Whoever looks again by himself heals
+ * it.
  */
 #define SLICE_NS 10000000ull
 #define SPIN_TRIES 20
@@ -119,7 +120,8 @@ static int wait_until(pthread_mutex_t *mutex, uint64_t deadline)
     }
 }
 
-/* An owner that runs is done within some microseconds, sooner than a waiter falls asleep and is woken. */
+/* An owner that runs is done within some microseconds, sooner than a waiter falls asleep and is
+ * woken. */
 static int spin(pthread_mutex_t *mutex)
 {
     int rc = EBUSY;
@@ -158,5 +160,6 @@ int smi_raw_inherit(uint64_t mutex[SMF_MUTEX_WORDS])
 int smi_raw_wait(uint64_t mutex[SMF_MUTEX_WORDS], uint64_t timeout_ns)
 {
     uint64_t now = smi_os_clock();
-    return wait_until((pthread_mutex_t *)mutex, timeout_ns < UINT64_MAX - now ? now + timeout_ns : UINT64_MAX);
+    return wait_until((pthread_mutex_t *)mutex,
+                      timeout_ns < UINT64_MAX - now ? now + timeout_ns : UINT64_MAX);
 }

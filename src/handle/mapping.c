@@ -7,8 +7,10 @@
 #include "handle/pagetable.h"
 #include "platform/os.h"
 
-#define ADDRESSES (64ull << 40)   /* that heaps may take: half of what a process has on the usual machine */
-#define STEP_OF_ADDRESSES (16ull << 40) /* after each of these a heap without a smaller maximum gets less */
+/* that heaps may take: half of what a process has on the usual machine */
+#define ADDRESSES (64ull << 40)
+/* after each of these a heap without a smaller maximum gets less */
+#define STEP_OF_ADDRESSES (16ull << 40)
 
 /* Bytes that are reserved for the heaps of this process. */
 static uint64_t addresses_taken;
@@ -21,9 +23,10 @@ static uint64_t addresses_for_heaps(void)
     return limit < ADDRESSES ? limit : ADDRESSES;
 }
 
-/* How many of `wanted` bytes of addresses the next heap gets, where there may be `all`. The first 16 heaps may have 1 TiB
- * each, the next 256 have 64 GiB, the next 4,096 have 4 GiB, and so on; under a limit a heap gets two thirds of what is
- * left. A greater maximum was asked for: it is granted while much is left. */
+/* How many of `wanted` bytes of addresses the next heap gets, where there may be `all`. The first
+ * 16 heaps may have 1 TiB each, the next 256 have 64 GiB, the next 4,096 have 4 GiB, and so on;
+ * under a limit a heap gets two thirds of what is left. A greater maximum was asked for: it is
+ * granted while much is left. */
 static uint64_t affordable(uint64_t wanted, uint64_t all)
 {
     uint64_t taken = SMI_LOAD(&addresses_taken), step = SMI_DEFAULT_MAX_SIZE;
@@ -40,10 +43,13 @@ static uint64_t affordable(uint64_t wanted, uint64_t all)
 static int no_addresses(const shmalloc_heap *heap, uint64_t size)
 {
     return smi_error(SHMALLOC_EADDRESS,
-                     "%s: no free address range of %llu bytes, expected that many at least; the heaps of this process "
-                     "have %llu bytes and may have %llu, the rest is the program's; close some, or raise the limits on "
+                     "%s: no free address range of %llu bytes, expected that many at least; the "
+                     "heaps of this process "
+                     "have %llu bytes and may have %llu, the rest is the program's; close some, or "
+                     "raise the limits on "
                      "address space (ulimit -v) and, with mlockall, on locked memory (ulimit -l)",
-                     heap->path, (unsigned long long)size, (unsigned long long)SMI_LOAD(&addresses_taken),
+                     heap->path, (unsigned long long)size,
+                     (unsigned long long)SMI_LOAD(&addresses_taken),
                      (unsigned long long)addresses_for_heaps());
 }
 
@@ -60,9 +66,10 @@ static int map_reserved(shmalloc_heap *heap, void *fixed)
     int rc = 0;
     if (!heap->is_private)
         rc = smi_os_map(heap->fd, heap->reserved, heap->read_only, fixed, (void **)&heap->base);
-    else if (!(heap->base = smi_os_reserve_private(heap->reserved, heap->reserved >= 64 * SMI_PRIVATE_ALIGNMENT
-                                                                       ? SMI_PRIVATE_ALIGNMENT
-                                                                       : SMI_MAP_UNIT)))
+    else if (!(heap->base = smi_os_reserve_private(heap->reserved,
+                                                   heap->reserved >= 64 * SMI_PRIVATE_ALIGNMENT
+                                                       ? SMI_PRIVATE_ALIGNMENT
+                                                       : SMI_MAP_UNIT)))
         rc = -ENOMEM;
     if (rc < 0)
         return rc;
@@ -81,7 +88,8 @@ static int map_reserved(shmalloc_heap *heap, void *fixed)
 int smi_mapping_make(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *fixed)
 {
     int rc = -ENOMEM;
-    uint64_t all = fixed ? 0 : addresses_for_heaps(), spared = fixed ? wanted : affordable(wanted, all);
+    uint64_t all = fixed ? 0 : addresses_for_heaps(),
+             spared = fixed ? wanted : affordable(wanted, all);
     wanted = spared < size ? size : spared;
     if (!fixed && (size > all || SMI_LOAD(&addresses_taken) > all - size))
         return no_addresses(heap, size);
@@ -98,10 +106,11 @@ int smi_mapping_make(shmalloc_heap *heap, uint64_t wanted, uint64_t size, void *
         return 0;
     }
     if (rc == -EADDRINUSE)
-        return smi_error(SHMALLOC_EADDRESS,
-                         "%s: the heap must be mapped at %p, where this process has something else; run it "
-                         "without that, or make a heap without a fixed base",
-                         heap->path, fixed);
+        return smi_error(
+            SHMALLOC_EADDRESS,
+            "%s: the heap must be mapped at %p, where this process has something else; run it "
+            "without that, or make a heap without a fixed base",
+            heap->path, fixed);
     if (rc == -ENOMEM)
         return no_addresses(heap, size);
     return smi_refused_change(rc, heap->fd, heap->path, "%s: cannot map the file", heap->path);

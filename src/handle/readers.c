@@ -8,7 +8,8 @@
 
 static uint64_t no_epoch(shmalloc_heap *heap, uint64_t epoch)
 {
-    smi_heap_poison(heap, "the epoch of read sections is %llu, which it cannot be", (unsigned long long)epoch);
+    smi_heap_poison(heap, "the epoch of read sections is %llu, which it cannot be",
+                    (unsigned long long)epoch);
     return 0;
 }
 
@@ -30,7 +31,8 @@ int smi_readers_join(shmalloc_heap *heap, uint32_t *fences)
     if (SMI_LOAD(&joined) != smi_os_process_id() && smi_os_barrier_join() == 0)
         SMI_STORE(&joined, smi_os_process_id());
     *fences = SMI_LOAD(&joined) != smi_os_process_id();
-    /* The flags before any epoch is loaded: who has no membarrier advances the epoch, and then reads flags. */
+    /* The flags before any epoch is loaded: who has no membarrier advances the epoch, and then
+     * reads flags. */
     __atomic_fetch_or(&process->flags, SMF_PROCESS_READS | (*fences ? SMF_PROCESS_FENCES : 0),
                       __ATOMIC_SEQ_CST);
     return 0;
@@ -38,10 +40,13 @@ int smi_readers_join(shmalloc_heap *heap, uint32_t *fences)
 
 int smi_readers_look(shmalloc_heap *heap, const struct smf_thread *slot)
 {
-    uint64_t ousted = __atomic_load_n(&slot->ousted, __ATOMIC_ACQUIRE), epoch = SMI_LOAD(&heap->state->epoch);
-    return ousted < epoch ? 0
-                          : smi_heap_poison(heap, "read sections up to epoch %llu are ousted, and it is only %llu",
-                                            (unsigned long long)ousted, (unsigned long long)epoch);
+    uint64_t ousted = __atomic_load_n(&slot->ousted, __ATOMIC_ACQUIRE),
+             epoch = SMI_LOAD(&heap->state->epoch);
+    return ousted < epoch
+               ? 0
+               : smi_heap_poison(heap,
+                                 "read sections up to epoch %llu are ousted, and it is only %llu",
+                                 (unsigned long long)ousted, (unsigned long long)epoch);
 }
 
 /* Do all processes whose threads have sections fence them? */
@@ -50,7 +55,8 @@ static int all_fence(shmalloc_heap *heap)
     int all = 1;
     for (uint32_t i = 0; i < SMF_PROCESSES; i++) {
         uint64_t flags = SMI_LOAD(&heap->processes[i].flags);
-        if (SMI_LOAD(&heap->processes[i].state) != 0 && (flags & SMF_PROCESS_READS) && !(flags & SMF_PROCESS_FENCES))
+        if (SMI_LOAD(&heap->processes[i].state) != 0 && (flags & SMF_PROCESS_READS) &&
+            !(flags & SMF_PROCESS_FENCES))
             all = 0;
     }
     return all;
@@ -61,7 +67,8 @@ static int fence_readers(shmalloc_heap *heap)
 {
     if (smi_os_barrier() == 0)
         return 1;
-    /* A process that begins to read from here on does so in a later epoch than any stamp made before. */
+    /* A process that begins to read from here on does so in a later epoch than any stamp made
+     * before. */
     return smi_readers_advance(heap) != 0 && all_fence(heap);
 }
 
@@ -71,8 +78,8 @@ static int oust(struct smf_thread *slot, uint64_t last)
     uint64_t was = SMI_LOAD(&slot->ousted);
     if (was >= last)
         return 0;
-    while (was < last &&
-           !__atomic_compare_exchange_n(&slot->ousted, &was, last, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+    while (was < last && !__atomic_compare_exchange_n(&slot->ousted, &was, last, 0,
+                                                      __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
         ;
     return 1;
 }
@@ -99,7 +106,8 @@ int smi_readers_oust(shmalloc_heap *heap, uint64_t stamp)
 
 int smi_readers_are_gone(shmalloc_heap *heap)
 {
-    if (!(SMI_LOAD(&heap->state->features) & SMF_STATE_RETIRES)) /* nobody ever freed what others may read */
+    if (!(SMI_LOAD(&heap->state->features) & SMF_STATE_RETIRES)) /* nobody ever freed what others
+                                                                    may read */
         return 1;
     uint64_t stamp = smi_readers_advance(heap);
     if (stamp == 0 || !fence_readers(heap))

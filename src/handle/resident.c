@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * resident.c - prefault and huge pages: options of an open that change what it costs, never what it means.
+ * resident.c - prefault and huge pages: options of an open that change what it costs, never what it
+ * means.
  *
- * Only pages that have storage are brought in: touching a hole of a tmpfs file, even to read it, gives it storage
- * that the page heap does not know of. So the words are looked at under the page lock, 2 MiB at a time, which nobody
- * punches or cuts off meanwhile. A read-only handle cannot lock; a hole that is made under its eyes may get storage
- * until the next trim finds it. Words are read through the descriptor, so that for such a handle, too, a tail that is
- * cut off is an end of file and no SIGBUS. Nothing in the file changes, so a kill leaves nothing.
+ * Only pages that have storage are brought in: touching a hole of a tmpfs file, even to read it,
+ * gives it storage that the page heap does not know of. So the words are looked at under the page
+ * lock, 2 MiB at a time, which nobody punches or cuts off meanwhile. A read-only handle cannot
+ * lock; a hole that is made under its eyes may get storage until the next trim finds it. Words are
+ * read through the descriptor, so that for such a handle, too, a tail that is cut off is an end of
+ * file and no SIGBUS. Nothing in the file changes, so a kill leaves nothing.
  */
 #include "handle/resident.h"
 
@@ -30,19 +32,22 @@ struct cursor {
     uint16_t word[GRANULE_PAGES];
 };
 
-/* Words of the granule that `page`, of the present chunk, lies in; what is not in the file any more is 0. */
+/* Words of the granule that `page`, of the present chunk, lies in; what is not in the file any more
+ * is 0. */
 static void read_words(shmalloc_heap *heap, struct cursor *at, uint64_t page)
 {
     uint64_t granule = page / GRANULE_PAGES;
     if (at->read == granule + 1)
         return;
     uint64_t from = at->words + (granule * GRANULE_PAGES - at->first) * sizeof(at->word[0]);
-    if (smi_heap_descriptor(heap) < 0 || smi_os_read(heap->fd, at->word, sizeof(at->word), from) < 0)
+    if (smi_heap_descriptor(heap) < 0 ||
+        smi_os_read(heap->fd, at->word, sizeof(at->word), from) < 0)
         memset(at->word, 0, sizeof(at->word));
     at->read = granule + 1;
 }
 
-/* Does the page have storage: the library's areas always (but for half a page behind each), others by their word. */
+/* Does the page have storage: the library's areas always (but for half a page behind each), others
+ * by their word. */
 static int is_stored(shmalloc_heap *heap, struct cursor *at, uint64_t page)
 {
     while (page >= at->end) {
@@ -70,7 +75,8 @@ static void bring_in(shmalloc_heap *heap, unsigned flags, uint64_t page, uint64_
         heap->prefaulted += len;
 }
 
-static void bring_piece(shmalloc_heap *heap, unsigned flags, struct cursor *at, uint64_t page, uint64_t end)
+static void bring_piece(shmalloc_heap *heap, unsigned flags, struct cursor *at, uint64_t page,
+                        uint64_t end)
 {
     for (uint64_t run; page < end; page += run ? run : 1) {
         for (run = 0; page + run < end && is_stored(heap, at, page + run); run++)

@@ -7,8 +7,8 @@
 
 #include "handle/handle.h"
 
-/* Do what SHMALLOC_PREFAULT and SHMALLOC_HUGE_PAGES in `flags` ask for, as far as the kernel goes along: what was
- * obtained is in heap->prefaulted and smi_resident_huge(). No lock is held. */
+/* Do what SHMALLOC_PREFAULT and SHMALLOC_HUGE_PAGES in `flags` ask for, as far as the kernel goes
+ * along: what was obtained is in heap->prefaulted and smi_resident_huge(). No lock is held. */
 void smi_resident_ask(shmalloc_heap *heap, unsigned flags);
 
 /* Bytes that this process maps in huge pages; 0 unless it asked for them. */

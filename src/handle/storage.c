@@ -19,7 +19,8 @@ int smi_storage_length(shmalloc_heap *heap, uint64_t *out)
     return rc;
 }
 
-/* What is cut off may still be touched, for nobody else could be stopped by that; it only is empty. */
+/* What is cut off may still be touched, for nobody else could be stopped by that; it only is
+ * empty. */
 static int set_private_length(shmalloc_heap *heap, uint64_t length)
 {
     uint64_t now = heap->allowed;

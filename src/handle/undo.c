@@ -19,8 +19,8 @@ static int store_beyond(shmalloc_heap *heap, uint64_t ref, uint64_t value)
 {
     int rc = smi_os_write(heap->fd, &value, sizeof(value), ref);
     SMI_BARRIER();
-    return rc < 0 ? smi_refused_change(rc, heap->fd, heap->path, "%s: cannot write a word at %#llx", heap->path,
-                                       (unsigned long long)ref)
+    return rc < 0 ? smi_refused_change(rc, heap->fd, heap->path, "%s: cannot write a word at %#llx",
+                                       heap->path, (unsigned long long)ref)
                   : 0;
 }
 

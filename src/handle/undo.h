@@ -2,11 +2,11 @@
 /*
  * undo.h - changes of several words under a lock, all or none.
  *
- * Before a word changes, its ref and old value go to the lock's log; then the log's count grows by one;
- * then the word is stored. Committing stores 0 to the count. Whoever takes the lock over from a dead
- * owner applies the log backwards first. Each step is one store, and storing old values twice is
- * harmless, so the repair may be killed too. Words have 8 bytes; words next to each other that different
- * locks guard must not share one.
+ * Before a word changes, its ref and old value go to the lock's log; then the log's count grows by
+ * one; then the word is stored. Committing stores 0 to the count. Whoever takes the lock over from
+ * a dead owner applies the log backwards first. Each step is one store, and storing old values
+ * twice is harmless, so the repair may be killed too. Words have 8 bytes; words next to each other
+ * that different locks guard must not share one.
  */
 #ifndef SMI_UNDO_H
 #define SMI_UNDO_H
@@ -32,12 +32,14 @@ static inline void smi_set(struct smi_op *op, uint64_t *word, uint64_t value)
     SMI_ASSERT(op->used < op->capacity);
     struct smf_undo *entry = &op->log[op->used++];
     entry->ref = (uint64_t)((uint8_t *)word - op->heap->base);
-    entry->old = SMI_LOAD(word); /* others may try to change the mark of a large block meanwhile, in vain */
+    entry->old = SMI_LOAD(word); /* others may try to change the mark of a large block meanwhile, in
+                                    vain */
     SMI_STORE(op->count, op->used); /* kill here: undo stores the value the word still has */
     SMI_STORE(word, value);
 }
 
-/* The same for a word that the operation may have logged before: the first old value is the one to keep. */
+/* The same for a word that the operation may have logged before: the first old value is the one to
+ * keep. */
 static inline void smi_set_again(struct smi_op *op, uint64_t *word, uint64_t value)
 {
     uint64_t ref = (uint64_t)((uint8_t *)word - op->heap->base);

@@ -2,13 +2,13 @@
 /*
  * adopt.c - what the dead left comes back; see adopt.h.
  *
- * A process lives as long as somebody holds the OFD lock on its byte of the file; the kernel lets go of it
- * when the process's memory is gone, which is after all its threads' robust mutexes were marked. So who can
- * take the byte knows that every lock the victim held shows it. Adoption takes the byte, never merely asks
- * for it: of two that try, one gets it.
+ * A process lives as long as somebody holds the OFD lock on its byte of the file; the kernel lets
+ * go of it when the process's memory is gone, which is after all its threads' robust mutexes were
+ * marked. So who can take the byte knows that every lock the victim held shows it. Adoption takes
+ * the byte, never merely asks for it: of two that try, one gets it.
  *
- * Everything here may be killed at any instruction and is then done again by the next who looks: an entry
- * of the process table becomes free last.
+ * Everything here may be killed at any instruction and is then done again by the next who looks: an
+ * entry of the process table becomes free last.
  */
 #include "life/adopt.h"
 
@@ -31,8 +31,8 @@ static int pass_locks(shmalloc_heap *heap)
     return smi_lock_pass(heap, SMF_LOCK_CLASS_FIRST, heap->lock_count - 1);
 }
 
-/* What the lock guards is done anew by the next who adopts. But the table of thread slots may name one that the page
- * heap's log is about to undo. */
+/* What the lock guards is done anew by the next who adopts. But the table of thread slots may name
+ * one that the page heap's log is about to undo. */
 int smi_adopt_repair(shmalloc_heap *heap, uint32_t index)
 {
     (void)index;
@@ -62,11 +62,12 @@ int smi_adopt_slot(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index,
     return rc != 0 ? rc : smi_stacks_release(heap, slot, index, most);
 }
 
-/* What decides over blocks first, for all threads: words and blocks are what they will be, whenever the stacks come
- * back. 1: some have not. */
+/* What decides over blocks first, for all threads: words and blocks are what they will be, whenever
+ * the stacks come back. 1: some have not. */
 static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *most)
 {
-    uint32_t made = SMF_THREADS; /* slots are made in the order of the table; repair may have cleared an entry */
+    uint32_t made = SMF_THREADS; /* slots are made in the order of the table; repair may have
+                                    cleared an entry */
     int rc = 0;
     while (made > 0 && SMI_LOAD(&heap->threads[made - 1]) == 0)
         made--;
@@ -88,18 +89,21 @@ static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *m
     return rc;
 }
 
-/* Adopt process `i` if its byte can be taken on `fd`, a description of our own. 1: not all of it yet. */
+/* Adopt process `i` if its byte can be taken on `fd`, a description of our own. 1: not all of it
+ * yet. */
 static int adopt_one(shmalloc_heap *heap, int fd, uint32_t i, uint64_t *most)
 {
     int rc = smi_os_lock_byte(fd, SMF_LOCK_BYTES + i);
     if (rc < 0)
-        return rc == -EAGAIN ? 0 : smi_attach_cannot_look(heap, rc); /* alive, or somebody else is just claiming it */
+        /* alive, or somebody else is just claiming it */
+        return rc == -EAGAIN ? 0 : smi_attach_cannot_look(heap, rc);
     if (heap->processes[i].state != 0) {
         SMI_STORE(&heap->processes[i].flags, 0); /* its sections are over */
         rc = pass_locks(heap);
         if (rc == 0)
             rc = release_threads_of(heap, i, most);
-        if (rc == 0) { /* told before the entry is free: who adopts may be killed here, and the next one tells again */
+        if (rc == 0) { /* told before the entry is free: who adopts may be killed here, and the next
+                          one tells again */
             smi_stacks_tell_adopted(heap);
             SMI_STORE(&heap->processes[i].state, 0);
         }
@@ -125,8 +129,8 @@ static int looks_dead(shmalloc_heap *heap, int fd, uint32_t i)
 
 static int adopt_all(shmalloc_heap *heap, uint64_t most)
 {
-    /* A dead owner of the roots lock may have named its thread slot in the log; that lock comes before
-     * RECOVER, so it is passed first. The dead take no lock any more. */
+    /* A dead owner of the roots lock may have named its thread slot in the log; that lock comes
+     * before RECOVER, so it is passed first. The dead take no lock any more. */
     int rc = smi_lock_acquire(heap, SMF_LOCK_ROOTS);
     if (rc < 0)
         return rc;
@@ -169,6 +173,7 @@ void smi_adopt_waiting(shmalloc_heap *heap)
 {
     uint64_t now = smi_os_tick(), last = SMI_LOAD(&heap->waited_at);
     if (!heap->is_private && now - last > WAITING_LOOKS_EVERY_NS &&
-        __atomic_compare_exchange_n(&heap->waited_at, &last, now, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        __atomic_compare_exchange_n(&heap->waited_at, &last, now, 0, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED))
         smi_adopt(heap, SMI_ADOPT_SOME);
 }

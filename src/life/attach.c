@@ -2,8 +2,8 @@
 /*
  * attach.c - to become a process of a heap, and to leave it; see attach.h.
  *
- * Who comes first takes the heap into use in a new generation; the others join. Who leaves last marks it clean.
- * All of it may be killed at any instruction and is then done again by the next.
+ * Who comes first takes the heap into use in a new generation; the others join. Who leaves last
+ * marks it clean. All of it may be killed at any instruction and is then done again by the next.
  */
 #include "life/attach.h"
 
@@ -32,17 +32,19 @@ int smi_attach_lock(shmalloc_heap *heap)
         if (rc != -EAGAIN)
             return rc < 0 ? smi_refused(rc, "%s: cannot lock the file", heap->path) : 0;
         if (smi_os_tick() - start > ATTACH_PATIENCE_NS)
-            return smi_error(SHMALLOC_EBUSY,
-                             "%s: another process has been attaching or leaving for 10 seconds; is it "
-                             "stopped?",
-                             heap->path);
+            return smi_error(
+                SHMALLOC_EBUSY,
+                "%s: another process has been attaching or leaving for 10 seconds; is it "
+                "stopped?",
+                heap->path);
         smi_os_sleep(200000);
         if ((rc = smi_heap_descriptor(heap)) < 0)
             return rc;
     }
 }
 
-/* The mark alone is asked, which cannot fail: a lock that cannot be given back would stop everybody. */
+/* The mark alone is asked, which cannot fail: a lock that cannot be given back would stop
+ * everybody. */
 void smi_attach_unlock(shmalloc_heap *heap)
 {
     if (smi_os_has_mark(heap->fd, heap->mark))
@@ -81,11 +83,12 @@ int smi_attach_boot_id(const char *path, uint8_t out[16])
                                     "/proc/sys/kernel/random/boot_id", path) : 0;
 }
 
-/* Has this machine been running, and is this the file, since that identity was written? What was created and never
- * attached has one, too. */
+/* Has this machine been running, and is this the file, since that identity was written? What was
+ * created and never attached has one, too. */
 static int is_of_file(const struct smf_runtime *was, const shmalloc_heap *heap)
 {
-    return memcmp(was->boot_id, heap->boot_id, 16) == 0 && was->device == heap->device && was->inode == heap->inode;
+    return memcmp(was->boot_id, heap->boot_id, 16) == 0 && was->device == heap->device &&
+           was->inode == heap->inode;
 }
 
 /* Was the heap in use when the machine stopped, or the file copied while in use? */
@@ -98,33 +101,39 @@ static int is_unclean(const shmalloc_heap *heap)
 static int read_pid_namespace(const shmalloc_heap *heap, uint64_t *out)
 {
     int rc = smi_os_pid_namespace(out);
-    return rc < 0 ? smi_refused(rc, "%s: cannot read this process's PID namespace, /proc/self/ns/pid", heap->path) : 0;
+    return rc < 0
+               ? smi_refused(rc, "%s: cannot read this process's PID namespace, /proc/self/ns/pid",
+                             heap->path)
+               : 0;
 }
 
 int smi_attach_unclean(shmalloc_heap *heap)
 {
     if (!is_unclean(heap))
         return 0;
-    const char *why = heap->state->mark == SMF_UNCHECKED
-                          ? "has not been checked since the machine stopped or the file was copied while in use"
-                      : memcmp(heap->runtime->boot_id, heap->boot_id, 16) != 0
-                          ? "was in use when the machine stopped"
-                          : "is a copy of a heap that was in use";
+    const char *why =
+        heap->state->mark == SMF_UNCHECKED
+            ? "has not been checked since the machine stopped or the file was copied while in use"
+        : memcmp(heap->runtime->boot_id, heap->boot_id, 16) != 0
+            ? "was in use when the machine stopped"
+            : "is a copy of a heap that was in use";
     return smi_error(SHMALLOC_EUNCLEAN,
-                     "%s: %s; have it checked by shmalloc_recover() or `shmalloc-inspect check --repair --yes`, or open it "
+                     "%s: %s; have it checked by shmalloc_recover() or `shmalloc-inspect check "
+                     "--repair --yes`, or open it "
                      "with SHMALLOC_ACCEPT_UNCLEAN",
                      heap->path, why);
 }
 
-/* Does the file still have the storage that its last user left? Not when another heap's bytes, or its own older ones,
- * were written over it, or when zeros were turned into holes. */
+/* Does the file still have the storage that its last user left? Not when another heap's bytes, or
+ * its own older ones, were written over it, or when zeros were turned into holes. */
 static int has_lost_storage(const struct smi_identity *seen)
 {
     return seen->state.mark == SMF_CLEAN && seen->file.blocks < seen->runtime.stored;
 }
 
 /* Is what its words say of the storage of this file true, or will it be found unclean? */
-static int is_believed(const shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
+static int is_believed(const shmalloc_heap *heap, const struct smi_identity *seen,
+                       int accept_unclean)
 {
     int is_same = is_of_file(&seen->runtime, heap);
     return is_same ? !has_lost_storage(seen) : seen->state.mark != SMF_CLEAN && !accept_unclean;
@@ -132,10 +141,12 @@ static int is_believed(const shmalloc_heap *heap, const struct smi_identity *see
 
 int smi_attach_storage(shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
 {
-    int rc = is_believed(heap, seen, accept_unclean) ? 1 : smi_others_alive(heap); /* whoever came first has seen to it */
+    /* whoever came first has seen to it */
+    int rc = is_believed(heap, seen, accept_unclean) ? 1 : smi_others_alive(heap);
     if (rc != 0)
         return rc < 0 ? rc : 0;
-    int fd = smi_heap_reopen(heap); /* looking for holes moves the offset, by which the kept description is known */
+    int fd = smi_heap_reopen(heap); /* looking for holes moves the offset, by which the kept
+                                       description is known */
     if (fd < 0)
         return fd;
     rc = smi_holes_fill(fd, heap->path);
@@ -145,7 +156,9 @@ int smi_attach_storage(shmalloc_heap *heap, const struct smi_identity *seen, int
 
 int smi_attach_readable(shmalloc_heap *heap, const struct smi_identity *seen, int accept_unclean)
 {
-    uint64_t needed, left = is_believed(heap, seen, accept_unclean) ? UINT64_MAX : smi_os_free_for_reading(heap->fd);
+    uint64_t needed, left = is_believed(heap, seen, accept_unclean)
+                                ? UINT64_MAX
+                                : smi_os_free_for_reading(heap->fd);
     int rc = left == UINT64_MAX ? 1 : smi_others_alive(heap);
     if (rc != 0)
         return rc < 0 ? rc : 0;
@@ -157,7 +170,8 @@ int smi_attach_readable(shmalloc_heap *heap, const struct smi_identity *seen, in
     if (rc < 0 || needed <= left)
         return rc;
     return smi_refused(-ENOSPC,
-                       "%s: is a copy that has holes where pages are in use; on this file system (tmpfs) even to read them "
+                       "%s: is a copy that has holes where pages are in use; on this file system "
+                       "(tmpfs) even to read them "
                        "takes storage, %llu bytes, and %llu are free",
                        heap->path, (unsigned long long)needed, (unsigned long long)left);
 }
@@ -195,7 +209,9 @@ static int claim_free(shmalloc_heap *heap, int own)
         heap->generation = heap->state->generation;
         __atomic_store_n(&heap->epoch, smi_attach_epoch(), __ATOMIC_RELEASE);
     }
-    return rc < 0 && rc != -EAGAIN ? smi_refused(rc, "%s: cannot hold a lock on the file", heap->path) : rc;
+    return rc < 0 && rc != -EAGAIN
+               ? smi_refused(rc, "%s: cannot hold a lock on the file", heap->path)
+               : rc;
 }
 
 static int claim_entry(shmalloc_heap *heap)
@@ -206,7 +222,8 @@ static int claim_entry(shmalloc_heap *heap)
     smi_os_close(own);
     if (rc != -EAGAIN)
         return rc;
-    return smi_error(SHMALLOC_EPROCESSES, "%s: %d processes have the heap open, which is the limit; close it in one",
+    return smi_error(SHMALLOC_EPROCESSES,
+                     "%s: %d processes have the heap open, which is the limit; close it in one",
                      heap->path, SMF_PROCESSES);
 }
 
@@ -222,9 +239,10 @@ static int set_mark(shmalloc_heap *heap, uint64_t mark)
     return rc < 0 ? smi_refused(rc, "%s: cannot mark the heap in use", heap->path) : 0;
 }
 
-/* Whose heap this is from now on. A heap in use with another identity is unclean: so the mark of a clean one
- * changes after the identity, and that an unclean one is unchecked is marked before. What this machine could not sync
- * is no matter of another file, or of what the disk had after a reboot. */
+/* Whose heap this is from now on. A heap in use with another identity is unclean: so the mark of a
+ * clean one changes after the identity, and that an unclean one is unchecked is marked before. What
+ * this machine could not sync is no matter of another file, or of what the disk had after a
+ * reboot. */
 static int take_identity(shmalloc_heap *heap)
 {
     struct smf_runtime *runtime = heap->runtime;
@@ -256,8 +274,8 @@ static int new_mutexes(shmalloc_heap *heap)
     return 0;
 }
 
-/* Pages before classes, the library's classes before the users', roots last: each repair may use those
- * before it. */
+/* Pages before classes, the library's classes before the users', roots last: each repair may use
+ * those before it. */
 static int repair_all(shmalloc_heap *heap)
 {
     int rc = smi_lock_repair(heap, smi_lock_of_pages(heap));
@@ -268,7 +286,8 @@ static int repair_all(shmalloc_heap *heap)
     return rc;
 }
 
-/* A heap that was closed in order has nothing to repair, and is spared the look at all its locks. */
+/* A heap that was closed in order has nothing to repair, and is spared the look at all its
+ * locks. */
 static int first(shmalloc_heap *heap, int accept_unclean)
 {
     int was_clean = heap->state->mark == SMF_CLEAN;
@@ -286,7 +305,8 @@ static int first(shmalloc_heap *heap, int accept_unclean)
         rc = repair_all(heap);
     if (heap->state->poison == 0 && rc == 0)
         rc = smi_pages_check_chunks(heap);
-    if (rc < 0 && rc != SHMALLOC_ECORRUPT) /* a damaged heap is poisoned now: it can still be read */
+    if (rc < 0 && rc != SHMALLOC_ECORRUPT) /* a damaged heap is poisoned now: it can still be
+                                              read */
         return rc;
     SMI_STORE(&heap->state->generation, heap->state->generation + 1);
     SMI_STORE(&runtime->generation, heap->state->generation);
@@ -303,15 +323,17 @@ static int join_others(shmalloc_heap *heap, int accept_unclean)
         return rc;
     if (heap->runtime->generation != heap->state->generation)
         return smi_error(SHMALLOC_ECORRUPT,
-                         "%s: processes are attached in generation %llu, expected %llu; close it in all of them first",
+                         "%s: processes are attached in generation %llu, expected %llu; close it "
+                         "in all of them first",
                          heap->path, (unsigned long long)heap->runtime->generation,
                          (unsigned long long)heap->state->generation);
     if (here != there)
-        return smi_error(SHMALLOC_EFOREIGN,
-                         "%s: in use by processes of PID namespace %llu, this one is %llu; robust mutexes "
-                         "need one namespace: run the programs in the same container or share its PID "
-                         "namespace",
-                         heap->path, (unsigned long long)there, (unsigned long long)here);
+        return smi_error(
+            SHMALLOC_EFOREIGN,
+            "%s: in use by processes of PID namespace %llu, this one is %llu; robust mutexes "
+            "need one namespace: run the programs in the same container or share its PID "
+            "namespace",
+            heap->path, (unsigned long long)there, (unsigned long long)here);
     return 0;
 }
 
@@ -337,7 +359,8 @@ int smi_attach(shmalloc_heap *heap, int accept_unclean, int alone)
         return smi_convert_in_use(heap);
     int was_clean = heap->state->mark == SMF_CLEAN;
     int rc = others ? join_others(heap, accept_unclean) : first(heap, accept_unclean);
-    if (rc == 0 && !others && (rc = convert(heap)) < 0 && was_clean) /* what was changed goes before the mark */
+    /* what was changed goes before the mark */
+    if (rc == 0 && !others && (rc = convert(heap)) < 0 && was_clean)
         was_clean = smi_os_has_mark(heap->fd, heap->mark) && smi_os_sync_file(heap->fd) == 0;
     if (rc == 0)
         rc = claim_entry(heap);
@@ -373,7 +396,8 @@ static int leave_table(shmalloc_heap *heap, int cut_off)
     __atomic_store_n(&heap->epoch, 0, __ATOMIC_RELEASE);
     for (struct smi_thread *t = heap->contexts; t; t = t->next_in_heap)
         SMI_STORE(&t->serves, NULL);
-    for (struct smi_thread *t = heap->contexts; t && heap->process_index >= 0 && rc == 0; t = t->next_in_heap)
+    for (struct smi_thread *t = heap->contexts; t && heap->process_index >= 0 && rc == 0;
+         t = t->next_in_heap)
         if (heap->state->poison == 0)
             rc = smi_context_release(heap, t, cut_off);
     if (heap->process_index >= 0 && rc == 0) /* else the next one adopts what is left */
@@ -400,7 +424,8 @@ static int mark_clean(shmalloc_heap *heap)
         return 0;
     SMI_STORE(&heap->state->mark, before);
     SMI_STORE(&heap->state->sync_failed, (uint64_t)-rc);
-    return smi_refused(rc, "%s: is exact only while the machine is up, because it cannot be synced", heap->path);
+    return smi_refused(rc, "%s: is exact only while the machine is up, because it cannot be synced",
+                       heap->path);
 }
 
 int smi_attach_end(shmalloc_heap *heap, int cut_off)
@@ -420,11 +445,14 @@ int smi_attach_end(shmalloc_heap *heap, int cut_off)
     if (rc == 0 && others < 0)
         rc = others;
     if (rc == 0 && others == 0 && heap->state->poison == 0 && !heap->unchecked) {
-        rc = smi_adopt(heap, SMI_ADOPT_ALL); /* nobody is alive: what the dead left is brought to rest */
-        if (rc == 0 && SMI_LOAD(&heap->adopt_wanted)) /* among others of the dead, who count as readers till then */
+        rc = smi_adopt(heap, SMI_ADOPT_ALL); /* nobody is alive: what the dead left is brought to
+                                                rest */
+        if (rc == 0 && SMI_LOAD(&heap->adopt_wanted)) /* among others of the dead, who count as
+                                                         readers till then */
             rc = smi_adopt(heap, SMI_ADOPT_ALL);
         if (rc == 0)
-            smi_pages_decay_last(heap); /* before the sync, which need not write it; a failure is no failure to close */
+            smi_pages_decay_last(heap); /* before the sync, which need not write it; a failure is no
+                                           failure to close */
         if (rc == 0 && !SMI_LOAD(&heap->adopt_wanted))
             rc = mark_clean(heap);
     }

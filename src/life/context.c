@@ -2,9 +2,9 @@
 /*
  * context.c - what each thread of this process needs to use a heap; see context.h.
  *
- * A context belongs to one thread, which frees it: at its exit, or when it comes by and finds the heap
- * closed. A closed heap only disowns contexts (heap = NULL), under the registry lock. In the pool are those that are
- * in no list, neither a thread's nor a heap's.
+ * A context belongs to one thread, which frees it: at its exit, or when it comes by and finds the
+ * heap closed. A closed heap only disowns contexts (heap = NULL), under the registry lock. In the
+ * pool are those that are in no list, neither a thread's nor a heap's.
  */
 #include "life/context.h"
 
@@ -30,13 +30,15 @@
 _Thread_local struct smi_thread *smi_contexts;
 
 static pthread_key_t exit_key;
-static int has_exit_key; /* a program may have taken all keys: then slots come back with the process */
+static int has_exit_key; /* a program may have taken all keys: then slots come back with the
+                            process */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int is_set_up;
 
-/* Memory for contexts that nobody has: those that somebody had, and the rest of a mapping, never touched. Those of private
- * heaps are not wiped in forked children: there they are as good as here, and a call that a handler's fork interrupted goes
- * on with them. The registry lock is held. It is not malloc's, because malloc may be what the heap is for. */
+/* Memory for contexts that nobody has: those that somebody had, and the rest of a mapping, never
+ * touched. Those of private heaps are not wiped in forked children: there they are as good as here,
+ * and a call that a handler's fork interrupted goes on with them. The registry lock is held. It is
+ * not malloc's, because malloc may be what the heap is for. */
 static struct pool {
     struct smi_thread *used, *untouched;
     unsigned untouched_count;
@@ -60,13 +62,16 @@ static struct smi_thread *from_pool(const shmalloc_heap *heap)
         pool->used = t->next_in_thread;
         return t;
     }
-    if (pool->untouched_count == 0) { /* in this order, for a child that a handler forks in between */
-        const size_t hot = SMI_CONTEXTS_AT_ONCE * SMI_CONTEXT_PAGE; /* and as much for what is not wiped */
+    if (pool->untouched_count == 0) { /* in this order, for a child that a handler forks in
+                                         between */
+        /* and as much for what is not wiped */
+        const size_t hot = SMI_CONTEXTS_AT_ONCE * SMI_CONTEXT_PAGE;
         SMI_STORE(&pool->untouched, smi_os_private(2 * hot, heap->is_private ? 0 : hot));
         SMI_STORE(&pool->untouched_count, pool->untouched ? SMI_CONTEXTS_AT_ONCE : 0);
     }
     return pool->untouched_count > 0
-               ? (struct smi_thread *)(void *)((uint8_t *)pool->untouched + --pool->untouched_count * SMI_CONTEXT_PAGE)
+               ? (struct smi_thread *)(void *)((uint8_t *)pool->untouched +
+                                               --pool->untouched_count * SMI_CONTEXT_PAGE)
                : NULL;
 }
 
@@ -107,12 +112,13 @@ static void fill_hot_page(struct smi_thread *t)
     t->base = heap->base;
     t->reserved = heap->reserved;
     t->covered = smi_pagetable_covered(heap);
-    t->known = (const uint64_t *)((uintptr_t)heap->known - ((uintptr_t)heap->base >> SMF_PAGE_SHIFT) * sizeof(uint64_t));
+    t->known = (const uint64_t *)((uintptr_t)heap->known -
+                                  ((uintptr_t)heap->base >> SMF_PAGE_SHIFT) * sizeof(uint64_t));
     memcpy(t->top_by_8, smi_top_by_8, sizeof(t->top_by_8));
 }
 
-/* From here on the fast paths may use the context, unless the heap was closed meanwhile. The registry lock is held, under
- * which a heap that is closed looks for contexts that serve it. */
+/* From here on the fast paths may use the context, unless the heap was closed meanwhile. The
+ * registry lock is held, under which a heap that is closed looks for contexts that serve it. */
 static void serve(struct smi_thread *t)
 {
     SMI_ASSERT(smi_registry_is_held());
@@ -170,13 +176,16 @@ int smi_context_end_transactions(shmalloc_heap *heap)
         if (is_mine(t))
             own = t;
         else if (smi_os_thread_exists((pid_t)t->slot->tid, 0))
-            return smi_error(-EBUSY, "%s: thread %llu of this process has a transaction open; end that before closing",
-                             heap->path, (unsigned long long)t->slot->tid);
+            return smi_error(
+                -EBUSY,
+                "%s: thread %llu of this process has a transaction open; end that before closing",
+                heap->path, (unsigned long long)t->slot->tid);
     }
     return own && smi_tx_of(own) ? smi_tx_end(own->tx) : 0;
 }
 
-/* The thread's last destructors have run, or are about to: it makes no context of a private heap any more. */
+/* The thread's last destructors have run, or are about to: it makes no context of a private heap
+ * any more. */
 static _Thread_local uint8_t is_leaving;
 /* It is on the way to set_up() or in it, where the C library may call a malloc that is ours. */
 static _Thread_local uint8_t is_setting_up;
@@ -192,7 +201,8 @@ static int uses_private_heap(void)
 /* `arg` says only that there was a context. */
 static void at_thread_exit(void *arg)
 {
-    /* Destructors of other keys run after this one and free: so this does its work in the second round. */
+    /* Destructors of other keys run after this one and free: so this does its work in the second
+     * round. */
     if (!is_leaving && uses_private_heap() && pthread_setspecific(exit_key, arg) == 0) {
         is_leaving = 1;
         return;
@@ -201,7 +211,8 @@ static void at_thread_exit(void *arg)
     while (smi_contexts) {
         struct smi_thread *t = smi_contexts;
         shmalloc_heap *heap = t->heap;
-        if (heap && t->true_epoch != heap->epoch) { /* a child's copy that is not settled: which will disown it */
+        if (heap && t->true_epoch != heap->epoch) { /* a child's copy that is not settled: which
+                                                       will disown it */
             t->true_epoch = UINT64_MAX;
             drop_context(t);
             continue;
@@ -240,8 +251,9 @@ int smi_context_has_end(void)
     return has_exit_key;
 }
 
-/* One of the first `count` thread slots, free or new; those that were made come first in the table. RECOVER held.
- * *untouched_slot: it is the first of a private heap, which nobody had a block of before, so that all its bytes are zero. */
+/* One of the first `count` thread slots, free or new; those that were made come first in the table.
+ * RECOVER held. *untouched_slot: it is the first of a private heap, which nobody had a block of
+ * before, so that all its bytes are zero. */
 static int claim_slot(shmalloc_heap *heap, uint32_t count, uint32_t *index, int *untouched_slot)
 {
     SMI_ASSERT(smi_lock_is_ours(heap, SMF_LOCK_RECOVER));
@@ -279,16 +291,20 @@ static int make_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
     int untouched_slot = 0, rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
-    if (!heap->is_private && __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) != t->true_epoch) /* left meanwhile */
-        rc = smi_error(SHMALLOC_ECLOSED, "%s: was closed by another thread; open the heap again", heap->path);
+    /* left meanwhile */
+    if (!heap->is_private && __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) != t->true_epoch)
+        rc = smi_error(SHMALLOC_ECLOSED, "%s: was closed by another thread; open the heap again",
+                       heap->path);
     else
         rc = claim_slot(heap, count, &t->slot_index, &untouched_slot);
     t->slot = rc == 0 ? smi_thread_slot(heap, t->slot_index) : NULL;
     if (rc == 0 && !t->slot)
-        rc = smi_heap_poison(heap, "entry %u of the thread table names no thread slot", t->slot_index);
+        rc = smi_heap_poison(heap, "entry %u of the thread table names no thread slot",
+                             t->slot_index);
     if (rc == 0) {
         struct smf_thread *slot = t->slot;
-        if (!heap->is_private) /* nearly all pages of the slot are stored to now: one call instead of a fault for each */
+        if (!heap->is_private) /* nearly all pages of the slot are stored to now: one call instead
+                                  of a fault for each */
             smi_os_populate(slot, SMF_THREAD_PAGES * SMF_PAGE, 1);
         smi_stacks_count_claims(heap, slot);
         slot->serial++;
@@ -302,8 +318,8 @@ static int make_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
     return rc;
 }
 
-/* Slots of threads of this process that ended without their destructors. `thorough`: also those whose id another
- * thread has by now, which takes a file to be read for each. */
+/* Slots of threads of this process that ended without their destructors. `thorough`: also those
+ * whose id another thread has by now, which takes a file to be read for each. */
 static void reap_own(shmalloc_heap *heap, int thorough)
 {
     smi_registry_lock();
@@ -313,14 +329,16 @@ static void reap_own(shmalloc_heap *heap, int thorough)
             continue;
         if (smi_context_release(heap, t, 1) == 0) {
             smi_context_disown(heap, t);
-            smi_context_to_pool(t); /* the thread that would have done so is gone, and its list of contexts with it */
+            smi_context_to_pool(t); /* the thread that would have done so is gone, and its list of
+                                       contexts with it */
         }
     }
     smi_registry_unlock();
 }
 
-/* A context with one of the first `count` thread slots, in no list yet, of the attachment `epoch`: a child of a signal
- * handler that interrupts this goes on with it, and finds at its next call that the heap has another. */
+/* A context with one of the first `count` thread slots, in no list yet, of the attachment `epoch`:
+ * a child of a signal handler that interrupts this goes on with it, and finds at its next call that
+ * the heap has another. */
 static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, uint64_t epoch, int *rc)
 {
     smi_registry_lock();
@@ -357,7 +375,8 @@ static struct smi_thread *new_context(shmalloc_heap *heap, uint32_t count, uint6
 static struct smi_thread *make_context(shmalloc_heap *heap, uint64_t epoch, int *rc)
 {
     __atomic_fetch_add(&heap->arriving, 1, __ATOMIC_SEQ_CST);
-    struct smi_thread *t = new_context(heap, heap->is_private ? MOST_CONTEXTS : SMF_THREADS, epoch, rc);
+    struct smi_thread *t =
+        new_context(heap, heap->is_private ? MOST_CONTEXTS : SMF_THREADS, epoch, rc);
     if (t) {
         smi_registry_lock();
         t->next_in_thread = smi_contexts;
@@ -391,8 +410,8 @@ static struct smi_thread *find_context(shmalloc_heap *heap, uint64_t epoch)
     return NULL;
 }
 
-/* Now and then: has a process or a thread died, has free memory been free for long? Each thread looks at what it keeps
- * itself. */
+/* Now and then: has a process or a thread died, has free memory been free for long? Each thread
+ * looks at what it keeps itself. */
 static void look_around(struct smi_thread *t)
 {
     shmalloc_heap *heap = t->heap;
@@ -426,7 +445,8 @@ static struct smi_thread *enter_shared(shmalloc_heap *heap, uint64_t epoch, int 
     return heap->shared;
 }
 
-/* Can the calling thread, which has no context, not have one either? Asked before trying, because failing is slow. */
+/* Can the calling thread, which has no context, not have one either? Asked before trying, because
+ * failing is slow. */
 static int cannot_have_one(const shmalloc_heap *heap)
 {
     return heap->is_private && (is_leaving || SMI_LOAD(&heap->context_count) >= MOST_CONTEXTS);

@@ -2,8 +2,9 @@
 /*
  * convert.h - a heap of an older format, which its first attacher makes one of this format.
  *
- * All of it happens under the attach lock, while nobody else is attached. What the dead left is brought to rest in
- * between, by the caller. A failure leaves a heap of the older format, with a message.
+ * All of it happens under the attach lock, while nobody else is attached. What the dead left is
+ * brought to rest in between, by the caller. A failure leaves a heap of the older format, with a
+ * message.
  */
 #ifndef SMI_CONVERT_H
 #define SMI_CONVERT_H
@@ -19,7 +20,8 @@ int smi_convert_in_use(const shmalloc_heap *heap);
 /* First: mutexes are new and logs undone. After it adoption reads the older thread slots. */
 int smi_convert_begin(shmalloc_heap *heap);
 
-/* Second: what the dead left was adopted, all of it, or `adopted` says why not. 0: it is a heap of this format. */
+/* Second: what the dead left was adopted, all of it, or `adopted` says why not. 0: it is a heap of
+ * this format. */
 int smi_convert_end(shmalloc_heap *heap, int adopted);
 
 /* A conversion that was killed between its last two stores is finished. */

@@ -2,8 +2,8 @@
 /*
  * create.c - the bytes of a new heap; see create.h.
  *
- * The whole heap is built in a file without a name, which gets its name when it is complete; by descriptor, the
- * first word is stored last.
+ * The whole heap is built in a file without a name, which gets its name when it is complete; by
+ * descriptor, the first word is stored last.
  */
 #include "life/create.h"
 
@@ -23,12 +23,13 @@
 
 static int check_options(const shmalloc_options *o, const char *path)
 {
-    const unsigned known = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE | SHMALLOC_READ_ONLY | SHMALLOC_HARDENED |
-                           SHMALLOC_ACCEPT_UNCLEAN | SHMALLOC_ANY_FILE_SYSTEM | SHMALLOC_PREFAULT |
-                           SHMALLOC_HUGE_PAGES;
+    const unsigned known = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE | SHMALLOC_READ_ONLY |
+                           SHMALLOC_HARDENED | SHMALLOC_ACCEPT_UNCLEAN | SHMALLOC_ANY_FILE_SYSTEM |
+                           SHMALLOC_PREFAULT | SHMALLOC_HUGE_PAGES;
     if (o->flags & ~known)
-        return smi_error(-EINVAL, "%s: unknown flags %#x; use a newer library, or those of enum shmalloc_flag", path,
-                         o->flags & ~known);
+        return smi_error(
+            -EINVAL, "%s: unknown flags %#x; use a newer library, or those of enum shmalloc_flag",
+            path, o->flags & ~known);
     if (o->max_size > SMF_MAX_SIZE)
         return smi_error(-EINVAL, "%s: maximum size %llu is over the limit of 16 TiB", path,
                          (unsigned long long)o->max_size);
@@ -37,9 +38,11 @@ static int check_options(const shmalloc_options *o, const char *path)
                          (unsigned long long)o->initial_size,
                          (unsigned long long)(o->max_size ? o->max_size : SMI_DEFAULT_MAX_SIZE));
     if (o->arenas > SMF_ARENAS_MAX)
-        return smi_error(-EINVAL, "%s: %u arenas are over the limit of %u", path, o->arenas, SMF_ARENAS_MAX);
+        return smi_error(-EINVAL, "%s: %u arenas are over the limit of %u", path, o->arenas,
+                         SMF_ARENAS_MAX);
     if (o->layout && strlen(o->layout) >= sizeof(((struct smf_header *)0)->layout_name))
-        return smi_error(-EINVAL, "%s: layout name has %zu bytes, at most 63 fit", path, strlen(o->layout));
+        return smi_error(-EINVAL, "%s: layout name has %zu bytes, at most 63 fit", path,
+                         strlen(o->layout));
     if ((uintptr_t)o->base % SMI_MAP_UNIT != 0)
         return smi_error(-EINVAL, "%s: base %p is not a multiple of 2 MiB", path, o->base);
     if ((o->mode & ~07777u) != 0)
@@ -54,10 +57,12 @@ int smi_create_options(const shmalloc_options *given, const char *path, shmalloc
     const size_t least = offsetof(shmalloc_options, initial_size), known = sizeof(*out);
     *out = (shmalloc_options)SHMALLOC_OPTIONS_INIT;
     if (given && smi_sized_copy(out, given, least, known) < 0)
-        return smi_error(-EINVAL, "%s: options.struct_size is %zu, expected a multiple of 8 from %zu to %zu, "
-                                  "or more with zeros beyond that; begin with SHMALLOC_OPTIONS_INIT, or use "
-                                  "a newer library than " SHMALLOC_VERSION,
-                         path, given->struct_size, least, known);
+        return smi_error(
+            -EINVAL,
+            "%s: options.struct_size is %zu, expected a multiple of 8 from %zu to %zu, "
+            "or more with zeros beyond that; begin with SHMALLOC_OPTIONS_INIT, or use "
+            "a newer library than " SHMALLOC_VERSION,
+            path, given->struct_size, least, known);
     return check_options(out, path);
 }
 
@@ -93,7 +98,8 @@ int smi_create_header(struct smf_header *h, const shmalloc_options *o)
     return 0;
 }
 
-/* Whose storage a new heap's is, so that its first attacher need not look for holes, and the first of a copy does. */
+/* Whose storage a new heap's is, so that its first attacher need not look for holes, and the first
+ * of a copy does. */
 static void give_identity(shmalloc_heap *heap, const struct smf_runtime *runtime)
 {
     struct smi_file_info info;
@@ -104,7 +110,8 @@ static void give_identity(shmalloc_heap *heap, const struct smf_runtime *runtime
 }
 
 /* The bytes of a new heap in an empty file; `runtime` is what /proc tells. */
-static int format_file(int fd, const char *path, const shmalloc_options *o, const struct smf_runtime *runtime)
+static int format_file(int fd, const char *path, const shmalloc_options *o,
+                       const struct smf_runtime *runtime)
 {
     struct smf_header header = {0};
     int rc = smi_create_header(&header, o);
@@ -115,7 +122,8 @@ static int format_file(int fd, const char *path, const shmalloc_options *o, cons
     uint64_t max_size = smi_create_granules(o->max_size ? o->max_size : SMI_DEFAULT_MAX_SIZE);
     size = size < least ? least : size;
     if (max_size < size)
-        return smi_error(-EINVAL, "%s: maximum size %llu is below the %llu bytes that an empty heap has",
+        return smi_error(-EINVAL,
+                         "%s: maximum size %llu is below the %llu bytes that an empty heap has",
                          path, (unsigned long long)max_size, (unsigned long long)size);
     header.magic = SMF_MAGIC;
     header.checksum = smi_hash(&header, offsetof(struct smf_header, checksum));
@@ -127,7 +135,8 @@ static int format_file(int fd, const char *path, const shmalloc_options *o, cons
     if (rc == 0)
         rc = smi_os_write(fd, &header, sizeof(header), 0);
     if (rc < 0)
-        return smi_refused_change(rc, fd, NULL, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
+        return smi_refused_change(rc, fd, NULL, "%s: cannot make a heap of %llu bytes", path,
+                                  (unsigned long long)size);
     struct smi_file_info info;
     int own = smi_os_reopen(fd, 0);
     rc = own < 0 ? own : smi_os_stat(own, &info);
@@ -149,7 +158,8 @@ static int format_file(int fd, const char *path, const shmalloc_options *o, cons
         give_identity(heap, runtime);
         SMI_STORE(&heap->header->magic, SMF_MAGIC);
     } else if (rc != SHMALLOC_EADDRESS) { /* which has its message */
-        smi_refused_change(rc, fd, NULL, "%s: cannot make a heap of %llu bytes", path, (unsigned long long)size);
+        smi_refused_change(rc, fd, NULL, "%s: cannot make a heap of %llu bytes", path,
+                           (unsigned long long)size);
     }
     smi_handle_drop(heap);
     return rc;
@@ -162,11 +172,13 @@ int smi_create_check_place(int fd, const char *path, const shmalloc_options *o)
                             : smi_os_unfit_file_system(fd);
     if (!unfit)
         return 0;
-    return smi_error(SHMALLOC_EFILESYSTEM,
-                     "%s: lies on %s, which does not keep mappings and locks of several processes coherent; "
-                     "put it on a local file system (in a container: a volume, or /dev/shm), or, if one process alone uses "
-                     "it, open it with SHMALLOC_ANY_FILE_SYSTEM",
-                     path, unfit);
+    return smi_error(
+        SHMALLOC_EFILESYSTEM,
+        "%s: lies on %s, which does not keep mappings and locks of several processes coherent; "
+        "put it on a local file system (in a container: a volume, or /dev/shm), or, if one process "
+        "alone uses "
+        "it, open it with SHMALLOC_ANY_FILE_SYSTEM",
+        path, unfit);
 }
 
 /* What creation and the first attacher need of /proc: asked before there is a file. */
@@ -177,7 +189,9 @@ static int read_proc(const char *path, struct smf_runtime *out)
     if (rc < 0)
         return rc;
     rc = smi_os_pid_namespace(&out->pid_namespace);
-    return rc < 0 ? smi_refused(rc, "%s: cannot read this process's PID namespace, /proc/self/ns/pid", path) : 0;
+    return rc < 0 ? smi_refused(
+                        rc, "%s: cannot read this process's PID namespace, /proc/self/ns/pid", path)
+                  : 0;
 }
 
 int smi_create_file(const char *path, const shmalloc_options *o)
@@ -217,9 +231,10 @@ int smi_create_in(int fd, const char *path, const shmalloc_options *o)
     int rc;
     while ((rc = smi_os_lock_byte(fd, SMF_ATTACH_BYTE)) == -EAGAIN) {
         if (smi_os_tick() - start > 10000000000ull)
-            return smi_error(SHMALLOC_EBUSY,
-                             "%s: another process has been making a heap here for 10 seconds; is it stopped?",
-                             path);
+            return smi_error(
+                SHMALLOC_EBUSY,
+                "%s: another process has been making a heap here for 10 seconds; is it stopped?",
+                path);
         smi_os_sleep(200000);
     }
     if (rc < 0)

@@ -7,8 +7,8 @@
 
 #define SMI_DEFAULT_DECAY_NS 10000000000ull
 
-/* The caller's options, or the defaults for NULL, as this library has them, if a heap can be opened or created with them.
- * `path` is for messages. */
+/* The caller's options, or the defaults for NULL, as this library has them, if a heap can be opened
+ * or created with them. `path` is for messages. */
 int smi_create_options(const shmalloc_options *given, const char *path, shmalloc_options *out);
 /* SHMALLOC_EFILESYSTEM if the file lies where a heap cannot. */
 int smi_create_check_place(int fd, const char *path, const shmalloc_options *o);

@@ -2,8 +2,9 @@
 /*
  * fork.c - a forked child's heaps; see fork.h.
  *
- * A forked child has its parent's memory but none of its claims: the epoch, in a page that the kernel wipes
- * in children, is 0, so every context it inherited is stale, and its first call attaches anew.
+ * A forked child has its parent's memory but none of its claims: the epoch, in a page that the
+ * kernel wipes in children, is 0, so every context it inherited is stale, and its first call
+ * attaches anew.
  */
 #include "life/fork.h"
 
@@ -16,9 +17,9 @@
 #include "life/registry.h"
 #include "platform/os.h"
 
-/* How many times the thread that forks has taken the registry lock for it, under which this changes: more than once
- * when a handler that interrupts fork() forks. Where there are no other threads it is not taken: each store after a fork
- * costs a copy of its page. */
+/* How many times the thread that forks has taken the registry lock for it, under which this
+ * changes: more than once when a handler that interrupts fork() forks. Where there are no other
+ * threads it is not taken: each store after a fork costs a copy of its page. */
 static unsigned holds_for_fork;
 
 void smi_fork_before(void)
@@ -43,16 +44,18 @@ static pid_t forgotten_by;
 static int knows_forker;
 static struct smi_thread **of_forker;
 
-/* What this process inherited and may not use. The registry lock may be held by a thread that is not here. */
+/* What this process inherited and may not use. The registry lock may be held by a thread that is
+ * not here. */
 static void forget_parent(void)
 {
     smi_registry_renew();
     forgotten_by = (pid_t)smi_os_process_id();
-    knows_forker = smi_os_thread_id() == smi_os_process_id(); /* it is the first thread of the child */
+    knows_forker = smi_os_thread_id() == smi_os_process_id(); /* it is the first thread of the
+                                                                 child */
     of_forker = knows_forker && smi_contexts && smi_context_has_end() ? &smi_contexts : NULL;
-    /* The memory of the parent's contexts is lost to the child: it may be in mid-change. Those of private heaps are
-     * the child's, and may be used before the copy is settled, which is left to the first call that takes the long way:
-     * most children only call exec. */
+    /* The memory of the parent's contexts is lost to the child: it may be in mid-change. Those of
+     * private heaps are the child's, and may be used before the copy is settled, which is left to
+     * the first call that takes the long way: most children only call exec. */
     if (smi_current != &smi_nobody && !(smi_current->heap && smi_current->is_private))
         smi_current = &smi_nobody;
     struct smi_thread **at = &smi_contexts;
@@ -94,7 +97,8 @@ struct smi_thread *smi_fork_context(const shmalloc_heap *heap)
     if (!t && of_forker)
         t = context_in(*of_forker, heap);
     int is_told = t || knows_forker || heap->half_settled || heap->context_count != 1;
-    return is_told || heap->contexts->true_epoch == UINT64_MAX ? t : heap->contexts; /* _Fork() by the only thread */
+    /* _Fork() by the only thread */
+    return is_told || heap->contexts->true_epoch == UINT64_MAX ? t : heap->contexts;
 }
 
 /* Under the registry lock, so that no fork copies a description that holds the attach lock. */
@@ -113,10 +117,11 @@ static int claim_locked(shmalloc_heap *heap)
 static int claim_as_child(shmalloc_heap *heap)
 {
     if (!smi_os_thread_known())
-        return smi_error(-ENOTSUP,
-                         "%s: this process was made by a raw clone(2), so the C library takes it for its "
-                         "parent; make it with fork() or _Fork()",
-                         heap->path);
+        return smi_error(
+            -ENOTSUP,
+            "%s: this process was made by a raw clone(2), so the C library takes it for its "
+            "parent; make it with fork() or _Fork()",
+            heap->path);
     heap->contexts = NULL;
     heap->context_count = 0;
     heap->liveness = NULL;
@@ -132,7 +137,8 @@ int smi_fork_attach(shmalloc_heap *heap)
         smi_os_sleep(100000);
     int rc = 0;
     if (__atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) == 0) {
-        if (forgotten_by != (pid_t)smi_os_process_id()) /* no atfork handler ran: _Fork(), or a raw clone */
+        if (forgotten_by != (pid_t)smi_os_process_id()) /* no atfork handler ran: _Fork(), or a raw
+                                                           clone */
             forget_parent();
         if (heap->is_private) {
             smi_registry_lock();
@@ -148,7 +154,8 @@ int smi_fork_attach(shmalloc_heap *heap)
 
 int smi_fork_settle(shmalloc_heap *heap)
 {
-    return __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) == 0 && SMI_LOAD(&heap->state->poison) == 0
+    return __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) == 0 &&
+                   SMI_LOAD(&heap->state->poison) == 0
                ? smi_fork_attach(heap)
                : 0;
 }

@@ -2,17 +2,19 @@
 /*
  * holes.c - storage that another inode had.
  *
- * A page word says RESERVED when the file system has blocks behind the page. That is true of one file. A copy (cp,
- * tar -S, rsync -S, tools for images) has holes where nothing was written yet, or where all bytes are zero; on a full
- * disk the first store there would be a SIGBUS. So before such a file is mapped, what its words say is compared with
- * its holes, by descriptor alone: a mapping of a hole of a tmpfs file takes storage even to be read.
+ * A page word says RESERVED when the file system has blocks behind the page. That is true of one
+ * file. A copy (cp, tar -S, rsync -S, tools for images) has holes where nothing was written yet, or
+ * where all bytes are zero; on a full disk the first store there would be a SIGBUS. So before such
+ * a file is mapped, what its words say is compared with its holes, by descriptor alone: a mapping
+ * of a hole of a tmpfs file takes storage even to be read.
  *
  *   first   the library's areas: storage
  *   then    pages of spans in use: storage
  *   last    free pages: RESERVED cleared, the hole punched, ZERO set, as when storage is given back
  *
- * Crash: the file's identity is stored after all of this, so who opens it next does it again, and each step is true when
- * it is done. A log that is armed holds old words with their facts; then free pages get storage like those in use.
+ * Crash: the file's identity is stored after all of this, so who opens it next does it again, and
+ * each step is true when it is done. A log that is armed holds old words with their facts; then
+ * free pages get storage like those in use.
  */
 #include "life/holes.h"
 
@@ -101,8 +103,8 @@ static int add_up(struct holes *h, uint64_t from, uint64_t to)
     return 0;
 }
 
-/* Give back what a failed attempt took, of the last hole ext4 leaves a part: who has no room for the heap needs what
- * there is for something else. */
+/* Give back what a failed attempt took, of the last hole ext4 leaves a part: who has no room for
+ * the heap needs what there is for something else. */
 static void give_up(struct holes *h)
 {
     for (size_t i = 0; i < h->filled_count; i++)
@@ -126,7 +128,8 @@ static int look_for_storage(struct holes *h, uint64_t from, uint64_t to)
 }
 
 /* Store facts of free pages of one chunk. */
-static int set_file_facts(struct holes *h, uint64_t page, uint64_t count, uint16_t clear, uint16_t set)
+static int set_file_facts(struct holes *h, uint64_t page, uint64_t count, uint16_t clear,
+                          uint16_t set)
 {
     uint16_t words[256];
     const struct smf_chunk *chunk = h->view.chunks;
@@ -141,11 +144,13 @@ static int set_file_facts(struct holes *h, uint64_t page, uint64_t count, uint16
         rc = smi_os_write(h->fd, words, some * sizeof(words[0]),
                           words_at + (page + done - chunk->first_page) * sizeof(words[0]));
     }
-    return rc < 0 ? smi_refused_change(rc, h->fd, NULL, "%s: cannot store which pages are holes", h->path) : 0;
+    return rc < 0 ? smi_refused_change(rc, h->fd, NULL, "%s: cannot store which pages are holes",
+                                       h->path)
+                  : 0;
 }
 
-/* A run of free pages, all or a part of which is the hole [from, to). Only what is a hole already is punched: storage that
- * was reserved and not written looks like one. */
+/* A run of free pages, all or a part of which is the hole [from, to). Only what is a hole already
+ * is punched: storage that was reserved and not written looks like one. */
 static int forget_run(struct holes *h, uint64_t page, uint64_t run, uint64_t from, uint64_t to)
 {
     uint64_t begin = page << SMF_PAGE_SHIFT, end = (page + run) << SMF_PAGE_SHIFT;
@@ -181,7 +186,9 @@ static int each_in_areas(struct holes *h, action *act)
     for (uint32_t i = 0; rc == 0 && i < h->view.chunk_count; i++) {
         const struct smf_chunk *chunk = &h->view.chunks[i];
         uint64_t words = smi_chunk_words_offset(chunk, areas);
-        rc = each_hole(h, i == 0 ? 0 : words, smi_round_up(words + smi_chunk_metadata_bytes(chunk->page_count), 4096), act);
+        rc =
+            each_hole(h, i == 0 ? 0 : words,
+                      smi_round_up(words + smi_chunk_metadata_bytes(chunk->page_count), 4096), act);
     }
     return rc;
 }
@@ -197,8 +204,9 @@ static int each_in_growth(struct holes *h, action *act)
 static int has_unstored(struct holes *h, const struct smf_chunk *chunk)
 {
     h->to = 0;
-    return each_hole(h, (uint64_t)smi_chunk_data_page(chunk, &h->view.header.areas) << SMF_PAGE_SHIFT,
-                     ((uint64_t)chunk->first_page + chunk->page_count) << SMF_PAGE_SHIFT, look_for_storage);
+    return each_hole(
+        h, (uint64_t)smi_chunk_data_page(chunk, &h->view.header.areas) << SMF_PAGE_SHIFT,
+        ((uint64_t)chunk->first_page + chunk->page_count) << SMF_PAGE_SHIFT, look_for_storage);
 }
 
 /* Free spans, or the others, of chunks that have holes where there should be storage. */
@@ -209,7 +217,8 @@ static int each_in_spans(struct holes *h, int are_free, action *act)
         const struct smf_chunk *chunk = &h->view.chunks[i];
         if ((rc = has_unstored(h, chunk)) <= 0)
             continue;
-        struct smi_span span = {.first_page = smi_chunk_data_page(chunk, &h->view.header.areas), .chunk = i};
+        struct smi_span span = {.first_page = smi_chunk_data_page(chunk, &h->view.header.areas),
+                                .chunk = i};
         h->to = 0;
         rc = 0;
         while (rc == 0 && smi_view_next_span(&h->view, &span) && span.chunk == i) {
@@ -237,10 +246,11 @@ static int fill_needed(struct holes *h)
         return 0;
     give_up(h);
     each_needed(h, add_up);
-    return smi_refused_change(rc, h->fd, NULL,
-                              "%s: is a copy that has holes where pages are in use, and needs %llu bytes of storage for "
-                              "them",
-                              h->path, (unsigned long long)h->needed);
+    return smi_refused_change(
+        rc, h->fd, NULL,
+        "%s: is a copy that has holes where pages are in use, and needs %llu bytes of storage for "
+        "them",
+        h->path, (unsigned long long)h->needed);
 }
 
 static int begin_holes(struct holes *h)
@@ -255,7 +265,9 @@ static int begin_holes(struct holes *h)
 /* `rc`, or that something could not be read, and so was not looked at. */
 static int looked_at_all(struct holes *h, int rc)
 {
-    return rc == 0 && h->view.read_error ? smi_refused(-h->view.read_error, "%s: cannot read", h->path) : rc;
+    return rc == 0 && h->view.read_error
+               ? smi_refused(-h->view.read_error, "%s: cannot read", h->path)
+               : rc;
 }
 
 int smi_holes_measure(int fd, const char *path, uint64_t *needed)
@@ -277,8 +289,8 @@ int smi_holes_fill(int fd, const char *path)
         rc = looked_at_all(&h, fill_needed(&h));
         if (rc == 0)
             rc = each_in_spans(&h, 1, forget_storage);
-        /* Who read the copy left its holes in the page cache in pieces of many pages, and a store to one of them makes ext4
-         * (Linux 6.18) find room for all of the piece. */
+        /* Who read the copy left its holes in the page cache in pieces of many pages, and a store
+         * to one of them makes ext4 (Linux 6.18) find room for all of the piece. */
         smi_os_forget(fd);
     }
     smi_view_finish(&h.view);

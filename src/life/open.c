@@ -2,9 +2,9 @@
 /*
  * open.c - from a file to a handle and back.
  *
- * Opening: read and validate the identity, take the attach lock, map, then either take the heap into use in a new
- * generation or join those who have it. Closing: bring this process's thread slots to rest, leave the table; the last
- * one syncs and marks the file clean.
+ * Opening: read and validate the identity, take the attach lock, map, then either take the heap
+ * into use in a new generation or join those who have it. Closing: bring this process's thread
+ * slots to rest, leave the table; the last one syncs and marks the file clean.
  */
 #include "life/open.h"
 
@@ -57,13 +57,15 @@ void smi_open_set_areas(shmalloc_heap *heap, const struct smf_header *header)
 
 static int check_layout(const struct smf_header *h, const shmalloc_options *o, const char *path)
 {
-    if (!o->layout || (strcmp(o->layout, h->layout_name) == 0 && o->layout_version == h->layout_version))
+    if (!o->layout ||
+        (strcmp(o->layout, h->layout_name) == 0 && o->layout_version == h->layout_version))
         return 0;
-    return smi_error(SHMALLOC_ELAYOUT,
-                     "%s: holds layout \"%s\" version %llu, the program expects \"%s\" version %llu; run the "
-                     "program that made it, or one that converts its data and then calls shmalloc_set_layout()",
-                     path, h->layout_name, (unsigned long long)h->layout_version, o->layout,
-                     (unsigned long long)o->layout_version);
+    return smi_error(
+        SHMALLOC_ELAYOUT,
+        "%s: holds layout \"%s\" version %llu, the program expects \"%s\" version %llu; run the "
+        "program that made it, or one that converts its data and then calls shmalloc_set_layout()",
+        path, h->layout_name, (unsigned long long)h->layout_version, o->layout,
+        (unsigned long long)o->layout_version);
 }
 
 static int check_kind(const struct smi_file_info *info, const char *path)
@@ -71,15 +73,18 @@ static int check_kind(const struct smi_file_info *info, const char *path)
     if (S_ISDIR(info->mode))
         return smi_refused(-EISDIR, "%s: cannot read", path);
     if (!S_ISREG(info->mode))
-        return smi_error(SHMALLOC_ENOTHEAP, "%s: not a regular file, which a heap is; give the name of one", path);
+        return smi_error(SHMALLOC_ENOTHEAP,
+                         "%s: not a regular file, which a heap is; give the name of one", path);
     return 0;
 }
 
-static int read_identity_once(int fd, const char *path, const shmalloc_options *o, struct smi_identity *out)
+static int read_identity_once(int fd, const char *path, const shmalloc_options *o,
+                              struct smi_identity *out)
 {
     uint8_t bytes[SMF_RUNTIME_OFFSET + sizeof(out->runtime)];
     int64_t got = smi_os_read(fd, bytes, sizeof(bytes), 0);
-    if (got >= 0) /* the length after the state: a heap that grows meanwhile is no shorter than it says */
+    if (got >= 0) /* the length after the state: a heap that grows meanwhile is no shorter than it
+                     says */
         got = smi_os_stat(fd, &out->file);
     if (got < 0)
         return smi_refused((int)got, "%s: cannot read", path);
@@ -91,13 +96,15 @@ static int read_identity_once(int fd, const char *path, const shmalloc_options *
     int rc = smi_layout_validate(&out->header, &out->state, out->file.size, read_only, path);
     if (rc == 0 && read_only && smi_format_is_older(&out->header))
         rc = smi_error(SHMALLOC_EVERSION,
-                       "%s: file format version %u, expected %u; it is converted when it is opened for writing: do that "
+                       "%s: file format version %u, expected %u; it is converted when it is opened "
+                       "for writing: do that "
                        "once, or run `shmalloc-inspect check --repair --yes`",
                        path, out->header.format_version, SMF_FORMAT_VERSION);
     return rc < 0 ? rc : check_layout(&out->header, o, path);
 }
 
-static int read_identity(int fd, const char *path, const shmalloc_options *o, struct smi_identity *out)
+static int read_identity(int fd, const char *path, const shmalloc_options *o,
+                         struct smi_identity *out)
 {
     int rc = SHMALLOC_ECORRUPT;
     for (int tries = 0; rc == SHMALLOC_ECORRUPT && tries < 3; tries++) {
@@ -108,13 +115,15 @@ static int read_identity(int fd, const char *path, const shmalloc_options *o, st
     return rc;
 }
 
-/* Addresses for a heap: room for a maximum that is raised later, too, but around a fixed base there may be none. */
+/* Addresses for a heap: room for a maximum that is raised later, too, but around a fixed base there
+ * may be none. */
 static uint64_t reservation(const struct smf_header *header, const struct smf_state *state)
 {
     uint64_t most = state->max_size;
     if (header->fixed_base || most >= SMI_DEFAULT_MAX_SIZE)
         return most;
-    return most < SMI_DEFAULT_MAX_SIZE / ROOM_TO_RAISE ? most * ROOM_TO_RAISE : SMI_DEFAULT_MAX_SIZE;
+    return most < SMI_DEFAULT_MAX_SIZE / ROOM_TO_RAISE ? most * ROOM_TO_RAISE
+                                                       : SMI_DEFAULT_MAX_SIZE;
 }
 
 /* `seen` is what the file held before anything was locked. */
@@ -140,7 +149,8 @@ static int map_and_attach(shmalloc_heap *heap, const shmalloc_options *o, struct
         smi_open_set_areas(heap, &seen->header);
         if (!heap->read_only)
             rc = smi_attach(heap, accept, (o->flags & RECOVER_ONLY) != 0);
-        else if (!accept) /* a reader takes no entry; it only must not read what a crash may have torn */
+        else if (!accept) /* a reader takes no entry; it only must not read what a crash may have
+                             torn */
             rc = smi_attach_unclean(heap);
     }
     if (!heap->read_only)
@@ -169,7 +179,8 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
     if (heap) {
         smi_os_close(fd);
         if (o->flags & RECOVER_ONLY)
-            return smi_error(SHMALLOC_EBUSY, "%s: this process has the heap open; close it first", path);
+            return smi_error(SHMALLOC_EBUSY, "%s: this process has the heap open; close it first",
+                             path);
         struct smf_header header = *heap->header;
         smi_layout_settle(&header, heap->state);
         rc = check_layout(&header, o, path);
@@ -180,7 +191,8 @@ static int open_registered(int fd, const char *path, const shmalloc_options *o, 
         return rc;
     }
     struct smi_identity seen;
-    rc = rc < 0 ? smi_refused(rc, "%s: cannot look at the file", path) : smi_create_check_place(fd, path, o);
+    rc = rc < 0 ? smi_refused(rc, "%s: cannot look at the file", path)
+                : smi_create_check_place(fd, path, o);
     if (rc == 0)
         rc = check_kind(&info, path);
     if (rc == 0)
@@ -223,8 +235,11 @@ static int open_path(const char *path, const shmalloc_options *o, shmalloc_heap 
             return open_file(fd, path, o, out);
         if (fd != -ENOENT || !(o->flags & SHMALLOC_CREATE))
             return smi_refused_change(fd, -1, path, "%s: cannot open", path);
-        if (!(o->flags & SHMALLOC_EXCLUSIVE) && smi_os_is_link(path)) /* to nothing, or it would have been opened */
-            return smi_error(-ENOENT, "%s: is a symbolic link to a file that does not exist; remove it, or make that file",
+        /* to nothing, or it would have been opened */
+        if (!(o->flags & SHMALLOC_EXCLUSIVE) && smi_os_is_link(path))
+            return smi_error(-ENOENT,
+                             "%s: is a symbolic link to a file that does not exist; remove it, or "
+                             "make that file",
                              path);
         int rc = smi_create_file(path, o);
         if (rc < 0 && (rc != -EEXIST || (o->flags & SHMALLOC_EXCLUSIVE)))
@@ -300,8 +315,8 @@ int shmalloc_close(shmalloc_heap *heap)
 
 #define PATIENCE_MS 100
 
-/* Is the calling thread the only one? One that was joined has given its contexts back, but the kernel may still count
- * it for a moment. */
+/* Is the calling thread the only one? One that was joined has given its contexts back, but the
+ * kernel may still count it for a moment. */
 static int is_alone(const shmalloc_heap *heap)
 {
     for (int tries = 0; tries < PATIENCE_MS; tries++) {
@@ -322,19 +337,21 @@ static int is_alone(const shmalloc_heap *heap)
 int smi_heap_may_leave(const shmalloc_heap *heap)
 {
     return __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) != 0 && heap->process_index >= 0 &&
-           heap->processes[heap->process_index].pid == smi_os_process_id() && !smi_registry_is_held() &&
-           !smi_lock_any_held() && is_alone(heap);
+           heap->processes[heap->process_index].pid == smi_os_process_id() &&
+           !smi_registry_is_held() && !smi_lock_any_held() && is_alone(heap);
 }
 
-/* A process that ends without closing: what it has cached goes back. If other threads of it may still be at
- * work, their stacks must be left alone; then the next process that looks adopts it. So it does when a signal handler
- * ends the process in the middle of a change under a lock, which only repair can undo. */
+/* A process that ends without closing: what it has cached goes back. If other threads of it may
+ * still be at work, their stacks must be left alone; then the next process that looks adopts it. So
+ * it does when a signal handler ends the process in the middle of a change under a lock, which only
+ * repair can undo. */
 __attribute__((destructor)) static void leave_all(void)
 {
     if (smi_lock_any_held() || !smi_registry_trylock())
         return;
     for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next)
-        if (!heap->read_only && !heap->is_private && !heap->stays && heap->epoch != 0 && smi_context_only_mine(heap))
+        if (!heap->read_only && !heap->is_private && !heap->stays && heap->epoch != 0 &&
+            smi_context_only_mine(heap))
             smi_attach_end(heap, 1);
     smi_registry_unlock();
 }
@@ -360,8 +377,9 @@ static int check_name(const char *path)
     if (!S_ISLNK(name.mode))
         return 0;
     char *heap = smi_os_absolute(path);
-    rc = smi_error(-ELOOP, "%s: is a symbolic link; nothing was removed: give the name of the heap itself, %s", path,
-                   heap ? heap : "to which it leads");
+    rc = smi_error(
+        -ELOOP, "%s: is a symbolic link; nothing was removed: give the name of the heap itself, %s",
+        path, heap ? heap : "to which it leads");
     free(heap);
     return rc;
 }
@@ -386,15 +404,16 @@ int shmalloc_destroy(const char *path)
     if (got < 0)
         rc = smi_refused((int)got, "%s: cannot read", path);
     else if (header.magic != SMF_MAGIC)
-        rc = smi_error(SHMALLOC_ENOTHEAP,
-                       "%s: not a shmalloc heap; nothing was removed: remove it with rm if you mean it",
-                       path);
+        rc = smi_error(
+            SHMALLOC_ENOTHEAP,
+            "%s: not a shmalloc heap; nothing was removed: remove it with rm if you mean it", path);
     else if ((rc = check_name(path)) < 0)
         ;
     else if ((rc = is_in_use(fd)) > 0)
-        rc = smi_error(SHMALLOC_EBUSY,
-                       "%s: processes have the heap open; nothing was removed: close it in all of them first",
-                       path);
+        rc = smi_error(
+            SHMALLOC_EBUSY,
+            "%s: processes have the heap open; nothing was removed: close it in all of them first",
+            path);
     else if (rc < 0)
         smi_refused(rc, "%s: cannot look for locks on the file; nothing was removed", path);
     else if ((rc = smi_os_unlink(path)) < 0)
@@ -433,11 +452,15 @@ int shmalloc_recover(const char *path)
     snprintf(text, sizeof(text), "%s", shmalloc_errmsg());
     if (rc == SHMALLOC_ECORRUPT) /* later opens may read, not change */
         SMI_STORE(&heap->state->poison, (uint64_t)-SHMALLOC_ECORRUPT);
-    heap->unchecked = 1; /* the file could not be read, say: whether it is sound is as open as before */
+    heap->unchecked = 1; /* the file could not be read, say: whether it is sound is as open as
+                            before */
     shmalloc_close(heap);
     return rc == SHMALLOC_ECORRUPT
-               ? smi_error(rc, "%s; the heap's own data alone were judged, not what programs keep in their blocks; "
-                               "`shmalloc-inspect check --repair` tells what can be done", text)
+               ? smi_error(rc,
+                           "%s; the heap's own data alone were judged, not what programs keep in "
+                           "their blocks; "
+                           "`shmalloc-inspect check --repair` tells what can be done",
+                           text)
                : smi_error(rc, "%s", text);
 }
 
@@ -448,9 +471,9 @@ int shmalloc_set_max_size(shmalloc_heap *heap, uint64_t bytes)
         return rc;
     uint64_t size = smi_create_granules(bytes);
     if (bytes > SMF_MAX_SIZE || size < SMI_LOAD(&heap->state->max_size))
-        return smi_error(-EINVAL, "%s: maximum size %llu is not between the present %llu and 16 TiB",
-                         heap->path, (unsigned long long)bytes,
-                         (unsigned long long)heap->state->max_size);
+        return smi_error(
+            -EINVAL, "%s: maximum size %llu is not between the present %llu and 16 TiB", heap->path,
+            (unsigned long long)bytes, (unsigned long long)heap->state->max_size);
     SMI_STORE(&heap->state->max_size, size); /* one store */
     return 0;
 }

@@ -2,10 +2,11 @@
 /*
  * private.c - heaps without a file, in memory of this process; see private.h.
  *
- * A private heap is a forked child's own copy, and its first call settles it. The copy shows each of the parent's other
- * threads as of one instant: until fork is done, each of their stores reaches the pages that the child gets, or
- * waits. So they look as if they had been killed there, which is what undo logs and link records are made for:
- * nobody needs to take locks around a fork, and a child that only calls exec pays nothing.
+ * A private heap is a forked child's own copy, and its first call settles it. The copy shows each
+ * of the parent's other threads as of one instant: until fork is done, each of their stores reaches
+ * the pages that the child gets, or waits. So they look as if they had been killed there, which is
+ * what undo logs and link records are made for: nobody needs to take locks around a fork, and a
+ * child that only calls exec pays nothing.
  */
 #include "life/private.h"
 
@@ -89,7 +90,8 @@ static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
     for (struct smi_thread *t = heap->contexts, *next; t; t = next) {
         next = t->next_in_heap;
         if (t != mine)
-            smi_context_disown(heap, t); /* which may still be in the list of the thread that forked */
+            smi_context_disown(heap, t); /* which may still be in the list of the thread that
+                                            forked */
     }
     if (heap->shared)
         smi_context_to_pool(heap->shared);
@@ -97,22 +99,26 @@ static int release_others(shmalloc_heap *heap, struct smi_thread *mine)
     return rc;
 }
 
-/* Was the thread that forked, whose context is `mine`, the only one in the heap? Then others left nothing to bring to
- * rest, and the child is spared the look at all locks and thread slots, most of which it never touches. */
+/* Was the thread that forked, whose context is `mine`, the only one in the heap? Then others left
+ * nothing to bring to rest, and the child is spared the look at all locks and thread slots, most of
+ * which it never touches. */
 static int forked_alone(const shmalloc_heap *heap, const struct smi_thread *mine)
 {
     return SMI_LOAD(&heap->arriving) == 0 && !heap->half_settled && !heap->shared &&
            heap->context_count == (mine ? 1 : 0);
 }
 
-/* A forked child's copy of a private heap; the registry lock is held. A user's mutex is free in the child, and who
- * locks it first is told if it was held: the new generation sees to that.
+/* A forked child's copy of a private heap; the registry lock is held. A user's mutex is free in the
+ * child, and who locks it first is told if it was held: the new generation sees to that.
  *
  *   the thread that forked              is found by            what is done
  *   was alone in the heap               forked_alone()         nothing
- *   was one of several                  otherwise              the others' changes are undone, their slots released
- *   did so while a copy was settled     half_settled           the same; what else it had, nobody took
- *   forked in a handler, under a lock   any_held               nothing: its call goes on and must not be undone
+ *   was one of several                  otherwise              the others' changes are undone,
+ *     their slots released
+ *   did so while a copy was settled     half_settled           the same; what else it had, nobody
+ *     took
+ *   forked in a handler, under a lock   any_held               nothing: its call goes on and must
+ *     not be undone
  */
 int smi_private_settle(shmalloc_heap *heap)
 {
@@ -151,16 +157,19 @@ static int take_options(const shmalloc_options *given, shmalloc_options *o)
         return rc;
     const unsigned fit = SHMALLOC_CREATE | SHMALLOC_HARDENED | SHMALLOC_HUGE_PAGES;
     if (o->flags & ~fit)
-        return smi_error(-EINVAL, "%s: flags %#x are for heaps in files", private_name, o->flags & ~fit);
+        return smi_error(-EINVAL, "%s: flags %#x are for heaps in files", private_name,
+                         o->flags & ~fit);
     return o->base ? smi_error(-EINVAL, "%s: a fixed base is for heaps in files", private_name) : 0;
 }
 
-/* The fixed areas in fresh memory; zeros are free mutexes, and nobody is there to be told of a death. */
+/* The fixed areas in fresh memory; zeros are free mutexes, and nobody is there to be told of a
+ * death. */
 static int format_private(shmalloc_heap *heap, const struct smf_header *header, uint64_t size)
 {
     int rc = smi_storage_set_length(heap, size);
     if (rc < 0)
-        return smi_refused(rc, "%s: cannot make a heap of %llu bytes", private_name, (unsigned long long)size);
+        return smi_refused(rc, "%s: cannot make a heap of %llu bytes", private_name,
+                           (unsigned long long)size);
     memcpy(heap->base, header, sizeof(*header));
     smi_open_set_areas(heap, header);
     heap->state->max_size = heap->reserved;
@@ -183,7 +192,8 @@ static int build_private(shmalloc_heap *heap, const shmalloc_options *o)
     uint64_t size = smi_create_granules(o->initial_size ? o->initial_size : PRIVATE_SIZE);
     uint64_t most = smi_create_granules(o->max_size ? o->max_size : SMI_DEFAULT_MAX_SIZE);
     if (most < least)
-        return smi_error(-EINVAL, "%s: maximum size %llu is below the %llu bytes that an empty heap has",
+        return smi_error(-EINVAL,
+                         "%s: maximum size %llu is below the %llu bytes that an empty heap has",
                          private_name, (unsigned long long)most, (unsigned long long)least);
     rc = smi_mapping_make(heap, most, least, NULL);
     if (rc < 0)
@@ -202,7 +212,8 @@ static int build_private(shmalloc_heap *heap, const shmalloc_options *o)
 int shmalloc_open_private(const shmalloc_options *options, shmalloc_heap **out)
 {
     shmalloc_options o;
-    int rc = out ? take_options(options, &o) : smi_error(-EINVAL, "%s: no place for the handle", private_name);
+    int rc = out ? take_options(options, &o)
+                 : smi_error(-EINVAL, "%s: no place for the handle", private_name);
     shmalloc_heap *heap = rc == 0 ? smi_handle_new(private_name) : NULL;
     if (rc < 0 || !heap)
         return rc < 0 ? rc : -ENOMEM;

@@ -5,7 +5,8 @@
 
 #include "handle/handle.h"
 
-/* What claiming an entry is to files: a private heap has this process only, from `epoch` on. The registry lock is held. */
+/* What claiming an entry is to files: a private heap has this process only, from `epoch` on. The
+ * registry lock is held. */
 void smi_private_start(shmalloc_heap *heap, uint64_t epoch);
 
 /* A forked child's copy is brought to rest; the registry lock is held. */

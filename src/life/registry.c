@@ -9,7 +9,8 @@
 
 shmalloc_heap *smi_heaps;
 static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
-/* A signal handler that forks takes it while the call that it interrupted may hold it: so a thread takes it once only. */
+/* A signal handler that forks takes it while the call that it interrupted may hold it: so a thread
+ * takes it once only. */
 static _Thread_local unsigned registry_depth;
 
 void smi_registry_lock(void)

@@ -2,17 +2,20 @@
 /*
  * stamp.c - another layout for a heap, in a header that has a checksum.
  *
- * The header changes in ten words, and each prefix of those stores would be one with a wrong checksum. So the state
- * gets a record of what the header becomes, which one store arms: the checksum of the header with the new layout.
+ * The header changes in ten words, and each prefix of those stores would be one with a wrong
+ * checksum. So the state gets a record of what the header becomes, which one store arms: the
+ * checksum of the header with the new layout.
  *
  *   1  the record's name and version        killed up to here: nothing happened
- *   2  its checksum; sync                   from here: whoever reads the heap reads the new layout (smi_layout_settle),
+ *   2  its checksum; sync                   from here: whoever reads the heap reads the new layout
+ *                                           (smi_layout_settle),
  *   3  the header; sync                     and the first to attach does 3 and 4
  *   4  the record's checksum becomes 0      it is over
  *
- * A record counts only if the header with its layout has its checksum. So one of which a power cut left parts counts for
- * nothing, and the header is as it was, because it is touched after the sync of 2 only. The record is disarmed after the sync
- * of 3: so whichever of the header's sectors the disk has got, it has the record, too.
+ * A record counts only if the header with its layout has its checksum. So one of which a power cut
+ * left parts counts for nothing, and the header is as it was, because it is touched after the sync
+ * of 2 only. The record is disarmed after the sync of 3: so whichever of the header's sectors the
+ * disk has got, it has the record, too.
  */
 #include "life/stamp.h"
 
@@ -82,9 +85,11 @@ static int change_layout(shmalloc_heap *heap, const struct smf_header *next)
         return others;
     if (others)
         return smi_error(SHMALLOC_EBUSY,
-                         "%s: other processes have the heap open and rely on layout \"%s\" version %llu; close it in all "
+                         "%s: other processes have the heap open and rely on layout \"%s\" version "
+                         "%llu; close it in all "
                          "of them first",
-                         heap->path, heap->header->layout_name, (unsigned long long)heap->header->layout_version);
+                         heap->path, heap->header->layout_name,
+                         (unsigned long long)heap->header->layout_version);
     int rc = record_layout(heap, next);
     return rc < 0 ? rc : smi_stamp_finish(heap);
 }

@@ -26,7 +26,8 @@ const struct smi_invariant smi_invariants[] = {
     {"H1", "the header is intact; size, maximum, chunk count and mark in the state are "
            "possible"},
     {"H2", "the heap is not poisoned"},
-    {"H3", "a heap marked clean has no step in flight, no thread slot with an owner and no failed sync"},
+    {"H3",
+     "a heap marked clean has no step in flight, no thread slot with an owner and no failed sync"},
     {"D1", "the directory's chunks follow each other without a gap and end where the heap "
            "ends; what entries behind them say would follow likewise"},
     {"L1", "a log has no more entries than fit"},
@@ -54,16 +55,19 @@ const struct smi_invariant smi_invariants[] = {
     {"S2", "in hardened heaps the user's bit of a slot is set exactly while the user has the "
            "slot, but for the top of each stack and one more slot for each thread, which may be "
            "on their way"},
-    {"T1", "a stack's array is where it can be; its count is at most its capacity; behind the first 0 of an open "
+    {"T1", "a stack's array is where it can be; its count is at most its capacity; behind the "
+           "first 0 of an open "
            "one all words are 0"},
     {"T2", "every cached ref is a slot of the class"},
-    {"T3", "a META span is a thread slot, an array that one stack names, a limbo or a chunk of one log, as its tag "
+    {"T3", "a META span is a thread slot, an array that one stack names, a limbo or a chunk of one "
+           "log, as its tag "
            "says, or in `spare`"},
     {"T4", "the thread table names thread slots, each once; owners are processes in the table"},
     {"T5", "a thread slot without owner is at rest"},
     {"T6", "`scratch` and `building` name blocks that are allocated"},
     {"X1", "`tx_log` and what a log names as its chunks begin spans that are for logs"},
-    {"X2", "entries fill a log's chunks up to `used`, are of known types and name what lies in the heap"},
+    {"X2",
+     "entries fill a log's chunks up to `used`, are of known types and name what lies in the heap"},
     {"X3", "an idle transaction has no entries; a thread slot without owner has no log"},
     {"K1", "a large block's mark is 0 or names an entry of a thread slot that names the block"},
     {"R1", "each chain ends and is made of root records in used blocks of the library's own, "
@@ -73,10 +77,12 @@ const struct smi_invariant smi_invariants[] = {
     {"R4", "a root's hash is that of its name"},
     {"O1", "every used slot of the library's own arena is named once: by a root, a slab, or "
            "roots.scratch"},
-    {"B1", "a thread's limbo is a span of its own, of two bags, whose stamps are not above the epoch; behind the first 0 "
+    {"B1", "a thread's limbo is a span of its own, of two bags, whose stamps are not above the "
+           "epoch; behind the first 0 "
            "of a bag all words are 0"},
     {"B2", "what is retired is a block that was in use, in one bag"},
-    {"B3", "the epoch of read sections is possible; no section begins after it, and it is ousted in no thread slot"},
+    {"B3", "the epoch of read sections is possible; no section begins after it, and it is ousted "
+           "in no thread slot"},
     {NULL, NULL},
 };
 
@@ -186,7 +192,8 @@ static void tell_violation(struct walk *w, const char *invariant, uint64_t ref, 
 }
 
 /* Remember a disagreement of a live heap: later looks only confirm what the first one saw. */
-static void remember_disagreement(struct walk *w, const char *invariant, struct place place, const char *text)
+static void remember_disagreement(struct walk *w, const char *invariant, struct place place,
+                                  const char *text)
 {
     for (size_t i = 0; !w->first_look && i < w->found_count; i++) {
         struct found *f = &w->found[i];
@@ -343,7 +350,8 @@ static void check_directory(struct walk *w)
     }
 }
 
-/* An entry behind the last chunk was never used, or is that of a chunk that was cut off and comes back as it was. */
+/* An entry behind the last chunk was never used, or is that of a chunk that was cut off and comes
+ * back as it was. */
 static void check_chunks_behind(struct walk *w)
 {
     const struct smf_chunk *entry;
@@ -355,9 +363,11 @@ static void check_chunks_behind(struct walk *w)
         if (entry->first_page != page || entry->page_count == 0 ||
             entry->page_count % (SMF_GRANULE >> SMF_PAGE_SHIFT) != 0)
             violation(w, "D1", in_part(at + i * sizeof(*entry), PAGES),
-                      "entry of chunk %llu, which the heap has not got, says %u pages from page %u; it should begin "
+                      "entry of chunk %llu, which the heap has not got, says %u pages from page "
+                      "%u; it should begin "
                       "at page %llu",
-                      (unsigned long long)i, entry->page_count, entry->first_page, (unsigned long long)page);
+                      (unsigned long long)i, entry->page_count, entry->first_page,
+                      (unsigned long long)page);
         page += entry->page_count;
     }
 }
@@ -525,11 +535,13 @@ static void check_free(struct walk *w, const struct smi_span *span, const struct
 
 static void check_mark(struct walk *w, const struct smi_span *span)
 {
-    uint64_t mark = span->page->side, slot_index = mark >> 8 & (SMF_THREADS - 1), ref = ref_of_page(span->first_page);
+    uint64_t mark = span->page->side, slot_index = mark >> 8 & (SMF_THREADS - 1),
+             ref = ref_of_page(span->first_page);
     if (mark != 0 && !smi_view_is_kept(w->view, ref, span->page_count, mark))
-        violation(w, "K1", in_parts(ref, PAGES, THREAD + (uint32_t)slot_index),
-                  "large block at page %u has mark %#llx, which is that of no thread slot that keeps it", span->first_page,
-                  (unsigned long long)mark);
+        violation(
+            w, "K1", in_parts(ref, PAGES, THREAD + (uint32_t)slot_index),
+            "large block at page %u has mark %#llx, which is that of no thread slot that keeps it",
+            span->first_page, (unsigned long long)mark);
     if (mark == 0)
         w->result->blocks++;
 }
@@ -612,7 +624,8 @@ static int check_node(struct walk *w, const struct set *set, const struct node *
     unsigned flags = flags_of(w, node->page);
     if (!d || !(flags & (set->of_slabs ? IS_SLAB : IS_FREE)) || !is_member(set, d)) {
         int outside = ref_of_page(node->page) >= w->view->file_size;
-        violation(w, set->membership, in_part(outside ? set->at : ref_of_page(node->page), set->part),
+        violation(w, set->membership,
+                  in_part(outside ? set->at : ref_of_page(node->page), set->part),
                   "the set whose root is at %#llx leads to page %u, which is none of its members",
                   (unsigned long long)set->at, node->page);
         return 0;
@@ -686,10 +699,11 @@ static void check_page_heap(struct walk *w)
         int bit = (int)(heap->set_bits[index / 64] >> index % 64 & 1);
         /* the set of all longer spans is looked at without its bit */
         if (index < SMF_EXACT_SETS && bit != (heap->set[index] != 0))
-            violation(w, "P7",
-                      in_part(at + offsetof(struct smf_page_heap, set_bits) + index / 64 * 8, PAGES),
-                      "bit of the set of spans of %u pages is %d, its root is page %llu", index + 1,
-                      bit, (unsigned long long)heap->set[index]);
+            violation(
+                w, "P7",
+                in_part(at + offsetof(struct smf_page_heap, set_bits) + index / 64 * 8, PAGES),
+                "bit of the set of spans of %u pages is %d, its root is page %llu", index + 1, bit,
+                (unsigned long long)heap->set[index]);
     }
     if (heap->free_pages != w->free_pages)
         violation(w, "P8", in_part(at + offsetof(struct smf_page_heap, free_pages), PAGES),
@@ -743,16 +757,20 @@ static void check_central(struct walk *w, uint32_t i)
 
 /* ---- thread slots --------------------------------------------------------------------------- */
 
-/* A word that names a META span of `pages`, or of any length when that is 0, as its own, for a purpose. */
-static void name_span(struct walk *w, const char *invariant, struct place place, uint64_t ref, uint32_t pages,
-                      enum smf_purpose purpose)
+/* A word that names a META span of `pages`, or of any length when that is 0, as its own, for a
+ * purpose. */
+static void name_span(struct walk *w, const char *invariant, struct place place, uint64_t ref,
+                      uint32_t pages, enum smf_purpose purpose)
 {
-    const char *what = purpose == SMF_PURPOSE_SLOT ? "the thread table" : purpose == SMF_PURPOSE_LIMBO ? "a limbo"
-                       : purpose == SMF_PURPOSE_LOG ? "a log" : "a stack";
+    const char *what = purpose == SMF_PURPOSE_SLOT    ? "the thread table"
+                       : purpose == SMF_PURPOSE_LIMBO ? "a limbo"
+                       : purpose == SMF_PURPOSE_LOG   ? "a log"
+                                                      : "a stack";
     uint64_t page = ref >> SMF_PAGE_SHIFT;
     const struct smf_page *d = smi_view_page(w->view, page);
     place.parts[1] = PAGES;
-    if (ref % SMF_PAGE != 0 || !(flags_of(w, page) & IS_META) || !d || (pages != 0 && d->page_count != pages))
+    if (ref % SMF_PAGE != 0 || !(flags_of(w, page) & IS_META) || !d ||
+        (pages != 0 && d->page_count != pages))
         violation(w, invariant, place,
                   "%s names %#llx, where no span of %u pages of the library begins", what,
                   (unsigned long long)ref, pages);
@@ -761,7 +779,8 @@ static void name_span(struct walk *w, const char *invariant, struct place place,
                   "%s names the span at page %llu, which something else has, too", what,
                   (unsigned long long)page);
     else if (d->tag != purpose && !smi_format_is_older(&w->view->header))
-        violation(w, "T3", place, "%s names the span at page %llu, which says that it is for %u, expected %u", what,
+        violation(w, "T3", place,
+                  "%s names the span at page %llu, which says that it is for %u, expected %u", what,
                   (unsigned long long)page, d->tag, purpose);
     else
         w->flags[page] |= NAMED;
@@ -776,8 +795,9 @@ static void check_section(struct walk *w, uint32_t i, uint64_t ref, const struct
         return;
     if (thread->section_epoch > epoch || thread->ousted >= epoch)
         violation(w, "B3", place,
-                  "thread slot %u is in a read section of epoch %llu, ousted up to %llu, and the epoch is %llu", i,
-                  (unsigned long long)thread->section_epoch, (unsigned long long)thread->ousted,
+                  "thread slot %u is in a read section of epoch %llu, ousted up to %llu, and the "
+                  "epoch is %llu",
+                  i, (unsigned long long)thread->section_epoch, (unsigned long long)thread->ousted,
                   (unsigned long long)epoch);
     if (!thread->owner && thread->section_epoch != 0)
         violation(w, "T5", place, "thread slot %u has no owner and is in a read section", i);
@@ -795,11 +815,13 @@ static void check_limbo(struct walk *w, uint32_t i, uint64_t ref, const struct s
         const uint64_t *words = bags[b].refs, count = smi_bag_count(&bags[b]);
         for (uint64_t n = count; n < SMF_BAG; n++)
             if (words[n] != 0) {
-                violation(w, "B1", place, "bag %u of thread slot %u has a word behind its first 0", b, i);
+                violation(w, "B1", place, "bag %u of thread slot %u has a word behind its first 0",
+                          b, i);
                 break;
             }
         if (bags[b].stamp > w->view->state.epoch)
-            violation(w, "B1", place, "bag %u of thread slot %u has the stamp %llu, and the epoch is %llu", b, i,
+            violation(w, "B1", place,
+                      "bag %u of thread slot %u has the stamp %llu, and the epoch is %llu", b, i,
                       (unsigned long long)bags[b].stamp, (unsigned long long)w->view->state.epoch);
         if (count > 0 && !thread->owner)
             violation(w, "T5", place, "thread slot %u has no owner and retired blocks", i);
@@ -820,7 +842,8 @@ static void check_stacks(struct walk *w, uint32_t i, uint64_t ref, const struct 
         if (wrong)
             violation(w, "T1", place, "thread slot %u, class %u: %s", i, k, wrong);
         else if (stack.pages)
-            name_span(w, "T3", place, stack.array - smi_span_offset(k), stack.pages, SMF_PURPOSE_ARRAY);
+            name_span(w, "T3", place, stack.array - smi_span_offset(k), stack.pages,
+                      SMF_PURPOSE_ARRAY);
         if (!thread->owner && (stack.count || stack.pages))
             violation(w, "T5", place, "thread slot %u has no owner and a stack of class %u", i, k);
     }
@@ -877,8 +900,10 @@ static void check_logged(const struct smi_logged *logged, uint64_t at, void *arg
     uint64_t len = logged->type == SMF_ENTRY_ADD ? logged->len : 8;
     if (ref == 0 && logged->type != SMF_ENTRY_ADD) /* done, or not begun */
         return;
-    if (ref < begin || ref >= size || len > size - ref || (logged->type == SMF_ENTRY_STORE && ref % 8 != 0))
-        violation(w, "X2", in_part(at, THREAD + l->thread), "log of thread slot %u has an entry for %#llx, which is not in the heap",
+    if (ref < begin || ref >= size || len > size - ref ||
+        (logged->type == SMF_ENTRY_STORE && ref % 8 != 0))
+        violation(w, "X2", in_part(at, THREAD + l->thread),
+                  "log of thread slot %u has an entry for %#llx, which is not in the heap",
                   l->thread, (unsigned long long)ref);
 }
 
@@ -891,18 +916,23 @@ static void check_log(struct walk *w, uint32_t i, uint64_t ref, const struct smf
     if (!thread->owner && (thread->tx_log || phase != SMF_TX_IDLE))
         violation(w, "X3", place, "thread slot %u has no owner and a transaction or its log", i);
     if (phase > SMF_TX_COMMITTED || (phase != SMF_TX_IDLE && !thread->tx_log))
-        violation(w, "X3", place, "transaction of thread slot %u is in a phase that it cannot be in", i);
+        violation(w, "X3", place,
+                  "transaction of thread slot %u is in a phase that it cannot be in", i);
     if (!thread->tx_log)
         return;
-    name_span(w, "X1", in_part(ref + offsetof(struct smf_thread, tx_log), THREAD + i), thread->tx_log, 0, SMF_PURPOSE_LOG);
+    name_span(w, "X1", in_part(ref + offsetof(struct smf_thread, tx_log), THREAD + i),
+              thread->tx_log, 0, SMF_PURPOSE_LOG);
     const struct smf_log *log = smi_view_log(w->view, thread);
     for (uint32_t c = 1; log && c < SMF_LOG_CHUNKS; c++)
         if (log->chunk[c])
-            name_span(w, "X1", in_part(thread->tx_log + offsetof(struct smf_log, chunk) + 8ull * c, THREAD + i),
-                      log->chunk[c], 0, SMF_PURPOSE_LOG);
+            name_span(
+                w, "X1",
+                in_part(thread->tx_log + offsetof(struct smf_log, chunk) + 8ull * c, THREAD + i),
+                log->chunk[c], 0, SMF_PURPOSE_LOG);
     if (log && log->used != 0 && phase == SMF_TX_IDLE)
         violation(w, "X3", place, "transaction of thread slot %u is idle and has entries", i);
-    const char *wrong = smi_view_each_logged(w->view, thread, check_logged, &(struct log_walk){w, i}, &at);
+    const char *wrong =
+        smi_view_each_logged(w->view, thread, check_logged, &(struct log_walk){w, i}, &at);
     if (wrong)
         violation(w, "X2", in_part(at, THREAD + i), "log of thread slot %u: %s", i, wrong);
 }
@@ -927,8 +957,9 @@ static void check_thread(struct walk *w, uint32_t i, uint64_t ref, const struct 
     if (thread->owner && w->view->state.mark == SMF_CLEAN)
         violation(w, "H3", in_parts(ref, THREAD + i, EVERYTHING),
                   "heap is marked clean and thread slot %u has an owner", i);
-    if (!thread->owner && (thread->link.op || thread->scratch || thread->building ||
-                           thread->spare[0] || thread->spare[1] || smi_view_keeps_any(w->view, thread)))
+    if (!thread->owner &&
+        (thread->link.op || thread->scratch || thread->building || thread->spare[0] ||
+         thread->spare[1] || smi_view_keeps_any(w->view, thread)))
         violation(w, "T5", place, "thread slot %u has no owner and something in flight", i);
     w->owned_threads += thread->owner != 0;
     check_stacks(w, i, ref, thread);
@@ -943,7 +974,8 @@ static void check_thread(struct walk *w, uint32_t i, uint64_t ref, const struct 
 static void check_threads(struct walk *w)
 {
     if (w->view->state.epoch - 1 >= SMF_EPOCH_MOST && !smi_format_is_older(&w->view->header))
-        violation(w, "B3", in_part(SMF_STATE_OFFSET + offsetof(struct smf_state, epoch), EVERYTHING),
+        violation(w, "B3",
+                  in_part(SMF_STATE_OFFSET + offsetof(struct smf_state, epoch), EVERYTHING),
                   "the epoch of read sections is %llu", (unsigned long long)w->view->state.epoch);
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
         uint64_t at = w->view->header.areas.threads + 8ull * i, ref;
@@ -969,7 +1001,8 @@ static void check_retired(struct walk *w, const struct smi_cached *c)
     struct place place = in_part(c->ref, THREAD + c->thread);
     const struct smf_page *d = NULL;
     if (smi_view_slot(w->view, c->ref, &slab, &index) == 0 && (d = smi_view_page(w->view, slab))) {
-        int is_free = (int)(smi_view_slab_bits(w->view, slab, d->size_class, index / 64) >> index % 64 & 1);
+        int is_free =
+            (int)(smi_view_slab_bits(w->view, slab, d->size_class, index / 64) >> index % 64 & 1);
         place.parts[1] = class_part(d);
         if (d->arena < w->view->header.arena_count && !is_free) {
             w->result->blocks -= w->result->blocks > 0;
@@ -980,8 +1013,8 @@ static void check_retired(struct walk *w, const struct smi_cached *c)
         w->result->blocks -= w->result->blocks > 0;
         return;
     }
-    violation(w, "B2", place, "thread slot %u has retired %#llx, which is no block that is in use", c->thread,
-              (unsigned long long)c->ref);
+    violation(w, "B2", place, "thread slot %u has retired %#llx, which is no block that is in use",
+              c->thread, (unsigned long long)c->ref);
 }
 
 static void check_cached_slot(struct walk *w, const struct smi_cached *c)
@@ -993,8 +1026,8 @@ static void check_cached_slot(struct walk *w, const struct smi_cached *c)
         d = smi_view_page(w->view, slab);
     if (!d || d->size_class != c->size_class || d->arena == w->view->header.arena_count) {
         violation(w, "T2", place,
-                  "thread slot %u has %#llx on a stack, which is no user's slot of class %u", c->thread,
-                  (unsigned long long)c->ref, c->size_class);
+                  "thread slot %u has %#llx on a stack, which is no user's slot of class %u",
+                  c->thread, (unsigned long long)c->ref, c->size_class);
         return;
     }
     if (smi_view_slab_bits(w->view, slab, d->size_class, index / 64) >> index % 64 & 1) {
@@ -1136,16 +1169,18 @@ static const char *name_at(struct walk *w, uint64_t ref)
     return root ? (const char *)(root + 1) : "";
 }
 
-/* What the root at `at` names: while its record stands still, nobody binds it anew, and a block that a program has
- * is in no bitmap and no stack. */
+/* What the root at `at` names: while its record stands still, nobody binds it anew, and a block
+ * that a program has is in no bitmap and no stack. */
 static void check_target(struct walk *w, uint64_t at)
 {
     const struct smf_root *root = smi_view_root(w->view, at);
     shmalloc_block block;
-    if (!root || root->ref == 0 || smi_view_find_block(w->view, w->cached, w->cached_count, root->ref, &block))
+    if (!root || root->ref == 0 ||
+        smi_view_find_block(w->view, w->cached, w->cached_count, root->ref, &block))
         return;
     violation(w, SMI_DANGLING, in_part(at, ROOTS),
-              "root \"%s\" names %#llx, where no block begins that a program has; it was freed, or never was one",
+              "root \"%s\" names %#llx, where no block begins that a program has; it was freed, or "
+              "never was one",
               (const char *)(root + 1), (unsigned long long)root->ref);
 }
 
@@ -1193,7 +1228,8 @@ static void check_roots(struct walk *w)
 static size_t side_bytes(const struct walk *w, unsigned k)
 {
     size_t tags = (smi_classes[k].slots * sizeof(uint16_t) + 7) & ~(size_t)7;
-    return tags + (w->view->header.mode & SMF_HEAP_HARDENED ? bitmap_words(k) * sizeof(uint64_t) : 0);
+    return tags +
+           (w->view->header.mode & SMF_HEAP_HARDENED ? bitmap_words(k) * sizeof(uint64_t) : 0);
 }
 
 /* One block and who names it: a slab (`by` is its first page), or a root's predecessor. */
@@ -1270,16 +1306,20 @@ static uint64_t hash_thread(struct walk *w, uint64_t ref)
 {
     uint64_t hash = hash_now(w, ref, SMF_THREAD_PAGES * SMF_PAGE);
     uint64_t stacks[SMF_CLASSES], log;
-    if (smi_view_read_now(w->view, ref + offsetof(struct smf_thread, stacks), sizeof(stacks), stacks) < 0 ||
-        smi_view_read_now(w->view, ref + offsetof(struct smf_thread, tx_log), sizeof(log), &log) < 0)
+    if (smi_view_read_now(w->view, ref + offsetof(struct smf_thread, stacks), sizeof(stacks),
+                          stacks) < 0 ||
+        smi_view_read_now(w->view, ref + offsetof(struct smf_thread, tx_log), sizeof(log), &log) <
+            0)
         return hash;
     if (log != 0 && !smi_format_is_older(&w->view->header))
         hash = hash * 31 + hash_now(w, log, sizeof(struct smf_log));
     for (unsigned k = 0; k < SMF_CLASSES; k++) {
         uint64_t array = stacks[k] & ~(uint64_t)SMF_STACK_PAGES, count;
-        if (!(stacks[k] & SMF_STACK_PAGES) || smi_view_read_now(w->view, array, sizeof(count), &count) < 0)
+        if (!(stacks[k] & SMF_STACK_PAGES) ||
+            smi_view_read_now(w->view, array, sizeof(count), &count) < 0)
             continue;
-        uint64_t words = smi_stack_words(stacks[k], k); /* of an open one all, which is seldom many */
+        uint64_t words = smi_stack_words(stacks[k], k); /* of an open one all, which is seldom
+                                                           many */
         hash = hash * 31 + hash_now(w, array, 8 * (count < words ? count + 1 : words));
     }
     return hash;
@@ -1456,7 +1496,8 @@ static int check_live(struct walk *w)
     w->armed = calloc(PARTS, 1);
     w->piece = malloc(PIECE);
     w->slots = calloc(SMF_THREADS, sizeof(uint64_t));
-    int rc = w->before && w->after && w->armed && w->piece && w->slots ? look_repeatedly(w) : -ENOMEM;
+    int rc =
+        w->before && w->after && w->armed && w->piece && w->slots ? look_repeatedly(w) : -ENOMEM;
     for (size_t i = 0; i < w->found_count; i++)
         free(w->found[i].text);
     free(w->found);
@@ -1482,7 +1523,8 @@ void smi_note_finding(const char *invariant, uint64_t ref, const char *text, voi
     if (strcmp(invariant, SMI_DANGLING) == 0)
         return;
     if (finding->count++ == 0)
-        snprintf(finding->text, sizeof(finding->text), "%s at %#llx: %s", invariant, (unsigned long long)ref, text);
+        snprintf(finding->text, sizeof(finding->text), "%s at %#llx: %s", invariant,
+                 (unsigned long long)ref, text);
 }
 
 int smi_check(struct smi_view *view, int live, smi_report_fn *report, void *arg,
@@ -1508,5 +1550,6 @@ int smi_check_or_error(struct smi_view *view)
     struct smi_check_result result;
     struct smi_finding finding = {0};
     int rc = smi_check(view, 1, smi_note_finding, &finding, &result);
-    return finding.count > 0 ? smi_error(SHMALLOC_ECORRUPT, "%s: %s", view->path, finding.text) : rc;
+    return finding.count > 0 ? smi_error(SHMALLOC_ECORRUPT, "%s: %s", view->path, finding.text)
+                             : rc;
 }

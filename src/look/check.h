@@ -14,10 +14,12 @@ struct smi_invariant {
 };
 extern const struct smi_invariant smi_invariants[];
 
-/* What is reported that is no damage: the number that stands for the invariant when a root names no block. The program
- * freed it, or bound the root before refs were verified; the heap's own data are sound all the same. */
+/* What is reported that is no damage: the number that stands for the invariant when a root names no
+ * block. The program freed it, or bound the root before refs were verified; the heap's own data are
+ * sound all the same. */
 #define SMI_DANGLING "U1"
-#define SMI_DANGLING_TEXT "a root names the first byte of a block that a program has, or nothing (this is no damage)"
+#define SMI_DANGLING_TEXT                                                                          \
+    "a root names the first byte of a block that a program has, or nothing (this is no damage)"
 
 struct smi_check_result {
     uint64_t violations; /* number reported */
@@ -41,7 +43,8 @@ struct smi_check_result {
 int smi_check(struct smi_view *view, int live, smi_report_fn *report, void *arg,
               struct smi_check_result *result);
 
-/* The first violation that a check reports, in words; the others are counted. Zeros to begin with. */
+/* The first violation that a check reports, in words; the others are counted. Zeros to begin
+ * with. */
 struct smi_finding {
     uint64_t count;
     char text[320];
@@ -50,7 +53,8 @@ struct smi_finding {
 /* A smi_report_fn that fills the struct smi_finding at `arg`, and leaves out what is no damage. */
 void smi_note_finding(const char *invariant, uint64_t ref, const char *text, void *arg);
 
-/* What is checked besides, at the end of a look, on the settled view: structures.c has set it. -ENOMEM, or 0. */
+/* What is checked besides, at the end of a look, on the settled view: structures.c has set it.
+ * -ENOMEM, or 0. */
 typedef int smi_check_more_fn(struct smi_view *view, smi_report_fn *report, void *arg);
 extern smi_check_more_fn *smi_check_structures;
 

@@ -58,7 +58,8 @@ static int reserve_copies(struct smi_view *view)
 static int load_block(struct smi_view *view, uint64_t block)
 {
     uint64_t ref = block << BLOCK_SHIFT, left = view->file_size - ref;
-    uint64_t stored = left > view->missing ? left - view->missing : 0; /* the rest of memory is zero */
+    /* the rest of memory is zero */
+    uint64_t stored = left > view->missing ? left - view->missing : 0;
     uint64_t len = stored < BLOCK ? stored : BLOCK;
     int64_t n = len > 0 ? read_source(view, ref, len, view->memory + ref) : 0;
     if (n < 0 && !view->read_error)
@@ -293,11 +294,12 @@ static const void *see_copy(void *source, uint64_t ref, uint64_t len)
     return smi_view_at(source, ref, len);
 }
 
-const char *smi_view_link_outcome(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread,
-                                  struct smi_outcome *out)
+const char *smi_view_link_outcome(struct smi_view *view, uint64_t thread_ref,
+                                  const struct smf_thread *thread, struct smi_outcome *out)
 {
     uint64_t size = word_at(view, SMF_STATE_OFFSET + offsetof(struct smf_state, size));
-    const struct smi_sight sight = {see_copy, view, &view->header.areas, size < view->file_size ? size : view->file_size,
+    const struct smi_sight sight = {see_copy, view, &view->header.areas,
+                                    size < view->file_size ? size : view->file_size,
                                     smi_format_is_older(&view->header)};
     return smi_outcome_of_link(&sight, thread_ref, thread, &thread->link, out);
 }
@@ -314,7 +316,8 @@ static void settle_link(struct settling *s, uint64_t thread_ref, const struct sm
         complain(s, "L3", at, "armed link names something that cannot be");
         return;
     }
-    for (uint32_t i = 0; i < outcome.count; i++) /* an old large block is left for the real recovery to give back */
+    for (uint32_t i = 0; i < outcome.count; i++) /* an old large block is left for the real recovery
+                                                    to give back */
         smi_view_store(view, outcome.change[i].ref, outcome.change[i].value);
     smi_view_store(view, at, SMF_LINK_NONE);
 }
@@ -330,7 +333,8 @@ static void settle_claim(struct smi_view *view)
     view->in_flight++;
     if (d && smi_view_page(view, page) && smi_view_page(view, page)->kind == SMF_PAGE_LARGE &&
         word_at(view, side) == SMF_MARK_CLAIMED)
-        smi_view_store(view, side, word_at(view, SMF_STATE_OFFSET + offsetof(struct smf_state, claimed_mark)));
+        smi_view_store(view, side,
+                       word_at(view, SMF_STATE_OFFSET + offsetof(struct smf_state, claimed_mark)));
     smi_view_store(view, at, 0);
 }
 
@@ -400,7 +404,8 @@ uint64_t smi_view_descriptor_ref(const struct smi_view *view, uint64_t page)
     if (i < 0)
         return 0;
     const struct smf_chunk *chunk = &view->chunks[i];
-    return smi_chunk_words_offset(chunk, &view->header.areas) + chunk->page_count * sizeof(uint16_t) +
+    return smi_chunk_words_offset(chunk, &view->header.areas) +
+           chunk->page_count * sizeof(uint16_t) +
            (page - chunk->first_page) * sizeof(struct smf_page);
 }
 
@@ -510,15 +515,18 @@ const struct smf_thread *smi_view_thread(struct smi_view *view, uint32_t i, uint
     return smi_view_at(view, *ref, SMF_THREAD_PAGES * SMF_PAGE);
 }
 
-uint64_t smi_view_inside_array(const struct smi_view *view, uint64_t thread_ref, unsigned size_class)
+uint64_t smi_view_inside_array(const struct smi_view *view, uint64_t thread_ref,
+                               unsigned size_class)
 {
-    return thread_ref +
-           (smi_format_is_older(&view->header) ? smi_older_inline_offset(size_class) : smi_inline_offset(size_class));
+    return thread_ref + (smi_format_is_older(&view->header) ? smi_older_inline_offset(size_class)
+                                                            : smi_inline_offset(size_class));
 }
 
-int smi_view_stack_is_possible(const struct smi_view *view, uint64_t thread_ref, uint64_t stack, unsigned size_class)
+int smi_view_stack_is_possible(const struct smi_view *view, uint64_t thread_ref, uint64_t stack,
+                               unsigned size_class)
 {
-    return smi_stack_is_possible(smi_view_inside_array(view, thread_ref, size_class), stack, size_class);
+    return smi_stack_is_possible(smi_view_inside_array(view, thread_ref, size_class), stack,
+                                 size_class);
 }
 
 const char *smi_view_read_stack(struct smi_view *view, uint64_t thread_ref,
@@ -554,7 +562,8 @@ int smi_view_keeps_any(const struct smi_view *view, const struct smf_thread *thr
 
 static int is_chunk(struct smi_view *view, uint64_t ref, uint64_t *bytes)
 {
-    const struct smf_page *d = ref % SMF_PAGE == 0 ? smi_view_page(view, ref >> SMF_PAGE_SHIFT) : NULL;
+    const struct smf_page *d =
+        ref % SMF_PAGE == 0 ? smi_view_page(view, ref >> SMF_PAGE_SHIFT) : NULL;
     *bytes = d ? (uint64_t)d->page_count << SMF_PAGE_SHIFT : 0;
     return d && d->kind == SMF_PAGE_META && d->tag == SMF_PURPOSE_LOG && *bytes > 0;
 }
@@ -569,8 +578,9 @@ const struct smf_log *smi_view_log(struct smi_view *view, const struct smf_threa
 
 /* Those of chunk `i` up to `end`. */
 static const char *each_in_chunk(struct smi_view *view, uint64_t i, uint64_t ref, uint64_t end,
-                                 void (*visit)(const struct smi_logged *logged, uint64_t at, void *arg), void *arg,
-                                 uint64_t *where)
+                                 void (*visit)(const struct smi_logged *logged, uint64_t at,
+                                               void *arg),
+                                 void *arg, uint64_t *where)
 {
     uint64_t bytes, first = smi_log_first(i);
     *where = ref;
@@ -591,8 +601,9 @@ static const char *each_in_chunk(struct smi_view *view, uint64_t i, uint64_t ref
 }
 
 const char *smi_view_each_logged(struct smi_view *view, const struct smf_thread *thread,
-                                 void (*visit)(const struct smi_logged *logged, uint64_t at, void *arg), void *arg,
-                                 uint64_t *at)
+                                 void (*visit)(const struct smi_logged *logged, uint64_t at,
+                                               void *arg),
+                                 void *arg, uint64_t *at)
 {
     const struct smf_log *view_log = smi_view_log(view, thread);
     const uint64_t mask = (1ull << SMF_LOG_CHUNK) - 1;
@@ -604,8 +615,9 @@ const char *smi_view_each_logged(struct smi_view *view, const struct smf_thread 
     if (last >= SMF_LOG_CHUNKS)
         return "has more chunks than it can have";
     for (uint64_t i = 0; i <= last; i++) {
-        const char *wrong = each_in_chunk(view, i, i == 0 ? thread->tx_log : log.chunk[i],
-                                          i == last ? log.used & mask : log.filled[i], visit, arg, at);
+        const char *wrong =
+            each_in_chunk(view, i, i == 0 ? thread->tx_log : log.chunk[i],
+                          i == last ? log.used & mask : log.filled[i], visit, arg, at);
         if (wrong)
             return wrong;
     }
@@ -615,12 +627,14 @@ const char *smi_view_each_logged(struct smi_view *view, const struct smf_thread 
 int smi_view_is_kept(struct smi_view *view, uint64_t ref, uint64_t pages, uint64_t mark)
 {
     uint64_t slot, slot_index = (mark & ~(SMF_MARK_KEPT | SMF_MARK_HELD)) >> 8, i = mark & 0xff;
-    const struct smf_thread *thread =
-        (mark & SMF_MARK_KEPT) && slot_index < SMF_THREADS ? smi_view_thread(view, (uint32_t)slot_index, &slot) : NULL;
+    const struct smf_thread *thread = (mark & SMF_MARK_KEPT) && slot_index < SMF_THREADS
+                                          ? smi_view_thread(view, (uint32_t)slot_index, &slot)
+                                          : NULL;
     return thread && thread->owner && i < SMF_SPANS && thread->spans[i] == (ref | pages);
 }
 
-struct smi_view_kept smi_view_kept(struct smi_view *view, uint32_t i, const struct smf_thread *thread)
+struct smi_view_kept smi_view_kept(struct smi_view *view, uint32_t i,
+                                   const struct smf_thread *thread)
 {
     struct smi_view_kept kept = {0, 0};
     for (uint32_t k = 0; k < SMF_SPANS; k++) {
@@ -637,10 +651,12 @@ struct smi_view_kept smi_view_kept(struct smi_view *view, uint32_t i, const stru
 
 const struct smf_bag *smi_view_limbo(struct smi_view *view, const struct smf_thread *thread)
 {
-    const struct smf_page *d = !smi_format_is_older(&view->header) && thread->limbo != 0 && thread->limbo % SMF_PAGE == 0
-                                   ? smi_view_page(view, thread->limbo >> SMF_PAGE_SHIFT)
-                                   : NULL;
-    return d && d->kind == SMF_PAGE_META && d->page_count == SMF_LIMBO_PAGES && d->tag == SMF_PURPOSE_LIMBO
+    const struct smf_page *d =
+        !smi_format_is_older(&view->header) && thread->limbo != 0 && thread->limbo % SMF_PAGE == 0
+            ? smi_view_page(view, thread->limbo >> SMF_PAGE_SHIFT)
+            : NULL;
+    return d && d->kind == SMF_PAGE_META && d->page_count == SMF_LIMBO_PAGES &&
+                   d->tag == SMF_PURPOSE_LIMBO
                ? smi_view_at(view, thread->limbo, SMF_LIMBO_PAGES * SMF_PAGE)
                : NULL;
 }
@@ -669,15 +685,16 @@ static int make_room(const struct smi_view *view, struct smi_cached **list, size
     return 1;
 }
 
-static int add_retired(struct smi_view *view, const struct smf_thread *thread, uint32_t t, struct smi_cached **list,
-                       size_t *used, size_t *room)
+static int add_retired(struct smi_view *view, const struct smf_thread *thread, uint32_t t,
+                       struct smi_cached **list, size_t *used, size_t *room)
 {
     const struct smf_bag *bags = smi_view_limbo(view, thread);
     for (uint32_t b = 0; bags && b < SMF_LIMBO_PAGES; b++) {
         uint64_t count = smi_bag_count(&bags[b]);
         int rc = make_room(view, list, *used, room, count);
         for (uint64_t i = 0; rc == 1 && i < count; i++)
-            (*list)[(*used)++] = (struct smi_cached){bags[b].refs[i], (uint16_t)t, 0, i + 1 == count, 1};
+            (*list)[(*used)++] =
+                (struct smi_cached){bags[b].refs[i], (uint16_t)t, 0, i + 1 == count, 1};
         if (rc < 0)
             return rc;
     }
@@ -718,8 +735,8 @@ int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *coun
 
 /* ---- blocks --------------------------------------------------------------------------------- */
 
-int smi_view_find_block(struct smi_view *view, const struct smi_cached *cached, size_t count, uint64_t ref,
-                        shmalloc_block *out)
+int smi_view_find_block(struct smi_view *view, const struct smi_cached *cached, size_t count,
+                        uint64_t ref, shmalloc_block *out)
 {
     uint32_t slab, index;
     struct smi_cached key = {.ref = ref};
@@ -732,7 +749,8 @@ int smi_view_find_block(struct smi_view *view, const struct smi_cached *cached, 
         return 0;
     page = smi_view_page(view, slab);
     unsigned k = page->size_class;
-    if (page->arena >= view->header.arena_count || (smi_view_slab_bits(view, slab, k, index / 64) >> index % 64 & 1) ||
+    if (page->arena >= view->header.arena_count ||
+        (smi_view_slab_bits(view, slab, k, index / 64) >> index % 64 & 1) ||
         (count > 0 && bsearch(&key, cached, count, sizeof(key), by_slot_ref)))
         return 0;
     *out = (shmalloc_block){ref, smi_classes[k].size, smi_view_slot_tag(view, page, index)};
@@ -863,12 +881,14 @@ static uint64_t block_bytes(struct smi_view *view, uint64_t ref)
     uint32_t slab, index;
     if (smi_view_slot(view, ref, &slab, &index) == 0)
         return smi_classes[smi_view_page(view, slab)->size_class].size;
-    const struct smf_page *d = ref % SMF_PAGE == 0 ? smi_view_page(view, ref >> SMF_PAGE_SHIFT) : NULL;
+    const struct smf_page *d =
+        ref % SMF_PAGE == 0 ? smi_view_page(view, ref >> SMF_PAGE_SHIFT) : NULL;
     return d && d->kind == SMF_PAGE_LARGE ? (uint64_t)d->page_count << SMF_PAGE_SHIFT : 0;
 }
 
 /* So do retired blocks, which nobody has any more. */
-static void count_retired(struct smi_view *view, const struct smf_thread *thread, shmalloc_stats *out)
+static void count_retired(struct smi_view *view, const struct smf_thread *thread,
+                          shmalloc_stats *out)
 {
     const struct smf_bag *bags = smi_view_limbo(view, thread);
     for (uint32_t b = 0; bags && b < SMF_LIMBO_PAGES; b++)

@@ -21,7 +21,8 @@
 struct smi_view {
     const char *path;         /* for messages */
     uint64_t file_size;       /* bytes that can be read */
-    uint64_t missing;         /* of them, those at the end that the source lacks: they read as zeros */
+    uint64_t missing;         /* of them, those at the end that the source lacks: they read as
+                                 zeros */
     struct smf_header header; /* private copies, validated by whoever made the view */
     struct smf_state state;
     const uint8_t *mapping; /* the source of the copies; NULL: */
@@ -71,7 +72,8 @@ const void *smi_view_record(struct smi_view *view, uint64_t ref, uint64_t len);
 /* `len` bytes at `ref` as they are at this moment, past the private copies. 0, or -1 as above. */
 int smi_view_read_now(struct smi_view *view, uint64_t ref, uint64_t len, void *out);
 
-/* Change a word of the private copy; the source stays as it is. 0, or -1 when there is no such word. */
+/* Change a word of the private copy; the source stays as it is. 0, or -1 when there is no such
+ * word. */
 int smi_view_store(struct smi_view *view, uint64_t ref, uint64_t value);
 
 /* ---- what the bytes mean -------------------------------------------------------------------- */
@@ -85,10 +87,10 @@ int smi_view_settle(struct smi_view *view, smi_report_fn *report, void *arg);
 /* Settle a private copy that was changed once more, and read its directory anew. 0, or -ENOMEM. */
 int smi_view_settle_again(struct smi_view *view, smi_report_fn *report, void *arg);
 
-/* What the armed link record of a thread slot comes to; as smi_outcome_of_link(). The view need not be settled, but its
- * logs are undone. */
-const char *smi_view_link_outcome(struct smi_view *view, uint64_t thread_ref, const struct smf_thread *thread,
-                                  struct smi_outcome *out);
+/* What the armed link record of a thread slot comes to; as smi_outcome_of_link(). The view need not
+ * be settled, but its logs are undone. */
+const char *smi_view_link_outcome(struct smi_view *view, uint64_t thread_ref,
+                                  const struct smf_thread *thread, struct smi_outcome *out);
 
 /* Descriptor of a page of a chunk, metadata pages too; NULL for pages outside. Its ref; 0. */
 uint64_t smi_view_descriptor_ref(const struct smi_view *view, uint64_t page);
@@ -135,21 +137,25 @@ struct smi_view_stack {
     const uint64_t *slots; /* `count` refs */
 };
 
-/* Where the inside array of a class lies in the thread slot at `thread_ref`, and whether a stack can hold that: in heaps of
- * older formats, too. */
-uint64_t smi_view_inside_array(const struct smi_view *view, uint64_t thread_ref, unsigned size_class);
-int smi_view_stack_is_possible(const struct smi_view *view, uint64_t thread_ref, uint64_t stack, unsigned size_class);
+/* Where the inside array of a class lies in the thread slot at `thread_ref`, and whether a stack
+ * can hold that: in heaps of older formats, too. */
+uint64_t smi_view_inside_array(const struct smi_view *view, uint64_t thread_ref,
+                               unsigned size_class);
+int smi_view_stack_is_possible(const struct smi_view *view, uint64_t thread_ref, uint64_t stack,
+                               unsigned size_class);
 /* Has it large blocks? In heaps of older formats something else lies there. */
 int smi_view_keeps_any(const struct smi_view *view, const struct smf_thread *thread);
 
-/* The log of a thread slot's transactions, whose first chunk tx_log names; NULL when it has none that can be read. */
+/* The log of a thread slot's transactions, whose first chunk tx_log names; NULL when it has none
+ * that can be read. */
 const struct smf_log *smi_view_log(struct smi_view *view, const struct smf_thread *thread);
 
-/* Call `visit` for each entry of it, as they were before the transaction is rolled back or finished, with the entry's ref.
- * NULL, or a few words about what is wrong, and in *at where. */
+/* Call `visit` for each entry of it, as they were before the transaction is rolled back or
+ * finished, with the entry's ref. NULL, or a few words about what is wrong, and in *at where. */
 const char *smi_view_each_logged(struct smi_view *view, const struct smf_thread *thread,
-                                 void (*visit)(const struct smi_logged *logged, uint64_t at, void *arg), void *arg,
-                                 uint64_t *at);
+                                 void (*visit)(const struct smi_logged *logged, uint64_t at,
+                                               void *arg),
+                                 void *arg, uint64_t *at);
 
 /* Read a stack. NULL, or a few words about what is wrong; then only `array` and `pages` are filled.
  * */
@@ -168,7 +174,8 @@ struct smi_view_kept {
 
 /* The large blocks that thread slot `i`, which has an owner, keeps: those that its entries name and
  * whose marks name the entries. Of a settled view. */
-struct smi_view_kept smi_view_kept(struct smi_view *view, uint32_t i, const struct smf_thread *thread);
+struct smi_view_kept smi_view_kept(struct smi_view *view, uint32_t i,
+                                   const struct smf_thread *thread);
 
 /* A cached slot and where it is cached; or a retired block, of any size, and in whose bag it is. */
 struct smi_cached {
@@ -179,14 +186,14 @@ struct smi_cached {
     uint8_t is_retired;
 };
 
-/* All slots in the stacks of owned thread slots, and what is in their bags, ascending by ref. Free `*out`. Stacks and limbos
- * that cannot be read are left out. 0, or -ENOMEM. */
+/* All slots in the stacks of owned thread slots, and what is in their bags, ascending by ref. Free
+ * `*out`. Stacks and limbos that cannot be read are left out. 0, or -ENOMEM. */
 int smi_view_cached(struct smi_view *view, struct smi_cached **out, size_t *count);
 
-/* The block that begins at `ref` and that a program has: 1, or 0 when there is none. `cached` is what smi_view_cached
- * gave. */
-int smi_view_find_block(struct smi_view *view, const struct smi_cached *cached, size_t count, uint64_t ref,
-                        shmalloc_block *out);
+/* The block that begins at `ref` and that a program has: 1, or 0 when there is none. `cached` is
+ * what smi_view_cached gave. */
+int smi_view_find_block(struct smi_view *view, const struct smi_cached *cached, size_t count,
+                        uint64_t ref, shmalloc_block *out);
 
 /* The two bags of a thread slot; NULL: it names none, or what cannot be one. */
 const struct smf_bag *smi_view_limbo(struct smi_view *view, const struct smf_thread *thread);

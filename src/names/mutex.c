@@ -2,21 +2,23 @@
 /*
  * mutex.c - shmalloc_mutex: a robust mutex in a user's block.
  *
- * The generation tells whether the pthread mutex inside was initialised since the heap was last attached
- * from rest; if not, its words mean nothing (a reboot or a copy may have frozen them while held) and it is
- * made anew. The owner names the thread slot, so that whoever gets the mutex after a death, be it in a later
- * generation, is told, and first resolves what the dead thread was doing to a ref word under it.
+ * The generation tells whether the pthread mutex inside was initialised since the heap was last
+ * attached from rest; if not, its words mean nothing (a reboot or a copy may have frozen them while
+ * held) and it is made anew. The owner names the thread slot, so that whoever gets the mutex after
+ * a death, be it in a later generation, is told, and first resolves what the dead thread was doing
+ * to a ref word under it.
  *
  * The owner's word tells all, and each change of it is one store:
  *
  *   0                 free                        a thread's name           held
  *   SMF_LEFT          free, left inconsistent     the name and SMF_LEFT     held by who was told so
  *
- * With SMF_OWNER_TX, too, it is the thread's transaction that holds it. What that was changing when it died is what it was
- * before, or after, when the next owner gets the mutex: so nothing is left inconsistent by it.
+ * With SMF_OWNER_TX, too, it is the thread's transaction that holds it. What that was changing when
+ * it died is what it was before, or after, when the next owner gets the mutex: so nothing is left
+ * inconsistent by it.
  *
- * The pthread mutex is taken before the word says so and given up after, so whoever has it and finds a name finds that of a
- * dead thread.
+ * The pthread mutex is taken before the word says so and given up after, so whoever has it and
+ * finds a name finds that of a dead thread.
  */
 #include "names/mutex.h"
 
@@ -32,8 +34,8 @@ static struct smf_user_mutex *find_mutex(const shmalloc_heap *heap, shmalloc_mut
 {
     struct smf_user_mutex *m = smi_mutex_of(heap, mutex);
     if (!m)
-        *rc = smi_error(-EINVAL, "%s: the mutex at %p is not an 8-aligned block of the heap", heap->path,
-                        (void *)mutex);
+        *rc = smi_error(-EINVAL, "%s: the mutex at %p is not an 8-aligned block of the heap",
+                        heap->path, (void *)mutex);
     return m;
 }
 
@@ -49,12 +51,14 @@ static uint64_t held_since(const struct smf_thread *slot, uint64_t ref)
 }
 
 /* "process 12 (name), thread 34, for 5.6 s". All of it may change meanwhile. */
-static void name_holder(const shmalloc_heap *heap, const struct smf_user_mutex *m, char *text, size_t size)
+static void name_holder(const shmalloc_heap *heap, const struct smf_user_mutex *m, char *text,
+                        size_t size)
 {
     uint64_t owner = SMI_LOAD(&m->owner), ref = (uint64_t)((const uint8_t *)m - heap->base);
     const struct smf_thread *slot = smi_thread_slot(heap, (uint32_t)(owner & SMF_OWNER_SLOT) - 1);
     uint64_t process = slot ? SMI_LOAD(&slot->owner) - 1 : SMF_PROCESSES;
-    if (!slot || process >= SMF_PROCESSES || SMI_LOAD(&slot->serial) != owner >> SMF_OWNER_SERIAL_SHIFT) {
+    if (!slot || process >= SMF_PROCESSES ||
+        SMI_LOAD(&slot->serial) != owner >> SMF_OWNER_SERIAL_SHIFT) {
         snprintf(text, size, "a thread that is about to lock or unlock it");
         return;
     }
@@ -77,8 +81,9 @@ static int refused_mutex(const shmalloc_heap *heap, const struct smf_user_mutex 
     if (rc != -EBUSY && rc != -ETIMEDOUT && rc != -EDEADLK)
         return smi_refused(rc, "%s: mutex at %#llx", heap->path, (unsigned long long)ref);
     name_holder(heap, m, holder, sizeof(holder));
-    return smi_error(rc, "%s: the mutex at %#llx is held by %s%s", heap->path, (unsigned long long)ref, holder,
-                     rc == -EDEADLK ? ": the calling thread itself, which has to unlock it first" : "");
+    return smi_error(
+        rc, "%s: the mutex at %#llx is held by %s%s", heap->path, (unsigned long long)ref, holder,
+        rc == -EDEADLK ? ": the calling thread itself, which has to unlock it first" : "");
 }
 
 void smi_mutex_forget_other(struct smi_thread *t, const struct smf_user_mutex *m)
@@ -109,7 +114,8 @@ static int renew(shmalloc_heap *heap, struct smf_user_mutex *m)
     int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
-    if (m->generation != heap->generation) { /* the owner stays named: who locks next is told of its death */
+    if (m->generation != heap->generation) { /* the owner stays named: who locks next is told of its
+                                                death */
         rc = smi_os_mutex_init(m->mutex);
         if (rc == 0)
             __atomic_store_n(&m->generation, heap->generation, __ATOMIC_RELEASE);
@@ -120,8 +126,8 @@ static int renew(shmalloc_heap *heap, struct smf_user_mutex *m)
     return rc;
 }
 
-/* The owner, as it was named, died: its link record and its transaction are settled before anybody touches what the mutex
- * guards. */
+/* The owner, as it was named, died: its link record and its transaction are settled before anybody
+ * touches what the mutex guards. */
 static int settle_owner(struct smi_thread *t, uint64_t owner)
 {
     shmalloc_heap *heap = t->heap;
@@ -132,7 +138,8 @@ static int settle_owner(struct smi_thread *t, uint64_t owner)
     int rc = smi_lock_acquire(heap, SMF_LOCK_RECOVER);
     if (rc < 0)
         return rc;
-    if (slot->owner != 0 && slot->serial == owner >> SMF_OWNER_SERIAL_SHIFT) { /* else adopted already, and settled with that */
+    /* else adopted already, and settled with that */
+    if (slot->owner != 0 && slot->serial == owner >> SMF_OWNER_SERIAL_SHIFT) {
         rc = smi_lock_pass(heap, SMF_LOCK_CLASS_FIRST, heap->lock_count - 1);
         if (rc == 0)
             rc = heap->settle_slot(heap, slot, index);
@@ -150,15 +157,17 @@ int smi_mutex_inherit(struct smi_thread *t, struct smf_user_mutex *m, int rc, ui
         if (smi_raw_inherit(m->mutex) < 0)
             return refused_mutex(heap, m, -EINVAL);
     }
-    /* Unlocking clears the owner first, so one that is still named died, in this generation or before. One that is not
-     * named was killed before its lock returned, or after its unlock began. */
+    /* Unlocking clears the owner first, so one that is still named died, in this generation or
+     * before. One that is not named was killed before its lock returned, or after its unlock
+     * began. */
     uint64_t dead = SMI_LOAD(&m->owner);
     if ((dead & SMF_OWNER_SLOT) != 0 && (rc = settle_owner(t, dead)) < 0) {
         smi_raw_unlock(m->mutex);
         return rc;
     }
     uint64_t left = dead == 0 || (dead & SMF_OWNER_TX) ? SMI_LOAD(&m->owner) & SMF_LEFT : SMF_LEFT;
-    SMI_STORE(&m->owner, t->name | left | flag); /* kill before it: the next one finds the same owner */
+    SMI_STORE(&m->owner, t->name | left | flag); /* kill before it: the next one finds the same
+                                                    owner */
     smi_mutex_note(t, m);
     return left ? SHMALLOC_OWNER_DIED : 0;
 }
@@ -192,8 +201,8 @@ int smi_mutex_lock(struct smi_thread *t, shmalloc_mutex *mutex, uint64_t timeout
 
 /* ---- to hold it, and to unlock ---- */
 
-/* The mutex, if the thread holds it; NULL and *rc otherwise. In a forked child's copy of a private heap no mutex is held,
- * whatever the owner's word says. */
+/* The mutex, if the thread holds it; NULL and *rc otherwise. In a forked child's copy of a private
+ * heap no mutex is held, whatever the owner's word says. */
 static struct smf_user_mutex *find_mine(const struct smi_thread *t, shmalloc_mutex *mutex, int *rc)
 {
     const shmalloc_heap *heap = t->heap;
@@ -201,12 +210,17 @@ static struct smf_user_mutex *find_mine(const struct smi_thread *t, shmalloc_mut
     if (!m || ((SMI_LOAD(&m->owner) & ~SMF_LEFT) == t->name && smi_mutex_is_current(heap, m)))
         return m;
     if (smi_mutex_is_in_tx(t, m)) {
-        *rc = smi_error(SHMALLOC_EINTX, "%s: the mutex at %p is held by this thread's transaction until its end; commit or "
-                                        "abort that", heap->path, (void *)mutex);
+        *rc = smi_error(
+            SHMALLOC_EINTX,
+            "%s: the mutex at %p is held by this thread's transaction until its end; commit or "
+            "abort that",
+            heap->path, (void *)mutex);
         return NULL;
     }
-    *rc = smi_error(SHMALLOC_ENOTOWNER, "%s: the calling thread does not hold the mutex at %p; whoever locked must unlock",
-                    heap->path, (void *)mutex);
+    *rc = smi_error(
+        SHMALLOC_ENOTOWNER,
+        "%s: the calling thread does not hold the mutex at %p; whoever locked must unlock",
+        heap->path, (void *)mutex);
     return NULL;
 }
 
@@ -232,7 +246,8 @@ int smi_mutex_unlock(struct smi_thread *t, shmalloc_mutex *mutex)
     if (!m)
         return rc;
     smi_mutex_forget(t, m);
-    SMI_STORE(&m->owner, SMI_LOAD(&m->owner) & SMF_LEFT); /* what an owner before left stays to be told */
+    SMI_STORE(&m->owner, SMI_LOAD(&m->owner) & SMF_LEFT); /* what an owner before left stays to be
+                                                             told */
     return smi_raw_unlock(m->mutex);
 }
 

@@ -2,16 +2,18 @@
 /*
  * roots.c - named roots.
  *
- * Each root is a block of the library's own arena in one of 512 chains. Under the roots lock a block goes
- * from the central heap to `scratch`, is filled, and is linked in one logged operation that clears `scratch`;
- * removal goes the other way. So repair has one rule: undo the log, free what `scratch` names.
+ * Each root is a block of the library's own arena in one of 512 chains. Under the roots lock a
+ * block goes from the central heap to `scratch`, is filled, and is linked in one logged operation
+ * that clears `scratch`; removal goes the other way. So repair has one rule: undo the log, free
+ * what `scratch` names.
  *
  * Invariants (check.c):
- *   R1  every chain is made of allocated blocks of the library's arena, each in the chain of its hash
+ *   R1  every chain is made of allocated blocks of the library's arena, each in the chain of its
+ *       hash
  *   R2  count is the number of roots
  *
- * Processes that can write read under the lock. Read-only ones, and all in a poisoned heap, read without, and again if `sequence`
- * changed meanwhile or is odd.
+ * Processes that can write read under the lock. Read-only ones, and all in a poisoned heap, read
+ * without, and again if `sequence` changed meanwhile or is odd.
  */
 #include "names/roots.h"
 
@@ -31,7 +33,8 @@ int smi_name_of(shmalloc_heap *heap, const char *text, struct smi_name *out)
 {
     size_t len = text ? strnlen(text, SMF_ROOT_NAME_MAX + 1) : 0;
     if (len == 0 || len > SMF_ROOT_NAME_MAX)
-        return smi_error(-EINVAL, "%s: a root's name has 1 to %d bytes", heap->path, SMF_ROOT_NAME_MAX);
+        return smi_error(-EINVAL, "%s: a root's name has 1 to %d bytes", heap->path,
+                         SMF_ROOT_NAME_MAX);
     *out = (struct smi_name){text, (uint32_t)len, (uint32_t)smi_hash(text, len)};
     return 0;
 }
@@ -48,7 +51,8 @@ static struct smf_root *root_at(const shmalloc_heap *heap, uint64_t ref)
         return NULL;
     struct smf_root *root = smi_at(heap, ref);
     uint32_t len = SMI_LOAD(&root->name_len);
-    return len <= SMF_ROOT_NAME_MAX && smi_in_heap(heap, ref, sizeof(*root) + len + 1) ? root : NULL;
+    return len <= SMF_ROOT_NAME_MAX && smi_in_heap(heap, ref, sizeof(*root) + len + 1) ? root
+                                                                                       : NULL;
 }
 
 static const char *name_in(const struct smf_root *root)
@@ -56,9 +60,10 @@ static const char *name_in(const struct smf_root *root)
     return (const char *)(root + 1);
 }
 
-/* The word that refers to the root of that name, or to the end of its chain, when *found becomes NULL; NULL in a
- * damaged chain. */
-static uint64_t *find_link(const shmalloc_heap *heap, const struct smi_name *name, struct smf_root **found)
+/* The word that refers to the root of that name, or to the end of its chain, when *found becomes
+ * NULL; NULL in a damaged chain. */
+static uint64_t *find_link(const shmalloc_heap *heap, const struct smi_name *name,
+                           struct smf_root **found)
 {
     uint64_t *link = &heap->roots->bucket[name->hash % SMF_ROOT_BUCKETS];
     for (uint32_t steps = 0; steps < LONGEST_CHAIN; steps++) {
@@ -93,14 +98,15 @@ static void end_change(shmalloc_heap *heap)
 }
 
 /* A new root at the head of its chain. */
-static int insert_root(shmalloc_heap *heap, const struct smi_name *name, uint64_t type, uint64_t ref,
-               uint64_t *scratch)
+static int insert_root(shmalloc_heap *heap, const struct smi_name *name, uint64_t type,
+                       uint64_t ref, uint64_t *scratch)
 {
     struct smf_roots *roots = heap->roots;
     int rc = smi_central_take_own(heap, sizeof(struct smf_root) + name->len + 1, &roots->scratch);
     if (rc < 0)
         return rc;
-    uint64_t *head = &roots->bucket[name->hash % SMF_ROOT_BUCKETS], made = SMI_LOAD(&roots->scratch);
+    uint64_t *head = &roots->bucket[name->hash % SMF_ROOT_BUCKETS],
+             made = SMI_LOAD(&roots->scratch);
     struct smf_root *root = root_at(heap, made);
     if (!root)
         return damaged_chain(heap, name);
@@ -151,9 +157,9 @@ int smi_roots_bind(shmalloc_heap *heap, const struct smi_name *name, uint64_t *t
     return rc;
 }
 
-/* Read something under the lock; or without it, when this process may not or cannot take it: then an answer counts
- * when nothing changed meanwhile. A writer that died in the middle leaves the sequence odd; then the last answer
- * has to do. */
+/* Read something under the lock; or without it, when this process may not or cannot take it: then
+ * an answer counts when nothing changed meanwhile. A writer that died in the middle leaves the
+ * sequence odd; then the last answer has to do. */
 typedef int reader_fn(const shmalloc_heap *heap, void *arg);
 
 static int read_unlocked(const shmalloc_heap *heap, reader_fn *reader, void *arg)
@@ -201,7 +207,8 @@ static int find_once(const shmalloc_heap *heap, void *arg)
     return 0;
 }
 
-int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type, uint64_t *ref)
+int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint64_t *type,
+                   uint64_t *ref)
 {
     struct question question = {name, 0, 0};
     int rc = read_roots(heap, find_once, &question);
@@ -217,7 +224,8 @@ int smi_roots_find(const shmalloc_heap *heap, const struct smi_name *name, uint6
 #define MOST_EDITS 2
 #define MOST_CANDIDATES 1000 /* a missing root must not cost more in a heap of many thousands */
 
-/* Edits that may be between a name and what was meant: the shorter, the fewer, or all short names would be alike. */
+/* Edits that may be between a name and what was meant: the shorter, the fewer, or all short names
+ * would be alike. */
 static unsigned edits_for(uint32_t len)
 {
     return len < 3 ? 0 : len < 6 ? 1 : MOST_EDITS;
@@ -233,24 +241,28 @@ static unsigned least_of(unsigned a, unsigned b)
     return a < b ? a : b;
 }
 
-/* How many bytes have to be inserted, left out, replaced or swapped with their neighbour to make `b` of `a`, large and
- * small letters being the same; `most` + 1 when it is more than that. Only MOST_EDITS columns beside the diagonal count.
- * rows[0] is of the byte before the last one, rows[1] of the last one. */
-static unsigned edits_between(const char *a, uint32_t a_len, const char *b, uint32_t b_len, unsigned most)
+/* How many bytes have to be inserted, left out, replaced or swapped with their neighbour to make
+ * `b` of `a`, large and small letters being the same; `most` + 1 when it is more than that. Only
+ * MOST_EDITS columns beside the diagonal count. rows[0] is of the byte before the last one, rows[1]
+ * of the last one. */
+static unsigned edits_between(const char *a, uint32_t a_len, const char *b, uint32_t b_len,
+                              unsigned most)
 {
     uint8_t memory[3][SMF_ROOT_NAME_MAX + 2], *rows[3] = {memory[0], memory[1], memory[2]};
     memset(memory, MOST_EDITS + 1, sizeof(memory));
     for (uint32_t j = 0; j <= MOST_EDITS; j++)
         rows[1][j] = (uint8_t)j;
     for (uint32_t i = 1; i <= a_len; i++) {
-        uint32_t first = i > MOST_EDITS ? i - MOST_EDITS : 1, last = least_of(i + MOST_EDITS, b_len);
+        uint32_t first = i > MOST_EDITS ? i - MOST_EDITS : 1,
+                 last = least_of(i + MOST_EDITS, b_len);
         unsigned best = MOST_EDITS + 1;
         memset(rows[2], MOST_EDITS + 1, b_len + 1);
         rows[2][0] = (uint8_t)least_of(i, MOST_EDITS + 1);
         for (uint32_t j = first; j <= last; j++) {
             unsigned edits = rows[1][j - 1] + (lower(a[i - 1]) != lower(b[j - 1]));
             edits = least_of(edits, 1u + least_of(rows[1][j], rows[2][j - 1]));
-            if (i > 1 && j > 1 && lower(a[i - 1]) == lower(b[j - 2]) && lower(a[i - 2]) == lower(b[j - 1]))
+            if (i > 1 && j > 1 && lower(a[i - 1]) == lower(b[j - 2]) &&
+                lower(a[i - 2]) == lower(b[j - 1]))
                 edits = least_of(edits, 1u + rows[0][j - 2]);
             rows[2][j] = (uint8_t)least_of(edits, MOST_EDITS + 1);
             best = least_of(best, rows[2][j]);
@@ -294,7 +306,8 @@ static int find_closest(const shmalloc_heap *heap, void *arg)
     best->edits = edits_for(best->name->len) + 1;
     best->text[0] = 0;
     for (uint32_t i = 0; i < SMF_ROOT_BUCKETS; i++)
-        for (uint64_t ref = SMI_LOAD(&heap->roots->bucket[i]); ref != 0 && looked_at < MOST_CANDIDATES; looked_at++) {
+        for (uint64_t ref = SMI_LOAD(&heap->roots->bucket[i]);
+             ref != 0 && looked_at < MOST_CANDIDATES; looked_at++) {
             const struct smf_root *root = root_at(heap, ref);
             if (!root)
                 break;
@@ -309,8 +322,8 @@ int smi_roots_missing(const shmalloc_heap *heap, const struct smi_name *name)
     struct candidate best = {.name = name};
     int rc = read_roots(heap, find_closest, &best);
     if (rc == 0 && best.text[0])
-        return smi_error(SHMALLOC_ENOROOT, "%s: no root \"%s\"; there is one named \"%s\"", heap->path, name->text,
-                         best.text);
+        return smi_error(SHMALLOC_ENOROOT, "%s: no root \"%s\"; there is one named \"%s\"",
+                         heap->path, name->text, best.text);
     return smi_error(SHMALLOC_ENOROOT, "%s: no root \"%s\"", heap->path, name->text);
 }
 
@@ -324,7 +337,8 @@ struct list {
 
 static int append_copy(struct list *list, const struct smf_root *root)
 {
-    uint32_t said = SMI_LOAD(&root->name_len), len = said <= SMF_ROOT_NAME_MAX ? said : SMF_ROOT_NAME_MAX;
+    uint32_t said = SMI_LOAD(&root->name_len),
+             len = said <= SMF_ROOT_NAME_MAX ? said : SMF_ROOT_NAME_MAX;
     size_t needed = (sizeof(shmalloc_root) + len + 8) & ~(size_t)7;
     if (list->used + needed > list->room) {
         size_t room = list->room * 2 + needed;
@@ -362,7 +376,8 @@ static int copy_all(const shmalloc_heap *heap, void *arg)
     return 0;
 }
 
-int smi_roots_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *root, void *arg), void *arg)
+int smi_roots_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *root, void *arg),
+                   void *arg)
 {
     struct list list = {NULL, 0, 0};
     int rc = read_roots(heap, copy_all, &list);
@@ -378,7 +393,8 @@ int smi_roots_each(const shmalloc_heap *heap, int (*visit)(const shmalloc_root *
     return rc;
 }
 
-int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name, const struct smi_unbinding *with)
+int smi_roots_remove(shmalloc_heap *heap, const struct smi_name *name,
+                     const struct smi_unbinding *with)
 {
     int rc = smi_lock_acquire(heap, SMF_LOCK_ROOTS);
     if (rc < 0)
@@ -411,8 +427,10 @@ int smi_roots_repair(shmalloc_heap *heap, uint32_t index)
 {
     (void)index;
     struct smf_roots *roots = heap->roots;
-    /* The library's classes first: in the middle of taking or giving a root's block their logs name `scratch`. */
-    uint32_t own = heap->arena_count, longest = smi_class_of(sizeof(struct smf_root) + SMF_ROOT_NAME_MAX + 1);
+    /* The library's classes first: in the middle of taking or giving a root's block their logs name
+     * `scratch`. */
+    uint32_t own = heap->arena_count,
+             longest = smi_class_of(sizeof(struct smf_root) + SMF_ROOT_NAME_MAX + 1);
     int rc = smi_lock_pass(heap, smi_lock_of_class(own, 0), smi_lock_of_class(own, longest));
     if (rc == 0)
         rc = smi_undo_apply(heap, &roots->log_count, roots->log, SMF_ROOT_LOG);

@@ -2,19 +2,22 @@
 /*
  * wait.c - sleeping on a word in the heap; condition variables.
  *
- * A futex wakes who sleeps, but a wake-up is no truth: whoever is killed on the way takes it along. The word is the truth,
- * and who sleeps looks at it again by himself after a slice of time. So these deaths cost a slice at most:
+ * A futex wakes who sleeps, but a wake-up is no truth: whoever is killed on the way takes it along.
+ * The word is the truth, and who sleeps looks at it again by himself after a slice of time. So
+ * these deaths cost a slice at most:
  *
  *   who stored the word is killed before the wake       the next slice finds another value
  *   who was woken, alone, is killed before it acts      the same, for all others
  *
- * A death before the store changes no word. So deaths are counted (smf_state.adoptions), a waiter looks for the
- * dead now and then, which adopts them, and when the count grew it goes back to its caller, who looks at what it waits for.
- * A waiter compares with the count that it knew before the caller looked: none is missed.
+ * A death before the store changes no word. So deaths are counted (smf_state.adoptions), a waiter
+ * looks for the dead now and then, which adopts them, and when the count grew it goes back to its
+ * caller, who looks at what it waits for. A waiter compares with the count that it knew before the
+ * caller looked: none is missed.
  *
- * A condition variable is a word that counts signals. Its lowest bit says that somebody may be asleep, so that a
- * signal that nobody waits for costs no system call. Only a signaller that woke nobody clears it, and wakes once more then,
- * for who fell asleep in between. There is no count of waiters, which the dead would make wrong.
+ * A condition variable is a word that counts signals. Its lowest bit says that somebody may be
+ * asleep, so that a signal that nobody waits for costs no system call. Only a signaller that woke
+ * nobody clears it, and wakes once more then, for who fell asleep in between. There is no count of
+ * waiters, which the dead would make wrong.
  */
 #include "names/wait.h"
 
@@ -44,16 +47,17 @@ static int refused_wait(const shmalloc_heap *heap, const void *word, int rc)
                        (unsigned long long)((uintptr_t)word - (uintptr_t)heap->base));
 }
 
-/* Sleep while the word is `expected` and no more than `known` deaths are counted. 0, -ETIMEDOUT without a message, or why
- * that cannot be. */
-static int sleep_on(shmalloc_heap *heap, const uint32_t *word, uint32_t expected, uint64_t deadline, uint64_t known,
-                    smi_look *look)
+/* Sleep while the word is `expected` and no more than `known` deaths are counted. 0, -ETIMEDOUT
+ * without a message, or why that cannot be. */
+static int sleep_on(shmalloc_heap *heap, const uint32_t *word, uint32_t expected, uint64_t deadline,
+                    uint64_t known, smi_look *look)
 {
     for (;;) {
         uint64_t now = smi_os_clock(), slice = now + SLICE_NS;
         if (deaths(heap) != known)
             return 0;
-        int rc = smi_os_futex_wait(word, expected, slice < deadline ? slice : deadline, heap->is_private);
+        int rc = smi_os_futex_wait(word, expected, slice < deadline ? slice : deadline,
+                                   heap->is_private);
         if (rc == 0 || rc == -EAGAIN)
             return 0;
         if (rc != -ETIMEDOUT && rc != -EINTR)
@@ -78,32 +82,36 @@ static void forget_waiter(struct smi_thread *t)
 }
 
 /* Is there an aligned record of that many bytes in the heap? 0, or -EINVAL. */
-static int find_record(const shmalloc_heap *heap, const void *record, uint64_t len, uint64_t alignment, const char *what)
+static int find_record(const shmalloc_heap *heap, const void *record, uint64_t len,
+                       uint64_t alignment, const char *what)
 {
     uint64_t ref;
     if (smi_ref_of(heap, record, &ref) && ref % alignment == 0 && smi_in_heap(heap, ref, len))
         return 0;
-    return smi_error(-EINVAL, "%s: the %s at %p is not in a block of the heap, or not %u-aligned", heap->path, what,
-                     record, (unsigned)alignment);
+    return smi_error(-EINVAL, "%s: the %s at %p is not in a block of the heap, or not %u-aligned",
+                     heap->path, what, record, (unsigned)alignment);
 }
 
 /* ---- words ---- */
 
-int smi_wait(struct smi_thread *t, const uint32_t *word, uint32_t expected, uint64_t timeout_ns, smi_look *look)
+int smi_wait(struct smi_thread *t, const uint32_t *word, uint32_t expected, uint64_t timeout_ns,
+             smi_look *look)
 {
     shmalloc_heap *heap = t->heap;
     int rc = find_record(heap, word, sizeof(*word), sizeof(*word), "word");
     if (rc < 0)
         return rc;
-    /* The caller has looked at what it waits for since its last wait ended, so what it knew then is what counts. */
+    /* The caller has looked at what it waits for since its last wait ended, so what it knew then is
+     * what counts. */
     uint64_t known = t->deaths_seen;
     note(t, word);
     rc = sleep_on(heap, word, expected, deadline_of(timeout_ns), known, look);
     forget_waiter(t);
     t->deaths_seen = deaths(heap);
-    return rc == -ETIMEDOUT ? smi_error(rc, "%s: the word at %#llx was %u all the time", heap->path,
-                                        (unsigned long long)((uintptr_t)word - (uintptr_t)heap->base), expected)
-                            : rc;
+    return rc == -ETIMEDOUT
+               ? smi_error(rc, "%s: the word at %#llx was %u all the time", heap->path,
+                           (unsigned long long)((uintptr_t)word - (uintptr_t)heap->base), expected)
+               : rc;
 }
 
 int smi_wake(shmalloc_heap *heap, const uint32_t *word, uint32_t count)
@@ -124,7 +132,8 @@ static int find_cond(const shmalloc_heap *heap, const shmalloc_cond *cond)
     return find_record(heap, cond, sizeof(*cond), 8, "condition variable");
 }
 
-int smi_cond_wait(struct smi_thread *t, shmalloc_cond *cond, shmalloc_mutex *mutex, uint64_t timeout_ns, smi_look *look)
+int smi_cond_wait(struct smi_thread *t, shmalloc_cond *cond, shmalloc_mutex *mutex,
+                  uint64_t timeout_ns, smi_look *look)
 {
     shmalloc_heap *heap = t->heap;
     struct smf_user_cond *c = (struct smf_user_cond *)cond;
@@ -133,8 +142,8 @@ int smi_cond_wait(struct smi_thread *t, shmalloc_cond *cond, shmalloc_mutex *mut
         rc = smi_mutex_mine(t, mutex);
     if (rc < 0)
         return rc;
-    /* Both before the mutex is unlocked: what is waited for changes under it only, so no signal and no death that comes
-     * after such a change is missed. */
+    /* Both before the mutex is unlocked: what is waited for changes under it only, so no signal and
+     * no death that comes after such a change is missed. */
     uint64_t known = deaths(heap), deadline = deadline_of(timeout_ns);
     uint32_t seen = __atomic_fetch_or(&c->sequence, ASLEEP, __ATOMIC_RELAXED) | ASLEEP;
     rc = smi_mutex_unlock(t, mutex);
@@ -158,10 +167,12 @@ static int tell_waiters(shmalloc_heap *heap, shmalloc_cond *cond, uint32_t count
     if (rc < 0)
         return rc;
     uint32_t before = __atomic_fetch_add(word, A_SIGNAL, __ATOMIC_RELAXED), now = before + A_SIGNAL;
-    if (!(before & ASLEEP)) /* kill before the wake: the slice of who sleeps ends with another value */
+    if (!(before & ASLEEP)) /* kill before the wake: the slice of who sleeps ends with another
+                               value */
         return 0;
     rc = smi_os_futex_wake(word, count, heap->is_private);
-    if (rc == 0 && __atomic_compare_exchange_n(word, &now, now & ~ASLEEP, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+    if (rc == 0 && __atomic_compare_exchange_n(word, &now, now & ~ASLEEP, 0, __ATOMIC_RELAXED,
+                                               __ATOMIC_RELAXED))
         rc = smi_os_futex_wake(word, UINT32_MAX, heap->is_private);
     return rc < 0 ? refused_wait(heap, word, rc) : 0;
 }

@@ -14,11 +14,12 @@
  *   P4  only first pages, and all pages of slabs, have a kind in their word
  *   P5  pages of spans that are not free have storage (RESERVED)
  *
- * RESERVED and ZERO are facts about storage, not part of any operation: they are stored outside the log,
- * in the order that is true at every instant. Storage first, then RESERVED. RESERVED cleared, then the
- * hole, then ZERO. ZERO cleared before the page is handed out.
+ * RESERVED and ZERO are facts about storage, not part of any operation: they are stored outside the
+ * log, in the order that is true at every instant. Storage first, then RESERVED. RESERVED cleared,
+ * then the hole, then ZERO. ZERO cleared before the page is handed out.
  *
- * Locking: all of it is [P].  Crash: one logged operation for each call; the log's bound is 126 words,
+ * Locking: all of it is [P].  Crash: one logged operation for each call; the log's bound is 126
+ *                             words,
  * the longest operation (taking an aligned slab out of the middle of a span) stores about 35.
  */
 #include "pages/pages.h"
@@ -48,15 +49,17 @@ static struct smi_op begin_spans(shmalloc_heap *heap)
 
 /* ---- claims ---- */
 
-/* Nobody but us may change the large block at `page` until unclaim(): 1; 0 when its mark is not `mark`. */
+/* Nobody but us may change the large block at `page` until unclaim(): 1; 0 when its mark is not
+ * `mark`. */
 static int claim(shmalloc_heap *heap, uint64_t page, uint64_t mark)
 {
     struct smf_state *state = heap->state;
     SMI_STORE(&state->claimed_mark, mark);
     SMI_STORE(&state->claimed, page);
-    uint64_t was = mark; /* the mark is no word of a log: others change it without the lock until it is claimed */
-    if (__atomic_compare_exchange_n(&smi_known_page(heap, page)->side, &was, SMF_MARK_CLAIMED, 0, __ATOMIC_ACQ_REL,
-                                    __ATOMIC_RELAXED))
+    uint64_t was = mark; /* the mark is no word of a log: others change it without the lock until it
+                            is claimed */
+    if (__atomic_compare_exchange_n(&smi_known_page(heap, page)->side, &was, SMF_MARK_CLAIMED, 0,
+                                    __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
         return 1;
     SMI_STORE(&state->claimed, 0);
     return 0;
@@ -124,7 +127,8 @@ static uint16_t word_of(shmalloc_heap *heap, uint64_t page)
 }
 
 /* Store facts (RESERVED, ZERO) of a run of pages. */
-static void set_storage_facts(shmalloc_heap *heap, uint64_t page, uint64_t count, uint16_t clear, uint16_t set)
+static void set_storage_facts(shmalloc_heap *heap, uint64_t page, uint64_t count, uint16_t clear,
+                              uint16_t set)
 {
     uint16_t *word = smi_word(heap, page); /* the pages of a span lie in one chunk */
     for (uint64_t i = 0; word && i < count; i++)
@@ -132,7 +136,8 @@ static void set_storage_facts(shmalloc_heap *heap, uint64_t page, uint64_t count
 }
 
 /* Store the kinds of a run of pages, logged: `step` is added for each further page. */
-static void set_kinds(struct smi_op *op, uint64_t page, uint64_t count, uint16_t kind, uint16_t step)
+static void set_kinds(struct smi_op *op, uint64_t page, uint64_t count, uint16_t kind,
+                      uint16_t step)
 {
     const uint16_t facts = SMF_WORD_ZERO | SMF_WORD_RESERVED;
     uint16_t *words = smi_known_word(op->heap, page);
@@ -152,8 +157,8 @@ static void set_kinds(struct smi_op *op, uint64_t page, uint64_t count, uint16_t
 }
 
 /* The second word of a descriptor: span length, kind, class, arena. */
-static void set_span(struct smi_op *op, uint64_t page, uint64_t count, uint8_t kind, uint8_t size_class,
-                     uint8_t arena)
+static void set_span(struct smi_op *op, uint64_t page, uint64_t count, uint8_t kind,
+                     uint8_t size_class, uint8_t arena)
 {
     struct smf_page *d = smi_known_page(op->heap, page);
     uint64_t value = (uint64_t)(uint32_t)count | (uint64_t)kind << 32 | (uint64_t)size_class << 40 |
@@ -190,7 +195,8 @@ static int insert_free(struct smi_op *op, uint64_t page, uint64_t count)
     if (count > 1)
         set_span(op, page + count - 1, count, SMF_PAGE_FREE_TAIL, 0, 0);
     smi_set(op, &smi_known_page(op->heap, page)->side, smi_os_tick());
-    int rc = smi_pageset_insert(op, &op->heap->page_heap->set[index], order_of(index), (uint32_t)page);
+    int rc =
+        smi_pageset_insert(op, &op->heap->page_heap->set[index], order_of(index), (uint32_t)page);
     update_set_bit(op, index);
     return rc;
 }
@@ -199,7 +205,8 @@ static int insert_free(struct smi_op *op, uint64_t page, uint64_t count)
 static int remove_free(struct smi_op *op, uint64_t page, uint64_t count)
 {
     int index = set_of(count);
-    int rc = smi_pageset_remove(op, &op->heap->page_heap->set[index], order_of(index), (uint32_t)page);
+    int rc =
+        smi_pageset_remove(op, &op->heap->page_heap->set[index], order_of(index), (uint32_t)page);
     update_set_bit(op, index);
     set_span(op, page, 0, SMF_PAGE_NONE, 0, 0);
     if (count > 1)
@@ -210,7 +217,8 @@ static int remove_free(struct smi_op *op, uint64_t page, uint64_t count)
 /* Do `count` pages from `page` lie in one chunk? Its pages share what leads to their words. */
 static int in_one_chunk(shmalloc_heap *heap, uint64_t page, uint64_t count)
 {
-    return count > 0 && page > 0 && smi_has_page(heap, page) && smi_has_page(heap, page + count - 1) &&
+    return count > 0 && page > 0 && smi_has_page(heap, page) &&
+           smi_has_page(heap, page + count - 1) &&
            heap->words[page >> SMI_GRANULE_PAGES_SHIFT] ==
                heap->words[(page + count - 1) >> SMI_GRANULE_PAGES_SHIFT];
 }
@@ -228,14 +236,16 @@ static uint64_t free_span_at(shmalloc_heap *heap, uint64_t page)
     return count;
 }
 
-/* The span of this kind that begins at `page`, as its descriptor says: length, or 0 when it cannot be one. */
+/* The span of this kind that begins at `page`, as its descriptor says: length, or 0 when it cannot
+ * be one. */
 static uint64_t span_at(shmalloc_heap *heap, uint64_t page, uint8_t kind)
 {
     const struct smf_page *d = smi_page(heap, page);
     uint32_t count = d ? SMI_LOAD(&d->page_count) : 0, k = d ? SMI_LOAD(&d->size_class) : 0;
     if (!d || d->kind != kind || !in_one_chunk(heap, page, count))
         return 0;
-    return kind != SMF_PAGE_SLAB || (k < SMF_CLASSES && count == smi_class_span_pages(k)) ? count : 0;
+    return kind != SMF_PAGE_SLAB || (k < SMF_CLASSES && count == smi_class_span_pages(k)) ? count
+                                                                                          : 0;
 }
 
 /* The free span that ends just before `page`: its first page, or 0. */
@@ -247,7 +257,8 @@ static uint64_t free_span_before(shmalloc_heap *heap, uint64_t page)
         return 0;
     if (d->kind == SMF_PAGE_FREE && count == 1)
         return page - 1;
-    return d->kind == SMF_PAGE_FREE_TAIL && free_span_at(heap, page - count) == count ? page - count : 0;
+    return d->kind == SMF_PAGE_FREE_TAIL && free_span_at(heap, page - count) == count ? page - count
+                                                                                      : 0;
 }
 
 /* ---- storage ---- */
@@ -269,7 +280,8 @@ static uint64_t run_of(shmalloc_heap *heap, uint64_t page, uint64_t length, uint
     uint64_t run = 0, four;
     while (word && run < length && (word[run] & SMF_WORD_RESERVED) == reserved) {
         run++;
-        while (run + 4 <= length && (memcpy(&four, &word[run], 8), (four & SMF_WORD_RESERVED * ones) == reserved * ones))
+        while (run + 4 <= length &&
+               (memcpy(&four, &word[run], 8), (four & SMF_WORD_RESERVED * ones) == reserved * ones))
             run += 4;
     }
     return run;
@@ -287,8 +299,8 @@ static uint64_t hole_run(shmalloc_heap *heap, uint64_t page, uint64_t length)
     return run_of(heap, page, length, 0);
 }
 
-/* Put storage behind a run of pages that have none. On a full file system ext4 leaves a part of it, which goes
- * back at once. */
+/* Put storage behind a run of pages that have none. On a full file system ext4 leaves a part of it,
+ * which goes back at once. */
 static int reserve_run(shmalloc_heap *heap, uint64_t page, uint64_t count)
 {
     int rc = smi_storage_reserve(heap, page << SMF_PAGE_SHIFT, count << SMF_PAGE_SHIFT);
@@ -299,8 +311,8 @@ static int reserve_run(shmalloc_heap *heap, uint64_t page, uint64_t count)
     return rc;
 }
 
-/* Pages that have storage are left out: tmpfs, giving up half way, takes back also what was reserved before
- * and not written yet. */
+/* Pages that have storage are left out: tmpfs, giving up half way, takes back also what was
+ * reserved before and not written yet. */
 static int reserve_exactly(shmalloc_heap *heap, uint64_t page, uint64_t count)
 {
     int rc = 0;
@@ -314,8 +326,8 @@ static int reserve_exactly(shmalloc_heap *heap, uint64_t page, uint64_t count)
     return rc;
 }
 
-/* See that `count` pages from `page` have storage, and while at it some of the `behind` free pages that
- * follow, so that small requests do not each pay for a system call. */
+/* See that `count` pages from `page` have storage, and while at it some of the `behind` free pages
+ * that follow, so that small requests do not each pay for a system call. */
 static int reserve_pages(shmalloc_heap *heap, uint64_t page, uint64_t count, uint64_t behind)
 {
     if (all_have(heap, page, count, SMF_WORD_RESERVED))
@@ -332,23 +344,26 @@ static int reserve_pages(shmalloc_heap *heap, uint64_t page, uint64_t count, uin
 
 /* ---- growth ---- */
 
-/* Do `count` chunks follow each other and end where a heap of `size` bytes does? Its file must not be shorter: what
- * lies behind its end must not be touched, not even to read a poisoned heap. */
+/* Do `count` chunks follow each other and end where a heap of `size` bytes does? Its file must not
+ * be shorter: what lies behind its end must not be touched, not even to read a poisoned heap. */
 static int check_chunks(shmalloc_heap *heap, uint64_t count, uint64_t size)
 {
     uint64_t at = 0;
     for (uint64_t i = 0; i < count && i < SMF_CHUNKS; i++) {
         const struct smf_chunk chunk = heap->directory[i];
         if (!smi_chunk_follows(&chunk, at, size >> SMF_PAGE_SHIFT, &heap->areas))
-            return smi_heap_poison(heap, "chunk %llu has %u pages from page %u, expected to begin at page %llu and to "
-                                   "end at page %llu at most",
-                                   (unsigned long long)i, chunk.page_count, chunk.first_page,
-                                   (unsigned long long)at, (unsigned long long)(size >> SMF_PAGE_SHIFT));
+            return smi_heap_poison(
+                heap,
+                "chunk %llu has %u pages from page %u, expected to begin at page %llu and to "
+                "end at page %llu at most",
+                (unsigned long long)i, chunk.page_count, chunk.first_page, (unsigned long long)at,
+                (unsigned long long)(size >> SMF_PAGE_SHIFT));
         at += chunk.page_count;
     }
     if (at << SMF_PAGE_SHIFT != size)
         return smi_heap_poison(heap, "chunks end at byte %llu, the heap at byte %llu",
-                               (unsigned long long)(at << SMF_PAGE_SHIFT), (unsigned long long)size);
+                               (unsigned long long)(at << SMF_PAGE_SHIFT),
+                               (unsigned long long)size);
     return 0;
 }
 
@@ -360,7 +375,8 @@ static unsigned long long bytes_of(uint64_t count)
 static int full(shmalloc_heap *heap, uint64_t count)
 {
     return smi_error(SHMALLOC_EFULL,
-                     "%s: pages of %llu bytes wanted; the heap has %llu of at most %llu bytes and its largest free "
+                     "%s: pages of %llu bytes wanted; the heap has %llu of at most %llu bytes and "
+                     "its largest free "
                      "run has %llu; free something or raise the maximum size",
                      heap->path, bytes_of(count), (unsigned long long)smi_size(heap),
                      (unsigned long long)heap->state->max_size,
@@ -373,8 +389,10 @@ static int no_room(shmalloc_heap *heap, uint64_t count)
     if (heap->state->max_size <= heap->reserved)
         return full(heap, count);
     return smi_error(SHMALLOC_EADDRESS,
-                     "%s: pages of %llu bytes wanted; this process has addresses for %llu bytes of the heap, which may "
-                     "grow to %llu; close and open it again, with a higher limit on address space if there is one",
+                     "%s: pages of %llu bytes wanted; this process has addresses for %llu bytes of "
+                     "the heap, which may "
+                     "grow to %llu; close and open it again, with a higher limit on address space "
+                     "if there is one",
                      heap->path, bytes_of(count), (unsigned long long)heap->reserved,
                      (unsigned long long)heap->state->max_size);
 }
@@ -383,24 +401,29 @@ static int no_room(shmalloc_heap *heap, uint64_t count)
 static int cannot_grow(shmalloc_heap *heap, int rc, uint64_t count, uint64_t old, uint64_t size)
 {
     if (rc == -EPERM && (smi_storage_guards(heap) & SMI_SEAL_GROW))
-        return smi_error(SHMALLOC_EFULL,
-                         "%s: pages of %llu bytes wanted; the file has %llu bytes, is sealed against growing (F_SEAL_GROW) "
-                         "and its largest free run has %llu; free something, or use a memfd without that seal",
-                         heap->path, bytes_of(count), (unsigned long long)old,
-                         (unsigned long long)smi_pages_largest(heap));
-    return smi_refused_change(rc, heap->fd, heap->path,
-                              "%s: cannot grow from %llu to %llu bytes, with a largest free run of %llu", heap->path,
-                              (unsigned long long)old, (unsigned long long)size,
-                              (unsigned long long)smi_pages_largest(heap));
+        return smi_error(
+            SHMALLOC_EFULL,
+            "%s: pages of %llu bytes wanted; the file has %llu bytes, is sealed against growing "
+            "(F_SEAL_GROW) "
+            "and its largest free run has %llu; free something, or use a memfd without that seal",
+            heap->path, bytes_of(count), (unsigned long long)old,
+            (unsigned long long)smi_pages_largest(heap));
+    return smi_refused_change(
+        rc, heap->fd, heap->path,
+        "%s: cannot grow from %llu to %llu bytes, with a largest free run of %llu", heap->path,
+        (unsigned long long)old, (unsigned long long)size,
+        (unsigned long long)smi_pages_largest(heap));
 }
 
-/* Length of a chunk, in pages, that has `count` data pages or is a usual step, halved `halved` times; 0 if it must be
- * longer than `limit` pages. */
+/* Length of a chunk, in pages, that has `count` data pages or is a usual step, halved `halved`
+ * times; 0 if it must be longer than `limit` pages. */
 static uint64_t chunk_length(shmalloc_heap *heap, uint64_t count, uint64_t limit, unsigned halved)
 {
     const uint64_t granule = SMF_GRANULE >> SMF_PAGE_SHIFT;
-    uint64_t step = heap->state->size / (heap->is_private ? 1 : 8); /* where length costs nothing, fewer chunks */
-    step = smi_round_up(((step > GROWTH_CAP ? GROWTH_CAP : step) >> halved) + 1, SMF_GRANULE) >> SMF_PAGE_SHIFT;
+    /* where length costs nothing, fewer chunks */
+    uint64_t step = heap->state->size / (heap->is_private ? 1 : 8);
+    step = smi_round_up(((step > GROWTH_CAP ? GROWTH_CAP : step) >> halved) + 1, SMF_GRANULE) >>
+           SMF_PAGE_SHIFT;
     if (step > limit)
         step = limit;
     /* n pages carry n * 66 bytes of metadata; one more page for rounding */
@@ -410,8 +433,8 @@ static uint64_t chunk_length(shmalloc_heap *heap, uint64_t count, uint64_t limit
     return length <= limit ? length : 0;
 }
 
-/* What lies in the file beyond the heap's end becomes zeros: it is cut off or, in a sealed file, whose length is all it
- * will ever have, or cannot be less, a hole. */
+/* What lies in the file beyond the heap's end becomes zeros: it is cut off or, in a sealed file,
+ * whose length is all it will ever have, or cannot be less, a hole. */
 static int forget_rest(shmalloc_heap *heap, uint64_t old, uint64_t *length)
 {
     if (smi_storage_guards(heap) & (SMI_SEAL_GROW | SMI_SEAL_SHRINK))
@@ -420,7 +443,8 @@ static int forget_rest(shmalloc_heap *heap, uint64_t old, uint64_t *length)
     return smi_storage_set_length(heap, old);
 }
 
-/* Bring the heap from `old` to `size` bytes with storage for the new chunk's metadata; zeros beyond what was. */
+/* Bring the heap from `old` to `size` bytes with storage for the new chunk's metadata; zeros beyond
+ * what was. */
 static int lengthen(shmalloc_heap *heap, uint64_t old, uint64_t size, const struct smf_chunk *chunk)
 {
     uint64_t length;
@@ -438,7 +462,8 @@ static int lengthen(shmalloc_heap *heap, uint64_t old, uint64_t size, const stru
     return rc;
 }
 
-/* Words and descriptors of a new chunk, whose metadata is mapped and zero: one free span of zeros. */
+/* Words and descriptors of a new chunk, whose metadata is mapped and zero: one free span of
+ * zeros. */
 static void format_chunk(shmalloc_heap *heap, const struct smf_chunk *chunk)
 {
     uint64_t offset = smi_chunk_words_offset(chunk, &heap->areas);
@@ -472,7 +497,8 @@ int smi_pages_lack_room(int rc)
     return rc == SHMALLOC_EFULL || rc == SHMALLOC_EADDRESS || is_short(rc);
 }
 
-/* `rc` says why a new chunk cannot be had: as much of it as can be, down to what `count` pages need. */
+/* `rc` says why a new chunk cannot be had: as much of it as can be, down to what `count` pages
+ * need. */
 static int lengthen_less(shmalloc_heap *heap, uint64_t count, int rc, struct smf_chunk *chunk)
 {
     uint64_t old = (uint64_t)chunk->first_page << SMF_PAGE_SHIFT;
@@ -486,7 +512,8 @@ static int lengthen_less(shmalloc_heap *heap, uint64_t count, int rc, struct smf
     return rc;
 }
 
-/* Add the next chunk: the one that was here before the file was cut, or a new one for `count` pages. */
+/* Add the next chunk: the one that was here before the file was cut, or a new one for `count`
+ * pages. */
 static int grow_once(shmalloc_heap *heap, uint64_t count)
 {
     struct smf_state *state = heap->state;
@@ -539,7 +566,8 @@ static int grow_once(shmalloc_heap *heap, uint64_t count)
 static uint64_t find_free(shmalloc_heap *heap, uint64_t count)
 {
     struct smf_page_heap *ph = heap->page_heap;
-    for (unsigned index = count <= SMF_EXACT_SETS ? (unsigned)count - 1 : BIG_SET; index < BIG_SET; index++) {
+    for (unsigned index = count <= SMF_EXACT_SETS ? (unsigned)count - 1 : BIG_SET; index < BIG_SET;
+         index++) {
         uint64_t bits = ph->set_bits[index / 64] >> (index % 64);
         if (bits == 0) {
             index |= 63;
@@ -549,7 +577,9 @@ static uint64_t find_free(shmalloc_heap *heap, uint64_t count)
         if (index < BIG_SET) {
             uint32_t page = smi_pageset_first(heap, &ph->set[index], SMI_BY_ADDRESS, 0);
             if (page == 0)
-                smi_heap_poison(heap, "set of free spans of %u pages is said to have some and has none", index + 1);
+                smi_heap_poison(heap,
+                                "set of free spans of %u pages is said to have some and has none",
+                                index + 1);
             return page;
         }
     }
@@ -601,7 +631,8 @@ static int find_place(shmalloc_heap *heap, const struct smi_take *request, struc
     uint64_t slack = request->alignment - 1;
     uint64_t span = find_free(heap, request->count + slack);
     while (span == 0) { /* chunks that were here before come back one by one and may be too short */
-        int rc = SMI_LOAD(&heap->state->poison) ? SHMALLOC_ECORRUPT : grow_once(heap, request->count + slack);
+        int rc = SMI_LOAD(&heap->state->poison) ? SHMALLOC_ECORRUPT
+                                                : grow_once(heap, request->count + slack);
         if (rc < 0)
             return rc;
         span = find_free(heap, request->count + slack);
@@ -624,14 +655,17 @@ static int store_place(shmalloc_heap *heap, const struct smi_take *request, stru
         return 0;
     struct stored_search search = {.count = request->count, .alignment = request->alignment};
     if (!find_stored(heap, &search))
-        return smi_refused_change(rc, heap->fd, heap->path, "%s: no storage for %llu bytes of the largest free run, %llu bytes",
-                                  heap->path, (unsigned long long)(request->count << SMF_PAGE_SHIFT),
-                                  (unsigned long long)smi_pages_largest(heap));
+        return smi_refused_change(
+            rc, heap->fd, heap->path,
+            "%s: no storage for %llu bytes of the largest free run, %llu bytes", heap->path,
+            (unsigned long long)(request->count << SMF_PAGE_SHIFT),
+            (unsigned long long)smi_pages_largest(heap));
     *place = (struct place){search.span, free_span_at(heap, search.span), search.page};
     return in_one_chunk(heap, place->page, request->count) ? 0 : damaged_spans(heap, place->page);
 }
 
-static int find_stored_place(shmalloc_heap *heap, const struct smi_take *request, struct place *place)
+static int find_stored_place(shmalloc_heap *heap, const struct smi_take *request,
+                             struct place *place)
 {
     int rc = find_place(heap, request, place);
     return rc == 0 ? store_place(heap, request, place) : rc;
@@ -724,12 +758,14 @@ static int merge_free(struct smi_op *op, uint64_t page, uint64_t count)
 
 static int no_block(const shmalloc_heap *heap, uint64_t page)
 {
-    return smi_error(SHMALLOC_EDOUBLEFREE, "%s: no block at %#llx: freed already, or never allocated", heap->path,
+    return smi_error(SHMALLOC_EDOUBLEFREE,
+                     "%s: no block at %#llx: freed already, or never allocated", heap->path,
                      (unsigned long long)page << SMF_PAGE_SHIFT);
 }
 
 /* Give a span back, a large block only if its mark is `mark`. */
-static int give_span(shmalloc_heap *heap, uint64_t page, uint8_t kind, uint64_t mark, uint64_t *holder, uint64_t *other)
+static int give_span(shmalloc_heap *heap, uint64_t page, uint8_t kind, uint64_t mark,
+                     uint64_t *holder, uint64_t *other)
 {
     SMI_ASSERT(smi_lock_is_ours(heap, smi_lock_of_pages(heap)));
     struct smf_page_heap *ph = heap->page_heap;
@@ -757,7 +793,8 @@ static int give_span(shmalloc_heap *heap, uint64_t page, uint8_t kind, uint64_t 
     return 0;
 }
 
-int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *holder, uint64_t *other)
+int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *holder,
+                   uint64_t *other)
 {
     int rc = lock_all(heap);
     if (rc < 0)
@@ -769,7 +806,8 @@ int smi_pages_give(shmalloc_heap *heap, uint32_t page, uint8_t kind, uint64_t *h
 
 /* ---- blocks that threads keep ---- */
 
-/* The mark of the large block of an entry of `spans`, when it says that this entry keeps it; else 0. */
+/* The mark of the large block of an entry of `spans`, when it says that this entry keeps it; else
+ * 0. */
 static uint64_t mark_of_kept(shmalloc_heap *heap, uint32_t slot_index, uint32_t i, uint64_t entry)
 {
     uint64_t count = entry & (SMF_PAGE - 1), page = entry >> SMF_PAGE_SHIFT;
@@ -781,14 +819,15 @@ static uint64_t mark_of_kept(shmalloc_heap *heap, uint32_t slot_index, uint32_t 
                : 0;
 }
 
-int smi_pages_give_kept(shmalloc_heap *heap, struct smf_thread *slot, uint32_t slot_index, uint32_t i)
+int smi_pages_give_kept(shmalloc_heap *heap, struct smf_thread *slot, uint32_t slot_index,
+                        uint32_t i)
 {
     int rc = SMI_LOAD(&slot->spans[i]) != 0 ? lock_all(heap) : 1;
     if (rc != 0)
         return rc < 0 ? rc : 0;
     uint64_t entry = SMI_LOAD(&slot->spans[i]), mark = mark_of_kept(heap, slot_index, i, entry);
-    if (mark == 0 || (rc = give_span(heap, entry >> SMF_PAGE_SHIFT, SMF_PAGE_LARGE, mark, &slot->spans[i], NULL)) ==
-                         SHMALLOC_EDOUBLEFREE) {
+    if (mark == 0 || (rc = give_span(heap, entry >> SMF_PAGE_SHIFT, SMF_PAGE_LARGE, mark,
+                                     &slot->spans[i], NULL)) == SHMALLOC_EDOUBLEFREE) {
         SMI_STORE(&slot->spans[i], 0);
         rc = 0;
     }
@@ -805,7 +844,8 @@ static uint64_t reclaim_kept(shmalloc_heap *heap)
     for (uint32_t index = 0; index < SMF_THREADS; index++) {
         struct smf_thread *slot = smi_thread_slot(heap, index);
         for (uint32_t i = 0; slot && i < SMF_SPANS; i++) {
-            uint64_t entry = SMI_LOAD(&slot->spans[i]), mark = entry ? mark_of_kept(heap, index, i, entry) : 0;
+            uint64_t entry = SMI_LOAD(&slot->spans[i]),
+                     mark = entry ? mark_of_kept(heap, index, i, entry) : 0;
             if (mark != 0 && !(mark & SMF_MARK_HELD) &&
                 give_span(heap, entry >> SMF_PAGE_SHIFT, SMF_PAGE_LARGE, mark, NULL, NULL) == 0)
                 sum++;
@@ -876,7 +916,8 @@ int smi_pages_resize(shmalloc_heap *heap, uint32_t page, uint64_t count)
     else if (count != old && !claim(heap, page, 0))
         rc = no_block(heap, page);
     else if (count != old)
-        rc = count < old ? shrink_block(heap, page, old, count) : extend_block(heap, page, old, count);
+        rc = count < old ? shrink_block(heap, page, old, count)
+                         : extend_block(heap, page, old, count);
     unclaim(heap);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     return rc;
@@ -901,13 +942,13 @@ int smi_pages_flag_slab(shmalloc_heap *heap, uint32_t page, uint16_t flag)
 
 /* ---- trimming ---- */
 
-/* Guards under which no hole can be made, and those under which the file must keep its length: what is cut off from one
- * that cannot grow is lost. */
+/* Guards under which no hole can be made, and those under which the file must keep its length: what
+ * is cut off from one that cannot grow is lost. */
 #define NO_HOLES (SMI_IMMUTABLE | SMI_APPEND_ONLY | SMI_SEAL_WRITE | SMI_SEAL_FUTURE_WRITE)
 #define NO_CUTS (SMI_IMMUTABLE | SMI_APPEND_ONLY | SMI_SEAL_GROW | SMI_SEAL_SHRINK)
 
-/* What goes back: runs of at least `min_pages` with storage, in spans freed at `before` or earlier, until
- * `budget` pages have gone. */
+/* What goes back: runs of at least `min_pages` with storage, in spans freed at `before` or earlier,
+ * until `budget` pages have gone. */
 struct trim {
     uint64_t min_pages, before, budget, pages;
     uint64_t lowest; /* storage below this page stays: requests are served from low addresses */
@@ -940,7 +981,8 @@ static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
     if ((trim->looked += length) > smi_size(heap) >> SMF_PAGE_SHIFT)
         return 1;
     uint64_t freed_at = SMI_LOAD(&smi_known_page(heap, page)->side);
-    if (freed_at > trim->before && freed_at <= smi_os_tick()) { /* later than now: of another boot, so old */
+    if (freed_at > trim->before && freed_at <= smi_os_tick()) { /* later than now: of another boot,
+                                                                   so old */
         trim->young = 1;
         return 0;
     }
@@ -962,7 +1004,8 @@ static int punch_span(shmalloc_heap *heap, uint32_t page, void *arg)
 static int punch_spans(shmalloc_heap *heap, struct trim *trim)
 {
     /* Spans shorter than `min_pages` lie in the sets before; no need to look at them. */
-    for (int index = trim->min_pages > SMF_EXACT_SETS ? BIG_SET : (int)trim->min_pages - 1; index <= BIG_SET; index++)
+    for (int index = trim->min_pages > SMF_EXACT_SETS ? BIG_SET : (int)trim->min_pages - 1;
+         index <= BIG_SET; index++)
         if (smi_pageset_each(heap, heap->page_heap->set[index], punch_span, trim))
             break;
     heap->page_heap->punched_pages += trim->pages;
@@ -974,7 +1017,8 @@ static uint64_t count_stored(shmalloc_heap *heap, uint64_t page, uint64_t length
 {
     const uint16_t *word = smi_word(heap, page);
     uint64_t sum = 0;
-    for (uint64_t i = 0; word && i < length; i++) /* plain loads, which a compiler does several of at once */
+    for (uint64_t i = 0; word && i < length; i++) /* plain loads, which a compiler does several of
+                                                     at once */
         sum += (word[i] & SMF_WORD_RESERVED) != 0;
     return sum;
 }
@@ -992,7 +1036,8 @@ static int add_stored(shmalloc_heap *heap, uint32_t page, void *arg)
     uint64_t length = free_span_at(heap, page);
     if ((tally->looked += length) > smi_size(heap) >> SMF_PAGE_SHIFT)
         return 1;
-    for (uint64_t at = page, next; at < page + length && at >> tally->shift < PARTS; at = next) { /* part by part */
+    /* part by part */
+    for (uint64_t at = page, next; at < page + length && at >> tally->shift < PARTS; at = next) {
         next = ((at >> tally->shift) + 1) << tally->shift;
         next = next < page + length ? next : page + length;
         tally->stored[at >> tally->shift] += count_stored(heap, at, next - at);
@@ -1019,8 +1064,8 @@ static uint64_t stored_pages(shmalloc_heap *heap, uint64_t retain, uint64_t *low
     return sum;
 }
 
-/* Is the link record of a thread armed that names a word from `ref` on? Its thread died, and who adopts it wants to read
- * that word, although the block that it lay in may have been freed. */
+/* Is the link record of a thread armed that names a word from `ref` on? Its thread died, and who
+ * adopts it wants to read that word, although the block that it lay in may have been freed. */
 static int is_linked(shmalloc_heap *heap, uint64_t ref)
 {
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
@@ -1044,7 +1089,8 @@ static int cut_tail(shmalloc_heap *heap, struct trim *trim)
     const struct smf_page *first = smi_page(heap, data);
     if (end << SMF_PAGE_SHIFT != SMI_LOAD(&state->size) || data >= end || !first)
         return damaged_spans(heap, chunk.first_page);
-    uint64_t freed_at = SMI_LOAD(&first->side); /* or the mark of a large block, which others change meanwhile */
+    uint64_t freed_at = SMI_LOAD(&first->side); /* or the mark of a large block, which others change
+                                                   meanwhile */
     if (free_span_at(heap, data) != count || (freed_at > trim->before && freed_at <= smi_os_tick()))
         return 0;
     uint64_t stored = count_stored(heap, data, count);
@@ -1081,16 +1127,17 @@ int64_t smi_pages_trim(shmalloc_heap *heap, uint64_t min_pages)
         rc = punch_spans(heap, &trim);
     smi_lock_release(heap, smi_lock_of_pages(heap));
     if (rc < 0)
-        return smi_refused_change(rc, heap->fd, heap->path, "%s: cannot give storage back", heap->path);
+        return smi_refused_change(rc, heap->fd, heap->path, "%s: cannot give storage back",
+                                  heap->path);
     return (int64_t)(trim.pages << SMF_PAGE_SHIFT);
 }
 
 /*
  * Give back what is stale.
  *
- * It reads the words of all free pages of the spans it looks at, 2 bytes for 8 KiB, rather than keeping their number:
- * RESERVED changes outside the log, hundreds of pages at a time, so a number that every kill leaves true would have
- * to be logged with more words than a log has.
+ * It reads the words of all free pages of the spans it looks at, 2 bytes for 8 KiB, rather than
+ * keeping their number: RESERVED changes outside the log, hundreds of pages at a time, so a number
+ * that every kill leaves true would have to be logged with more words than a log has.
  */
 static int decay(shmalloc_heap *heap, uint64_t most)
 {
@@ -1170,9 +1217,8 @@ int smi_pages_format(shmalloc_heap *heap, uint64_t size)
     heap->directory[0] = chunk;
     heap->state->chunk_count = 1;
     heap->state->size = size;
-    int rc = smi_storage_reserve(heap, 0,
-                                 smi_round_up(heap->areas.end + smi_chunk_metadata_bytes(chunk.page_count),
-                                          4096));
+    int rc = smi_storage_reserve(
+        heap, 0, smi_round_up(heap->areas.end + smi_chunk_metadata_bytes(chunk.page_count), 4096));
     if (rc < 0)
         return rc;
     format_chunk(heap, &chunk);

@@ -162,8 +162,8 @@ uint32_t smi_pageset_first(shmalloc_heap *heap, const uint64_t *root, enum smi_o
     return best_page;
 }
 
-int smi_pageset_each(shmalloc_heap *heap, uint64_t root, int (*visit)(shmalloc_heap *, uint32_t, void *),
-                     void *arg)
+int smi_pageset_each(shmalloc_heap *heap, uint64_t root,
+                     int (*visit)(shmalloc_heap *, uint32_t, void *), void *arg)
 {
     uint32_t stack[KEY_BITS + 2];
     unsigned used = 0;

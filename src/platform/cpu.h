@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* cpu.h - where the calling thread runs: a hint, one load where the C library keeps the kernel's answer. */
+/* cpu.h - where the calling thread runs: a hint, one load where the C library keeps the kernel's
+ * answer. */
 #ifndef SMI_CPU_H
 #define SMI_CPU_H
 
@@ -17,7 +18,9 @@
 /* 0 when it is not known. */
 static inline uint32_t smi_cpu(void)
 {
-    const struct rseq *area = (const struct rseq *)(const void *)((const char *)__builtin_thread_pointer() + __rseq_offset);
+    const struct rseq *area =
+        (const struct rseq *)(const void *)((const char *)__builtin_thread_pointer() +
+                                            __rseq_offset);
     return __rseq_size != 0 ? __atomic_load_n(&area->cpu_id, __ATOMIC_RELAXED) : 0;
 }
 #else

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * debug.h - assertions about our own logic. What is read from the file is input, not an invariant: it is
- * tested always, and answered with SHMALLOC_ECORRUPT.
+ * debug.h - assertions about our own logic. What is read from the file is input, not an invariant:
+ * it is tested always, and answered with SHMALLOC_ECORRUPT.
  */
 #ifndef SMI_DEBUG_H
 #define SMI_DEBUG_H

@@ -2,19 +2,20 @@
 /*
  * direct.h - system calls without a name that others may define.
  *
- * For os.c in the preload library alone (SMI_DIRECT_CALLS). Other preloaded libraries define open(), mmap(),
- * clock_gettime() and more, to look on or to change the answer, and may allocate in them. Called from malloc, under a
- * lock of the heap or while the heap is made, such a function would come back to malloc and wait for itself. So here
- * each system call is an instruction.
+ * For os.c in the preload library alone (SMI_DIRECT_CALLS). Other preloaded libraries define
+ * open(), mmap(), clock_gettime() and more, to look on or to change the answer, and may allocate in
+ * them. Called from malloc, under a lock of the heap or while the heap is made, such a function
+ * would come back to malloc and wait for itself. So here each system call is an instruction.
  *
- * Included after the system's headers: their functions become macros. They answer as the C library's do, -1 and errno;
- * none is a cancellation point. On other machines nothing changes. What os.c calls anew and this file lacks is found by
- * tests/preload/imported.sh.
+ * Included after the system's headers: their functions become macros. They answer as the C
+ * library's do, -1 and errno; none is a cancellation point. On other machines nothing changes. What
+ * os.c calls anew and this file lacks is found by tests/preload/imported.sh.
  */
 #ifndef SMI_DIRECT_H
 #define SMI_DIRECT_H
 
-#if defined(SMI_DIRECT_CALLS) && (defined(__x86_64__) || defined(__aarch64__) || (defined(__riscv) && __riscv_xlen == 64))
+#if defined(SMI_DIRECT_CALLS) &&                                                                   \
+    (defined(__x86_64__) || defined(__aarch64__) || (defined(__riscv) && __riscv_xlen == 64))
 
 #include <errno.h>
 #include <fcntl.h>
@@ -53,7 +54,10 @@ static inline long smi_direct_raw(long number, long a, long b, long c, long d, l
     register long x3 __asm__("x3") = d;
     register long x4 __asm__("x4") = e;
     register long x5 __asm__("x5") = f;
-    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+    __asm__ volatile("svc 0"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+                     : "memory");
     return x0;
 #else
     register long a7 __asm__("a7") = number;
@@ -63,7 +67,10 @@ static inline long smi_direct_raw(long number, long a, long b, long c, long d, l
     register long a3 __asm__("a3") = d;
     register long a4 __asm__("a4") = e;
     register long a5 __asm__("a5") = f;
-    __asm__ volatile("ecall" : "+r"(a0) : "r"(a7), "r"(a1), "r"(a2), "r"(a3), "r"(a4), "r"(a5) : "memory");
+    __asm__ volatile("ecall"
+                     : "+r"(a0)
+                     : "r"(a7), "r"(a1), "r"(a2), "r"(a3), "r"(a4), "r"(a5)
+                     : "memory");
     return a0;
 #endif
 }
@@ -82,7 +89,7 @@ static inline int smi_direct_int(long answer)
 }
 
 /* Up to six arguments, of any type that fits a register; what is missing is 0. */
-#define SMI_DIRECT_7(number, a, b, c, d, e, f, ...)                                                                    \
+#define SMI_DIRECT_7(number, a, b, c, d, e, f, ...)                                                \
     smi_direct_raw((long)(number), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
 #define SMI_DIRECT_RAW(...) SMI_DIRECT_7(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
 #define SMI_DIRECT(...) smi_direct_answer(SMI_DIRECT_RAW(__VA_ARGS__))
@@ -90,7 +97,8 @@ static inline int smi_direct_int(long answer)
 
 /* ---- what is no plain system call ---- */
 
-/* The page size is the kernel's, and no call tells it; but advice about no bytes is refused in the middle of a page. */
+/* The page size is the kernel's, and no call tells it; but advice about no bytes is refused in the
+ * middle of a page. */
 static inline long smi_direct_page_bytes(void)
 {
     long size = 4096;
@@ -107,7 +115,8 @@ static inline int smi_direct_clock(clockid_t clock, struct timespec *out)
     return fast && fast(clock, out) == 0 ? 0 : SMI_DIRECT_INT(SYS_clock_gettime, clock, out);
 }
 
-/* The kernel's set is a word. Two signals are the C library's own, which it never lets anybody block. */
+/* The kernel's set is a word. Two signals are the C library's own, which it never lets anybody
+ * block. */
 static inline int smi_direct_sigmask(int how, const sigset_t *set, sigset_t *was)
 {
     const unsigned long own = 3ul << 31; /* SIGCANCEL, SIGSETXID: 32 and 33 */

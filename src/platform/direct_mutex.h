@@ -2,9 +2,10 @@
 /*
  * direct_mutex.h - mutexes by names that nobody replaces: direct.h says why.
  *
- * glibc has had each function under a second name since it was young, and programs that were linked then need that one;
- * new ones are bound to it by its version. With another C library nothing changes. The calls that stay replaceable are
- * those that make attributes, which is done in no malloc but the first, and the wait for a mutex that is held.
+ * glibc has had each function under a second name since it was young, and programs that were linked
+ * then need that one; new ones are bound to it by its version. With another C library nothing
+ * changes. The calls that stay replaceable are those that make attributes, which is done in no
+ * malloc but the first, and the wait for a mutex that is held.
  */
 #ifndef SMI_DIRECT_MUTEX_H
 #define SMI_DIRECT_MUTEX_H
@@ -22,7 +23,7 @@
 #endif
 
 #ifdef SMI_DIRECT_VERSION
-#define SMI_DIRECT_NAME(name)                                                                                          \
+#define SMI_DIRECT_NAME(name)                                                                      \
     __asm__(".symver smi_direct_mutex_" #name ", __pthread_mutex_" #name "@" SMI_DIRECT_VERSION)
 SMI_DIRECT_NAME(init);
 SMI_DIRECT_NAME(lock);

@@ -2,11 +2,11 @@
 /*
  * error.c - codes to words, and the thread's message about its last failure.
  *
- * Messages lie in a table, which costs memory where it is used. A thread takes a place when it fails first, and has it
- * to its end; the place of a thread that is gone is taken by the next. So a failure needs no memory that might be
- * missing, no allocation that might come back to a lock that is held, and no destructor. As a thread-local array the
- * messages would cost every thread of the program, and libraries that are loaded late (dlopen) share some hundred
- * bytes of such memory.
+ * Messages lie in a table, which costs memory where it is used. A thread takes a place when it
+ * fails first, and has it to its end; the place of a thread that is gone is taken by the next. So a
+ * failure needs no memory that might be missing, no allocation that might come back to a lock that
+ * is held, and no destructor. As a thread-local array the messages would cost every thread of the
+ * program, and libraries that are loaded late (dlopen) share some hundred bytes of such memory.
  */
 #include "platform/error.h"
 
@@ -23,28 +23,31 @@
 #define PLACES 1024u  /* threads that failed and live */
 
 static char texts[PLACES][MESSAGE];
-/* Who took the place last: in the low half the kernel's thread id, 0 nobody's; in the high half how often it was taken. */
+/* Who took the place last: in the low half the kernel's thread id, 0 nobody's; in the high half how
+ * often it was taken. */
 static uint64_t owners[PLACES];
 
-/* This thread's place + 1, 0 none yet. In a forked child the thread has another id and takes the place again, unless
- * another thread of the child was faster. */
+/* This thread's place + 1, 0 none yet. In a forked child the thread has another id and takes the
+ * place again, unless another thread of the child was faster. */
 static _Thread_local uint32_t place;
 
-/* Take place `i` for this thread, which has none: unless somebody has it who lives. Ids come again, so this thread's
- * means one that is gone; and the count tells whether another took the place meanwhile, who may be this thread's namesake. */
+/* Take place `i` for this thread, which has none: unless somebody has it who lives. Ids come again,
+ * so this thread's means one that is gone; and the count tells whether another took the place
+ * meanwhile, who may be this thread's namesake. */
 static int take(uint32_t i, uint32_t me)
 {
     uint64_t owner = __atomic_load_n(&owners[i], __ATOMIC_ACQUIRE);
     uint32_t id = (uint32_t)owner;
     return (id == 0 || id == me || !smi_os_thread_exists((pid_t)id, 0)) &&
-           __atomic_compare_exchange_n(&owners[i], &owner, ((owner >> 32) + 1) << 32 | me, 0, __ATOMIC_ACQ_REL,
-                                       __ATOMIC_RELAXED);
+           __atomic_compare_exchange_n(&owners[i], &owner, ((owner >> 32) + 1) << 32 | me, 0,
+                                       __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
 
 /* The message of this thread, as long as it has one. */
 static char *text_of(uint32_t me)
 {
-    if (place > 0 && ((uint32_t)__atomic_load_n(&owners[place - 1], __ATOMIC_ACQUIRE) == me || take(place - 1, me)))
+    if (place > 0 && ((uint32_t)__atomic_load_n(&owners[place - 1], __ATOMIC_ACQUIRE) == me ||
+                      take(place - 1, me)))
         return texts[place - 1];
     place = 0;
     return NULL;
@@ -63,8 +66,8 @@ static char *room(void)
     return text;
 }
 
-/* The message is written. Who takes the place after this thread's end, which the kernel tells, has seen it: said in the
- * way that compilers and their tools know. */
+/* The message is written. Who takes the place after this thread's end, which the kernel tells, has
+ * seen it: said in the way that compilers and their tools know. */
 static void written(void)
 {
     if (place > 0)
@@ -87,17 +90,22 @@ static const char *remedy(int code)
 {
     switch (-code) {
     case ENOENT:
-        return "; it, or a folder on the way to it, is not there: give the name of a heap, or create one "
+        return "; it, or a folder on the way to it, is not there: give the name of a heap, or "
+               "create one "
                "(SHMALLOC_CREATE) in a folder that exists";
     case EBADF:
         return "; open the heap again, and leave descriptors alone that you did not open";
     case EACCES:
-        return "; needs permission to read it and, unless it is opened for reading only (SHMALLOC_READ_ONLY), to write "
-               "it, and to search its folders; to create or remove it, to write to the last of them";
+        return "; needs permission to read it and, unless it is opened for reading only "
+               "(SHMALLOC_READ_ONLY), to write "
+               "it, and to search its folders; to create or remove it, to write to the last of "
+               "them";
     case EPERM:
-        return "; this is not for want of permission to read or write: the kernel, or a security module, forbids it";
+        return "; this is not for want of permission to read or write: the kernel, or a security "
+               "module, forbids it";
     case EROFS:
-        return "; remount the file system for writing; a heap that is there can be opened for reading only "
+        return "; remount the file system for writing; a heap that is there can be opened for "
+               "reading only "
                "(SHMALLOC_READ_ONLY)";
     case ETXTBSY:
         return "; it is a program that runs, or swap space: give the name of a heap";
@@ -116,13 +124,15 @@ static const char *remedy(int code)
     case EFBIG:
         return "; raise the limit on file sizes (ulimit -f), or use a file system for larger files";
     case ENOMEM:
-        return "; free memory, or raise the limits on memory and mappings (ulimit -v, sysctl vm.max_map_count)";
+        return "; free memory, or raise the limits on memory and mappings (ulimit -v, sysctl "
+               "vm.max_map_count)";
     case ENOLCK:
         return "; the system has no lock left: close other files, or use a local file system";
     case EOPNOTSUPP:
         return "; use a file system that can do it, such as ext4, XFS or tmpfs";
     case -SHMALLOC_EPROC:
-        return "; mount it where this process sees it, whole (mount -t proc proc /proc, without subset=pid)";
+        return "; mount it where this process sees it, whole (mount -t proc proc /proc, without "
+               "subset=pid)";
     case EIO:
         return "; see the kernel's log for the device, and restore the file from a copy";
     default:
@@ -135,17 +145,22 @@ static const char *remedy_of(unsigned guards, int is_folder)
 {
     if (guards & SMI_IMMUTABLE)
         return is_folder ? "; its folder is immutable (an attribute): take that away (chattr -i)"
-                         : "; it is immutable (an attribute): take that away (chattr -i), or open it for reading only "
+                         : "; it is immutable (an attribute): take that away (chattr -i), or open "
+                           "it for reading only "
                            "(SHMALLOC_READ_ONLY)";
     if (guards & SMI_APPEND_ONLY)
-        return is_folder ? "; its folder can only be added to (an attribute): take that away (chattr -a)"
-                         : "; it can only be appended to (an attribute): take that away (chattr -a), or open it for "
-                           "reading only (SHMALLOC_READ_ONLY)";
+        return is_folder
+                   ? "; its folder can only be added to (an attribute): take that away (chattr -a)"
+                   : "; it can only be appended to (an attribute): take that away (chattr -a), or "
+                     "open it for "
+                     "reading only (SHMALLOC_READ_ONLY)";
     if (guards & SMI_SEAL_WRITE)
-        return "; it is sealed against writing (F_SEAL_WRITE): open it for reading only (SHMALLOC_READ_ONLY), or use a "
+        return "; it is sealed against writing (F_SEAL_WRITE): open it for reading only "
+               "(SHMALLOC_READ_ONLY), or use a "
                "memfd without that seal";
     if (guards & SMI_SEAL_FUTURE_WRITE)
-        return "; it is sealed against writing (F_SEAL_FUTURE_WRITE): open it for reading only (SHMALLOC_READ_ONLY), or "
+        return "; it is sealed against writing (F_SEAL_FUTURE_WRITE): open it for reading only "
+               "(SHMALLOC_READ_ONLY), or "
                "use a memfd without that seal";
     if (guards & SMI_SEAL_GROW)
         return "; it is sealed against growing (F_SEAL_GROW): use a memfd without that seal";
@@ -163,7 +178,8 @@ static const char *remedy_for(int code, int fd, const char *path)
     return found ? found : remedy(code);
 }
 
-__attribute__((format(printf, 3, 0))) static void explain(int code, const char *help, const char *format, va_list args)
+__attribute__((format(printf, 3, 0))) static void explain(int code, const char *help,
+                                                          const char *format, va_list args)
 {
     char *text = room();
     int len = text ? vsnprintf(text, MESSAGE, format, args) : -1;
@@ -208,7 +224,8 @@ static const char *const own_texts[] = {
     [-20000 - SHMALLOC_EFOREIGN] = "heap belongs to another architecture, libc or PID namespace",
     [-20000 - SHMALLOC_ECORRUPT] = "heap is damaged",
     [-20000 - SHMALLOC_EPOISONED] = "heap was found damaged before; it can only be read",
-    [-20000 - SHMALLOC_EUNCLEAN] = "heap was in use when the machine stopped or the file was copied",
+    [-20000 - SHMALLOC_EUNCLEAN] =
+        "heap was in use when the machine stopped or the file was copied",
     [-20000 - SHMALLOC_ELAYOUT] = "heap holds another application's data or another version of it",
     [-20000 - SHMALLOC_EBUSY] = "heap is busy in another process",
     [-20000 - SHMALLOC_EPROCESSES] = "too many processes have the heap open",
@@ -237,7 +254,8 @@ const char *shmalloc_strerror(int code)
     if (own > 0 && own < (int)(sizeof(own_texts) / sizeof(own_texts[0])) && own_texts[own])
         return own_texts[own];
     if (code >= 0)
-        return code == SHMALLOC_OWNER_DIED ? "locked, but an owner before died holding the mutex" : "success";
+        return code == SHMALLOC_OWNER_DIED ? "locked, but an owner before died holding the mutex"
+                                           : "success";
 #if defined(__GLIBC__) /* whose strerror is not thread-safe; NULL for what is no errno */
     const char *text = code > -4096 ? strerrordesc_np(-code) : NULL;
 #else

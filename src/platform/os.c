@@ -54,7 +54,8 @@ uint32_t smi_os_page_bytes(void)
 
 int smi_os_mutex_init(void *mutex)
 {
-    _Static_assert(sizeof(pthread_mutex_t) <= SMI_MUTEX_WORDS * sizeof(uint64_t), "a mutex fits its place");
+    _Static_assert(sizeof(pthread_mutex_t) <= SMI_MUTEX_WORDS * sizeof(uint64_t),
+                   "a mutex fits its place");
     pthread_mutexattr_t attr;
     int rc = pthread_mutexattr_init(&attr);
     if (rc != 0)
@@ -73,7 +74,8 @@ int smi_os_mutex_init(void *mutex)
 int smi_os_mutex_lock_until(void *mutex, uint64_t deadline)
 {
     struct timespec at;
-    /* Neither ThreadSanitizer nor musl knows pthread_mutex_clocklock; there, a clock that is set back lengthens a wait. */
+    /* Neither ThreadSanitizer nor musl knows pthread_mutex_clocklock; there, a clock that is set
+     * back lengthens a wait. */
 #if defined(__SANITIZE_THREAD__) || !defined(__GLIBC__)
     uint64_t until = smi_os_now() + (deadline - smi_os_clock());
     at = (struct timespec){(time_t)(until / 1000000000ull), (long)(until % 1000000000ull)};
@@ -178,8 +180,8 @@ const char *smi_os_unfit_file_system(int fd)
         {0x6969, "NFS"},       {0x517b, "SMB"},         {0xfe534d42, "SMB2"}, {0xff534d42, "CIFS"},
         {0x65735546, "FUSE"},  {0x01021997, "9P"},      {0x00c36400, "Ceph"}, {0x5346414f, "AFS"},
         {0x73757245, "Coda"},  {0x0bd00bd0, "Lustre"},  {0x7461636f, "OCFS2"}, {0x01161970, "GFS2"},
-        /* What maps a file of another file system: a lock is not pinned by a mapping. Who has a file of a lower layer open
-         * does not see what the first writer and all after him store. */
+        /* What maps a file of another file system: a lock is not pinned by a mapping. Who has a
+         * file of a lower layer open does not see what the first writer and all after him store. */
         {0x794c7630, "overlayfs"}, {0x61756673, "aufs"},
     };
     struct statfs fs;
@@ -200,14 +202,16 @@ uint64_t smi_os_free_for_reading(int fd)
     return (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize;
 }
 
-/* What open(2) answered, away from the numbers of standard input, output and errors: a program that runs without them
- * still writes there, and so do its libraries. A lock would move with the description. */
+/* What open(2) answered, away from the numbers of standard input, output and errors: a program that
+ * runs without them still writes there, and so do its libraries. A lock would move with the
+ * description. */
 static int settle(int fd)
 {
     if (fd < 0 || fd > STDERR_FILENO)
         return fd < 0 ? -errno : fd;
     int moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-    int rc = moved >= 0 ? moved : errno == EINVAL ? -EMFILE : -errno; /* EINVAL: the limit is below such numbers */
+    /* EINVAL: the limit is below such numbers */
+    int rc = moved >= 0 ? moved : errno == EINVAL ? -EMFILE : -errno;
     close(fd);
     return rc;
 }
@@ -301,8 +305,8 @@ int smi_os_publish(int fd, const char *path, const char *temp_name)
     char name[32];
     snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
     const char *from = temp_name[0] ? temp_name : name;
-    /* A rename leaves no second name to be removed; not every file system can do it without replacing. The call is not
-     * in every C library. */
+    /* A rename leaves no second name to be removed; not every file system can do it without
+     * replacing. The call is not in every C library. */
     const unsigned no_replace = 1;
     if (temp_name[0] && syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, path, no_replace) == 0)
         return 0;
@@ -359,7 +363,8 @@ int smi_os_write(int fd, const void *buf, size_t len, uint64_t offset)
 static int beyond_limit(uint64_t size)
 {
     struct rlimit limit;
-    return getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && size > limit.rlim_cur;
+    return getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
+           size > limit.rlim_cur;
 }
 
 int smi_os_truncate(int fd, uint64_t size)
@@ -442,7 +447,8 @@ int smi_os_sync_range(void *address, uint64_t len)
 static void *reserve_aligned(uint64_t len, uint64_t alignment)
 {
     uint64_t slack = alignment > 4096 ? alignment : 0; /* every mapping begins at an OS page */
-    char *area = mmap(NULL, len + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char *area =
+        mmap(NULL, len + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED)
         return NULL;
     if (slack == 0)
@@ -474,7 +480,8 @@ void *smi_os_reserve_zeros(uint64_t len)
 uint64_t smi_os_address_limit(void)
 {
     struct rlimit limit;
-    return getrlimit(RLIMIT_AS, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY ? UINT64_MAX : limit.rlim_cur;
+    return getrlimit(RLIMIT_AS, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY ? UINT64_MAX
+                                                                               : limit.rlim_cur;
 }
 
 int smi_os_allow(void *address, uint64_t len)
@@ -501,8 +508,9 @@ int smi_os_map(int fd, uint64_t len, int read_only, void *fixed, void **out)
     void *where = fixed ? fixed : reserve_aligned(len, MAP_ALIGNMENT);
     if (!where)
         return -ENOMEM;
-    void *area = mmap(where, len, protection,
-                      MAP_SHARED | MAP_NORESERVE | (fixed ? MAP_FIXED_NOREPLACE : MAP_FIXED), fd, 0);
+    void *area =
+        mmap(where, len, protection,
+             MAP_SHARED | MAP_NORESERVE | (fixed ? MAP_FIXED_NOREPLACE : MAP_FIXED), fd, 0);
     if (area == MAP_FAILED) {
         int rc = -errno;
         if (!fixed)
@@ -574,8 +582,8 @@ uint64_t smi_os_huge_bytes(const void *address, uint64_t len)
 
 void *smi_os_private(size_t len, size_t wiped)
 {
-    void *area = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-                      0);
+    void *area =
+        mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED)
         return NULL;
     if (wiped > 0 && madvise(area, wiped, MADV_WIPEONFORK) < 0) {
@@ -699,7 +707,8 @@ static uint64_t stat_field(const char *text, int number)
     return field ? strtoull(field + 1, NULL, 10) : 0;
 }
 
-/* Does /proc know processes by the ids that they have here? It may be mounted from another PID namespace. */
+/* Does /proc know processes by the ids that they have here? It may be mounted from another PID
+ * namespace. */
 static int proc_has_our_ids(void)
 {
     char text[16];
@@ -720,7 +729,8 @@ uint64_t smi_os_start_time(pid_t pid, pid_t tid)
 unsigned smi_os_threads(void)
 {
     char text[1024];
-    return read_text("/proc/self/stat", text, sizeof(text)) < 0 ? 0 : (unsigned)stat_field(text, 20);
+    return read_text("/proc/self/stat", text, sizeof(text)) < 0 ? 0
+                                                                : (unsigned)stat_field(text, 20);
 }
 
 int smi_os_faults(pid_t pid, uint64_t *minor, uint64_t *major)
@@ -935,7 +945,8 @@ int smi_os_futex_wait(const uint32_t *word, uint32_t expected, uint64_t until, i
 int smi_os_futex_wake(const uint32_t *word, uint32_t count, int is_private)
 {
     uint32_t most = count < INT_MAX ? count : INT_MAX;
-    long rc = most ? syscall(SYS_futex, word, futex_op(FUTEX_WAKE, is_private), most, NULL, NULL, 0) : 0;
+    long rc =
+        most ? syscall(SYS_futex, word, futex_op(FUTEX_WAKE, is_private), most, NULL, NULL, 0) : 0;
     return rc < 0 ? -errno : (int)rc;
 }
 

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * sized.h - a struct of the caller's that begins with its own size, so that both sides can be older than the other.
+ * sized.h - a struct of the caller's that begins with its own size, so that both sides can be older
+ * than the other.
  *
- * What a caller's struct lacks, because it is an older program's, counts as 0. What it has beyond the library's, because it
- * is a newer program's, must be 0: the library would not do what was asked for.
+ * What a caller's struct lacks, because it is an older program's, counts as 0. What it has beyond
+ * the library's, because it is a newer program's, must be 0: the library would not do what was
+ * asked for.
  */
 #ifndef SMI_SIZED_H
 #define SMI_SIZED_H
@@ -16,8 +18,8 @@
 /* A size above this is no struct's: memory that is not the caller's would be read. */
 #define SMI_SIZED_MOST 1024u
 
-/* How the caller's struct fits one of `known` bytes, of which the first `least` were there from the beginning: the bytes
- * that both have, or -EINVAL. */
+/* How the caller's struct fits one of `known` bytes, of which the first `least` were there from the
+ * beginning: the bytes that both have, or -EINVAL. */
 static inline int smi_sized(const void *given, size_t least, size_t known)
 {
     size_t size;

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * vdso.h - the kernel's own clock_gettime, which reads the clock without a system call; see vDSO(7).
+ * vdso.h - the kernel's own clock_gettime, which reads the clock without a system call; see
+ * vDSO(7).
  *
- * The kernel maps a small shared library into each process and tells its address behind the environment, on the stack
- * where the program began. Found there, because the C library's functions that tell it may be replaced by others.
+ * The kernel maps a small shared library into each process and tells its address behind the
+ * environment, on the stack where the program began. Found there, because the C library's functions
+ * that tell it may be replaced by others.
  */
 #ifndef SMI_VDSO_H
 #define SMI_VDSO_H
@@ -71,17 +73,21 @@ static inline void *smi_vdso_find(const char *base, const char *name)
 }
 
 #if defined(__GLIBC__) /* which tells constructors where the arguments are */
-/* Behind the arguments lies the environment, behind that what the kernel tells, each ended by a zero. */
+/* Behind the arguments lies the environment, behind that what the kernel tells, each ended by a
+ * zero. */
 __attribute__((constructor)) static void smi_vdso_look(int argc, char **argv)
 {
     char **environment = argv + argc + 1;
     while (*environment)
         environment++;
-    for (const Elf64_auxv_t *told = (const void *)(environment + 1); told->a_type != AT_NULL; told++)
-        if (told->a_type == AT_SYSINFO_EHDR && memcmp((const void *)told->a_un.a_val, ELFMAG, SELFMAG) == 0)
-            __atomic_store_n(&smi_vdso_clock_gettime,
-                             (smi_vdso_clock *)smi_vdso_find((const void *)told->a_un.a_val, SMI_VDSO_CLOCK),
-                             __ATOMIC_RELAXED);
+    for (const Elf64_auxv_t *told = (const void *)(environment + 1); told->a_type != AT_NULL;
+         told++)
+        if (told->a_type == AT_SYSINFO_EHDR &&
+            memcmp((const void *)told->a_un.a_val, ELFMAG, SELFMAG) == 0)
+            __atomic_store_n(
+                &smi_vdso_clock_gettime,
+                (smi_vdso_clock *)smi_vdso_find((const void *)told->a_un.a_val, SMI_VDSO_CLOCK),
+                __ATOMIC_RELAXED);
 }
 #endif
 

@@ -2,21 +2,25 @@
 /*
  * preload.c - malloc(3) and its family, for programs that know nothing of shmalloc.
  *
- * The library libshmalloc-preload.so is this file and the whole of shmalloc, of which it shows only the malloc
- * family. The fast paths stand in malloc() and free() themselves; everything else goes through the public calls.
+ * The library libshmalloc-preload.so is this file and the whole of shmalloc, of which it shows only
+ * the malloc family. The fast paths stand in malloc() and free() themselves; everything else goes
+ * through the public calls.
  *
- * Two heaps: `early`, a private one, is made by the first call, which may come from the dynamic linker, before any
- * constructor has run and before there is an environment. When our own constructor finds SHMALLOC_HEAP there, a heap
- * in that file takes over, and what the early heap handed out is still freed to it. At the very end of a process the
- * file's heap is left in order, and the early one serves again.
+ * Two heaps: `early`, a private one, is made by the first call, which may come from the dynamic
+ * linker, before any constructor has run and before there is an environment. When our own
+ * constructor finds SHMALLOC_HEAP there, a heap in that file takes over, and what the early heap
+ * handed out is still freed to it. At the very end of a process the file's heap is left in order,
+ * and the early one serves again.
  *
- * Nothing below may call malloc while it serves a call: shmalloc calls it nowhere on these ways but in
- * shmalloc_get_stats(), which holds no lock then, and when it opens a file, while the early heap serves.
+ * Nothing below may call malloc while it serves a call: shmalloc calls it nowhere on these ways but
+ * in shmalloc_get_stats(), which holds no lock then, and when it opens a file, while the early heap
+ * serves.
  *
- * Blocks are aligned to 16 bytes, those of up to 8 bytes to 8: no object that needs more fits in them.
+ * Blocks are aligned to 16 bytes, those of up to 8 bytes to 8: no object that needs more fits in
+ * them.
  *
- * A pointer that is of neither heap is left alone: some library had its own allocator, or it was allocated before the
- * dynamic linker knew us.
+ * A pointer that is of neither heap is left alone: some library had its own allocator, or it was
+ * allocated before the dynamic linker knew us.
  */
 #include <errno.h>
 #include <malloc.h>
@@ -50,8 +54,9 @@ static struct smi_file_info spoken_to; /* what it was when it was kept */
 static int is_spoken_to(void)
 {
     struct smi_file_info now;
-    return speak_to == STDERR_FILENO || (smi_os_stat(speak_to, &now) == 0 && now.device == spoken_to.device &&
-                                         now.inode == spoken_to.inode && now.mode == spoken_to.mode);
+    return speak_to == STDERR_FILENO ||
+           (smi_os_stat(speak_to, &now) == 0 && now.device == spoken_to.device &&
+            now.inode == spoken_to.inode && now.mode == spoken_to.mode);
 }
 
 static void say(const char *what, const char *why)
@@ -59,8 +64,9 @@ static void say(const char *what, const char *why)
     char text[700];
     if (!is_spoken_to())
         return;
-    int len = snprintf(text, sizeof(text), "shmalloc: %s[%d]: %s%s%s\n", program_invocation_short_name, (int)smi_os_process_id(),
-                       what, why ? ": " : "", why ? why : "");
+    int len =
+        snprintf(text, sizeof(text), "shmalloc: %s[%d]: %s%s%s\n", program_invocation_short_name,
+                 (int)smi_os_process_id(), what, why ? ": " : "", why ? why : "");
     smi_os_say(speak_to, text, len < (int)sizeof(text) ? (size_t)len : sizeof(text) - 1);
 }
 
@@ -70,7 +76,8 @@ static void say(const char *what, const char *why)
 static int be_born(void)
 {
     static pthread_mutex_t birth = PTHREAD_MUTEX_INITIALIZER;
-    static _Thread_local int is_bearing; /* what it calls may be replaced by a function that allocates: that fails */
+    static _Thread_local int is_bearing; /* what it calls may be replaced by a function that
+                                            allocates: that fails */
     if (is_bearing)
         return -ENOMEM;
     is_bearing = 1;
@@ -83,8 +90,8 @@ static int be_born(void)
     return rc;
 }
 
-/* A child that goes on would store into its parent's blocks, for a file's heap is shared by both. Its malloc is where
- * that is noticed, since children that exec at once rarely call it. */
+/* A child that goes on would store into its parent's blocks, for a file's heap is shared by both.
+ * Its malloc is where that is noticed, since children that exec at once rarely call it. */
 static int is_child_on_file(void)
 {
     return !heap->is_private && heap != &unborn && SMI_LOAD(&heap->epoch) == 0;
@@ -92,7 +99,8 @@ static int is_child_on_file(void)
 
 static void end_child(void)
 {
-    say("a forked child went on to allocate in its parent's heap file; with a heap in a file, children may only exec. "
+    say("a forked child went on to allocate in its parent's heap file; with a heap in a file, "
+        "children may only exec. "
         "Run it without --heap",
         NULL);
     _exit(125);
@@ -143,7 +151,8 @@ static LONG_WAY void free_any(void *block)
 {
     int before = errno;
     shmalloc_heap *from = block ? owner_of(block) : NULL;
-    if (from && from != left && !(from == heap && is_child_on_file()) && shmalloc_free(from, block) < 0 && strict) {
+    if (from && from != left && !(from == heap && is_child_on_file()) &&
+        shmalloc_free(from, block) < 0 && strict) {
         say("free", shmalloc_errmsg());
         abort();
     }
@@ -320,7 +329,8 @@ EXPORT struct mallinfo mallinfo(void)
     };
 }
 
-/* All that can be tuned is of another allocator; to accept it changes nothing that a program could rely on. */
+/* All that can be tuned is of another allocator; to accept it changes nothing that a program could
+ * rely on. */
 EXPORT int mallopt(int parameter, int value)
 {
     (void)parameter;
@@ -333,12 +343,14 @@ EXPORT void malloc_stats(void)
     char text[300];
     shmalloc_stats stats = figures();
     snprintf(text, sizeof(text),
-             "%llu bytes in %llu blocks allocated, %llu cached, %llu free; heap of %llu bytes in %llu chunk%s; at most "
+             "%llu bytes in %llu blocks allocated, %llu cached, %llu free; heap of %llu bytes in "
+             "%llu chunk%s; at most "
              "%llu KiB resident",
              (unsigned long long)stats.allocated, (unsigned long long)stats.allocated_blocks,
-             (unsigned long long)stats.cached, (unsigned long long)(stats.central_free + stats.free_pages),
-             (unsigned long long)stats.file_size, (unsigned long long)stats.chunks, stats.chunks == 1 ? "" : "s",
-             (unsigned long long)smi_os_peak() >> 10);
+             (unsigned long long)stats.cached,
+             (unsigned long long)(stats.central_free + stats.free_pages),
+             (unsigned long long)stats.file_size, (unsigned long long)stats.chunks,
+             stats.chunks == 1 ? "" : "s", (unsigned long long)smi_os_peak() >> 10);
     say(text, NULL);
 }
 
@@ -346,8 +358,8 @@ EXPORT void malloc_stats(void)
 
 static int print_at_end; /* SHMALLOC_STATS */
 
-/* Where the environment has the variable; NULL: nowhere. Shells have a getenv() and an unsetenv() of their own, for
- * their variables, which are not there yet. */
+/* Where the environment has the variable; NULL: nowhere. Shells have a getenv() and an unsetenv()
+ * of their own, for their variables, which are not there yet. */
 static char **find_variable(const char *name)
 {
     size_t len = strlen(name);
@@ -377,8 +389,8 @@ static int is_set(const char *name)
     return value && *value && strcmp(value, "0") != 0;
 }
 
-/* The last that runs in a process that ends by exit(): what comes after it, if anything, is served by the early heap, and
- * blocks of the file can only be read. */
+/* The last that runs in a process that ends by exit(): what comes after it, if anything, is served
+ * by the early heap, and blocks of the file can only be read. */
 static void leave_file(void *named)
 {
     if (heap != named || !smi_heap_may_leave(named))
@@ -388,8 +400,9 @@ static void leave_file(void *named)
     smi_heap_leave(named);
 }
 
-/* What atexit() calls, which would have it done before other libraries' destructors: they allocate, too. Handlers that
- * belong to no library and are there before the dynamic linker's own run after that has run all destructors. */
+/* What atexit() calls, which would have it done before other libraries' destructors: they allocate,
+ * too. Handlers that belong to no library and are there before the dynamic linker's own run after
+ * that has run all destructors. */
 extern int __cxa_atexit(void (*handler)(void *), void *argument, void *library);
 
 /* From here on blocks lie in the file. Programs that this one starts have private heaps. */
@@ -401,9 +414,10 @@ static void move_to_file(const char *path)
     options.layout = "shmalloc-run"; /* by which shmalloc-run knows what it may replace */
     int rc = shmalloc_open(path, &options, &named);
     if (rc < 0) {
-        say("cannot make the heap file",
-            rc == -EEXIST ? "it exists; remove it, or name it to shmalloc-run --heap, which replaces heaps of earlier runs"
-                          : shmalloc_errmsg());
+        say("cannot make the heap file", rc == -EEXIST
+                                             ? "it exists; remove it, or name it to shmalloc-run "
+                                               "--heap, which replaces heaps of earlier runs"
+                                             : shmalloc_errmsg());
         _exit(125);
     }
     named->stays = 1;
@@ -417,8 +431,10 @@ __attribute__((constructor)) static void begin(void)
     const char *path = variable("SHMALLOC_HEAP");
     strict = is_set("SHMALLOC_STRICT");
     print_at_end = is_set("SHMALLOC_STATS");
-    int kept = print_at_end ? smi_os_keep(speak_to) : -1; /* many programs close theirs before they end */
-    smi_context_set_up(); /* not by a malloc of the C library's, which comes under the lock of its list of handlers */
+    int kept = print_at_end ? smi_os_keep(speak_to) : -1; /* many programs close theirs before they
+                                                             end */
+    smi_context_set_up(); /* not by a malloc of the C library's, which comes under the lock of its
+                             list of handlers */
     if (is_set("SHMALLOC_HUGE_PAGES") && ready())
         smi_os_want_huge(early->base, early->reserved);
     if (path && *path && ready()) /* if not, every call will fail, and say so to who called */

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * block.c - single blocks, with every option. The common case never comes here: api.c serves it from the
- * thread's stack in line.
+ * block.c - single blocks, with every option. The common case never comes here: api.c serves it
+ * from the thread's stack in line.
  *
- * Small blocks: the slot on top of the stack, which is closed meanwhile, is prepared while it still is the stack's
- * (zeroed, tagged, marked), then counted out; with a destination the link record makes the store and the count one step.
- * Large blocks: one that the thread keeps, else the page heap's operation stores the destination itself. A large block
- * that must be filled before anybody sees it (zeroed, or a copy) or that was kept is named by the thread's
- * `scratch` meanwhile.
+ * Small blocks: the slot on top of the stack, which is closed meanwhile, is prepared while it still
+ * is the stack's (zeroed, tagged, marked), then counted out; with a destination the link record
+ * makes the store and the count one step. Large blocks: one that the thread keeps, else the page
+ * heap's operation stores the destination itself. A large block that must be filled before anybody
+ * sees it (zeroed, or a copy) or that was kept is named by the thread's `scratch` meanwhile.
  */
 #include "slots/block.h"
 
@@ -33,7 +33,8 @@ static int add_side(shmalloc_heap *heap, const struct smi_slot *slot)
 }
 
 /* What the block at `ref` must hold before somebody can know of it. `is_zero`: its bytes are. */
-static void make_as_asked(const shmalloc_heap *heap, const struct smi_request *request, uint64_t ref, int is_zero)
+static void make_as_asked(const shmalloc_heap *heap, const struct smi_request *request,
+                          uint64_t ref, int is_zero)
 {
     if (request->contents)
         memcpy(smi_at(heap, ref), request->contents, request->size);
@@ -49,7 +50,8 @@ static int prepare_slot(struct smi_thread *t, const struct smi_request *request,
         int rc = slot->slab->side && (slot->word & SMF_WORD_SIDE) ? 0 : add_side(heap, slot);
         uint16_t *tag = rc == 0 ? smi_slot_tag(heap, slot) : NULL;
         if (!tag)
-            return rc < 0 ? rc : smi_heap_poison(heap, "slab at page %u has no side array", slot->page);
+            return rc < 0 ? rc
+                          : smi_heap_poison(heap, "slab at page %u has no side array", slot->page);
         SMI_STORE(tag, request->tag);
     }
     uint64_t *bits = smi_slot_user_bits(heap, slot);
@@ -60,7 +62,8 @@ static int prepare_slot(struct smi_thread *t, const struct smi_request *request,
 }
 
 /* The slot on top of the stack of class k, made ready, but the stack's still. */
-static int top_slot(struct smi_thread *t, const struct smi_request *request, uint32_t k, struct smi_side *out)
+static int top_slot(struct smi_thread *t, const struct smi_request *request, uint32_t k,
+                    struct smi_side *out)
 {
     int rc = smi_stacks_refill(t, k);
     if (rc < 0)
@@ -82,7 +85,8 @@ static uint64_t pages_for(size_t size)
 }
 
 /* A large block; the word `holder`, if not NULL, names it from the instant it is taken. */
-static int take_pages(struct smi_thread *t, const struct smi_request *request, uint64_t *holder, uint64_t *ref)
+static int take_pages(struct smi_thread *t, const struct smi_request *request, uint64_t *holder,
+                      uint64_t *ref)
 {
     uint64_t alignment = request->alignment > SMF_PAGE ? request->alignment / SMF_PAGE : 1;
     struct smi_take take = {.count = pages_for(request->size ? request->size : 1),
@@ -100,8 +104,10 @@ static int take_pages(struct smi_thread *t, const struct smi_request *request, u
     return 0;
 }
 
-/* A large block that `scratch` names, or, if there is no `holder`, nothing: the thread's own if it keeps a fitting one. */
-static int take_large(struct smi_thread *t, const struct smi_request *request, int scratch, uint64_t *ref)
+/* A large block that `scratch` names, or, if there is no `holder`, nothing: the thread's own if it
+ * keeps a fitting one. */
+static int take_large(struct smi_thread *t, const struct smi_request *request, int scratch,
+                      uint64_t *ref)
 {
     *ref = request->tag == 0 && request->alignment <= SMF_PAGE && request->size <= SMI_KEPT_MOST
                ? smi_kept_take(t, pages_for(request->size), scratch)
@@ -117,12 +123,14 @@ static uint32_t class_for(const struct smi_request *request)
     if (request->size > SMI_MAX_SMALL)
         return SMF_CLASSES;
     size_t size = request->size ? request->size : 1;
-    return request->alignment > 8 ? smi_class_of_aligned(size, request->alignment) : smi_class_of(size);
+    return request->alignment > 8 ? smi_class_of_aligned(size, request->alignment)
+                                  : smi_class_of(size);
 }
 
 static const struct smi_side none = {0, NULL};
 
-static int take_small(struct smi_thread *t, const struct smi_request *request, uint32_t k, uint64_t *holder, uint64_t *ref)
+static int take_small(struct smi_thread *t, const struct smi_request *request, uint32_t k,
+                      uint64_t *holder, uint64_t *ref)
 {
     struct smi_side fresh = none;
     smi_stacks_close(t, k);
@@ -136,12 +144,14 @@ static int take_small(struct smi_thread *t, const struct smi_request *request, u
     return rc;
 }
 
-int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint64_t *holder, uint64_t *ref)
+int smi_block_take(struct smi_thread *t, const struct smi_request *request, uint64_t *holder,
+                   uint64_t *ref)
 {
     uint32_t k = class_for(request);
     if (k < SMF_CLASSES)
         return take_small(t, request, k, holder, ref);
-    if (holder && !request->zero && !request->contents && t->span_pages == 0) /* the page heap's operation stores it */
+    /* the page heap's operation stores it */
+    if (holder && !request->zero && !request->contents && t->span_pages == 0)
         return take_pages(t, request, holder, ref);
     int rc = take_large(t, request, holder != NULL, ref);
     if (rc == 0 && holder)
@@ -167,9 +177,10 @@ int smi_block_prepare(struct smi_thread *t, size_t size, uint32_t *k, uint64_t *
 
 static int not_a_block(const shmalloc_heap *heap, uint64_t ref)
 {
-    return smi_error(SHMALLOC_EBADREF,
-                     "%s: %#llx is not the first byte of a block of this heap; give what an allocation gave",
-                     heap->path, (unsigned long long)ref);
+    return smi_error(
+        SHMALLOC_EBADREF,
+        "%s: %#llx is not the first byte of a block of this heap; give what an allocation gave",
+        heap->path, (unsigned long long)ref);
 }
 
 static int is_large(const shmalloc_heap *heap, uint64_t ref)
@@ -187,7 +198,8 @@ static int find_user_slot(const shmalloc_heap *heap, uint64_t ref, struct smi_sl
                : 0;
 }
 
-/* A freed block that is known as such: a large one that somebody keeps, and any slot of a hardened heap. */
+/* A freed block that is known as such: a large one that somebody keeps, and any slot of a hardened
+ * heap. */
 static int is_free(const shmalloc_heap *heap, uint64_t ref)
 {
     struct smi_slot slot;
@@ -195,14 +207,16 @@ static int is_free(const shmalloc_heap *heap, uint64_t ref)
         const struct smf_page *page = smi_page(heap, ref >> SMF_PAGE_SHIFT);
         return page && (SMI_LOAD(&page->side) & SMF_MARK_KEPT);
     }
-    const uint64_t *bits =
-        heap->hardened && find_user_slot(heap, ref, &slot) == 0 ? smi_slot_user_bits(heap, &slot) : NULL;
+    const uint64_t *bits = heap->hardened && find_user_slot(heap, ref, &slot) == 0
+                               ? smi_slot_user_bits(heap, &slot)
+                               : NULL;
     return bits && !(SMI_LOAD(bits) & 1ull << (slot.index % 64));
 }
 
-/* The stack of the slot's class gets room. *late: a double free of another block came to light. `is_used`: is it the
- * user's, or was it retired? */
-static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int is_used, int *late)
+/* The stack of the slot's class gets room. *late: a double free of another block came to light.
+ * `is_used`: is it the user's, or was it retired? */
+static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot,
+                        int is_used, int *late)
 {
     shmalloc_heap *heap = t->heap;
     const struct smi_stack *stack = smi_stack_of(t, slot->k);
@@ -217,10 +231,12 @@ static int prepare_give(struct smi_thread *t, uint64_t ref, const struct smi_slo
     return *late ? 0 : rc;
 }
 
-/* The slot that was just pushed loses its tag and its user: after the push, because a thread killed between the
- * two leaves it in its stack, where adoption does the same; before it, the block would stay the user's, but
- * marked free. A user that was gone means that another thread freed it at the same time. */
-static int finish_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int is_used, int late)
+/* The slot that was just pushed loses its tag and its user: after the push, because a thread killed
+ * between the two leaves it in its stack, where adoption does the same; before it, the block would
+ * stay the user's, but marked free. A user that was gone means that another thread freed it at the
+ * same time. */
+static int finish_give(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int is_used,
+                       int late)
 {
     uint64_t *array = smi_stack_of(t, slot->k)->array;
     if (!smi_slot_forget(t->heap, slot) && is_used) {
@@ -234,11 +250,13 @@ static int free_large(struct smi_thread *t, uint64_t ref, uint64_t *holder)
 {
     int rc = smi_kept_give(t, ref, holder, 1);
     return rc != 0 ? (rc < 0 ? rc : 0)
-                   : smi_pages_give(t->heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, holder, NULL);
+                   : smi_pages_give(t->heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE,
+                                    holder, NULL);
 }
 
 /* The stack of the slot's class is closed. */
-static int free_slot(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int is_used, uint64_t *holder)
+static int free_slot(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot, int is_used,
+                     uint64_t *holder)
 {
     int late = 0, rc = prepare_give(t, ref, slot, is_used, &late);
     if (rc < 0)
@@ -291,21 +309,25 @@ int smi_block_may_free(const struct smi_thread *t, uint64_t ref)
 int smi_block_unuse(const shmalloc_heap *heap, uint64_t ref)
 {
     struct smi_slot slot;
-    uint64_t *bits = !is_large(heap, ref) && find_user_slot(heap, ref, &slot) == 0 ? smi_slot_user_bits(heap, &slot) : NULL;
+    uint64_t *bits = !is_large(heap, ref) && find_user_slot(heap, ref, &slot) == 0
+                         ? smi_slot_user_bits(heap, &slot)
+                         : NULL;
     uint64_t bit = bits ? 1ull << (slot.index % 64) : 0;
     return !bits || (__atomic_fetch_and(bits, ~bit, __ATOMIC_RELAXED) & bit) != 0;
 }
 
 /* ---- resizing ---- */
 
-/* Move to a new block with a destination that follows: one crash-atomic step. The stacks concerned are closed. The old
- * block's slot, NULL when it is a large one; the new one's class, or SMF_CLASSES. */
-static int move_closed(struct smi_thread *t, uint64_t *ref, const struct smi_slot *slot, uint32_t k, size_t old_size,
-                       size_t size, uint64_t *holder)
+/* Move to a new block with a destination that follows: one crash-atomic step. The stacks concerned
+ * are closed. The old block's slot, NULL when it is a large one; the new one's class, or
+ * SMF_CLASSES. */
+static int move_closed(struct smi_thread *t, uint64_t *ref, const struct smi_slot *slot, uint32_t k,
+                       size_t old_size, size_t size, uint64_t *holder)
 {
     struct smi_request request = {.size = size};
     struct smi_side fresh = none, old = {*ref, NULL};
-    int late = 0, rc = k < SMF_CLASSES ? top_slot(t, &request, k, &fresh) : take_large(t, &request, 1, &fresh.ref);
+    int late = 0, rc = k < SMF_CLASSES ? top_slot(t, &request, k, &fresh)
+                                       : take_large(t, &request, 1, &fresh.ref);
     if (rc == 0 && slot) {
         rc = prepare_give(t, *ref, slot, 1, &late);
         old.array = smi_stack_of(t, slot->k)->array;
@@ -320,19 +342,22 @@ static int move_closed(struct smi_thread *t, uint64_t *ref, const struct smi_slo
     *ref = fresh.ref;
     if (slot)
         return finish_give(t, old.ref, slot, 1, late);
-    rc = smi_pages_give(t->heap, (uint32_t)(old.ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &t->slot->link.op, NULL);
+    rc = smi_pages_give(t->heap, (uint32_t)(old.ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE,
+                        &t->slot->link.op, NULL);
     if (rc < 0)
         SMI_STORE(&t->slot->link.op, SMF_LINK_NONE); /* another thread freed it meanwhile */
     return rc;
 }
 
-static int move_linked(struct smi_thread *t, uint64_t *ref, size_t old_size, size_t size, uint64_t *holder)
+static int move_linked(struct smi_thread *t, uint64_t *ref, size_t old_size, size_t size,
+                       uint64_t *holder)
 {
     struct smi_slot slot;
     int large = is_large(t->heap, *ref), rc = large ? 0 : find_user_slot(t->heap, *ref, &slot);
     if (rc < 0)
         return rc;
-    uint32_t k = class_for(&(struct smi_request){.size = size}), old_k = large ? SMF_CLASSES : slot.k;
+    uint32_t k = class_for(&(struct smi_request){.size = size}),
+             old_k = large ? SMF_CLASSES : slot.k;
     if (k < SMF_CLASSES)
         smi_stacks_close(t, k);
     if (old_k < SMF_CLASSES)
@@ -367,7 +392,8 @@ int smi_block_resize(struct smi_thread *t, uint64_t *ref, size_t size, uint64_t 
         return not_a_block(t->heap, *ref);
     if (is_large(t->heap, *ref) && size > SMI_MAX_SMALL) {
         int rc = smi_pages_resize(t->heap, (uint32_t)(*ref >> SMF_PAGE_SHIFT), pages_for(size));
-        if (rc == SHMALLOC_EADDRESS || !smi_pages_lack_room(rc)) /* without addresses no span can be given back either */
+        if (rc == SHMALLOC_EADDRESS || !smi_pages_lack_room(rc)) /* without addresses no span can be
+                                                                    given back either */
             return rc;
     } else if (smi_stays(old_size, size)) {
         return 0;
@@ -382,7 +408,8 @@ size_t smi_block_size(const shmalloc_heap *heap, uint64_t ref)
     struct smi_slot slot;
     if (is_large(heap, ref)) {
         const struct smf_page *page = smi_page(heap, ref >> SMF_PAGE_SHIFT);
-        uint64_t count = page && !(SMI_LOAD(&page->side) & SMF_MARK_KEPT) ? SMI_LOAD(&page->page_count) : 0;
+        uint64_t count =
+            page && !(SMI_LOAD(&page->side) & SMF_MARK_KEPT) ? SMI_LOAD(&page->page_count) : 0;
         return smi_in_heap(heap, ref, count << SMF_PAGE_SHIFT) ? count << SMF_PAGE_SHIFT : 0;
     }
     return find_user_slot(heap, ref, &slot) < 0 ? 0 : smi_classes[slot.k].size;
@@ -392,9 +419,12 @@ size_t smi_block_size(const shmalloc_heap *heap, uint64_t ref)
 static int is_free_slot(struct smi_thread *t, uint64_t ref, const struct smi_slot *slot)
 {
     const struct smi_stack *stack = smi_stack_of(t, slot->k);
-    if (SMI_LOAD(smi_slab_bits(t->heap, slot->page, slot->k, slot->index / 64)) >> slot->index % 64 & 1)
+    if (SMI_LOAD(smi_slab_bits(t->heap, slot->page, slot->k, slot->index / 64)) >>
+            slot->index % 64 &
+        1)
         return 1;
-    uint64_t count = stack->array ? smi_stack_count(stack->array, (uint32_t)stack->capacity + 1) : 0;
+    uint64_t count =
+        stack->array ? smi_stack_count(stack->array, (uint32_t)stack->capacity + 1) : 0;
     for (uint64_t i = 1; i <= count && i <= stack->capacity; i++)
         if (SMI_LOAD(&stack->array[i]) == ref)
             return 1;
@@ -407,9 +437,10 @@ int smi_block_verify(struct smi_thread *t, uint64_t ref)
     int freed = is_free(t->heap, ref);
     if (!freed && smi_block_size(t->heap, ref) == 0)
         return not_a_block(t->heap, ref);
-    if (freed || (!is_large(t->heap, ref) && find_user_slot(t->heap, ref, &slot) == 0 && is_free_slot(t, ref, &slot)))
-        return smi_error(SHMALLOC_EBADREF, "%s: block at %#llx was freed; give one that is in use", t->heap->path,
-                         (unsigned long long)ref);
+    if (freed || (!is_large(t->heap, ref) && find_user_slot(t->heap, ref, &slot) == 0 &&
+                  is_free_slot(t, ref, &slot)))
+        return smi_error(SHMALLOC_EBADREF, "%s: block at %#llx was freed; give one that is in use",
+                         t->heap->path, (unsigned long long)ref);
     return 0;
 }
 

@@ -2,9 +2,9 @@
 /*
  * central.c - the central heap.
  *
- * Truth: one bit per slot. Derived, kept in the same logged operations: a slab's free_slots, hint and
- * membership in the set of slabs with free slots; the class's slab_count and free_slots. Slots are taken
- * from the slab with the lowest address, so that higher ones drain and go back.
+ * Truth: one bit per slot. Derived, kept in the same logged operations: a slab's free_slots, hint
+ * and membership in the set of slabs with free slots; the class's slab_count and free_slots. Slots
+ * are taken from the slab with the lowest address, so that higher ones drain and go back.
  *
  * Invariants (check.c):
  *   C1  free_slots of a slab equals its bits; no bit at or beyond its last slot
@@ -12,13 +12,13 @@
  *   C3  slab_count and free_slots of a class are the sums over its slabs
  *   C4  a slot is free here, in one stack, or used; never two of them
  *
- * Locking: one class lock for each class and arena; the page lock, and for side arrays the class locks of
- * the library's own arena, are taken inside.
+ * Locking: one class lock for each class and arena; the page lock, and for side arrays the class
+ * locks of the library's own arena, are taken inside.
  *
- * Crash: a batch commits slab by slab, each time together with the stack's count. A slab on its way between
- * the page heap and here is named by `pending`: set in the page heap's operation on the way in, in ours on the
- * way out. Repair gives such a slab back. The longest operation logs 8 words of bitmap, 4 of a set and 5
- * counts; the log has room for 30.
+ * Crash: a batch commits slab by slab, each time together with the stack's count. A slab on its way
+ * between the page heap and here is named by `pending`: set in the page heap's operation on the way
+ * in, in ours on the way out. Repair gives such a slab back. The longest operation logs 8 words of
+ * bitmap, 4 of a set and 5 counts; the log has room for 30.
  */
 #include "slots/central.h"
 
@@ -49,7 +49,8 @@ static int abandon_class(struct smi_op *op, int rc)
 }
 
 /* The third word of a slab's descriptor. */
-static void set_fill(struct smi_op *op, struct smf_page *slab, uint32_t free_slots, uint32_t hint, int in_set)
+static void set_fill(struct smi_op *op, struct smf_page *slab, uint32_t free_slots, uint32_t hint,
+                     int in_set)
 {
     uint64_t value = (uint64_t)free_slots | (uint64_t)hint << 16 | (uint64_t)in_set << 48;
     smi_set(op, (uint64_t *)(void *)&slab->free_slots, value);
@@ -87,7 +88,8 @@ static int give_pending(shmalloc_heap *heap, struct smf_central *central)
         /* a side array is the library's, whose locks come after ours */
         (side && (smi_slot_find(heap, side, &slot) < 0 || slot.arena != heap->arena_count ||
                   slab->arena == heap->arena_count)))
-        return smi_heap_poison(heap, "slab on its way to or from page %llu is none", (unsigned long long)page);
+        return smi_heap_poison(heap, "slab on its way to or from page %llu is none",
+                               (unsigned long long)page);
     int rc = side ? smi_central_give(heap, side, &slab->side, NULL) : 0;
     if (rc == 0)
         rc = smi_pages_give(heap, (uint32_t)page, SMF_PAGE_SLAB, &central->pending, NULL);
@@ -150,9 +152,10 @@ static int retire(shmalloc_heap *heap, struct smf_central *central, uint32_t k, 
     return give_pending(heap, central);
 }
 
-/* An empty slab goes back at once unless it holds the class's only free slots: then keeping it saves
- * making it again for the next request. */
-static int retire_if_spare(shmalloc_heap *heap, struct smf_central *central, uint32_t k, uint32_t page)
+/* An empty slab goes back at once unless it holds the class's only free slots: then keeping it
+ * saves making it again for the next request. */
+static int retire_if_spare(shmalloc_heap *heap, struct smf_central *central, uint32_t k,
+                           uint32_t page)
 {
     uint32_t slots = smi_classes[k].slots;
     if (smi_known_page(heap, page)->free_slots < slots || central->free_slots < 2ull * slots ||
@@ -163,10 +166,12 @@ static int retire_if_spare(shmalloc_heap *heap, struct smf_central *central, uin
 
 int smi_central_repair(shmalloc_heap *heap, uint32_t index)
 {
-    uint32_t arena = (index - SMF_LOCK_CLASS_FIRST) / SMF_CLASSES, k = (index - SMF_LOCK_CLASS_FIRST) % SMF_CLASSES;
+    uint32_t arena = (index - SMF_LOCK_CLASS_FIRST) / SMF_CLASSES,
+             k = (index - SMF_LOCK_CLASS_FIRST) % SMF_CLASSES;
     struct smf_central *central = central_of(heap, arena, k);
-    /* The page lock first: its owner may be the same victim, half way in or out with our slab. And the lock of side
-     * arrays: in the middle of giving one back, the slab does not name it any more, and will when that is undone. */
+    /* The page lock first: its owner may be the same victim, half way in or out with our slab. And
+     * the lock of side arrays: in the middle of giving one back, the slab does not name it any
+     * more, and will when that is undone. */
     uint32_t pages = smi_lock_of_pages(heap);
     int rc = smi_lock_pass(heap, pages, pages);
     if (rc == 0 && arena < heap->arena_count) {
@@ -184,12 +189,12 @@ int smi_central_repair(shmalloc_heap *heap, uint32_t index)
 
 static int impossible_count(shmalloc_heap *heap, uint32_t k, uint64_t count, uint64_t limit)
 {
-    return smi_heap_poison(heap, "stack of class %u holds %llu slots of at most %llu", k, (unsigned long long)count,
-                           (unsigned long long)limit);
+    return smi_heap_poison(heap, "stack of class %u holds %llu slots of at most %llu", k,
+                           (unsigned long long)count, (unsigned long long)limit);
 }
 
-/* Take up to `want` slots' bits out of a slab, logged; their refs go to `refs`. Returns the number, or a
- * negative code. */
+/* Take up to `want` slots' bits out of a slab, logged; their refs go to `refs`. Returns the number,
+ * or a negative code. */
 static int take_bits(struct smi_op *op, uint32_t page, uint32_t k, uint32_t want, uint64_t *refs)
 {
     shmalloc_heap *heap = op->heap;
@@ -200,8 +205,8 @@ static int take_bits(struct smi_op *op, uint32_t page, uint32_t k, uint32_t want
         for (; bits != 0 && got < want; bits &= bits - 1) {
             uint32_t index = w * 64 + (uint32_t)__builtin_ctzll(bits);
             if (index >= smi_classes[k].slots)
-                return smi_heap_poison(heap, "slab at page %u has a bit for slot %u of %u", page, index,
-                                       smi_classes[k].slots);
+                return smi_heap_poison(heap, "slab at page %u has a bit for slot %u of %u", page,
+                                       index, smi_classes[k].slots);
             refs[got++] = smi_slot_ref(page, k, index);
         }
         if (bits != *word) {
@@ -212,12 +217,13 @@ static int take_bits(struct smi_op *op, uint32_t page, uint32_t k, uint32_t want
             break;
     }
     if (got == 0 || got > slab->free_slots)
-        return smi_heap_poison(heap, "slab at page %u says %u free slots, its bits say otherwise", page,
-                               slab->free_slots);
+        return smi_heap_poison(heap, "slab at page %u says %u free slots, its bits say otherwise",
+                               page, slab->free_slots);
     return (int)got;
 }
 
-/* The slab's and the class's counts after `got` slots left; out of the set with a slab that is full. */
+/* The slab's and the class's counts after `got` slots left; out of the set with a slab that is
+ * full. */
 static int count_out(struct smi_op *op, struct smf_central *central, uint32_t page, uint32_t got,
                      uint32_t hint)
 {
@@ -228,7 +234,8 @@ static int count_out(struct smi_op *op, struct smf_central *central, uint32_t pa
     return left > 0 ? 0 : smi_pageset_remove(op, &central->set, SMI_BY_ADDRESS, page);
 }
 
-/* One operation: slots of the slab at `page` to the stack. Returns the number, or a negative code. */
+/* One operation: slots of the slab at `page` to the stack. Returns the number, or a negative
+ * code. */
 static int refill_from(shmalloc_heap *heap, struct smf_central *central, uint32_t page, uint32_t k,
                        struct smi_array stack, uint32_t want)
 {
@@ -254,7 +261,8 @@ static int refill_from(shmalloc_heap *heap, struct smf_central *central, uint32_
     return got;
 }
 
-/* The page of a slab with free slots; made if there is none and `make`; 0 none; or a negative code. */
+/* The page of a slab with free slots; made if there is none and `make`; 0 none; or a negative
+ * code. */
 static int64_t some_slab(shmalloc_heap *heap, uint32_t arena, uint32_t k, int make)
 {
     struct smf_central *central = central_of(heap, arena, k);
@@ -265,15 +273,17 @@ static int64_t some_slab(shmalloc_heap *heap, uint32_t arena, uint32_t k, int ma
     }
     uint32_t page = smi_pageset_first(heap, &central->set, SMI_BY_ADDRESS, 0);
     const struct smf_page *slab = smi_page(heap, page);
-    if (!slab || !smi_in_heap(heap, (uint64_t)page << SMF_PAGE_SHIFT, SMF_PAGE) || slab->kind != SMF_PAGE_SLAB ||
-        slab->size_class != k || slab->arena != arena ||
+    if (!slab || !smi_in_heap(heap, (uint64_t)page << SMF_PAGE_SHIFT, SMF_PAGE) ||
+        slab->kind != SMF_PAGE_SLAB || slab->size_class != k || slab->arena != arena ||
         !smi_page(heap, page + smi_class_span_pages(k) - 1ull))
-        return smi_heap_poison(heap, "set of slabs of class %u, arena %u leads to page %u, which is none", k,
-                               arena, page);
+        return smi_heap_poison(heap,
+                               "set of slabs of class %u, arena %u leads to page %u, which is none",
+                               k, arena, page);
     return page;
 }
 
-int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, struct smi_array stack, uint32_t want)
+int smi_central_refill(shmalloc_heap *heap, uint32_t arena, uint32_t k, struct smi_array stack,
+                       uint32_t want)
 {
     uint32_t lock = smi_lock_of_class(arena, k), got = 0;
     int rc = smi_lock_acquire(heap, lock);
@@ -310,7 +320,8 @@ int smi_central_take_own(shmalloc_heap *heap, size_t size, uint64_t *holder)
         struct smi_op op = begin_class(heap, central);
         rc = take_bits(&op, (uint32_t)page, k, 1, &ref);
         if (rc == 1) {
-            uint32_t index = (uint32_t)((ref - smi_slot_ref((uint32_t)page, k, 0)) / smi_classes[k].size);
+            uint32_t index =
+                (uint32_t)((ref - smi_slot_ref((uint32_t)page, k, 0)) / smi_classes[k].size);
             memset(smi_at(heap, ref), 0, smi_classes[k].size);
             rc = count_out(&op, central, (uint32_t)page, 1, index / 64);
         }
@@ -332,24 +343,27 @@ int smi_central_take_own(shmalloc_heap *heap, size_t size, uint64_t *holder)
 /* Set the slot's bit, logged. */
 static int set_bit(struct smi_op *op, struct smf_central *central, const struct smi_slot *slot)
 {
-    SMI_ASSERT(smi_lock_is_ours(op->heap, SMF_LOCK_CLASS_FIRST + (uint32_t)(central - op->heap->central)));
+    SMI_ASSERT(
+        smi_lock_is_ours(op->heap, SMF_LOCK_CLASS_FIRST + (uint32_t)(central - op->heap->central)));
     uint64_t *word = smi_slab_bits(op->heap, slot->page, slot->k, slot->index / 64);
     uint64_t bit = 1ull << (slot->index % 64);
     if (*word & bit) {
         central->double_frees++;
         return smi_error(SHMALLOC_EDOUBLEFREE,
-                         "%s: block at %#llx was free already when a stack of free slots was emptied; a heap made with "
-                         "SHMALLOC_HARDENED tells who freed it twice", op->heap->path,
+                         "%s: block at %#llx was free already when a stack of free slots was "
+                         "emptied; a heap made with "
+                         "SHMALLOC_HARDENED tells who freed it twice",
+                         op->heap->path,
                          (unsigned long long)smi_slot_ref(slot->page, slot->k, slot->index));
     }
     smi_set_again(op, word, *word | bit);
     return 0;
 }
 
-/* The slab's and the class's counts after `got` slots came, of which the lowest has its bit in word `lowest`; into
- * the set with a slab that was full. */
-static int count_in(struct smi_op *op, struct smf_central *central, const struct smi_slot *slot, uint32_t got,
-                    uint32_t lowest)
+/* The slab's and the class's counts after `got` slots came, of which the lowest has its bit in word
+ * `lowest`; into the set with a slab that was full. */
+static int count_in(struct smi_op *op, struct smf_central *central, const struct smi_slot *slot,
+                    uint32_t got, uint32_t lowest)
 {
     const struct smf_page *slab = slot->slab;
     int joins = !slab->in_set;
@@ -370,8 +384,8 @@ static int follow(struct smi_slot *slot, uint64_t ref)
     return 1;
 }
 
-/* One operation: the slots on top of a stack's array, down to `keep`, that are of the slab of the topmost come here,
- * as far as their bits lie in WORDS_PER_STEP words. */
+/* One operation: the slots on top of a stack's array, down to `keep`, that are of the slab of the
+ * topmost come here, as far as their bits lie in WORDS_PER_STEP words. */
 static int flush_slab(shmalloc_heap *heap, struct smf_central *central, struct smi_slot *slot,
                       struct smi_array stack, uint64_t count, uint32_t keep)
 {
@@ -400,9 +414,10 @@ static int flush_slab(shmalloc_heap *heap, struct smf_central *central, struct s
     return retired < 0 ? retired : rc;
 }
 
-/* The top slot of a stack's array, which has *count. One that is no slot of class k was freed twice, and its slab went
- * back between: it is dropped, and SHMALLOC_EDOUBLEFREE returned. */
-static int top_of_array(shmalloc_heap *heap, uint32_t k, struct smi_array stack, uint64_t *count, struct smi_slot *slot)
+/* The top slot of a stack's array, which has *count. One that is no slot of class k was freed
+ * twice, and its slab went back between: it is dropped, and SHMALLOC_EDOUBLEFREE returned. */
+static int top_of_array(shmalloc_heap *heap, uint32_t k, struct smi_array stack, uint64_t *count,
+                        struct smi_slot *slot)
 {
     uint64_t n = *count = SMI_LOAD(&stack.array[0]);
     if (n == 0 || n > stack.limit)
@@ -413,12 +428,14 @@ static int top_of_array(shmalloc_heap *heap, uint32_t k, struct smi_array stack,
     __atomic_fetch_add(&central_of(heap, 0, k)->double_frees, 1, __ATOMIC_RELAXED);
     SMI_STORE(&stack.array[0], n - 1);
     return smi_error(SHMALLOC_EDOUBLEFREE,
-                     "%s: block at %#llx was free already when a stack of free slots was emptied, and its slab was gone; a heap made "
+                     "%s: block at %#llx was free already when a stack of free slots was emptied, "
+                     "and its slab was gone; a heap made "
                      "with SHMALLOC_HARDENED tells who freed it twice",
                      heap->path, (unsigned long long)ref);
 }
 
-/* The run of slots on top of a stack's array that are of one class and arena comes here, one of them at least. */
+/* The run of slots on top of a stack's array that are of one class and arena comes here, one of
+ * them at least. */
 static int flush_run(shmalloc_heap *heap, uint32_t k, struct smi_array stack, uint32_t keep)
 {
     struct smi_slot slot;
@@ -463,7 +480,8 @@ int smi_central_give(shmalloc_heap *heap, uint64_t ref, uint64_t *holder, uint64
 {
     struct smi_slot slot;
     if (smi_slot_find(heap, ref, &slot) < 0)
-        return smi_heap_poison(heap, "%#llx is to be freed and is no slot", (unsigned long long)ref);
+        return smi_heap_poison(heap, "%#llx is to be freed and is no slot",
+                               (unsigned long long)ref);
     uint32_t lock = smi_lock_of_class(slot.arena, slot.k);
     int rc = smi_lock_acquire(heap, lock);
     if (rc < 0)
@@ -504,8 +522,8 @@ static struct smf_central *central_of_asides(shmalloc_heap *heap)
     return central_of(heap, heap->arena_count, smi_class_of(SMF_STRUCTURE_BYTES));
 }
 
-int smi_central_put_aside(shmalloc_heap *heap, uint64_t *head, uint64_t ref, uint64_t *next, uint64_t *holder,
-                          uint64_t then)
+int smi_central_put_aside(shmalloc_heap *heap, uint64_t *head, uint64_t ref, uint64_t *next,
+                          uint64_t *holder, uint64_t then)
 {
     int rc = smi_lock_acquire(heap, lock_of_asides(heap));
     if (rc < 0)

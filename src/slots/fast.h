@@ -2,15 +2,16 @@
 /*
  * fast.h - the fast paths: a pop from, or a push to, the calling thread's stack of the class.
  *
- * They take no lock and make no atomic read-modify-write; one store to a word of an open stack commits. Whatever is
- * unusual (another heap than last time, a forked child, an empty or full stack, a tagged slab, a hardened heap, a
- * pointer that is no block) fails one of their comparisons and goes the long way, which finds out. In line, because
- * every call on blocks begins with them.
+ * They take no lock and make no atomic read-modify-write; one store to a word of an open stack
+ * commits. Whatever is unusual (another heap than last time, a forked child, an empty or full
+ * stack, a tagged slab, a hardened heap, a pointer that is no block) fails one of their comparisons
+ * and goes the long way, which finds out. In line, because every call on blocks begins with them.
  *
- * What bounds them is not the number of instructions but chains of loads that end in the address of a store, since later
- * loads wait for that. So nothing here is looked up that can be remembered: the ref on top of each stack, in the thread's
- * context, and what a page is, in a table of this process (pagetable.h) that is indexed by address.
- * An entry holds as long as smf_state.reshaped says so, which grows whenever a slab of the heap ended or got a side array.
+ * What bounds them is not the number of instructions but chains of loads that end in the address of
+ * a store, since later loads wait for that. So nothing here is looked up that can be remembered:
+ * the ref on top of each stack, in the thread's context, and what a page is, in a table of this
+ * process (pagetable.h) that is indexed by address. An entry holds as long as smf_state.reshaped
+ * says so, which grows whenever a slab of the heap ended or got a side array.
  */
 #ifndef SMI_FAST_H
 #define SMI_FAST_H
@@ -27,7 +28,8 @@ static inline uint64_t smi_size_now(const struct smi_thread *t)
     return SMI_LOAD(&smi_state_of(t)->size);
 }
 
-/* Is the context one of this heap, as it is open now? Otherwise nothing that the context leads to may be there. */
+/* Is the context one of this heap, as it is open now? Otherwise nothing that the context leads to
+ * may be there. */
 static inline int smi_serves(const struct smi_thread *t, const shmalloc_heap *heap)
 {
     return SMI_LIKELY(SMI_LOAD(&t->serves) == heap);
@@ -38,9 +40,10 @@ static inline struct smi_top *smi_top_at(struct smi_thread *t, uint64_t at)
     return (struct smi_top *)(void *)((uint8_t *)t->top_of_kind + at);
 }
 
-/* The stack with a slot for `size` bytes on top; NULL when that takes the long way. The tables are smi_class_of()'s, which
- * does not ask whether there is a class. */
-static inline struct smi_top *smi_top_for(const shmalloc_heap *heap, struct smi_thread *t, size_t size)
+/* The stack with a slot for `size` bytes on top; NULL when that takes the long way. The tables are
+ * smi_class_of()'s, which does not ask whether there is a class. */
+static inline struct smi_top *smi_top_for(const shmalloc_heap *heap, struct smi_thread *t,
+                                          size_t size)
 {
     if (!smi_serves(t, heap))
         return NULL;
@@ -52,11 +55,14 @@ static inline struct smi_top *smi_top_for(const shmalloc_heap *heap, struct smi_
     else
         return NULL;
     struct smi_top *top = smi_top_at(t, at);
-    return SMI_LIKELY(top->ref - 1 < t->reserved - 1) ? top : NULL; /* neither 0 nor SMF_OPEN, of an empty stack */
+    /* neither 0 nor SMF_OPEN, of an empty stack */
+    return SMI_LIKELY(top->ref - 1 < t->reserved - 1) ? top : NULL;
 }
 
-/* The same when the library itself writes to the slot: a damaged stack must not lead it beyond the file's end. */
-static inline struct smi_top *smi_top_to_fill(const shmalloc_heap *heap, struct smi_thread *t, size_t size)
+/* The same when the library itself writes to the slot: a damaged stack must not lead it beyond the
+ * file's end. */
+static inline struct smi_top *smi_top_to_fill(const shmalloc_heap *heap, struct smi_thread *t,
+                                              size_t size)
 {
     struct smi_top *top = smi_top_for(heap, t, size);
     return SMI_LIKELY(top && smi_in_heap(heap, top->ref, size)) ? top : NULL;
@@ -68,8 +74,9 @@ static inline int smi_top_takes(const struct smi_top *top, uint64_t ref)
     return SMI_LIKELY((uint32_t)(uintptr_t)top->word != top->end && top->ref != ref);
 }
 
-/* The stack of the class of the slot at `ref`; NULL when that takes the long way. Any value of `ref` may come: its
- * address is computed as an integer, since a pointer must not leave its object. The context serves the heap. */
+/* The stack of the class of the slot at `ref`; NULL when that takes the long way. Any value of
+ * `ref` may come: its address is computed as an integer, since a pointer must not leave its object.
+ * The context serves the heap. */
 static inline struct smi_top *smi_top_of_any(struct smi_thread *t, uint64_t ref)
 {
     uintptr_t address = (uintptr_t)t->base + ref;
@@ -89,7 +96,8 @@ static inline struct smi_top *smi_top_of(struct smi_thread *t, uint64_t ref)
     return SMI_LIKELY(top != NULL) && smi_top_takes(top, ref) ? top : NULL;
 }
 
-/* Can a link record name the word at this offset in the mapping of a context that serves the heap? */
+/* Can a link record name the word at this offset in the mapping of a context that serves the
+ * heap? */
 static inline int smi_can_link(const struct smi_thread *t, uint64_t at)
 {
     return at % 8 == 0 && at < smi_size_now(t);
@@ -102,9 +110,11 @@ static inline uint32_t smi_slot_bytes(const struct smi_thread *t, const struct s
     return smi_classes[top - t->top_of_kind - 1].size;
 }
 
-/* Where the block at `ref` lies when it has `size` bytes; 0 when that takes the long way. `holder`: the word in the heap
- * that names it and follows it; NULL: there is none. The context serves the heap. */
-static inline uint64_t smi_resize(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref, size_t size, uint64_t *holder)
+/* Where the block at `ref` lies when it has `size` bytes; 0 when that takes the long way. `holder`:
+ * the word in the heap that names it and follows it; NULL: there is none. The context serves the
+ * heap. */
+static inline uint64_t smi_resize(const shmalloc_heap *heap, struct smi_thread *t, uint64_t ref,
+                                  size_t size, uint64_t *holder)
 {
     struct smi_top *old = smi_top_of(t, ref);
     if (SMI_UNLIKELY(!old))

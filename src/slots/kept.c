@@ -5,8 +5,9 @@
  *   give   entry stored; mark 0 -> kept: it is free
  *   take   mark kept -> 0: it is the program's; entry cleared
  *
- * A kill in between leaves an entry without a mark that names it, which counts for nothing. With a word in the heap the
- * step in the middle makes the mark `held`, which keeps others away while a link record or `scratch` names the block.
+ * A kill in between leaves an entry without a mark that names it, which counts for nothing. With a
+ * word in the heap the step in the middle makes the mark `held`, which keeps others away while a
+ * link record or `scratch` names the block.
  *
  * Invariant (check.c):
  *   K1  a mark that says kept names an entry that names the block
@@ -18,14 +19,18 @@
 
 #define ROOM (8ull << 20 >> SMF_PAGE_SHIFT) /* pages that a thread keeps at most */
 
-/* Pages that a thread of the heap may keep: none where freed blocks must be seen or go back at once. */
+/* Pages that a thread of the heap may keep: none where freed blocks must be seen or go back at
+ * once. */
 static uint64_t room_of(const shmalloc_heap *heap)
 {
     uint64_t share = SMI_LOAD(&heap->state->max_size) / 32 >> SMF_PAGE_SHIFT;
-    return heap->hardened || SMI_LOAD(&heap->state->decay_ns) == 0 ? 0 : share < ROOM ? share : ROOM;
+    return heap->hardened || SMI_LOAD(&heap->state->decay_ns) == 0 ? 0
+           : share < ROOM                                          ? share
+                                                                   : ROOM;
 }
 
-/* The descriptor of the large block of `count` pages at `ref`, which is all in the heap; else NULL. 0: of any length. */
+/* The descriptor of the large block of `count` pages at `ref`, which is all in the heap; else NULL.
+ * 0: of any length. */
 static struct smf_page *block_at(const shmalloc_heap *heap, uint64_t ref, uint64_t count)
 {
     struct smf_page *d = ref % SMF_PAGE == 0 ? smi_page(heap, ref >> SMF_PAGE_SHIFT) : NULL;
@@ -59,7 +64,8 @@ static int take_entry(struct smi_thread *t, uint32_t i, uint64_t ref, uint64_t p
         SMI_STORE(&t->slot->scratch, ref);
         __atomic_store_n(&d->side, 0, __ATOMIC_RELEASE); /* kill from here: `scratch` has it */
     }
-    if (!done)     /* who claims the block may die and it be kept again: only the page lock tells that an entry is stale */
+    if (!done)     /* who claims the block may die and it be kept again: only the page lock tells
+                      that an entry is stale */
         return 0;
     clear_entry(t, i, pages);
     t->slot->large++;
@@ -70,7 +76,8 @@ uint64_t smi_kept_take(struct smi_thread *t, uint64_t pages, int scratch)
 {
     for (uint32_t i = 0; t->span_pages >= pages && i < SMF_SPANS; i++) {
         uint64_t entry = SMI_LOAD(&t->slot->spans[i]), count = entry & (SMF_PAGE - 1);
-        if (count - pages <= pages / 8 && take_entry(t, i, entry - count, count, scratch)) /* not less, not far more */
+        /* not less, not far more */
+        if (count - pages <= pages / 8 && take_entry(t, i, entry - count, count, scratch))
             return entry - count;
     }
     return 0;
@@ -78,7 +85,8 @@ uint64_t smi_kept_take(struct smi_thread *t, uint64_t pages, int scratch)
 
 /* ---- giving ---- */
 
-static int give_entry(struct smi_thread *t, uint32_t i, uint64_t ref, struct smf_page *d, uint64_t *holder)
+static int give_entry(struct smi_thread *t, uint32_t i, uint64_t ref, struct smf_page *d,
+                      uint64_t *holder)
 {
     struct smf_link *link = &t->slot->link;
     uint64_t kept = smi_mark_kept(t->slot_index, i);
@@ -97,14 +105,16 @@ static int give_entry(struct smi_thread *t, uint32_t i, uint64_t ref, struct smf
     return done;
 }
 
-/* An entry for a block of `pages`, by giving back those that are next in turn if need be and allowed; SMF_SPANS: none. */
+/* An entry for a block of `pages`, by giving back those that are next in turn if need be and
+ * allowed; SMF_SPANS: none. */
 static uint32_t free_entry(struct smi_thread *t, uint64_t pages, int may_evict)
 {
     uint64_t room = room_of(t->heap);
     uint32_t i = 0, most = may_evict && pages <= room ? SMF_SPANS : 0;
     while (i < SMF_SPANS && SMI_LOAD(&t->slot->spans[i]) != 0)
         i++;
-    for (uint32_t tries = 0; tries < most && (i == SMF_SPANS || t->span_pages + pages > room); tries++) {
+    for (uint32_t tries = 0; tries < most && (i == SMF_SPANS || t->span_pages + pages > room);
+         tries++) {
         uint32_t next = t->next_span++ % SMF_SPANS;
         uint64_t entry = SMI_LOAD(&t->slot->spans[next]);
         if (entry == 0)

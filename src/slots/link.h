@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * link.h - the link record: a store to a word in the heap and the change of a stack that goes with it, as one step.
+ * link.h - the link record: a store to a word in the heap and the change of a stack that goes with
+ * it, as one step.
  *
- * The record says what is about to happen; storing `op` arms it. Whoever releases the slot of a thread that died
- * meanwhile finishes or undoes it (smi_stacks_resolve_link). The short records are for open stacks, and in line,
- * because the fast paths use them; the full ones for closed stacks and large blocks. layout.h has both.
+ * The record says what is about to happen; storing `op` arms it. Whoever releases the slot of a
+ * thread that died meanwhile finishes or undoes it (smi_stacks_resolve_link). The short records are
+ * for open stacks, and in line, because the fast paths use them; the full ones for closed stacks
+ * and large blocks. layout.h has both.
  */
 #ifndef SMI_LINK_H
 #define SMI_LINK_H
 
 #include "slots/context.h"
 
-/* One side of a linked step: a ref and the array of the closed stack it leaves or enters; array NULL: the thread's
- * scratch, or a large block. */
+/* One side of a linked step: a ref and the array of the closed stack it leaves or enters; array
+ * NULL: the thread's scratch, or a large block. */
 struct smi_side {
     uint64_t ref;
     uint64_t *array;
@@ -31,12 +33,15 @@ static inline void smi_link_store(uint64_t *holder, uint64_t ref)
     SMI_BARRIER();
 }
 
-/* *holder := fresh.ref together with the counts that go with it. A large old block stays for the caller to give
- * back with the record still armed; old.ref 0: there is none. The stacks have been seen to, and are closed. */
-static inline void smi_link_take(struct smi_thread *t, uint64_t *holder, struct smi_side fresh, struct smi_side old)
+/* *holder := fresh.ref together with the counts that go with it. A large old block stays for the
+ * caller to give back with the record still armed; old.ref 0: there is none. The stacks have been
+ * seen to, and are closed. */
+static inline void smi_link_take(struct smi_thread *t, uint64_t *holder, struct smi_side fresh,
+                                 struct smi_side old)
 {
     struct smf_link *link = &t->slot->link;
-    uint64_t fresh_count = fresh.array ? fresh.array[0] : 0, old_count = old.array ? old.array[0] : 0;
+    uint64_t fresh_count = fresh.array ? fresh.array[0] : 0,
+             old_count = old.array ? old.array[0] : 0;
     link->dest = smi_link_ref_of(t, holder);
     link->fresh = fresh.ref;
     link->fresh_array = fresh.array ? smi_link_ref_of(t, fresh.array) : 0;
@@ -60,10 +65,11 @@ static inline void smi_link_take(struct smi_thread *t, uint64_t *holder, struct 
         SMI_STORE(&link->op, SMF_LINK_NONE);
 }
 
-/* The same with `bits` beside the ref in *holder, and the old block, if there is one, into the bag: its word, which is
- * open, commits. */
-static inline void smi_link_take_to_bag(struct smi_thread *t, uint64_t *holder, uint64_t bits, struct smi_side fresh,
-                                        uint64_t old_ref, struct smi_top *bag)
+/* The same with `bits` beside the ref in *holder, and the old block, if there is one, into the bag:
+ * its word, which is open, commits. */
+static inline void smi_link_take_to_bag(struct smi_thread *t, uint64_t *holder, uint64_t bits,
+                                        struct smi_side fresh, uint64_t old_ref,
+                                        struct smi_top *bag)
 {
     struct smf_link *link = &t->slot->link;
     uint64_t fresh_count = fresh.array ? fresh.array[0] : 0, *word = bag->word + 1;
@@ -105,8 +111,9 @@ static inline void smi_link_give(struct smi_thread *t, uint64_t *holder, struct 
 
 /* ---- open stacks ---- */
 
-/* What is on top leaves an open stack; the store of 0 to its word commits. In this order, so that a call that a
- * signal handler leaves by siglongjmp loses a slot at most, and gives none out twice. */
+/* What is on top leaves an open stack; the store of 0 to its word commits. In this order, so that a
+ * call that a signal handler leaves by siglongjmp loses a slot at most, and gives none out
+ * twice. */
 static inline uint64_t smi_pop_word(struct smi_top *top)
 {
     uint64_t *word = top->word, ref = top->ref, below = word[-1];
@@ -146,10 +153,10 @@ static inline uint64_t smi_link_pop(struct smi_thread *t, uint64_t *holder, stru
     return ref;
 }
 
-/* The same with `bits` beside the ref in *holder; the block that *holder named before enters `old`, a bag or another open
- * stack; old_ref 0: there is none. */
-static inline void smi_link_publish(struct smi_thread *t, uint64_t *holder, uint64_t bits, struct smi_top *fresh,
-                                    uint64_t old_ref, struct smi_top *old)
+/* The same with `bits` beside the ref in *holder; the block that *holder named before enters `old`,
+ * a bag or another open stack; old_ref 0: there is none. */
+static inline void smi_link_publish(struct smi_thread *t, uint64_t *holder, uint64_t bits,
+                                    struct smi_top *fresh, uint64_t old_ref, struct smi_top *old)
 {
     uint64_t ref = fresh->ref | bits;
     t->slot->link.dest = smi_link_ref_of(t, fresh->word);
@@ -166,7 +173,8 @@ static inline void smi_link_publish(struct smi_thread *t, uint64_t *holder, uint
 }
 
 /* *holder, which is `ref`, enters the stack; *holder := 0. */
-static inline void smi_link_push(struct smi_thread *t, uint64_t *holder, uint64_t ref, struct smi_top *top)
+static inline void smi_link_push(struct smi_thread *t, uint64_t *holder, uint64_t ref,
+                                 struct smi_top *top)
 {
     t->slot->link.dest = smi_link_ref_of(t, top->word + 1);
     smi_link_arm(t, holder, SMF_LINK_SHORT_GIVE); /* kill from here: nothing happened */
@@ -175,9 +183,10 @@ static inline void smi_link_push(struct smi_thread *t, uint64_t *holder, uint64_
     smi_link_disarm(t);
 }
 
-/* *holder, which is `ref`, enters the stack `old`; what is on top of the stack `fresh`, another one, takes its place. */
-static inline uint64_t smi_link_exchange(struct smi_thread *t, uint64_t *holder, uint64_t ref, struct smi_top *fresh,
-                                         struct smi_top *old)
+/* *holder, which is `ref`, enters the stack `old`; what is on top of the stack `fresh`, another
+ * one, takes its place. */
+static inline uint64_t smi_link_exchange(struct smi_thread *t, uint64_t *holder, uint64_t ref,
+                                         struct smi_top *fresh, struct smi_top *old)
 {
     t->slot->link.dest = smi_link_ref_of(t, fresh->word);
     t->slot->link.fresh = smi_link_ref_of(t, old->word + 1);

@@ -2,19 +2,22 @@
 /*
  * stack.c - thread slots: stacks of free slots in the file, owned by one thread each.
  *
- * A stack is an array of words. It starts inside the thread slot and moves to a span of its own when it proves too
- * short; stacks[k] names it, so storing stacks[k] switches array and count at once. The fast paths want it open, all others
- * closed (layout.h): these close the stacks they are about, and open them again at their end.
+ * A stack is an array of words. It starts inside the thread slot and moves to a span of its own
+ * when it proves too short; stacks[k] names it, so storing stacks[k] switches array and count at
+ * once. The fast paths want it open, all others closed (layout.h): these close the stacks they are
+ * about, and open them again at their end.
  *
  * Invariants (check.c):
- *   T1  a count is at most its array's capacity; behind the first 0 of an open stack all words are 0
+ *   T1  a count is at most its array's capacity; behind the first 0 of an open stack all words are
+ *       0
  *   T2  every cached ref is a slot of the class, free nowhere else
  *   T3  a span of kind META is a thread slot, an array some stack names, or in `spare`
  *
- * Crash: a push or pop on an open stack commits with its word, on a closed one with the count. Closing is one store.
- * Opening clears what lies above the count, from above, so that it is without a gap meanwhile, and then is one store.
- * Refill and flush commit inside the central heap's operation. An exchange of arrays names each span in `spare` before
- * it can be orphaned; who releases the slot gives back those that no stack names.
+ * Crash: a push or pop on an open stack commits with its word, on a closed one with the count.
+ * Closing is one store. Opening clears what lies above the count, from above, so that it is without
+ * a gap meanwhile, and then is one store. Refill and flush commit inside the central heap's
+ * operation. An exchange of arrays names each span in `spare` before it can be orphaned; who
+ * releases the slot gives back those that no stack names.
  */
 #include "slots/stacks.h"
 
@@ -27,7 +30,8 @@
 #include "pages/pages.h"
 #include "slots/slab.h"
 
-#define SHARE (8ull << 20)     /* bytes of slots that a thread's arrays may be sized for beyond the first */
+/* bytes of slots that a thread's arrays may be sized for beyond the first */
+#define SHARE (8ull << 20)
 #define DEEPEST (1ull << 20)   /* bytes of slots in one stack */
 #define FIRST_BYTES (128u << 10) /* a stack's first limit, within the inside array */
 #define MAX_BATCH 256u
@@ -50,14 +54,18 @@ static uint64_t inside_offset(const shmalloc_heap *heap, uint32_t k)
     return SMI_UNLIKELY(heap->is_older) ? smi_older_inline_offset(k) : smi_inline_offset(k);
 }
 
-/* Where the array of class k is; NULL when what the stack says cannot be. Its count is not looked at. */
-static uint64_t *find_array(const shmalloc_heap *heap, const struct smf_thread *slot, uint32_t k, uint32_t *capacity)
+/* Where the array of class k is; NULL when what the stack says cannot be. Its count is not looked
+ * at. */
+static uint64_t *find_array(const shmalloc_heap *heap, const struct smf_thread *slot, uint32_t k,
+                            uint32_t *capacity)
 {
-    uint64_t inside = (uint64_t)((const uint8_t *)slot - heap->base) + inside_offset(heap, k), stack = slot->stacks[k];
+    uint64_t inside = (uint64_t)((const uint8_t *)slot - heap->base) + inside_offset(heap, k),
+             stack = slot->stacks[k];
     uint64_t ref = stack & ~(uint64_t)SMF_STACK_PAGES;
     *capacity = smi_stack_words(stack, k) - 1;
-    return smi_stack_is_possible(inside, stack, k) && smi_in_heap(heap, ref, 8ull * (*capacity + 1)) ? smi_at(heap, ref)
-                                                                                                 : NULL;
+    return smi_stack_is_possible(inside, stack, k) && smi_in_heap(heap, ref, 8ull * (*capacity + 1))
+               ? smi_at(heap, ref)
+               : NULL;
 }
 
 /* ---- open and closed ---- */
@@ -68,7 +76,8 @@ void smi_stacks_close(struct smi_thread *t, uint32_t k)
     struct smi_top *top = smi_top(t, k);
     if (!stack->array) /* the slot was found damaged */
         return;
-    /* The owner's own count, not that of the words, which somebody may have scribbled on: who pops a 0 finds out. */
+    /* The owner's own count, not that of the words, which somebody may have scribbled on: who pops
+     * a 0 finds out. */
     if (SMI_LOAD(&stack->array[0]) == SMF_OPEN && top->word)
         SMI_STORE(&stack->array[0], (uint64_t)(top->word - stack->array));
     top->word = stack->array;
@@ -76,8 +85,8 @@ void smi_stacks_close(struct smi_thread *t, uint32_t k)
     top->end = (uint32_t)(uintptr_t)stack->array;
 }
 
-/* Words above the count become 0. They have no gap, since they were a stack's, but for those of a stack that this
- * thread did not use before: there all are looked at. */
+/* Words above the count become 0. They have no gap, since they were a stack's, but for those of a
+ * stack that this thread did not use before: there all are looked at. */
 static void clear_above(struct smi_stack *stack, uint64_t count)
 {
     uint64_t end = stack->is_clear ? count : stack->capacity;
@@ -138,7 +147,8 @@ static uint32_t deepest(uint32_t k)
     return (uint32_t)(slots < most ? slots : most);
 }
 
-/* Stacks that hold nothing and take nothing: every call takes the long way, where the heap is found poisoned. */
+/* Stacks that hold nothing and take nothing: every call takes the long way, where the heap is found
+ * poisoned. */
 static void load_nothing(struct smi_thread *t)
 {
     memset(t->stacks, 0, sizeof(t->stacks));
@@ -148,10 +158,11 @@ static void load_nothing(struct smi_thread *t)
 /* The fast paths' part of a closed stack. */
 static void load_top(struct smi_thread *t, uint32_t k)
 {
-    *smi_top(t, k) = (struct smi_top){.word = smi_stack_of(t, k)->array,
-                                      .inverse = UINT64_MAX / smi_classes[k].size + 1,
-                                      .length = (uint32_t)smi_classes[k].slots * smi_classes[k].size,
-                                      .end = (uint32_t)(uintptr_t)smi_stack_of(t, k)->array};
+    *smi_top(t, k) =
+        (struct smi_top){.word = smi_stack_of(t, k)->array,
+                         .inverse = UINT64_MAX / smi_classes[k].size + 1,
+                         .length = (uint32_t)smi_classes[k].slots * smi_classes[k].size,
+                         .end = (uint32_t)(uintptr_t)smi_stack_of(t, k)->array};
 }
 
 static uint64_t share_of(const shmalloc_heap *heap)
@@ -204,8 +215,10 @@ int smi_stacks_refill(struct smi_thread *t, uint32_t k)
     if (count > 0)
         return 0;
     uint32_t most = most_batch(stack), want = stack->batch < most ? stack->batch : most;
-    stack->batch = stack->batch < MAX_BATCH ? stack->batch * 2 : MAX_BATCH; /* who comes often gets more */
-    int rc = smi_central_refill(t->heap, t->arena, k, (struct smi_array){stack->array, stack->limit}, want ? want : 1);
+    /* who comes often gets more */
+    stack->batch = stack->batch < MAX_BATCH ? stack->batch * 2 : MAX_BATCH;
+    int rc = smi_central_refill(t->heap, t->arena, k,
+                                (struct smi_array){stack->array, stack->limit}, want ? want : 1);
     t->slot->refilled += stack->array[0];
     return rc;
 }
@@ -220,8 +233,11 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
     uint32_t capacity = smi_stack_words(pages, k) - 1;
     if (count > stack->limit || count > capacity)
         return impossible_stack(t, k);
-    struct smi_take request = {
-        .count = pages, .alignment = 1, .kind = SMF_PAGE_META, .tag = SMF_PURPOSE_ARRAY, .holder = &slot->spare[0]};
+    struct smi_take request = {.count = pages,
+                               .alignment = 1,
+                               .kind = SMF_PAGE_META,
+                               .tag = SMF_PURPOSE_ARRAY,
+                               .holder = &slot->spare[0]};
     uint32_t page;
     int zero, rc = smi_pages_take(heap, &request, &page, &zero);
     if (rc < 0)
@@ -234,14 +250,15 @@ static int exchange_array(struct smi_thread *t, uint32_t k, uint32_t pages)
     array[0] = count;
     if (old & SMF_STACK_PAGES)
         SMI_STORE(&slot->spare[1], span_of(old));
-    SMI_STORE(&slot->stacks[k], ref | pages); /* kill around here: of each span in `spare`, only those that
-                                               no stack names are given back */
+    SMI_STORE(&slot->stacks[k], ref | pages); /* kill around here: of each span in `spare`, only
+                                                 those that no stack names are given back */
     stack->array = array;
     stack->capacity = capacity;
     stack->is_clear = 1;
     SMI_STORE(&slot->spare[0], 0);
     if (old & SMF_STACK_PAGES)
-        rc = smi_pages_give(heap, (uint32_t)(old >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[1], NULL);
+        rc = smi_pages_give(heap, (uint32_t)(old >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[1],
+                            NULL);
     return rc;
 }
 
@@ -256,7 +273,9 @@ static int deepen(struct smi_thread *t, uint32_t k)
         return 0;
     if (limit > stack->capacity) {
         uint32_t pages = (uint32_t)(t->slot->stacks[k] & SMF_STACK_PAGES);
-        pages = pages == 0 ? 1 : pages < SMF_STACK_MOST_PAGES / 2 ? pages * 2 : SMF_STACK_MOST_PAGES;
+        pages = pages == 0                         ? 1
+                : pages < SMF_STACK_MOST_PAGES / 2 ? pages * 2
+                                                   : SMF_STACK_MOST_PAGES;
         if (exchange_array(t, k, pages) < 0)
             return 0; /* no memory for a longer array: the short one goes on */
         if (limit > stack->capacity)
@@ -312,7 +331,8 @@ int smi_block_give(shmalloc_heap *heap, uint64_t ref, uint64_t *holder)
 {
     const uint16_t *word = smi_word(heap, ref >> SMF_PAGE_SHIFT);
     if (word && (SMI_LOAD(word) & SMF_WORD_KIND) == SMF_WORD_LARGE)
-        return smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, holder, NULL);
+        return smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, holder,
+                              NULL);
     return smi_central_give(heap, ref, holder, NULL);
 }
 
@@ -322,11 +342,13 @@ static const void *see_mapping(void *source, uint64_t ref, uint64_t len)
     return smi_in_heap(heap, ref, len) ? smi_at(heap, ref) : NULL;
 }
 
-/* A large block that the step freed goes back, unless its owner keeps it already, and disarms the record by that. */
+/* A large block that the step freed goes back, unless its owner keeps it already, and disarms the
+ * record by that. */
 static int give_large(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t ref)
 {
     if (ref != 0 && !smi_kept_has(heap, index, ref)) {
-        int rc = smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, &slot->link.op, NULL);
+        int rc = smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE,
+                                &slot->link.op, NULL);
         if (rc != SHMALLOC_EDOUBLEFREE) /* by the program: there is nothing left to give */
             return rc;
     }
@@ -337,9 +359,12 @@ static int give_large(shmalloc_heap *heap, struct smf_thread *slot, uint32_t ind
 struct smf_bag *smi_stacks_limbo(shmalloc_heap *heap, const struct smf_thread *slot)
 {
     uint64_t ref = smi_stacks_limbo_ref(heap, slot);
-    const struct smf_page *d = ref % SMF_PAGE == 0 && ref != 0 ? smi_page(heap, ref >> SMF_PAGE_SHIFT) : NULL;
-    return d && SMI_LOAD(&d->kind) == SMF_PAGE_META && SMI_LOAD(&d->page_count) == SMF_LIMBO_PAGES &&
-                   SMI_LOAD(&d->tag) == SMF_PURPOSE_LIMBO && smi_in_heap(heap, ref, SMF_LIMBO_PAGES * SMF_PAGE)
+    const struct smf_page *d =
+        ref % SMF_PAGE == 0 && ref != 0 ? smi_page(heap, ref >> SMF_PAGE_SHIFT) : NULL;
+    return d && SMI_LOAD(&d->kind) == SMF_PAGE_META &&
+                   SMI_LOAD(&d->page_count) == SMF_LIMBO_PAGES &&
+                   SMI_LOAD(&d->tag) == SMF_PURPOSE_LIMBO &&
+                   smi_in_heap(heap, ref, SMF_LIMBO_PAGES * SMF_PAGE)
                ? smi_at(heap, ref)
                : NULL;
 }
@@ -353,12 +378,15 @@ int smi_stacks_resolve_link(shmalloc_heap *heap, struct smf_thread *slot, uint32
     if (link.op == SMF_LINK_NONE)
         return 0;
     uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base);
-    const struct smi_sight sight = {see_mapping, heap, &heap->areas, smi_size(heap), heap->is_older};
+    const struct smi_sight sight = {see_mapping, heap, &heap->areas, smi_size(heap),
+                                    heap->is_older};
     const char *fault = smi_outcome_of_link(&sight, slot_ref, slot, &link, &outcome);
     if (fault)
-        return smi_heap_poison(heap, "the link record of the thread slot at %#llx says operation %llu on the word %#llx: %s",
-                               (unsigned long long)slot_ref, (unsigned long long)(link.op & SMF_LINK_OP),
-                               (unsigned long long)smi_link_dest(&link), fault);
+        return smi_heap_poison(
+            heap,
+            "the link record of the thread slot at %#llx says operation %llu on the word %#llx: %s",
+            (unsigned long long)slot_ref, (unsigned long long)(link.op & SMF_LINK_OP),
+            (unsigned long long)smi_link_dest(&link), fault);
     for (uint32_t i = 0; i < outcome.count; i++)
         SMI_STORE((uint64_t *)smi_at(heap, outcome.change[i].ref), outcome.change[i].value);
     return give_large(heap, slot, index, outcome.large);
@@ -382,8 +410,8 @@ int smi_stacks_resolve_spares(shmalloc_heap *heap, struct smf_thread *slot)
         if (ref != 0 && is_named(heap, slot, ref))
             SMI_STORE(&slot->spare[i], 0);
         else if (ref != 0)
-            rc = smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_META, &slot->spare[i],
-                                NULL);
+            rc = smi_pages_give(heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_META,
+                                &slot->spare[i], NULL);
     }
     return rc;
 }
@@ -392,7 +420,8 @@ int smi_stacks_resolve_spares(shmalloc_heap *heap, struct smf_thread *slot)
 static int give_arrays(shmalloc_heap *heap, struct smf_thread *slot)
 {
     uint64_t slot_ref = (uint64_t)((uint8_t *)slot - heap->base);
-    int before = smi_stacks_resolve_spares(heap, slot); /* of an exchange whose old span could not be given back */
+    int before = smi_stacks_resolve_spares(heap, slot); /* of an exchange whose old span could not
+                                                           be given back */
     if (before < 0)
         return before;
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
@@ -447,7 +476,8 @@ int smi_stacks_resolve(shmalloc_heap *heap, struct smf_thread *slot, uint32_t in
 smi_release_fn *smi_release_structure;
 
 /* What a structure was half made or half freed goes on to its end. */
-static int release_structure(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most)
+static int release_structure(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index,
+                             uint64_t *most)
 {
     if (slot->structure == 0 || heap->is_older) /* an older heap has an array there */
         return 0;
@@ -458,7 +488,8 @@ void smi_stacks_count_claims(shmalloc_heap *heap, struct smf_thread *slot)
 {
     if (heap->is_older || SMI_LOAD(&slot->queue_claims) == 0)
         return;
-    __atomic_fetch_add(&heap->state->claims_gone, 1, __ATOMIC_SEQ_CST); /* kill here: counted twice, which costs a look */
+    /* kill here: counted twice, which costs a look */
+    __atomic_fetch_add(&heap->state->claims_gone, 1, __ATOMIC_SEQ_CST);
     SMI_STORE(&slot->queue_claims, 0);
 }
 

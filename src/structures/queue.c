@@ -1,31 +1,39 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * queue.c - a bounded queue: a ring of cells, each with a state word that says everything (layout.h, smf_cell).
+ * queue.c - a bounded queue: a ring of cells, each with a state word that says everything
+ * (layout.h, smf_cell).
  *
- * A position is 64 bits; it has the cell position % capacity in its lap position / capacity. A cell's word has its lap, a
- * state, and who claimed it. `tail` and `first` say where to begin to look; whoever finds a cell claimed there moves them on.
+ * A position is 64 bits; it has the cell position % capacity in its lap position / capacity. A
+ * cell's word has its lap, a state, and who claimed it. `tail` and `first` say where to begin to
+ * look; whoever finds a cell claimed there moves them on.
  *
- *   send     FREE -> WRITING|me; fill; FULL, which commits. A block is taken into cell.ref in between, named by the cell.
+ *   send     FREE -> WRITING|me; fill; FULL, which commits. A block is taken into cell.ref in
+ *            between, named by the cell.
  *   take     FULL -> READING|me, which commits.
- *   ack      FREE of the next lap commits; with a block first ACKED|me, which commits; then the block is freed by the cell's
- *            word.
- *   send_ref cell.ref; a MOVE record names the user's word and the cell's; FULL commits; the word becomes 0.
+ *   ack      FREE of the next lap commits; with a block first ACKED|me, which commits; then the
+ *            block is freed by the cell's word.
+ *   send_ref cell.ref; a MOVE record names the user's word and the cell's; FULL commits; the word
+ *   becomes 0.
  *
- * Who died, or ended: WRITING becomes an empty place, which costs nothing but its turn; ACKED is finished; READING is
- * delivered again. A claim is of the dead when the thread slot that it names is nobody's, or another's by its serial; a slot
- * is nobody's only when its link record is resolved, so a cell's block is in cell.ref, or is not the queue's. Claims are looked
- * for when smf_state.claims_gone, which counts slots that came to rest with claims, or `returned` changed; and by everybody who
- * comes by such a cell, or found nothing for a while.
+ * Who died, or ended: WRITING becomes an empty place, which costs nothing but its turn; ACKED is
+ * finished; READING is delivered again. A claim is of the dead when the thread slot that it names
+ * is nobody's, or another's by its serial; a slot is nobody's only when its link record is
+ * resolved, so a cell's block is in cell.ref, or is not the queue's. Claims are looked for when
+ * smf_state.claims_gone, which counts slots that came to rest with claims, or `returned` changed;
+ * and by everybody who comes by such a cell, or found nothing for a while.
  *
  * Invariants (check.c):
  *   Q2  capacity is a power of two, and the block of the cells is long enough
- *   Q3  a cell's state is known, its lap is that of `first` or `tail` or next to them, who claims it is a thread slot
- *   Q4  a FREE cell has no block; others with BLOCK or REF that are FULL or READING have one, of the message's length
+ *   Q3  a cell's state is known, its lap is that of `first` or `tail` or next to them, who claims
+ *       it is a thread slot
+ *   Q4  a FREE cell has no block; others with BLOCK or REF that are FULL or READING have one, of
+ *       the message's length
  *   Q5  first <= tail <= first + capacity
  *
- * Ordering: a cell's fields are stored before its state (release) and loaded after it (acquire). A waiter stores that it waits,
- * has all processors fence, and looks again; so who changes a state and then looks for waiters needs no fence. If the kernel
- * has no such fence, or a process has not joined, a wake-up can be missed; then it comes a slice later.
+ * Ordering: a cell's fields are stored before its state (release) and loaded after it (acquire). A
+ * waiter stores that it waits, has all processors fence, and looks again; so who changes a state
+ * and then looks for waiters needs no fence. If the kernel has no such fence, or a process has not
+ * joined, a wake-up can be missed; then it comes a slice later.
  */
 #include <errno.h>
 #include <string.h>
@@ -98,8 +106,10 @@ static inline uint64_t my_name(const struct smi_thread *t)
 static int is_alive(const shmalloc_heap *heap, uint64_t who)
 {
     uint64_t index = (who >> 24) - 1;
-    const struct smf_thread *slot = index < SMF_THREADS ? smi_thread_slot(heap, (uint32_t)index) : NULL;
-    return slot && load_word(&slot->owner) != 0 && (SMI_LOAD(&slot->serial) & SMF_CELL_SERIAL) == (who & SMF_CELL_SERIAL);
+    const struct smf_thread *slot =
+        index < SMF_THREADS ? smi_thread_slot(heap, (uint32_t)index) : NULL;
+    return slot && load_word(&slot->owner) != 0 &&
+           (SMI_LOAD(&slot->serial) & SMF_CELL_SERIAL) == (who & SMF_CELL_SERIAL);
 }
 
 /* The thread is about to claim a cell, or has none more by this claim. */
@@ -138,7 +148,8 @@ static inline int end_call(const struct call *c, int rc)
 static int count_help(struct call *c)
 {
     return ++c->helped > 2 * c->q->ring.mask + MOST_HELPS
-               ? smi_structure_damaged(&c->q->use, "its positions and the states of its cells contradict each other")
+               ? smi_structure_damaged(
+                     &c->q->use, "its positions and the states of its cells contradict each other")
                : 0;
 }
 
@@ -146,19 +157,22 @@ static int count_help(struct call *c)
 
 static inline void wake(const shmalloc_heap *heap, uint32_t *waits, uint32_t *word)
 {
-    /* Who waits is counted out by who wakes: a waiter that is on its way to sleep finds the word changed. */
+    /* Who waits is counted out by who wakes: a waiter that is on its way to sleep finds the word
+     * changed. */
     if (SMI_UNLIKELY(SMI_LOAD(waits) != 0) && __atomic_exchange_n(waits, 0, __ATOMIC_SEQ_CST)) {
         __atomic_fetch_add(word, 1, __ATOMIC_SEQ_CST);
         smi_os_futex_wake(word, INT32_MAX, heap->is_private);
     }
 }
 
-/* May a sender go on? Not before half of the ring is free, or nothing is left to be taken: one wake-up for many messages. */
+/* May a sender go on? Not before half of the ring is free, or nothing is left to be taken: one
+ * wake-up for many messages. */
 static int can_send(const struct queue *q)
 {
     uint64_t p = load_word(&header(q)->tail), half = p + (q->ring.mask + 1) / 2;
     return smi_cell_ahead(q->ring, load_word(&cell_at(q, p)->state), p) >= 0 &&
-           (smi_cell_ahead(q->ring, load_word(&cell_at(q, half)->state), half) >= 0 || load_word(&header(q)->first) == p);
+           (smi_cell_ahead(q->ring, load_word(&cell_at(q, half)->state), half) >= 0 ||
+            load_word(&header(q)->first) == p);
 }
 
 static uint64_t losses(const struct queue *q)
@@ -169,7 +183,8 @@ static uint64_t losses(const struct queue *q)
 static int can_take(const struct queue *q)
 {
     uint64_t p = load_word(&header(q)->first), word = load_word(&cell_at(q, p)->state);
-    return smi_cell_ahead(q->ring, word, p) > 0 || (smi_cell_ahead(q->ring, word, p) == 0 && smi_cell_state(word) >= SMF_CELL_FULL) ||
+    return smi_cell_ahead(q->ring, word, p) > 0 ||
+           (smi_cell_ahead(q->ring, word, p) == 0 && smi_cell_state(word) >= SMF_CELL_FULL) ||
            losses(q) != SMI_LOAD(&header(q)->seen);
 }
 
@@ -181,15 +196,18 @@ struct side {
 
 static struct side senders(const struct queue *q)
 {
-    return (struct side){&header(q)->senders_wait, &header(q)->senders_word, can_send, SMF_CELL_TAKER_SHIFT};
+    return (struct side){&header(q)->senders_wait, &header(q)->senders_word, can_send,
+                         SMF_CELL_TAKER_SHIFT};
 }
 
 static struct side receivers(const struct queue *q)
 {
-    return (struct side){&header(q)->receivers_wait, &header(q)->receivers_word, can_take, SMF_CELL_SENDER_SHIFT};
+    return (struct side){&header(q)->receivers_wait, &header(q)->receivers_word, can_take,
+                         SMF_CELL_SENDER_SHIFT};
 }
 
-/* The other side can only answer meanwhile if it last ran on another processor: blind spinning was the worst of all. */
+/* The other side can only answer meanwhile if it last ran on another processor: blind spinning was
+ * the worst of all. */
 static int spin_for(const struct queue *q, const struct side *side, uint64_t last)
 {
     uint32_t flags = SMI_LOAD(&cell_at(q, last)->flags);
@@ -221,23 +239,24 @@ static void look_for_the_dead(shmalloc_heap *heap)
     smi_os_cancel_restore(state);
 }
 
-/* Wait until there may be something to do. The call uses the queue anew afterwards: it may be gone by then. 0, or why the
- * waiting has an end. `last`: the position before, in whose cell is where the other side ran. */
+/* Wait until there may be something to do. The call uses the queue anew afterwards: it may be gone
+ * by then. 0, or why the waiting has an end. `last`: the position before, in whose cell is where
+ * the other side ran. */
 static int wait_at(struct call *c, struct side side, uint64_t last)
 {
     const struct queue *q = c->q;
     if (c->timeout == 0)
-        return smi_error(-EAGAIN, "%s: the queue at %#llx is %s", q->use.heap->path, (unsigned long long)q->use.ref,
-                         side.may == can_take ? "empty" : "full");
+        return smi_error(-EAGAIN, "%s: the queue at %#llx is %s", q->use.heap->path,
+                         (unsigned long long)q->use.ref, side.may == can_take ? "empty" : "full");
     if (c->slices++ == 0 && spin_for(q, &side, last))
         return 0;
     uint64_t now = smi_os_clock();
     if (c->deadline == 0)
         c->deadline = c->timeout > UINT64_MAX - now ? UINT64_MAX : now + c->timeout;
     if (now >= c->deadline)
-        return smi_error(-ETIMEDOUT, "%s: the queue at %#llx stayed %s for %llu ns", q->use.heap->path,
-                         (unsigned long long)q->use.ref, side.may == can_take ? "empty" : "full",
-                         (unsigned long long)c->timeout);
+        return smi_error(-ETIMEDOUT, "%s: the queue at %#llx stayed %s for %llu ns",
+                         q->use.heap->path, (unsigned long long)q->use.ref,
+                         side.may == can_take ? "empty" : "full", (unsigned long long)c->timeout);
     smi_structure_leave(c->t); /* the words slept on are the header's, which stays one */
     sleep_at(q, &side, c->deadline - now < SLICE_NS ? c->deadline : now + SLICE_NS);
     if (c->slices % ADOPT_EVERY == 0)
@@ -248,15 +267,17 @@ static int wait_at(struct call *c, struct side side, uint64_t last)
 /* ---- cells that nobody fills or empties any more ---- */
 
 /* The cell is for the next lap. Its block is gone; where its two sides ran stays. */
-static inline void set_free(const struct queue *q, struct smf_cell *cell, uint64_t position, uint32_t flags)
+static inline void set_free(const struct queue *q, struct smf_cell *cell, uint64_t position,
+                            uint32_t flags)
 {
     SMI_STORE(&cell->flags, flags & ~SMF_CELL_WHAT);
     store_word(&cell->state, smi_cell_word(q->ring, position + q->ring.mask + 1, SMF_CELL_FREE, 0));
 }
 
-/* The cell is ACKED by this thread: free what it has, and the cell. A ref that was sent is not the queue's to free: it was
- * received, or is the sender's still. */
-static void finish_cell(const struct queue *q, struct smi_thread *t, struct smf_cell *cell, uint64_t position)
+/* The cell is ACKED by this thread: free what it has, and the cell. A ref that was sent is not the
+ * queue's to free: it was received, or is the sender's still. */
+static void finish_cell(const struct queue *q, struct smi_thread *t, struct smf_cell *cell,
+                        uint64_t position)
 {
     uint32_t flags = SMI_LOAD(&cell->flags);
     if ((flags & SMF_CELL_BLOCK) && SMI_LOAD(&cell->ref) != 0 && smi_part_give(t, &cell->ref) < 0)
@@ -264,11 +285,13 @@ static void finish_cell(const struct queue *q, struct smi_thread *t, struct smf_
     set_free(q, cell, position, flags);
 }
 
-/* A cell that the dead claimed for writing, or for acknowledging: as if this thread had acknowledged it. */
+/* A cell that the dead claimed for writing, or for acknowledging: as if this thread had
+ * acknowledged it. */
 static void finish_for(struct call *c, struct smf_cell *cell, uint64_t position, uint64_t word)
 {
     count_claim(c->t, 1);
-    if (swap_word(&cell->state, word, smi_cell_word(c->q->ring, position, SMF_CELL_ACKED, my_name(c->t)))) {
+    if (swap_word(&cell->state, word,
+                  smi_cell_word(c->q->ring, position, SMF_CELL_ACKED, my_name(c->t)))) {
         finish_cell(c->q, c->t, cell, position);
         wake(c->q->use.heap, &header(c->q)->senders_wait, &header(c->q)->senders_word);
     }
@@ -287,7 +310,8 @@ static int claim_cell(struct call *c, uint64_t *position)
         uint64_t word = load_word(&cell->state);
         if (SMI_LIKELY(word == smi_cell_word(q->ring, p, SMF_CELL_FREE, 0))) {
             count_claim(c->t, 1);
-            if (SMI_LIKELY(swap_word(&cell->state, word, smi_cell_word(q->ring, p, SMF_CELL_WRITING, my_name(c->t))))) {
+            if (SMI_LIKELY(swap_word(&cell->state, word,
+                                     smi_cell_word(q->ring, p, SMF_CELL_WRITING, my_name(c->t))))) {
                 swap_word(&header(q)->tail, p, p + 1); /* kill before: the next one does it */
                 *position = p;
                 return 0;
@@ -299,7 +323,8 @@ static int claim_cell(struct call *c, uint64_t *position)
         if (smi_cell_ahead(q->ring, word, p) >= 0) { /* claimed: help */
             swap_word(&header(q)->tail, p, p + 1);
             rc = count_help(c);
-        } else if (smi_cell_state(word) == SMF_CELL_ACKED && !is_alive(q->use.heap, smi_cell_who(word))) {
+        } else if (smi_cell_state(word) == SMF_CELL_ACKED &&
+                   !is_alive(q->use.heap, smi_cell_who(word))) {
             finish_for(c, cell, p - q->ring.mask - 1, word);
             rc = count_help(c);
         } else {
@@ -317,7 +342,8 @@ static int leave_empty(struct call *c, uint64_t position, int rc)
     store_word(&cell->state, smi_cell_word(c->q->ring, position, SMF_CELL_ACKED, my_name(c->t)));
     finish_cell(c->q, c->t, cell, position);
     count_claim(c->t, -1ull);
-    wake(c->q->use.heap, &header(c->q)->receivers_wait, &header(c->q)->receivers_word); /* they may have waited for this one */
+    /* they may have waited for this one */
+    wake(c->q->use.heap, &header(c->q)->receivers_wait, &header(c->q)->receivers_word);
     return rc;
 }
 
@@ -328,10 +354,12 @@ static inline void sent(struct call *c, struct smf_cell *cell, uint64_t position
     count_claim(c->t, -1ull);
 }
 
-static int fill_with_block(struct call *c, struct smf_cell *cell, const void *data, size_t length, uint32_t flags)
+static int fill_with_block(struct call *c, struct smf_cell *cell, const void *data, size_t length,
+                           uint32_t flags)
 {
     SMI_STORE(&cell->ref, 0);
-    SMI_STORE(&cell->flags, flags | SMF_CELL_BLOCK); /* kill from here: whoever skips the cell frees what `ref` names */
+    SMI_STORE(&cell->flags, flags | SMF_CELL_BLOCK); /* kill from here: whoever skips the cell frees
+                                                        what `ref` names */
     int rc = smi_part_take(c->t, length, 0, 0, &cell->ref);
     if (rc == 0)
         memcpy(smi_at(c->q->use.heap, cell->ref), data, length);
@@ -375,16 +403,19 @@ int shmalloc_queue_send(shmalloc_queue *queue, const void *data, size_t length, 
     if (SMI_UNLIKELY(rc < 0))
         return rc;
     if (SMI_UNLIKELY(length > c.q->most))
-        return end_call(&c, smi_error(-EMSGSIZE, "%s: a message of %zu bytes; the queue at %#llx allows %llu", queue->heap->path,
-                                 length, (unsigned long long)c.q->use.ref, (unsigned long long)c.q->most));
+        return end_call(&c, smi_error(-EMSGSIZE,
+                                      "%s: a message of %zu bytes; the queue at %#llx allows %llu",
+                                      queue->heap->path, length, (unsigned long long)c.q->use.ref,
+                                      (unsigned long long)c.q->most));
     if (SMI_UNLIKELY(!data && length > 0))
         return end_call(&c, smi_error(-EINVAL, "%s: no data", queue->heap->path));
     return end_call(&c, send_bytes(&c, data, length));
 }
 
-/* A record in flight says that the ref `old` leaves or enters the word *dest with the change of the cell from `before`. */
-static void arm(struct smi_thread *t, const uint64_t *dest, uint64_t old, const uint64_t *state, uint64_t before,
-                uint64_t clear_when)
+/* A record in flight says that the ref `old` leaves or enters the word *dest with the change of the
+ * cell from `before`. */
+static void arm(struct smi_thread *t, const uint64_t *dest, uint64_t old, const uint64_t *state,
+                uint64_t before, uint64_t clear_when)
 {
     struct smf_link *link = &t->slot->link;
     link->dest = smi_link_ref_of(t, dest);
@@ -405,8 +436,8 @@ static int place_of_ref(const shmalloc_heap *heap, const void *word)
     if (!smi_ref_of(heap, word, &at))
         return 0;
     return at % 8 == 0 ? 1
-                       : smi_error(-EINVAL, "%s: the ref word at %#llx is not 8-aligned", heap->path,
-                                   (unsigned long long)at);
+                       : smi_error(-EINVAL, "%s: the ref word at %#llx is not 8-aligned",
+                                   heap->path, (unsigned long long)at);
 }
 
 static int send_block(struct call *c, shmalloc_ref *ref, int in_heap)
@@ -420,7 +451,8 @@ static int send_block(struct call *c, shmalloc_ref *ref, int in_heap)
     SMI_STORE(&cell->ref, lent);
     SMI_STORE(&cell->flags, sender_cpu(cell) | SMF_CELL_REF);
     if (in_heap)
-        arm(c->t, ref, lent, &cell->state, smi_cell_word(c->q->ring, position, SMF_CELL_WRITING, my_name(c->t)), 1);
+        arm(c->t, ref, lent, &cell->state,
+            smi_cell_word(c->q->ring, position, SMF_CELL_WRITING, my_name(c->t)), 1);
     sent(c, cell, position); /* kill before: the word has it; after: the queue */
     SMI_STORE(ref, 0);
     if (in_heap)
@@ -437,22 +469,26 @@ int shmalloc_queue_send_ref(shmalloc_queue *queue, shmalloc_ref *ref, uint64_t t
         return rc;
     int in_heap = rc = place_of_ref(queue->heap, ref);
     if (rc >= 0)
-        rc = smi_block_size(queue->heap, *ref) != 0 ? 0
-                                                    : smi_error(SHMALLOC_EBADREF, "%s: %#llx is no block of this heap",
-                                                                queue->heap->path, (unsigned long long)*ref);
+        rc = smi_block_size(queue->heap, *ref) != 0
+                 ? 0
+                 : smi_error(SHMALLOC_EBADREF, "%s: %#llx is no block of this heap",
+                             queue->heap->path, (unsigned long long)*ref);
     return end_call(&c, rc < 0 ? rc : send_block(&c, ref, in_heap));
 }
 
 /* ---- taking ---- */
 
 /* What is in a cell that is FULL, or READING and nobody's. */
-static int read_cell(const struct queue *q, struct smf_cell *cell, uint64_t position, shmalloc_message *out)
+static int read_cell(const struct queue *q, struct smf_cell *cell, uint64_t position,
+                     shmalloc_message *out)
 {
     const shmalloc_heap *heap = q->use.heap;
     uint32_t flags = SMI_LOAD(&cell->flags);
-    uint64_t ref = flags & (SMF_CELL_BLOCK | SMF_CELL_REF) ? SMI_LOAD(&cell->ref) : 0, length = SMI_LOAD(&cell->length);
+    uint64_t ref = flags & (SMF_CELL_BLOCK | SMF_CELL_REF) ? SMI_LOAD(&cell->ref) : 0,
+             length = SMI_LOAD(&cell->length);
     *out = (shmalloc_message){.data = cell->data, .length = length, .opaque = {position, 0}};
-    if (SMI_LIKELY(ref == 0 && length <= SMF_CELL_INLINE && !(flags & (SMF_CELL_BLOCK | SMF_CELL_REF))))
+    if (SMI_LIKELY(ref == 0 && length <= SMF_CELL_INLINE &&
+                   !(flags & (SMF_CELL_BLOCK | SMF_CELL_REF))))
         return 0;
     if (flags & SMF_CELL_REF) {
         out->ref = ref;
@@ -465,16 +501,20 @@ static int read_cell(const struct queue *q, struct smf_cell *cell, uint64_t posi
 
 static int damaged_message(const struct queue *q, uint64_t position)
 {
-    return smi_structure_damaged(&q->use, "the message at position %llu is none", (unsigned long long)position);
+    return smi_structure_damaged(&q->use, "the message at position %llu is none",
+                                 (unsigned long long)position);
 }
 
 /* The message in a cell with that word becomes this thread's: 1; 0: somebody else was faster. */
-static int take_cell(struct call *c, struct smf_cell *cell, uint64_t position, uint64_t word, shmalloc_message *out)
+static int take_cell(struct call *c, struct smf_cell *cell, uint64_t position, uint64_t word,
+                     shmalloc_message *out)
 {
     uint64_t name = my_name(c->t);
     int fault = read_cell(c->q, cell, position, out);
     count_claim(c->t, 1);
-    if (SMI_LIKELY(!fault && swap_word(&cell->state, word, smi_cell_word(c->q->ring, position, SMF_CELL_READING, name)))) {
+    if (SMI_LIKELY(!fault &&
+                   swap_word(&cell->state, word,
+                             smi_cell_word(c->q->ring, position, SMF_CELL_READING, name)))) {
         out->redelivered = smi_cell_state(word) == SMF_CELL_READING;
         out->opaque[1] = name;
         return 1;
@@ -485,10 +525,12 @@ static int take_cell(struct call *c, struct smf_cell *cell, uint64_t position, u
 }
 
 /* A cell that was claimed at that position: 1 when its message is this thread's now. */
-static int mend_cell(struct call *c, struct smf_cell *cell, uint64_t position, uint64_t word, shmalloc_message *out)
+static int mend_cell(struct call *c, struct smf_cell *cell, uint64_t position, uint64_t word,
+                     shmalloc_message *out)
 {
     enum smf_cell_state state = smi_cell_state(word);
-    if (state == SMF_CELL_FREE || state == SMF_CELL_FULL || is_alive(c->q->use.heap, smi_cell_who(word)))
+    if (state == SMF_CELL_FREE || state == SMF_CELL_FULL ||
+        is_alive(c->q->use.heap, smi_cell_who(word)))
         return 0;
     if (state == SMF_CELL_READING && !SMI_PLANTED(REDELIVERY_LOST))
         return take_cell(c, cell, position, word, out);
@@ -497,16 +539,19 @@ static int mend_cell(struct call *c, struct smf_cell *cell, uint64_t position, u
     return 0;
 }
 
-/* Claims of those who are gone, in all cells: 1 when a message is this thread's now. There may be more then. */
+/* Claims of those who are gone, in all cells: 1 when a message is this thread's now. There may be
+ * more then. */
 static int look_at_claims(struct call *c, shmalloc_message *out)
 {
     struct queue *q = c->q;
-    uint64_t was = SMI_LOAD(&header(q)->seen), now = losses(q), first = load_word(&header(q)->first);
+    uint64_t was = SMI_LOAD(&header(q)->seen), now = losses(q),
+             first = load_word(&header(q)->first);
     for (uint64_t i = 0; i <= q->ring.mask; i++) {
         uint64_t index = (first + i) & q->ring.mask;
         struct smf_cell *cell = &q->cells[index];
         uint64_t word = load_word(&cell->state);
-        if (SMI_LIKELY(smi_cell_state(word) == SMF_CELL_FREE || smi_cell_state(word) == SMF_CELL_FULL))
+        if (SMI_LIKELY(smi_cell_state(word) == SMF_CELL_FREE ||
+                       smi_cell_state(word) == SMF_CELL_FULL))
             continue;
         int rc = mend_cell(c, cell, smi_cell_position(q->ring, index, word, first), word, out);
         if (rc != 0)
@@ -516,14 +561,17 @@ static int look_at_claims(struct call *c, shmalloc_message *out)
     return 0;
 }
 
-/* What is to be done at the position `p`, whose cell has that word and is not FULL: 1: taken; 0: look again. */
-static int pass_cell(struct call *c, struct smf_cell *cell, uint64_t p, uint64_t word, shmalloc_message *out)
+/* What is to be done at the position `p`, whose cell has that word and is not FULL: 1: taken; 0:
+ * look again. */
+static int pass_cell(struct call *c, struct smf_cell *cell, uint64_t p, uint64_t word,
+                     shmalloc_message *out)
 {
     struct queue *q = c->q;
     int64_t laps = smi_cell_ahead(q->ring, word, p);
     enum smf_cell_state state = smi_cell_state(word);
     if (laps > 0 || (laps == 0 && (state == SMF_CELL_READING || state == SMF_CELL_ACKED))) {
-        /* Whoever claimed it may have been killed before he moved `first`, and his claim been looked for without success. */
+        /* Whoever claimed it may have been killed before he moved `first`, and his claim been
+         * looked for without success. */
         int rc = laps == 0 ? mend_cell(c, cell, p, word, out) : 0;
         swap_word(&header(q)->first, p, p + 1);
         return rc != 0 ? rc : count_help(c);
@@ -583,19 +631,23 @@ static int find_taken(const struct call *c, const shmalloc_message *message, str
     if (!message)
         return smi_error(-EINVAL, "%s: no message", q->use.heap->path);
     *out = cell_at(q, message->opaque[0]);
-    if (SMI_LIKELY(load_word(&(*out)->state) == smi_cell_word(q->ring, message->opaque[0], SMF_CELL_READING, my_name(c->t))))
+    if (SMI_LIKELY(load_word(&(*out)->state) ==
+                   smi_cell_word(q->ring, message->opaque[0], SMF_CELL_READING, my_name(c->t))))
         return 0;
     return smi_error(SHMALLOC_ENOTOWNER,
-                     "%s: the message at position %llu is not taken by the calling thread, or not any more; who took it "
+                     "%s: the message at position %llu is not taken by the calling thread, or not "
+                     "any more; who took it "
                      "acknowledges it, once",
                      q->use.heap->path, (unsigned long long)message->opaque[0]);
 }
 
 /* The place is free: senders that wait for half of the ring may go on. */
-static inline void free_place(struct call *c, struct smf_cell *cell, uint64_t position, uint32_t flags)
+static inline void free_place(struct call *c, struct smf_cell *cell, uint64_t position,
+                              uint32_t flags)
 {
     struct queue *q = c->q;
-    flags = (flags & ~(SMF_CELL_CPU << SMF_CELL_TAKER_SHIFT)) | (smi_cpu() & SMF_CELL_CPU) << SMF_CELL_TAKER_SHIFT;
+    flags = (flags & ~(SMF_CELL_CPU << SMF_CELL_TAKER_SHIFT)) | (smi_cpu() & SMF_CELL_CPU)
+                                                                    << SMF_CELL_TAKER_SHIFT;
     set_free(q, cell, position, flags);
     count_claim(c->t, -1ull);
     if (SMI_UNLIKELY(SMI_LOAD(&header(q)->senders_wait) != 0) && can_send(q))
@@ -611,7 +663,9 @@ static inline int ack(struct call *c, shmalloc_message *message)
     uint64_t position = message->opaque[0];
     uint32_t flags = SMI_LOAD(&cell->flags);
     if (SMI_UNLIKELY(flags & SMF_CELL_BLOCK)) {
-        store_word(&cell->state, smi_cell_word(c->q->ring, position, SMF_CELL_ACKED, my_name(c->t))); /* kill from here: anybody goes on */
+        /* kill from here: anybody goes on */
+        store_word(&cell->state,
+                   smi_cell_word(c->q->ring, position, SMF_CELL_ACKED, my_name(c->t)));
         if (SMI_PLANTED(FREED_TWICE)) {
             static uint64_t before;
             shmalloc_free(c->q->use.heap, smi_at(c->q->use.heap, before));
@@ -640,12 +694,16 @@ static int ack_ref(struct call *c, shmalloc_message *message, shmalloc_ref *out,
     uint32_t flags = SMI_LOAD(&cell->flags);
     uint64_t position = message->opaque[0], ref = SMI_LOAD(&cell->ref), name = my_name(c->t);
     if (!(flags & SMF_CELL_REF))
-        return smi_error(-EINVAL, "%s: the message at position %llu is no ref; acknowledge it by shmalloc_queue_ack()",
-                         c->q->use.heap->path, (unsigned long long)position);
+        return smi_error(
+            -EINVAL,
+            "%s: the message at position %llu is no ref; acknowledge it by shmalloc_queue_ack()",
+            c->q->use.heap->path, (unsigned long long)position);
     if (in_heap)
-        arm(c->t, out, ref, &cell->state, smi_cell_word(c->q->ring, position, SMF_CELL_READING, name), 0);
+        arm(c->t, out, ref, &cell->state,
+            smi_cell_word(c->q->ring, position, SMF_CELL_READING, name), 0);
     smi_link_store(out, ref); /* kill from here: undone; */
-    store_word(&cell->state, smi_cell_word(c->q->ring, position, SMF_CELL_ACKED, name)); /* and from here: the word has it */
+    /* and from here: the word has it */
+    store_word(&cell->state, smi_cell_word(c->q->ring, position, SMF_CELL_ACKED, name));
     if (in_heap)
         smi_link_disarm(c->t);
     free_place(c, cell, position, flags);
@@ -671,7 +729,8 @@ int shmalloc_queue_return(shmalloc_queue *queue, shmalloc_message *message)
         return rc;
     if ((rc = find_taken(&c, message, &cell)) < 0)
         return end_call(&c, rc);
-    store_word(&cell->state, smi_cell_word(c.q->ring, message->opaque[0], SMF_CELL_READING, 0)); /* kill here: found by who finds nothing */
+    /* kill here: found by who finds nothing */
+    store_word(&cell->state, smi_cell_word(c.q->ring, message->opaque[0], SMF_CELL_READING, 0));
     __atomic_fetch_add(&header(c.q)->returned, 1, __ATOMIC_SEQ_CST);
     count_claim(c.t, -1ull);
     wake(c.q->use.heap, &header(c.q)->receivers_wait, &header(c.q)->receivers_word);
@@ -680,18 +739,21 @@ int shmalloc_queue_return(shmalloc_queue *queue, shmalloc_message *message)
 
 /* ---- receiving ---- */
 
-/* How long is the message that comes next? Only to refuse one that is too long before it is taken. */
+/* How long is the message that comes next? Only to refuse one that is too long before it is
+ * taken. */
 static int fits(const struct queue *q, size_t room, size_t *length)
 {
     uint64_t p = load_word(&header(q)->first);
     struct smf_cell *cell = cell_at(q, p);
     uint64_t word = load_word(&cell->state), found = SMI_LOAD(&cell->length);
     int is_ref = (SMI_LOAD(&cell->flags) & SMF_CELL_REF) != 0;
-    if (word != smi_cell_word(q->ring, p, SMF_CELL_FULL, 0) || load_word(&cell->state) != word || (found <= room && !is_ref))
+    if (word != smi_cell_word(q->ring, p, SMF_CELL_FULL, 0) || load_word(&cell->state) != word ||
+        (found <= room && !is_ref))
         return 0;
     *length = found;
-    return smi_error(-EMSGSIZE, is_ref ? "%s: the next message is a ref (%llu bytes, room for %zu): take it"
-                                       : "%s: the next message has %llu bytes, room for %zu",
+    return smi_error(-EMSGSIZE,
+                     is_ref ? "%s: the next message is a ref (%llu bytes, room for %zu): take it"
+                            : "%s: the next message has %llu bytes, room for %zu",
                      q->use.heap->path, (unsigned long long)found, room);
 }
 
@@ -704,27 +766,32 @@ static int receive(struct call *c, void *buffer, size_t room, size_t *length)
     *length = message.length;
     if (SMI_UNLIKELY(message.ref != 0 || message.length > room)) {
         shmalloc_queue_return((shmalloc_queue *)(void *)c->q, &message);
-        return smi_error(-EMSGSIZE, "%s: the message at position %llu has %zu bytes, or is a ref; there is room for %zu",
-                         c->q->use.heap->path, (unsigned long long)message.opaque[0], message.length, room);
+        return smi_error(
+            -EMSGSIZE,
+            "%s: the message at position %llu has %zu bytes, or is a ref; there is room for %zu",
+            c->q->use.heap->path, (unsigned long long)message.opaque[0], message.length, room);
     }
     memcpy(buffer, message.data, message.length);
     return ack(c, &message);
 }
 
-int shmalloc_queue_receive(shmalloc_queue *queue, void *buffer, size_t room, size_t *length, uint64_t timeout_ns)
+int shmalloc_queue_receive(shmalloc_queue *queue, void *buffer, size_t room, size_t *length,
+                           uint64_t timeout_ns)
 {
     struct call c;
     int rc = begin_call(&c, queue, timeout_ns);
     if (SMI_UNLIKELY(rc < 0))
         return rc;
     if (SMI_UNLIKELY(!length || (!buffer && room > 0)))
-        return end_call(&c, smi_error(-EINVAL, "%s: no place for the message or its length", queue->heap->path));
+        return end_call(&c, smi_error(-EINVAL, "%s: no place for the message or its length",
+                                      queue->heap->path));
     return end_call(&c, receive(&c, buffer, room, length));
 }
 
 /* ---- making, opening, freeing ---- */
 
-static int check_shape(const shmalloc_heap *heap, const shmalloc_queue_options *options, uint64_t *capacity, uint64_t *most)
+static int check_shape(const shmalloc_heap *heap, const shmalloc_queue_options *options,
+                       uint64_t *capacity, uint64_t *most)
 {
     static const shmalloc_queue_options usual = SHMALLOC_QUEUE_OPTIONS_INIT;
     const shmalloc_queue_options *o = options ? options : &usual;
@@ -733,9 +800,11 @@ static int check_shape(const shmalloc_heap *heap, const shmalloc_queue_options *
     *most = o->most ? o->most : 1 << 20;
     *capacity = o->capacity ? o->capacity : 1024;
     if (*capacity > SMF_QUEUE_MOST_CELLS || *most > UINT32_MAX)
-        return smi_error(-EINVAL, "%s: a queue of %llu messages of up to %llu bytes; possible are %llu, of up to %llu",
-                         heap->path, (unsigned long long)*capacity, (unsigned long long)*most, SMF_QUEUE_MOST_CELLS,
-                         (unsigned long long)UINT32_MAX);
+        return smi_error(
+            -EINVAL,
+            "%s: a queue of %llu messages of up to %llu bytes; possible are %llu, of up to %llu",
+            heap->path, (unsigned long long)*capacity, (unsigned long long)*most,
+            SMF_QUEUE_MOST_CELLS, (unsigned long long)UINT32_MAX);
     uint64_t power = 2;
     while (power < *capacity)
         power *= 2;
@@ -744,7 +813,8 @@ static int check_shape(const shmalloc_heap *heap, const shmalloc_queue_options *
 }
 
 /* A queue that nobody sees yet. */
-static int make(shmalloc_heap *heap, const shmalloc_queue_options *options, struct smi_thread **t, struct smf_queue **out)
+static int make(shmalloc_heap *heap, const shmalloc_queue_options *options, struct smi_thread **t,
+                struct smf_queue **out)
 {
     uint64_t capacity = 0, most = 0;
     struct smf_structure *head;
@@ -763,7 +833,8 @@ static int make(shmalloc_heap *heap, const shmalloc_queue_options *options, stru
     return 0;
 }
 
-int shmalloc_queue_create(shmalloc_heap *heap, const shmalloc_queue_options *options, shmalloc_ref *out)
+int shmalloc_queue_create(shmalloc_heap *heap, const shmalloc_queue_options *options,
+                          shmalloc_ref *out)
 {
     struct smi_thread *t;
     struct smf_queue *queue;
@@ -782,7 +853,8 @@ static int open_cells(struct smi_use *use, shmalloc_queue *out)
         return smi_structure_damaged(use, "its capacity is %llu", (unsigned long long)capacity);
     if (cells % 64 != 0 || !smi_in_heap(use->heap, cells, capacity * sizeof(struct smf_cell)) ||
         smi_block_size(use->heap, cells) < capacity * sizeof(struct smf_cell))
-        return smi_structure_damaged(use, "its cells are said to be at %#llx", (unsigned long long)cells);
+        return smi_structure_damaged(use, "its cells are said to be at %#llx",
+                                     (unsigned long long)cells);
     struct queue q = {.use = *use,
                       .cells = smi_at(use->heap, cells),
                       .ring = smi_ring_of(capacity),
@@ -800,8 +872,8 @@ int shmalloc_queue_open(shmalloc_heap *heap, shmalloc_ref ref, shmalloc_queue *o
     return rc < 0 ? rc : open_cells(&use, out);
 }
 
-int shmalloc_queue_open_root(shmalloc_heap *heap, const char *name, const shmalloc_queue_options *options,
-                             shmalloc_queue *out)
+int shmalloc_queue_open_root(shmalloc_heap *heap, const char *name,
+                             const shmalloc_queue_options *options, shmalloc_queue *out)
 {
     struct smi_use use;
     struct smi_thread *t;
@@ -812,7 +884,8 @@ int shmalloc_queue_open_root(shmalloc_heap *heap, const char *name, const shmall
     int rc = smi_structure_open_root(heap, name, SMF_TAG_QUEUE, &use);
     if (rc != SHMALLOC_ENOROOT || !options)
         return rc < 0 ? rc : open_cells(&use, out);
-    if ((rc = make(heap, options, &t, &queue)) < 0 || (rc = smi_structure_bind(t, &queue->head, name, &ref)) < 0)
+    if ((rc = make(heap, options, &t, &queue)) < 0 ||
+        (rc = smi_structure_bind(t, &queue->head, name, &ref)) < 0)
         return rc;
     int made = rc;
     rc = shmalloc_queue_open(heap, ref, out);
@@ -848,8 +921,8 @@ int64_t shmalloc_queue_count(const shmalloc_queue *queue)
     return count < 0 ? 0 : count > (int64_t)q->ring.mask + 1 ? (int64_t)q->ring.mask + 1 : count;
 }
 
-/* All blocks that cells have, then the cells'. What a cell for writing has been lent is its sender's; so is what was
- * received by a thread that is about to acknowledge it. */
+/* All blocks that cells have, then the cells'. What a cell for writing has been lent is its
+ * sender's; so is what was received by a thread that is about to acknowledge it. */
 static int free_parts(struct smi_ending *ending, struct smf_structure *head)
 {
     shmalloc_heap *heap = ending->heap;
@@ -857,7 +930,8 @@ static int free_parts(struct smi_ending *ending, struct smf_structure *head)
     uint64_t capacity = SMI_LOAD(&queue->capacity), ref = SMI_LOAD(&queue->cells);
     wake(heap, &queue->receivers_wait, &queue->receivers_word);
     wake(heap, &queue->senders_wait, &queue->senders_word);
-    if (!smi_ring_is_possible(capacity) || ref % 64 != 0 || !smi_in_heap(heap, ref, capacity * sizeof(struct smf_cell)) ||
+    if (!smi_ring_is_possible(capacity) || ref % 64 != 0 ||
+        !smi_in_heap(heap, ref, capacity * sizeof(struct smf_cell)) ||
         smi_block_size(heap, ref) < capacity * sizeof(struct smf_cell))
         capacity = 0;
     struct smf_cell *cells = capacity ? smi_at(heap, ref) : NULL;

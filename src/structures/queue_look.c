@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * queue_look.c - queues in a view: checked, described, shown. A queue that is used meanwhile is seen at several instants; what
- * seems wrong counts only if the cell and the positions that it depends on are still what they were.
+ * queue_look.c - queues in a view: checked, described, shown. A queue that is used meanwhile is
+ * seen at several instants; what seems wrong counts only if the cell and the positions that it
+ * depends on are still what they were.
  */
 #include <stdio.h>
 #include <string.h>
@@ -51,10 +52,12 @@ static int stands_still(struct smi_view *view, uint64_t ref, uint64_t seen)
     return smi_view_read_now(view, ref, sizeof(now), &now) == 0 && now == seen;
 }
 
-static void say_still(struct checking *c, const char *invariant, const struct smf_cell *cell, const char *text)
+static void say_still(struct checking *c, const char *invariant, const struct smf_cell *cell,
+                      const char *text)
 {
     struct smi_view *view = c->s->view;
-    uint64_t at = cell ? c->s->queue->cells + (uint64_t)(cell - c->s->cells) * sizeof(*cell) : c->ref;
+    uint64_t at =
+        cell ? c->s->queue->cells + (uint64_t)(cell - c->s->cells) * sizeof(*cell) : c->ref;
     if (stands_still(view, c->ref + offsetof(struct smf_queue, tail), c->s->queue->tail) &&
         stands_still(view, c->ref + offsetof(struct smf_queue, first), c->s->queue->first) &&
         (!cell || stands_still(view, at, cell->state)))
@@ -66,9 +69,12 @@ static void check_block(struct checking *c, const struct smf_cell *cell)
     uint32_t has = cell->flags & (SMF_CELL_BLOCK | SMF_CELL_REF);
     if (has == (SMF_CELL_BLOCK | SMF_CELL_REF) || (!has && cell->length > SMF_CELL_INLINE))
         say_still(c, "Q4", cell, "a message of a queue is longer than its cell");
-    else if (has && !smi_structure_has_block(c->s->view, cell->ref, has & SMF_CELL_BLOCK ? cell->length : 1))
-        say_still(c, "Q4", cell, has & SMF_CELL_BLOCK ? "a message of a queue is in a block that is none, or too short"
-                                                : "a ref that was sent leads to no block");
+    else if (has && !smi_structure_has_block(c->s->view, cell->ref,
+                                             has & SMF_CELL_BLOCK ? cell->length : 1))
+        say_still(c, "Q4", cell,
+                  has & SMF_CELL_BLOCK
+                      ? "a message of a queue is in a block that is none, or too short"
+                      : "a ref that was sent leads to no block");
 }
 
 static void check_cell(struct checking *c, const struct smf_cell *cell)
@@ -79,7 +85,8 @@ static void check_cell(struct checking *c, const struct smf_cell *cell)
     int64_t laps = smi_cell_ahead(s->ring, cell->state, base);
     if (state > SMF_CELL_ACKED || laps < -1 || laps > 1)
         say_still(c, "Q3", cell, "a cell of a queue is in no possible state or lap");
-    else if (state != SMF_CELL_FREE && state != SMF_CELL_FULL && smi_cell_who(cell->state) >> 24 > SMF_THREADS)
+    else if (state != SMF_CELL_FREE && state != SMF_CELL_FULL &&
+             smi_cell_who(cell->state) >> 24 > SMF_THREADS)
         say_still(c, "Q3", cell, "a cell of a queue is claimed by a thread slot that cannot be");
     else if (state == SMF_CELL_FREE && (cell->flags & (SMF_CELL_BLOCK | SMF_CELL_REF)))
         say_still(c, "Q4", cell, "a free cell of a queue has a block");
@@ -112,11 +119,13 @@ void smi_queue_describe(struct smi_view *view, uint64_t ref, char *text, size_t 
     if (fault)
         snprintf(text, room, "%s", fault);
     else
-        snprintf(text, room, "%llu cells, %llu messages, %llu taken", (unsigned long long)s.queue->capacity,
-                 (unsigned long long)s.full, (unsigned long long)s.reading);
+        snprintf(text, room, "%llu cells, %llu messages, %llu taken",
+                 (unsigned long long)s.queue->capacity, (unsigned long long)s.full,
+                 (unsigned long long)s.reading);
 }
 
-int smi_queue_each_ref(struct smi_view *view, uint64_t ref, int (*visit)(uint64_t part, void *arg), void *arg)
+int smi_queue_each_ref(struct smi_view *view, uint64_t ref, int (*visit)(uint64_t part, void *arg),
+                       void *arg)
 {
     struct seen s;
     if (see_queue(view, ref, &s))
@@ -125,7 +134,8 @@ int smi_queue_each_ref(struct smi_view *view, uint64_t ref, int (*visit)(uint64_
     for (uint64_t i = 0; rc == 0 && i <= s.ring.mask; i++) {
         const struct smf_cell *cell = &s.cells[i];
         enum smf_cell_state state = smi_cell_state(cell->state);
-        int lent = (cell->flags & SMF_CELL_REF) && (state == SMF_CELL_FULL || state == SMF_CELL_READING);
+        int lent =
+            (cell->flags & SMF_CELL_REF) && (state == SMF_CELL_FULL || state == SMF_CELL_READING);
         if (((cell->flags & SMF_CELL_BLOCK) || lent) && cell->ref != 0)
             rc = visit(cell->ref, arg);
     }
@@ -139,7 +149,8 @@ static int visit_message(struct seen *s, uint64_t i, smi_item_fn *visit, void *a
     enum smf_cell_state state = smi_cell_state(cell->state);
     if (state != SMF_CELL_FULL && state != SMF_CELL_READING)
         return 0;
-    struct smi_item item = {.index = smi_cell_position(s->ring, i, cell->state, near), .length = cell->length};
+    struct smi_item item = {.index = smi_cell_position(s->ring, i, cell->state, near),
+                            .length = cell->length};
     item.note = state == SMF_CELL_READING ? smi_cell_who(cell->state) ? "taken" : "returned" : NULL;
     item.ref = has ? cell->ref : 0;
     if (has & SMF_CELL_BLOCK)

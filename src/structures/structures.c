@@ -2,20 +2,24 @@
 /*
  * structures.c - the table of structures, and how one is made, used and freed.
  *
- * A header's life is one word, which changes by compare-and-swap: NONE, MAKING, LIVE, DYING, NONE. Who makes or frees a
- * structure has it in its thread slot's `structure` first, so whoever adopts the slot finds it and goes on:
+ * A header's life is one word, which changes by compare-and-swap: NONE, MAKING, LIVE, DYING, NONE.
+ * Who makes or frees a structure has it in its thread slot's `structure` first, so whoever adopts
+ * the slot finds it and goes on:
  *
- *   making   header to `structure`; MAKING; parts, each named as it is taken; LIVE; the user's word; `structure` cleared.
- *            Killed before the user's word: all of it is freed. A root is bound in the step that clears `structure`.
- *   freeing  `structure`; DYING, which commits; the user's word cleared, if it is in the heap; parts, each in a step that
- *            clears the word that names it; NONE; into the list in the step that clears `structure`. Killed after DYING:
- *            who adopts the slot goes on. A structure in it comes to the front of `structure` first, by `nested`.
+ *   making   header to `structure`; MAKING; parts, each named as it is taken; LIVE; the user's
+ *            word; `structure` cleared. Killed before the user's word: all of it is freed. A root
+ *            is bound in the step that clears `structure`.
+ *   freeing  `structure`; DYING, which commits; the user's word cleared, if it is in the heap;
+ *            parts, each in a step that clears the word that names it; NONE; into the list in the
+ *            step that clears `structure`. Killed after DYING: who adopts the slot goes on. A
+ *            structure in it comes to the front of `structure` first, by `nested`.
  *
- * DYING refuses all later calls. Those under way are waited for: each call has the header in its slot's `using_structure`.
- * A waiting or sleeping call has not. Who is stopped in one keeps the parts; then they go when the slot of the freeing
- * thread comes to rest.
+ * DYING refuses all later calls. Those under way are waited for: each call has the header in its
+ * slot's `using_structure`. A waiting or sleeping call has not. Who is stopped in one keeps the
+ * parts; then they go when the slot of the freeing thread comes to rest.
  *
- * Nothing of this holds a lock of the heap while it calls down; the list of unused headers has that of a class of the library.
+ * Nothing of this holds a lock of the heap while it calls down; the list of unused headers has that
+ * of a class of the library.
  */
 #include "structures/structures.h"
 
@@ -63,7 +67,8 @@ static uint64_t life_of(uint64_t life, uint64_t who, enum smf_life state)
 
 static int change_life(struct smf_structure *head, uint64_t from, uint64_t to)
 {
-    return __atomic_compare_exchange_n(&head->life, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+    return __atomic_compare_exchange_n(&head->life, &from, to, 0, __ATOMIC_SEQ_CST,
+                                       __ATOMIC_RELAXED);
 }
 
 /* The block at `ref` when it is a structure's; its tag. */
@@ -73,13 +78,16 @@ static struct smf_structure *header_at(const shmalloc_heap *heap, uint64_t ref, 
     if (ref == 0 || ref % 64 != 0 || !smi_in_heap(heap, ref, SMF_STRUCTURE_BYTES))
         return NULL;
     *tag = smi_block_tag(heap, ref);
-    return *tag >= SMF_TAG_RESERVED && smi_block_size(heap, ref) >= SMF_STRUCTURE_BYTES ? smi_at(heap, ref) : NULL;
+    return *tag >= SMF_TAG_RESERVED && smi_block_size(heap, ref) >= SMF_STRUCTURE_BYTES
+               ? smi_at(heap, ref)
+               : NULL;
 }
 
 static int no_header(shmalloc_heap *heap, const struct smf_thread *slot, uint64_t ref)
 {
-    return smi_heap_poison(heap, "the thread slot at %#llx names %#llx as a structure, which is none",
-                           (unsigned long long)((const uint8_t *)slot - heap->base), (unsigned long long)ref);
+    return smi_heap_poison(
+        heap, "the thread slot at %#llx names %#llx as a structure, which is none",
+        (unsigned long long)((const uint8_t *)slot - heap->base), (unsigned long long)ref);
 }
 
 /* ---- freeing ---- */
@@ -90,7 +98,8 @@ static int is_called(shmalloc_heap *heap, uint64_t ref, const struct smf_thread 
     if (smi_os_barrier() < 0)
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
-        const struct smf_thread *slot = SMI_LOAD(&heap->threads[i]) ? smi_thread_slot(heap, i) : NULL;
+        const struct smf_thread *slot =
+            SMI_LOAD(&heap->threads[i]) ? smi_thread_slot(heap, i) : NULL;
         if (slot && slot != me && SMI_LOAD(&slot->owner) != 0 &&
             __atomic_load_n(&slot->using_structure, __ATOMIC_ACQUIRE) == ref)
             return 1;
@@ -132,8 +141,10 @@ static int end_nested(struct smi_ending *e, uint64_t *word, struct smf_structure
     uint64_t life = SMI_LOAD(&head->life);
     if ((life & SMF_LIFE_STATE) == SMF_LIFE_LIVE) {
         SMI_STORE(&head->holder, (uint64_t)((uint8_t *)word - e->heap->base));
-        SMI_STORE(&e->slot->nested, (uint64_t)((uint8_t *)head - e->heap->base)); /* kill from here: forgotten, or */
-        if (change_life(head, life, life_of(life, e->who, SMF_LIFE_DYING)))       /* from here on pushed */
+        /* kill from here: forgotten, or */
+        SMI_STORE(&e->slot->nested, (uint64_t)((uint8_t *)head - e->heap->base));
+        /* from here on pushed */
+        if (change_life(head, life, life_of(life, e->who, SMF_LIFE_DYING)))
             return push_nested(e->heap, e->slot, e->who) < 0 ? SHMALLOC_ECORRUPT : 1;
         SMI_STORE(&e->slot->nested, 0);
     }
@@ -153,7 +164,8 @@ int smi_part_end(struct smi_ending *e, uint64_t *word)
     struct smf_structure *nested = header_at(e->heap, ref, &tag);
     if (nested)
         return end_nested(e, word, nested);
-    if (smi_block_size(e->heap, ref) == 0) { /* whoever lent it has freed it, or worse: that is no loss */
+    if (smi_block_size(e->heap, ref) == 0) { /* whoever lent it has freed it, or worse: that is no
+                                                loss */
         SMI_STORE(word, 0);
         return 0;
     }
@@ -165,12 +177,13 @@ int smi_part_end(struct smi_ending *e, uint64_t *word)
     return rc;
 }
 
-/* The header that the slot's `structure` names is out of use; what it named before that comes next. */
+/* The header that the slot's `structure` names is out of use; what it named before that comes
+ * next. */
 static int put_aside(struct smi_ending *e, struct smf_structure *head, uint64_t then)
 {
     uint64_t ref = (uint64_t)((uint8_t *)head - e->heap->base);
-    return smi_central_put_aside(e->heap, &e->heap->state->structure_headers, ref, &head->next, &e->slot->structure,
-                                 then ? then | SMF_FREEING : 0);
+    return smi_central_put_aside(e->heap, &e->heap->state->structure_headers, ref, &head->next,
+                                 &e->slot->structure, then ? then | SMF_FREEING : 0);
 }
 
 /* All of a DYING structure that is this slot's. 1: not yet. */
@@ -178,8 +191,9 @@ static int end_parts(struct smi_ending *e, struct smf_structure *head, uint64_t 
 {
     const struct smi_structure_type *type = smi_structure_type(SMI_LOAD(&head->tag));
     if (!type)
-        return smi_heap_poison(e->heap, "the structure at %#llx has tag %#llx, which this library does not know",
-                               (unsigned long long)ref, (unsigned long long)SMI_LOAD(&head->tag));
+        return smi_heap_poison(
+            e->heap, "the structure at %#llx has tag %#llx, which this library does not know",
+            (unsigned long long)ref, (unsigned long long)SMI_LOAD(&head->tag));
     clear_holder(e->heap, head, ref);
     if (is_called(e->heap, ref, e->slot))
         return 1;
@@ -200,9 +214,11 @@ static int is_published(shmalloc_heap *heap, const struct smf_structure *head, u
 }
 
 /* What is to become of the structure that lives and is named by `structure`? 1: it is DYING now. */
-static int decide_live(struct smi_ending *e, struct smf_structure *head, uint64_t ref, uint64_t life, uint64_t what)
+static int decide_live(struct smi_ending *e, struct smf_structure *head, uint64_t ref,
+                       uint64_t life, uint64_t what)
 {
-    int goes = what == SMF_UNBOUND || (what == SMF_MAKING && is_whose(life, e->who) && !is_published(e->heap, head, ref));
+    int goes = what == SMF_UNBOUND ||
+               (what == SMF_MAKING && is_whose(life, e->who) && !is_published(e->heap, head, ref));
     if (goes && change_life(head, life, life_of(life, e->who, SMF_LIFE_DYING)))
         return 1;
     SMI_STORE(&e->slot->structure, 0);
@@ -230,7 +246,8 @@ static int end_first(struct smi_ending *e)
 }
 
 /* Until the slot names no structure, or the rest has to wait: 1. */
-static int end_structures(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index, uint64_t *most)
+static int end_structures(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index,
+                          uint64_t *most)
 {
     struct smi_ending e = {heap, slot, who_of(slot, index), most};
     int rc = slot->nested != 0 ? push_nested(heap, slot, e.who) : 0;
@@ -271,12 +288,14 @@ struct smi_thread *smi_structure_enter_long(shmalloc_heap *heap, int *rc)
 #define PATIENCE_NS 1000000000ull /* with a call that has a structure which is to be freed */
 #define ADOPT_AFTER_NS 20000000ull
 
-/* The calling thread frees what its slot names. What others are in the middle of is left to later. */
+/* The calling thread frees what its slot names. What others are in the middle of is left to
+ * later. */
 static int end_own(struct smi_thread *t)
 {
     uint64_t most = UINT64_MAX, start = smi_os_clock(), looked = start;
     int rc, state = smi_os_cancel_off();
-    while ((rc = end_structures(t->heap, t->slot, t->slot_index, &most)) == 1 && smi_os_clock() - start < PATIENCE_NS) {
+    while ((rc = end_structures(t->heap, t->slot, t->slot_index, &most)) == 1 &&
+           smi_os_clock() - start < PATIENCE_NS) {
         smi_os_sleep(100000);
         if (smi_os_clock() - looked < ADOPT_AFTER_NS)
             continue;
@@ -296,8 +315,10 @@ static struct smi_thread *idle_thread(shmalloc_heap *heap, int *rc)
         return t;
     *rc = end_own(t);
     if (*rc == 1)
-        *rc = smi_error(SHMALLOC_EBUSY, "%s: a structure that this thread freed is still used by a call of a stopped thread",
-                        heap->path);
+        *rc = smi_error(
+            SHMALLOC_EBUSY,
+            "%s: a structure that this thread freed is still used by a call of a stopped thread",
+            heap->path);
     return *rc < 0 ? NULL : t;
 }
 
@@ -312,7 +333,8 @@ int smi_part_take(struct smi_thread *t, size_t size, size_t alignment, int zero,
         return 0;
     }
     int state = smi_os_cancel_off();
-    int rc = smi_block_take(t, &(struct smi_request){.size = size, .alignment = alignment, .zero = zero}, dest, &ref);
+    int rc = smi_block_take(
+        t, &(struct smi_request){.size = size, .alignment = alignment, .zero = zero}, dest, &ref);
     smi_os_cancel_restore(state);
     return rc;
 }
@@ -339,10 +361,12 @@ int smi_part_give(struct smi_thread *t, uint64_t *word)
 static int take_header(struct smi_thread *t, uint16_t tag)
 {
     uint64_t ref, *name = &t->slot->structure;
-    int rc = smi_central_take_aside(t->heap, &t->heap->state->structure_headers, offsetof(struct smf_structure, next), name);
+    int rc = smi_central_take_aside(t->heap, &t->heap->state->structure_headers,
+                                    offsetof(struct smf_structure, next), name);
     if (rc != 0)
         return rc < 0 ? rc : 0;
-    struct smi_request request = {.size = SMF_STRUCTURE_BYTES, .alignment = 64, .zero = 1, .tag = tag};
+    struct smi_request request = {
+        .size = SMF_STRUCTURE_BYTES, .alignment = 64, .zero = 1, .tag = tag};
     return smi_block_take(t, &request, name, &ref);
 }
 
@@ -367,7 +391,8 @@ static int prepare_header(struct smi_thread *t, uint16_t tag, struct smf_structu
     return 0;
 }
 
-int smi_structure_begin(shmalloc_heap *heap, uint16_t tag, struct smi_thread **t, struct smf_structure **out)
+int smi_structure_begin(shmalloc_heap *heap, uint16_t tag, struct smi_thread **t,
+                        struct smf_structure **out)
 {
     int rc;
     *t = idle_thread(heap, &rc);
@@ -408,7 +433,8 @@ int smi_structure_drop(struct smi_thread *t, int rc)
     return rc;
 }
 
-int smi_structure_bind(struct smi_thread *t, struct smf_structure *head, const char *text, shmalloc_ref *ref)
+int smi_structure_bind(struct smi_thread *t, struct smf_structure *head, const char *text,
+                       shmalloc_ref *ref)
 {
     struct smi_name name;
     uint64_t type = SMI_LOAD(&head->tag), tag = type;
@@ -424,8 +450,9 @@ int smi_structure_bind(struct smi_thread *t, struct smf_structure *head, const c
         return 1;
     smi_structure_drop(t, 0);
     if (rc == 1 && type != tag)
-        return smi_error(SHMALLOC_ETYPE, "%s: root \"%s\" has type %#llx, expected %#llx (%s)", t->heap->path, text,
-                         (unsigned long long)type, (unsigned long long)tag, smi_structure_type(tag)->name);
+        return smi_error(SHMALLOC_ETYPE, "%s: root \"%s\" has type %#llx, expected %#llx (%s)",
+                         t->heap->path, text, (unsigned long long)type, (unsigned long long)tag,
+                         smi_structure_type(tag)->name);
     return rc < 0 ? rc : 0;
 }
 
@@ -435,7 +462,8 @@ int smi_structure_gone(const struct smi_use *use)
 {
     if (SMI_LOAD(&use->heap->state->poison) != 0)
         return smi_heap_writable(use->heap);
-    return smi_error(SHMALLOC_EGONE, "%s: the structure at %#llx was freed; open the one that is there now, if any",
+    return smi_error(SHMALLOC_EGONE,
+                     "%s: the structure at %#llx was freed; open the one that is there now, if any",
                      use->heap->path, (unsigned long long)use->ref);
 }
 
@@ -446,15 +474,18 @@ int smi_structure_damaged(const struct smi_use *use, const char *format, ...)
     va_start(list, format);
     vsnprintf(text, sizeof(text), format, list);
     va_end(list);
-    return smi_error(SHMALLOC_ECORRUPT, "%s: the structure at %#llx is damaged: %s; `shmalloc-inspect check` says more",
-                     use->heap->path, (unsigned long long)use->ref, text);
+    return smi_error(
+        SHMALLOC_ECORRUPT,
+        "%s: the structure at %#llx is damaged: %s; `shmalloc-inspect check` says more",
+        use->heap->path, (unsigned long long)use->ref, text);
 }
 
 static int other_type(const shmalloc_heap *heap, uint64_t ref, uint16_t found, uint16_t tag)
 {
     const struct smi_structure_type *is = smi_structure_type(found);
-    return smi_error(SHMALLOC_ETYPE, "%s: expected a %s at %#llx, found a %s", heap->path, smi_structure_type(tag)->name,
-                     (unsigned long long)ref, is ? is->name : "block that is no structure of this library");
+    return smi_error(SHMALLOC_ETYPE, "%s: expected a %s at %#llx, found a %s", heap->path,
+                     smi_structure_type(tag)->name, (unsigned long long)ref,
+                     is ? is->name : "block that is no structure of this library");
 }
 
 int smi_structure_open(shmalloc_heap *heap, shmalloc_ref ref, uint16_t tag, struct smi_use *out)
@@ -464,8 +495,9 @@ int smi_structure_open(shmalloc_heap *heap, shmalloc_ref ref, uint16_t tag, stru
         return smi_heap_writable(heap);
     struct smf_structure *head = header_at(heap, ref, &found);
     if (!head && (ref == 0 || smi_block_size(heap, ref) == 0))
-        return smi_error(SHMALLOC_EBADREF, "%s: %#llx is no block of this heap; is it another heap's ref?", heap->path,
-                         (unsigned long long)ref);
+        return smi_error(SHMALLOC_EBADREF,
+                         "%s: %#llx is no block of this heap; is it another heap's ref?",
+                         heap->path, (unsigned long long)ref);
     if (!head)
         return other_type(heap, ref, found, tag);
     uint64_t life = __atomic_load_n(&head->life, __ATOMIC_ACQUIRE);
@@ -478,12 +510,14 @@ int smi_structure_open(shmalloc_heap *heap, shmalloc_ref ref, uint16_t tag, stru
     return 0;
 }
 
-int smi_structure_open_root(shmalloc_heap *heap, const char *text, uint16_t tag, struct smi_use *out)
+int smi_structure_open_root(shmalloc_heap *heap, const char *text, uint16_t tag,
+                            struct smi_use *out)
 {
     int rc;
     struct smi_name name;
     uint64_t type = 0, ref = 0;
-    if (!heap->read_only && !heap->closed && !smi_structure_enter_long(heap, &rc) && rc != SHMALLOC_EPOISONED)
+    if (!heap->read_only && !heap->closed && !smi_structure_enter_long(heap, &rc) &&
+        rc != SHMALLOC_EPOISONED)
         return rc;
     if (heap->closed)
         return smi_heap_writable(heap);
@@ -495,8 +529,9 @@ int smi_structure_open_root(shmalloc_heap *heap, const char *text, uint16_t tag,
     if (rc == SHMALLOC_ENOROOT)
         return smi_roots_missing(heap, &name);
     if (rc == 0 && type != tag)
-        return smi_error(SHMALLOC_ETYPE, "%s: root \"%s\" has type %#llx, expected %#x (%s)", heap->path, text,
-                         (unsigned long long)type, tag, smi_structure_type(tag)->name);
+        return smi_error(SHMALLOC_ETYPE, "%s: root \"%s\" has type %#llx, expected %#x (%s)",
+                         heap->path, text, (unsigned long long)type, tag,
+                         smi_structure_type(tag)->name);
     return rc < 0 ? rc : smi_structure_open(heap, ref, tag, out);
 }
 
@@ -514,14 +549,16 @@ int smi_structure_free(shmalloc_heap *heap, shmalloc_ref *ref, uint16_t tag)
         return rc;
     int in_heap = smi_ref_of(heap, ref, &at);
     if (in_heap && at % 8 != 0)
-        return smi_error(-EINVAL, "%s: the ref word at %#llx is not 8-aligned", heap->path, (unsigned long long)at);
+        return smi_error(-EINVAL, "%s: the ref word at %#llx is not 8-aligned", heap->path,
+                         (unsigned long long)at);
     if (*ref == 0)
         return 0;
     if ((rc = smi_structure_open(heap, *ref, tag, &use)) < 0)
         return rc;
     SMI_STORE(&use.head->holder, in_heap ? at : 0);
     SMI_STORE(&t->slot->structure, use.ref | SMF_FREEING);
-    if (!change_life(use.head, use.life, life_of(use.life, who_of(t->slot, t->slot_index), SMF_LIFE_DYING))) {
+    if (!change_life(use.head, use.life,
+                     life_of(use.life, who_of(t->slot, t->slot_index), SMF_LIFE_DYING))) {
         SMI_STORE(&t->slot->structure, 0);
         return smi_structure_gone(&use);
     }
@@ -575,7 +612,8 @@ static int visit_headers(struct smi_view *view, const struct smi_span *span,
         uint16_t tag = smi_view_slot_tag(view, span->page, i);
         if (tag < SMF_TAG_RESERVED)
             continue;
-        struct smi_structure_seen seen = {smi_slot_ref(span->first_page, k, i), smi_structure_type(tag), NULL};
+        struct smi_structure_seen seen = {smi_slot_ref(span->first_page, k, i),
+                                          smi_structure_type(tag), NULL};
         seen.head = smi_view_at(view, seen.ref, SMF_STRUCTURE_BYTES);
         int rc = seen.head ? visit(&seen, arg) : 0;
         if (rc != 0)
@@ -584,25 +622,30 @@ static int visit_headers(struct smi_view *view, const struct smi_span *span,
     return 0;
 }
 
-int smi_structures_each(struct smi_view *view, int (*visit)(const struct smi_structure_seen *seen, void *arg), void *arg)
+int smi_structures_each(struct smi_view *view,
+                        int (*visit)(const struct smi_structure_seen *seen, void *arg), void *arg)
 {
     struct smi_span span = {0};
     int rc = smi_view_settle(view, NULL, NULL);
     while (rc == 0 && smi_view_next_span(view, &span))
-        if (smi_view_is_slab(view, span.page) && span.page->arena < view->header.arena_count && span.page->side != 0 &&
-            smi_classes[span.page->size_class].size == SMF_STRUCTURE_BYTES)
+        if (smi_view_is_slab(view, span.page) && span.page->arena < view->header.arena_count &&
+            span.page->side != 0 && smi_classes[span.page->size_class].size == SMF_STRUCTURE_BYTES)
             rc = visit_headers(view, &span, visit, arg);
     return rc;
 }
 
 const struct smi_invariant smi_structure_invariants[] = {
-    {"Q1", "a structure's life, its type and its block's tag fit each other; the list of unused headers has such only; "
+    {"Q1", "a structure's life, its type and its block's tag fit each other; the list of unused "
+           "headers has such only; "
            "`structure` of a thread slot names a header"},
     {"Q2", "a queue's capacity is a power of two, and its cells are a block of their length"},
-    {"Q3", "a queue's cell is in a known state, in the lap of the queue's positions, and claimed by a possible thread slot"},
-    {"Q4", "a queue's cell has a block if, and only if, its message needs one, which is long enough"},
+    {"Q3", "a queue's cell is in a known state, in the lap of the queue's positions, and claimed "
+           "by a possible thread slot"},
+    {"Q4",
+     "a queue's cell has a block if, and only if, its message needs one, which is long enough"},
     {"Q5", "a queue's positions are no further apart than it has cells"},
-    {"V1", "a vector's element, first segment and place for changes are possible; what changes is one of its elements"},
+    {"V1", "a vector's element, first segment and place for changes are possible; what changes is "
+           "one of its elements"},
     {"V2", "a vector's elements lie in segments that are blocks of their size"},
     {NULL, NULL},
 };
@@ -623,13 +666,15 @@ static int check_one(const struct smi_structure_seen *seen, void *arg)
     else if (state > SMF_LIFE_DYING)
         c->report("Q1", seen->ref, "a structure's life is in no known state", c->arg);
     else if (state == SMF_LIFE_LIVE && seen->type && seen->head->tag != seen->type->tag)
-        c->report("Q1", seen->ref, "a structure is of another type than its block's tag says", c->arg);
+        c->report("Q1", seen->ref, "a structure is of another type than its block's tag says",
+                  c->arg);
     else if (state == SMF_LIFE_LIVE && seen->type)
         seen->type->check(c->view, seen->ref, c->report, c->arg);
     return 0;
 }
 
-/* The list of headers that are out of use: each in it is, and all that are, are in it, but for those of thread slots. */
+/* The list of headers that are out of use: each in it is, and all that are, are in it, but for
+ * those of thread slots. */
 static void check_list(struct checking *c)
 {
     uint64_t ref = c->view->state.structure_headers, listed = 0;
@@ -637,13 +682,16 @@ static void check_list(struct checking *c)
         const struct smf_structure *head =
             ref % 64 == 0 ? smi_view_at(c->view, ref, SMF_STRUCTURE_BYTES) : NULL;
         if (!head || (head->life & SMF_LIFE_STATE) != SMF_LIFE_NONE) {
-            c->report("Q1", ref, "the list of unused structure headers leads to one that is in use, or none", c->arg);
+            c->report("Q1", ref,
+                      "the list of unused structure headers leads to one that is in use, or none",
+                      c->arg);
             return;
         }
         ref = head->next;
     }
     if (ref != 0)
-        c->report("Q1", ref, "the list of unused structure headers is longer than their number", c->arg);
+        c->report("Q1", ref, "the list of unused structure headers is longer than their number",
+                  c->arg);
 }
 
 static void check_slots(struct checking *c)
@@ -653,7 +701,8 @@ static void check_slots(struct checking *c)
         const struct smf_thread *thread = smi_view_thread(c->view, i, &at);
         uint64_t ref = thread ? thread->structure & ~SMF_WHAT : 0;
         if (ref != 0 && (ref % 64 != 0 || !smi_view_at(c->view, ref, SMF_STRUCTURE_BYTES)))
-            c->report("Q1", at + offsetof(struct smf_thread, structure), "a thread slot names a structure that is none", c->arg);
+            c->report("Q1", at + offsetof(struct smf_thread, structure),
+                      "a thread slot names a structure that is none", c->arg);
     }
 }
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * structures.h - what the ready-made structures have in common: their headers' lives, the table of their types, and the
- * steps in which one is made and freed.
+ * structures.h - what the ready-made structures have in common: their headers' lives, the table of
+ * their types, and the steps in which one is made and freed.
  *
- * A structure is a header (struct smf_structure and what its type adds) and parts, which are plain blocks that words of the
- * header, or of other parts, name. A header's block never becomes anything else: out of use it waits in a list. So whoever
- * remembers a header finds, by `life`, that it is the same structure or that it is none.
+ * A structure is a header (struct smf_structure and what its type adds) and parts, which are plain
+ * blocks that words of the header, or of other parts, name. A header's block never becomes anything
+ * else: out of use it waits in a list. So whoever remembers a header finds, by `life`, that it is
+ * the same structure or that it is none.
  */
 #ifndef SMI_STRUCTURES_H
 #define SMI_STRUCTURES_H
@@ -39,15 +40,19 @@ typedef int smi_item_fn(const struct smi_item *item, void *arg); /* not 0: stop,
 struct smi_structure_type {
     uint16_t tag;
     const char *name;
-    /* What follows gets a settled view and the ref of a header whose SMF_STRUCTURE_BYTES can be read. */
+    /* What follows gets a settled view and the ref of a header whose SMF_STRUCTURE_BYTES can be
+     * read. */
     /* Report what cannot be, by invariants of its own. */
     void (*check)(struct smi_view *view, uint64_t ref, smi_report_fn *report, void *arg);
     /* "1,024 cells, 17 messages, 2 taken" */
     void (*describe)(struct smi_view *view, uint64_t ref, char *text, size_t room);
-    /* Refs of the blocks that belong to it, the header not included; such a block's own words are not looked at. */
-    int (*each_ref)(struct smi_view *view, uint64_t ref, int (*visit)(uint64_t part, void *arg), void *arg);
+    /* Refs of the blocks that belong to it, the header not included; such a block's own words are
+     * not looked at. */
+    int (*each_ref)(struct smi_view *view, uint64_t ref, int (*visit)(uint64_t part, void *arg),
+                    void *arg);
     int (*each_item)(struct smi_view *view, uint64_t ref, smi_item_fn *visit, void *arg);
-    /* Free its parts by smi_part_end(), in any order, each once. 0; what smi_part_end() says, then it is called anew. */
+    /* Free its parts by smi_part_end(), in any order, each once. 0; what smi_part_end() says, then
+     * it is called anew. */
     int (*free)(struct smi_ending *ending, struct smf_structure *head);
 };
 
@@ -58,8 +63,9 @@ const struct smi_structure_type *smi_structure_type(uint64_t tag);
 
 /* ---- making and freeing ---- */
 
-/* What *word in the heap names is freed, and *word becomes 0 in the same step; a structure is freed as such. What is no block
- * is forgotten. 0; 1: enough for now, or a structure in it goes first: return that. */
+/* What *word in the heap names is freed, and *word becomes 0 in the same step; a structure is freed
+ * as such. What is no block is forgotten. 0; 1: enough for now, or a structure in it goes first:
+ * return that. */
 int smi_part_end(struct smi_ending *ending, uint64_t *word);
 
 /* A block of `size` bytes that the word *dest of the heap names, in one step. */
@@ -67,13 +73,16 @@ int smi_part_take(struct smi_thread *t, size_t size, size_t alignment, int zero,
 /* The block that *word names goes back, *word becomes 0. */
 int smi_part_give(struct smi_thread *t, uint64_t *word);
 
-/* A header for a structure of this type, zeroed behind smf_structure, that nobody else sees. The slot of the calling thread,
- * *t, names it. */
-int smi_structure_begin(shmalloc_heap *heap, uint16_t tag, struct smi_thread **t, struct smf_structure **out);
+/* A header for a structure of this type, zeroed behind smf_structure, that nobody else sees. The
+ * slot of the calling thread, *t, names it. */
+int smi_structure_begin(shmalloc_heap *heap, uint16_t tag, struct smi_thread **t,
+                        struct smf_structure **out);
 /* It is one now. By a word, in the heap or not, which gets its ref; */
 int smi_structure_publish(struct smi_thread *t, struct smf_structure *head, shmalloc_ref *out);
-/* or by the root `name`: 1; 0: there is one of that name and type already, which *ref is now, and this one is freed. */
-int smi_structure_bind(struct smi_thread *t, struct smf_structure *head, const char *name, shmalloc_ref *ref);
+/* or by the root `name`: 1; 0: there is one of that name and type already, which *ref is now, and
+ * this one is freed. */
+int smi_structure_bind(struct smi_thread *t, struct smf_structure *head, const char *name,
+                       shmalloc_ref *ref);
 /* It shall not be. Returns `rc`. */
 int smi_structure_drop(struct smi_thread *t, int rc);
 
@@ -87,10 +96,12 @@ struct smi_use {
     uint64_t life;
 };
 
-/* The live structure of that type at `ref`. -EINVAL, SHMALLOC_ETYPE, SHMALLOC_EGONE, SHMALLOC_EBADREF with a message. */
+/* The live structure of that type at `ref`. -EINVAL, SHMALLOC_ETYPE, SHMALLOC_EGONE,
+ * SHMALLOC_EBADREF with a message. */
 int smi_structure_open(shmalloc_heap *heap, shmalloc_ref ref, uint16_t tag, struct smi_use *out);
 /* The same by a root's name. */
-int smi_structure_open_root(shmalloc_heap *heap, const char *name, uint16_t tag, struct smi_use *out);
+int smi_structure_open_root(shmalloc_heap *heap, const char *name, uint16_t tag,
+                            struct smi_use *out);
 
 /* Free the structure that *ref names, and all in it. */
 int smi_structure_free(shmalloc_heap *heap, shmalloc_ref *ref, uint16_t tag);
@@ -98,7 +109,8 @@ int smi_structure_free(shmalloc_heap *heap, shmalloc_ref *ref, uint16_t tag);
 int smi_structure_remove(shmalloc_heap *heap, const char *name, uint16_t tag);
 
 struct smi_thread *smi_structure_enter_long(shmalloc_heap *heap, int *rc);
-/* The calling thread's own context, for claims are a thread slot's. NULL with a message, *rc is why. */
+/* The calling thread's own context, for claims are a thread slot's. NULL with a message, *rc is
+ * why. */
 static inline struct smi_thread *smi_structure_thread(shmalloc_heap *heap, int *rc)
 {
     struct smi_thread *t = smi_current;
@@ -110,11 +122,13 @@ static inline struct smi_thread *smi_structure_thread(shmalloc_heap *heap, int *
 /* SHMALLOC_EGONE or _EPOISONED, with a message. */
 int smi_structure_gone(const struct smi_use *use);
 
-/* A call of the thread on a live structure: until it leaves, no part of it is freed. 0, or a code with a message. */
+/* A call of the thread on a live structure: until it leaves, no part of it is freed. 0, or a code
+ * with a message. */
 static inline int smi_structure_enter(const struct smi_use *use, struct smi_thread *t)
 {
     SMI_STORE(&t->slot->using_structure, use->ref);
-    /* Who frees it changes `life`, has all processors fence, and looks at `using_structure` then. */
+    /* Who frees it changes `life`, has all processors fence, and looks at `using_structure`
+     * then. */
     if (SMI_LIKELY(__atomic_load_n(&use->head->life, __ATOMIC_ACQUIRE) == use->life &&
                    SMI_LOAD(&use->heap->state->poison) == 0))
         return 0;
@@ -127,8 +141,10 @@ static inline void smi_structure_leave(struct smi_thread *t)
     __atomic_store_n(&t->slot->using_structure, 0, __ATOMIC_RELEASE);
 }
 
-/* SHMALLOC_ECORRUPT with a message: the structure contradicts itself. The heap as such may be sound, and is not poisoned. */
-int smi_structure_damaged(const struct smi_use *use, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* SHMALLOC_ECORRUPT with a message: the structure contradicts itself. The heap as such may be
+ * sound, and is not poisoned. */
+int smi_structure_damaged(const struct smi_use *use, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 /* ---- looking ---- */
 
@@ -141,8 +157,10 @@ struct smi_structure_seen {
     const struct smf_structure *head;
 };
 
-/* All structures of a view, by the tags of blocks: those that live, and others. What `visit` returns other than 0 stops. */
-int smi_structures_each(struct smi_view *view, int (*visit)(const struct smi_structure_seen *seen, void *arg), void *arg);
+/* All structures of a view, by the tags of blocks: those that live, and others. What `visit`
+ * returns other than 0 stops. */
+int smi_structures_each(struct smi_view *view,
+                        int (*visit)(const struct smi_structure_seen *seen, void *arg), void *arg);
 
 /* What is checked; as smi_invariants, which has what is checked of the heap itself. */
 extern const struct smi_invariant smi_structure_invariants[];

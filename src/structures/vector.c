@@ -2,21 +2,26 @@
 /*
  * vector.c - elements of one size in segments, each of which doubles the vector and never moves.
  *
- * Who changes it holds its mutex. Truths are `length` and, while `sequence` is odd, `changing` and `redo`.
+ * Who changes it holds its mutex. Truths are `length` and, while `sequence` is odd, `changing` and
+ * `redo`.
  *
- *   append     the segment, if there is none, taken by its word; the element; `length`, which commits
- *   set        elements of 1, 2, 4 and 8 bytes: one store. Others: the new bytes to the block `redo`; `changing`; `sequence`
- *              odd, which commits; the element; `sequence` even
- *   truncate   `length`, which commits; `sequence` + 2; segments without an element retired, each by its word
+ *   append     the segment, if there is none, taken by its word; the element; `length`, which
+ *              commits
+ *   set        elements of 1, 2, 4 and 8 bytes: one store. Others: the new bytes to the block
+ *              `redo`; `changing`; `sequence` odd, which commits; the element; `sequence` even
+ *   truncate   `length`, which commits; `sequence` + 2; segments without an element retired, each
+ *              by its word
  *
- * The next owner of the mutex after a death copies `redo` once more if `sequence` is odd, and counts `sequence` on: a reader
- * that saw a length which was cut off then looks again.
+ * The next owner of the mutex after a death copies `redo` once more if `sequence` is odd, and
+ * counts `sequence` on: a reader that saw a length which was cut off then looks again.
  *
- * A reader reads `sequence`, `length`, the segment and the element, in a read section, and `sequence` again. If that is odd, the
- * element that changes is read from `redo`. So nobody who was stopped or killed holds it up.
+ * A reader reads `sequence`, `length`, the segment and the element, in a read section, and
+ * `sequence` again. If that is odd, the element that changes is read from `redo`. So nobody who was
+ * stopped or killed holds it up.
  *
  * Invariants (check):
- *   V1  the element's size, that of the first segment and `redo` are possible; `changing` is 1 to `length` in a change
+ *   V1  the element's size, that of the first segment and `redo` are possible; `changing` is 1 to
+ *       `length` in a change
  *   V2  `length` elements lie in segments that are blocks of their size
  */
 #include <errno.h>
@@ -70,8 +75,8 @@ static uint64_t first_of(uint64_t element)
     return first;
 }
 
-/* The segment of element `index`, and its place in there. Segment 0 has `first` elements, as has segment 1; the next twice as
- * many each. */
+/* The segment of element `index`, and its place in there. Segment 0 has `first` elements, as has
+ * segment 1; the next twice as many each. */
 static uint32_t segment_of(uint64_t first, uint64_t index, uint64_t *place)
 {
     if (index < first) {
@@ -96,7 +101,8 @@ static uint64_t elements_before(uint64_t first, uint32_t segment)
 
 /* ---- elements ---- */
 
-/* Words are copied one by one, by single loads and stores: others may change them at the same time. */
+/* Words are copied one by one, by single loads and stores: others may change them at the same
+ * time. */
 static void copy_in(void *to, const void *from, uint64_t bytes)
 {
     uint64_t word, *target = to;
@@ -116,7 +122,8 @@ static void copy_out(void *to, const void *from, uint64_t bytes)
     }
 }
 
-#define STORE_AS(type) __atomic_store_n((type *)to, *(const type *)(const void *)word, __ATOMIC_RELEASE)
+#define STORE_AS(type)                                                                             \
+    __atomic_store_n((type *)to, *(const type *)(const void *)word, __ATOMIC_RELEASE)
 static void store_at_once(void *to, const void *from, uint64_t bytes)
 {
     _Alignas(8) uint8_t word[8];
@@ -150,22 +157,26 @@ static void load_at_once(void *to, const void *from, uint64_t bytes)
 
 static int damaged_segment(const struct vector *v, uint32_t k)
 {
-    return smi_structure_damaged(&v->use, "its segment %u is said to be at %#llx", k,
-                                 k < SMF_VECTOR_SEGMENTS ? (unsigned long long)SMI_LOAD(&vector_of(v)->segment[k]) : 0);
+    return smi_structure_damaged(
+        &v->use, "its segment %u is said to be at %#llx", k,
+        k < SMF_VECTOR_SEGMENTS ? (unsigned long long)SMI_LOAD(&vector_of(v)->segment[k]) : 0);
 }
 
 /* The place of an element in the segment that begins at `ref`; NULL when it is not in the heap. */
 static void *place_in(const struct vector *v, uint64_t ref, uint64_t place)
 {
     uint64_t offset = place * v->stride;
-    return ref % 8 == 0 && smi_in_heap(v->use.heap, ref, offset + v->stride) ? smi_at(v->use.heap, ref + offset) : NULL;
+    return ref % 8 == 0 && smi_in_heap(v->use.heap, ref, offset + v->stride)
+               ? smi_at(v->use.heap, ref + offset)
+               : NULL;
 }
 
 /* ---- reading ---- */
 
 enum { AGAIN = 1 };
 
-/* One look at an element: 0, AGAIN, or a negative code. A section is open, but in read-only handles. */
+/* One look at an element: 0, AGAIN, or a negative code. A section is open, but in read-only
+ * handles. */
 static int look_at_element(const struct vector *v, uint64_t index, void *out)
 {
     struct smf_vector *vector = vector_of(v);
@@ -174,7 +185,8 @@ static int look_at_element(const struct vector *v, uint64_t index, void *out)
     if (index >= __atomic_load_n(&vector->length, __ATOMIC_ACQUIRE))
         return -ERANGE;
     uint32_t k = segment_of(v->first, index, &place);
-    uint64_t ref = k < SMF_VECTOR_SEGMENTS ? __atomic_load_n(&vector->segment[k], __ATOMIC_ACQUIRE) : 0;
+    uint64_t ref =
+        k < SMF_VECTOR_SEGMENTS ? __atomic_load_n(&vector->segment[k], __ATOMIC_ACQUIRE) : 0;
     if (has_section && !shmalloc_read_valid(v->use.heap))
         return AGAIN;
     int changes = sequence % 2 != 0 && SMI_LOAD(&vector->changing) == index + 1;
@@ -208,7 +220,8 @@ static void finish_change(const struct vector *v)
     uint64_t place, index = SMI_LOAD(&vector->changing) - 1, sequence = SMI_LOAD(&vector->sequence);
     if (sequence % 2 != 0 && index < SMI_LOAD(&vector->length)) {
         uint32_t k = segment_of(v->first, index, &place);
-        void *to = k < SMF_VECTOR_SEGMENTS ? place_in(v, SMI_LOAD(&vector->segment[k]), place) : NULL;
+        void *to =
+            k < SMF_VECTOR_SEGMENTS ? place_in(v, SMI_LOAD(&vector->segment[k]), place) : NULL;
         const void *from = place_in(v, v->redo, 0);
         if (to && from && !v->is_atomic)
             copy_in(to, from, v->stride);
@@ -239,7 +252,8 @@ static int lock_vector(const struct vector *v)
 
 static int unlock_vector(const struct vector *v, int rc)
 {
-    int unlocked = shmalloc_mutex_unlock(v->use.heap, (shmalloc_mutex *)(void *)vector_of(v)->mutex);
+    int unlocked =
+        shmalloc_mutex_unlock(v->use.heap, (shmalloc_mutex *)(void *)vector_of(v)->mutex);
     return rc < 0 ? rc : unlocked;
 }
 
@@ -274,28 +288,35 @@ static int end_change_of(const struct vector *v, struct smi_thread *t, int rc)
 
 static int out_of_range(const struct vector *v, uint64_t index)
 {
-    return smi_error(-ERANGE, "%s: element %llu; the vector at %#llx has %llu", v->use.heap->path, (unsigned long long)index,
-                     (unsigned long long)v->use.ref, (unsigned long long)SMI_LOAD(&vector_of(v)->length));
+    return smi_error(-ERANGE, "%s: element %llu; the vector at %#llx has %llu", v->use.heap->path,
+                     (unsigned long long)index, (unsigned long long)v->use.ref,
+                     (unsigned long long)SMI_LOAD(&vector_of(v)->length));
 }
 
 /* Where an element is, or with a new segment will be. */
-static int find_element(const struct vector *v, struct smi_thread *t, uint64_t index, int make, void **out)
+static int find_element(const struct vector *v, struct smi_thread *t, uint64_t index, int make,
+                        void **out)
 {
     uint64_t place;
     uint32_t k = segment_of(v->first, index, &place);
     if (k >= SMF_VECTOR_SEGMENTS)
-        return make ? smi_error(SHMALLOC_EFULL, "%s: a vector has at most %llu elements of this size", v->use.heap->path,
+        return make ? smi_error(SHMALLOC_EFULL,
+                                "%s: a vector has at most %llu elements of this size",
+                                v->use.heap->path,
                                 (unsigned long long)elements_before(v->first, SMF_VECTOR_SEGMENTS))
                     : damaged_segment(v, k);
     uint64_t *word = &vector_of(v)->segment[k];
-    int rc = SMI_LOAD(word) == 0 && make ? smi_part_take(t, elements_in(v->first, k) * v->stride, 64, 0, word) : 0;
+    int rc = SMI_LOAD(word) == 0 && make
+                 ? smi_part_take(t, elements_in(v->first, k) * v->stride, 64, 0, word)
+                 : 0;
     if (rc < 0)
         return rc;
     *out = place_in(v, SMI_LOAD(word), place);
     return *out && SMI_LOAD(word) != 0 ? 0 : damaged_segment(v, k);
 }
 
-static int append_locked(const struct vector *v, struct smi_thread *t, const void *element, uint64_t *index)
+static int append_locked(const struct vector *v, struct smi_thread *t, const void *element,
+                         uint64_t *index)
 {
     void *to;
     uint64_t length = SMI_LOAD(&vector_of(v)->length);
@@ -322,7 +343,8 @@ int shmalloc_vector_append(shmalloc_vector *vector, const void *element, uint64_
     return rc < 0 ? rc : end_change_of(v, t, append_locked(v, t, element, index));
 }
 
-static int set_locked(const struct vector *v, struct smi_thread *t, uint64_t index, const void *element)
+static int set_locked(const struct vector *v, struct smi_thread *t, uint64_t index,
+                      const void *element)
 {
     struct smf_vector *vector = vector_of(v);
     void *to, *redo = v->is_atomic ? NULL : place_in(v, v->redo, 0);
@@ -337,10 +359,12 @@ static int set_locked(const struct vector *v, struct smi_thread *t, uint64_t ind
     }
     if (!redo)
         return smi_structure_damaged(&v->use, "it has no place for changes");
-    __atomic_thread_fence(__ATOMIC_RELEASE); /* who reads the bytes below sees that the change before has ended */
+    __atomic_thread_fence(__ATOMIC_RELEASE); /* who reads the bytes below sees that the change
+                                                before has ended */
     copy_in(redo, element, v->element);
     SMI_STORE(&vector->changing, index + 1); /* kill before: nothing happened */
-    __atomic_store_n(&vector->sequence, SMI_LOAD(&vector->sequence) | 1, __ATOMIC_RELEASE); /* kill from here: finished */
+    /* kill from here: finished */
+    __atomic_store_n(&vector->sequence, SMI_LOAD(&vector->sequence) | 1, __ATOMIC_RELEASE);
     __atomic_thread_fence(__ATOMIC_RELEASE);
     finish_change(v);
     return 0;
@@ -362,7 +386,8 @@ static int truncate_locked(const struct vector *v, uint64_t length)
     SMI_STORE(&vector->length, length);
     finish_change(v); /* readers that saw the old length look again */
     for (uint32_t k = SMF_VECTOR_SEGMENTS; k-- > 0 && elements_before(v->first, k) >= length;)
-        if (SMI_LOAD(&vector->segment[k]) != 0 && shmalloc_retire(v->use.heap, &vector->segment[k]) < 0)
+        if (SMI_LOAD(&vector->segment[k]) != 0 &&
+            shmalloc_retire(v->use.heap, &vector->segment[k]) < 0)
             break; /* what could not be retired is used again, or retired by the next */
     return 0;
 }
@@ -387,7 +412,8 @@ static int get_locked(const shmalloc_vector *vector, uint64_t index, void *eleme
     return rc < 0 ? rc : end_change_of(v, t, look_at_element(v, index, element));
 }
 
-/* Is the vector there, for a reader? In a heap that cannot be changed there is no thread slot to say so. */
+/* Is the vector there, for a reader? In a heap that cannot be changed there is no thread slot to
+ * say so. */
 static int enter_to_read(const struct vector *v, struct smi_thread **t)
 {
     int rc = 0;
@@ -395,7 +421,9 @@ static int enter_to_read(const struct vector *v, struct smi_thread **t)
     if (v->use.heap->closed)
         return smi_heap_writable(v->use.heap);
     if (v->use.heap->read_only || SMI_LOAD(&v->use.heap->state->poison) != 0)
-        return __atomic_load_n(&v->use.head->life, __ATOMIC_ACQUIRE) == v->use.life ? 0 : smi_structure_gone(&v->use);
+        return __atomic_load_n(&v->use.head->life, __ATOMIC_ACQUIRE) == v->use.life
+                   ? 0
+                   : smi_structure_gone(&v->use);
     *t = smi_structure_thread(v->use.heap, &rc);
     return *t ? smi_structure_enter(&v->use, *t) : rc;
 }
@@ -411,7 +439,8 @@ int shmalloc_vector_get(const shmalloc_vector *vector, uint64_t index, void *ele
     int rc = enter_to_read(v, &t);
     if (rc < 0)
         return rc;
-    for (unsigned tries = 0; (rc = t ? read_element(v, index, element) : look_at_element(v, index, element)) == AGAIN;)
+    for (unsigned tries = 0;
+         (rc = t ? read_element(v, index, element) : look_at_element(v, index, element)) == AGAIN;)
         if (++tries == TRIES)
             break;
     if (t)
@@ -419,8 +448,9 @@ int shmalloc_vector_get(const shmalloc_vector *vector, uint64_t index, void *ele
     if (rc == AGAIN && t)
         rc = get_locked(vector, index, element);
     return rc == -ERANGE ? out_of_range(v, index)
-           : rc == AGAIN ? smi_error(-EAGAIN, "%s: the vector changes all the time", v->use.heap->path)
-                         : rc;
+           : rc == AGAIN
+               ? smi_error(-EAGAIN, "%s: the vector changes all the time", v->use.heap->path)
+               : rc;
 }
 
 int64_t shmalloc_vector_count(const shmalloc_vector *vector)
@@ -435,8 +465,8 @@ int64_t shmalloc_vector_count(const shmalloc_vector *vector)
     return (int64_t)(__atomic_load_n(&vector_of(v)->length, __ATOMIC_ACQUIRE) & INT64_MAX);
 }
 
-int shmalloc_vector_each(const shmalloc_vector *vector, int (*visit)(uint64_t index, const void *element, void *arg),
-                         void *arg)
+int shmalloc_vector_each(const shmalloc_vector *vector,
+                         int (*visit)(uint64_t index, const void *element, void *arg), void *arg)
 {
     const struct vector *v = (const struct vector *)(const void *)vector;
     int64_t count = shmalloc_vector_count(vector);
@@ -459,11 +489,13 @@ int shmalloc_vector_each(const shmalloc_vector *vector, int (*visit)(uint64_t in
 
 /* ---- making, opening, freeing ---- */
 
-static int make_vector(shmalloc_heap *heap, size_t element, struct smi_thread **t, struct smf_vector **out)
+static int make_vector(shmalloc_heap *heap, size_t element, struct smi_thread **t,
+                       struct smf_vector **out)
 {
     struct smf_structure *head;
     if (element == 0 || element > MOST_ELEMENT)
-        return smi_error(-EINVAL, "%s: elements of %zu bytes; possible are 1 to %u", heap->path, element, MOST_ELEMENT);
+        return smi_error(-EINVAL, "%s: elements of %zu bytes; possible are 1 to %u", heap->path,
+                         element, MOST_ELEMENT);
     int rc = smi_structure_begin(heap, SMF_TAG_VECTOR, t, &head);
     if (rc < 0)
         return rc;
@@ -481,7 +513,8 @@ int shmalloc_vector_create(shmalloc_heap *heap, size_t element, shmalloc_ref *ou
     struct smf_vector *vector;
     uint64_t at;
     if (!out || (smi_ref_of(heap, out, &at) && at % 8 != 0))
-        return smi_error(-EINVAL, "%s: no place for the ref, or one that is not 8-aligned", heap->path);
+        return smi_error(-EINVAL, "%s: no place for the ref, or one that is not 8-aligned",
+                         heap->path);
     int rc = make_vector(heap, element, &t, &vector);
     return rc < 0 ? rc : smi_structure_publish(t, &vector->head, out);
 }
@@ -491,8 +524,9 @@ static int open_shape(struct smi_use *use, shmalloc_vector *out)
     const struct smf_vector *vector = (struct smf_vector *)use->head;
     uint64_t element = SMI_LOAD(&vector->element), first = SMI_LOAD(&vector->first);
     if (element == 0 || element > MOST_ELEMENT || first != first_of(element))
-        return smi_structure_damaged(use, "its elements have %llu bytes, and its first segment %llu of them",
-                                     (unsigned long long)element, (unsigned long long)first);
+        return smi_structure_damaged(
+            use, "its elements have %llu bytes, and its first segment %llu of them",
+            (unsigned long long)element, (unsigned long long)first);
     struct vector v = {.use = *use,
                        .element = element,
                        .stride = stride_of(element),
@@ -517,11 +551,13 @@ static int of_size(const shmalloc_vector *vector, const char *name, size_t eleme
     const struct vector *v = (const struct vector *)(const void *)vector;
     return element == 0 || v->element == element
                ? 0
-               : smi_error(SHMALLOC_ESIZE, "%s: root \"%s\" is a vector of elements of %llu bytes, expected %zu",
+               : smi_error(SHMALLOC_ESIZE,
+                           "%s: root \"%s\" is a vector of elements of %llu bytes, expected %zu",
                            v->use.heap->path, name, (unsigned long long)v->element, element);
 }
 
-int shmalloc_vector_open_root(shmalloc_heap *heap, const char *name, size_t element, shmalloc_vector *out)
+int shmalloc_vector_open_root(shmalloc_heap *heap, const char *name, size_t element,
+                              shmalloc_vector *out)
 {
     struct smi_use use;
     struct smi_thread *t;
@@ -571,7 +607,8 @@ static int free_vector(struct smi_ending *ending, struct smf_structure *head)
 
 static const char *fault_of_shape(const struct smf_vector *vector)
 {
-    if (vector->element == 0 || vector->element > MOST_ELEMENT || vector->first != first_of(vector->element))
+    if (vector->element == 0 || vector->element > MOST_ELEMENT ||
+        vector->first != first_of(vector->element))
         return "a vector's element or first segment is of no possible size";
     if ((vector->redo != 0) == changes_at_once(vector->element))
         return "a vector has a place for changes that needs none, or the other way round";
@@ -591,7 +628,8 @@ static void check_vector(struct smi_view *view, uint64_t ref, smi_report_fn *rep
     if (vector->redo && !smi_structure_has_block(view, vector->redo, stride_of(vector->element)))
         report("V1", ref, "a vector's place for changes is no block of an element's size", arg);
     for (uint32_t k = 0; k < SMF_VECTOR_SEGMENTS; k++) {
-        uint64_t segment = vector->segment[k], bytes = elements_in(vector->first, k) * stride_of(vector->element);
+        uint64_t segment = vector->segment[k],
+                 bytes = elements_in(vector->first, k) * stride_of(vector->element);
         if (segment ? !smi_structure_has_block(view, segment, bytes)
                     : elements_before(vector->first, k) < vector->length)
             report("V2", ref + offsetof(struct smf_vector, segment) + 8 * k,
@@ -611,11 +649,12 @@ static void describe_vector(struct smi_view *view, uint64_t ref, char *text, siz
     if (fault)
         snprintf(text, room, "%s", fault);
     else
-        snprintf(text, room, "%llu elements of %llu bytes, %u segments", (unsigned long long)vector->length,
-                 (unsigned long long)vector->element, segments);
+        snprintf(text, room, "%llu elements of %llu bytes, %u segments",
+                 (unsigned long long)vector->length, (unsigned long long)vector->element, segments);
 }
 
-static int each_part_of_vector(struct smi_view *view, uint64_t ref, int (*visit)(uint64_t part, void *arg), void *arg)
+static int each_part_of_vector(struct smi_view *view, uint64_t ref,
+                               int (*visit)(uint64_t part, void *arg), void *arg)
 {
     const struct smf_vector *vector = smi_view_at(view, ref, sizeof(*vector));
     int rc = vector && vector->redo ? visit(vector->redo, arg) : 0;
@@ -630,7 +669,8 @@ static int each_element(struct smi_view *view, uint64_t ref, smi_item_fn *visit,
     int rc = 0;
     if (!vector || fault_of_shape(vector))
         return SHMALLOC_ECORRUPT;
-    uint64_t stride = stride_of(vector->element), most = elements_before(vector->first, SMF_VECTOR_SEGMENTS);
+    uint64_t stride = stride_of(vector->element),
+             most = elements_before(vector->first, SMF_VECTOR_SEGMENTS);
     for (uint64_t i = 0; rc == 0 && i < vector->length && i < most; i++) {
         uint64_t place;
         uint32_t k = segment_of(vector->first, i, &place);

@@ -2,17 +2,19 @@
 /*
  * retire.c - the bags of a thread; see retire.h.
  *
- * A thread has two: one takes, and is closed with a stamp when it is full. When the other one is full too, sections that are
- * older than the stamp are ousted, and the first is emptied into the thread's stacks and takes again. So a thread has
- * at most two bags of blocks that wait, whatever readers do.
+ * A thread has two: one takes, and is closed with a stamp when it is full. When the other one is
+ * full too, sections that are older than the stamp are ousted, and the first is emptied into the
+ * thread's stacks and takes again. So a thread has at most two bags of blocks that wait, whatever
+ * readers do.
  *
  * Invariants (check.c):
- *   B1  `limbo` is 0 or a span of the library for that purpose; all words of a bag from the first 0 on are 0
+ *   B1  `limbo` is 0 or a span of the library for that purpose; all words of a bag from the first 0
+ *       on are 0
  *   B2  what is in a bag is a block, in no other bag or stack
  *
- * Crash: to retire is a short link record, in which the bag is the open stack (layout.h). To empty is one for each block, in
- * which the bag's last word is the user's. The limbo is named by `spare` until it is `limbo`, zeroed, and again on its way
- * back.
+ * Crash: to retire is a short link record, in which the bag is the open stack (layout.h). To empty
+ * is one for each block, in which the bag's last word is the user's. The limbo is named by `spare`
+ * until it is `limbo`, zeroed, and again on its way back.
  */
 #include "tx/retire.h"
 
@@ -45,7 +47,8 @@ static void open_bag(struct smi_thread *t, struct smf_bag *bag)
     uint32_t limit = smi_bag_limit < SMF_BAG ? smi_bag_limit : SMF_BAG;
     SMI_STORE(&bag->stamp, 0);
     t->bag_bytes = 0;
-    t->bag = (struct smi_top){.word = bottom_of(bag), .end = (uint32_t)(uintptr_t)(bottom_of(bag) + limit)};
+    t->bag = (struct smi_top){.word = bottom_of(bag),
+                              .end = (uint32_t)(uintptr_t)(bottom_of(bag) + limit)};
 }
 
 static int make_limbo(struct smi_thread *t)
@@ -68,13 +71,15 @@ static int make_limbo(struct smi_thread *t)
     struct smf_bag *bags = smi_at(heap, (uint64_t)page << SMF_PAGE_SHIFT);
     if (!zero)
         memset(bags, 0, SMF_LIMBO_PAGES * SMF_PAGE);
-    SMI_STORE(&slot->limbo, (uint64_t)page << SMF_PAGE_SHIFT); /* kill: both name it, and `limbo` is believed */
+    SMI_STORE(&slot->limbo, (uint64_t)page << SMF_PAGE_SHIFT); /* kill: both name it, and `limbo` is
+                                                                  believed */
     SMI_STORE(&slot->spare[0], 0);
     open_bag(t, bags);
     return 0;
 }
 
-/* The stack that the block goes to, with room, after this process has had a look at its page if it had not; else NULL. */
+/* The stack that the block goes to, with room, after this process has had a look at its page if it
+ * had not; else NULL. */
 static struct smi_top *stack_for(struct smi_thread *t, uint64_t ref)
 {
     if (!smi_serves(t, t->heap))
@@ -86,8 +91,8 @@ static struct smi_top *stack_for(struct smi_thread *t, uint64_t ref)
     return smi_top_of(t, ref);
 }
 
-/* Free what is in a bag, of which no word counts for a reader any more. The number of blocks. What is no block, or is free
- * already, is the program's doing; nothing is left to free. */
+/* Free what is in a bag, of which no word counts for a reader any more. The number of blocks. What
+ * is no block, or is free already, is the program's doing; nothing is left to free. */
 static int empty(struct smi_thread *t, struct smf_bag *bag)
 {
     int freed = 0;
@@ -108,7 +113,8 @@ static int empty(struct smi_thread *t, struct smf_bag *bag)
     return freed;
 }
 
-/* The stamp of a bag that was closed; one that cannot be is replaced by a later one, which is as good. */
+/* The stamp of a bag that was closed; one that cannot be is replaced by a later one, which is as
+ * good. */
 static uint64_t stamp_of(shmalloc_heap *heap, const struct smf_bag *bag)
 {
     uint64_t stamp = SMI_LOAD(&bag->stamp), epoch = SMI_LOAD(&heap->state->epoch);
@@ -129,7 +135,8 @@ static int switch_bags(struct smi_thread *t)
             return SHMALLOC_ECORRUPT;
         if (!smi_readers_oust(heap, stamp))
             return smi_error(-ENOTSUP,
-                             "%s: this process has no membarrier, which readers in others rely on, so it cannot free "
+                             "%s: this process has no membarrier, which readers in others rely on, "
+                             "so it cannot free "
                              "what it has retired; allow it the system call membarrier(2)",
                              heap->path);
         int rc = empty(t, other);
@@ -148,7 +155,9 @@ int smi_retire_make_room(struct smi_thread *t)
 {
     if (SMI_UNLIKELY(!t->bag.word))
         return make_limbo(t);
-    return (uint32_t)(uintptr_t)t->bag.word == t->bag.end || t->bag_bytes >= SMI_BAG_BYTES ? switch_bags(t) : 0;
+    return (uint32_t)(uintptr_t)t->bag.word == t->bag.end || t->bag_bytes >= SMI_BAG_BYTES
+               ? switch_bags(t)
+               : 0;
 }
 
 int smi_retire_flush(struct smi_thread *t)
@@ -178,8 +187,8 @@ static int64_t look_at(struct smi_thread *t, uint64_t ref)
     return rc < 0 ? rc : (int64_t)smi_block_size(t->heap, ref);
 }
 
-/* The block that was just put into the bag is nobody's any more. After that and not before, as in finish_give(): a kill in
- * between leaves it in the bag. */
+/* The block that was just put into the bag is nobody's any more. After that and not before, as in
+ * finish_give(): a kill in between leaves it in the bag. */
 static int finish(struct smi_thread *t, uint64_t ref, uint64_t size)
 {
     if (!smi_block_unuse(t->heap, ref)) { /* another thread freed it at the same time */
@@ -210,7 +219,8 @@ static int release_bag(shmalloc_heap *heap, struct smf_bag *bag, uint64_t *most)
 {
     for (uint64_t i = smi_bag_count(bag); i-- > 0;) {
         uint64_t *word = &bag->refs[i], ref = SMI_LOAD(word);
-        int rc = smi_block_size(heap, ref) != 0 ? smi_block_give(heap, ref, word) : SHMALLOC_EDOUBLEFREE;
+        int rc =
+            smi_block_size(heap, ref) != 0 ? smi_block_give(heap, ref, word) : SHMALLOC_EDOUBLEFREE;
         if (rc < 0 && rc != SHMALLOC_EDOUBLEFREE)
             return rc;
         if (SMI_LOAD(word) != 0)
@@ -234,7 +244,8 @@ int smi_retire_release(shmalloc_heap *heap, struct smf_thread *slot, uint64_t *m
     uint64_t stamp = smi_readers_advance(heap);
     if (stamp == 0)
         return SHMALLOC_ECORRUPT;
-    if ((SMI_LOAD(&bags[0].refs[0]) != 0 || SMI_LOAD(&bags[1].refs[0]) != 0) && !smi_readers_oust(heap, stamp))
+    if ((SMI_LOAD(&bags[0].refs[0]) != 0 || SMI_LOAD(&bags[1].refs[0]) != 0) &&
+        !smi_readers_oust(heap, stamp))
         return 1; /* somebody else has to */
     int rc = smi_stacks_resolve_spares(heap, slot);
     for (uint32_t i = 0; rc == 0 && i < SMF_LIMBO_PAGES; i++)
@@ -266,8 +277,8 @@ void smi_fresh_drop(struct smi_thread *t, const struct smi_fresh *fresh)
         smi_block_unuse(t->heap, fresh->ref);
 }
 
-int smi_fresh_publish_slowly(struct smi_thread *t, const struct smi_fresh *fresh, uint64_t *holder, uint64_t bits,
-                             uint64_t old)
+int smi_fresh_publish_slowly(struct smi_thread *t, const struct smi_fresh *fresh, uint64_t *holder,
+                             uint64_t bits, uint64_t old)
 {
     int64_t size = old != 0 ? look_at(t, old) : 0;
     if (size < 0)
@@ -276,7 +287,9 @@ int smi_fresh_publish_slowly(struct smi_thread *t, const struct smi_fresh *fresh
     if (top && top->ref == fresh->ref)
         smi_link_publish(t, holder, bits, top, old, &t->bag);
     else
-        smi_link_take_to_bag(t, holder, bits,
-                             (struct smi_side){fresh->ref, top ? smi_stack_of(t, fresh->k)->array : NULL}, old, &t->bag);
+        smi_link_take_to_bag(
+            t, holder, bits,
+            (struct smi_side){fresh->ref, top ? smi_stack_of(t, fresh->k)->array : NULL}, old,
+            &t->bag);
     return old != 0 ? finish(t, old, (uint64_t)size) : 0;
 }

@@ -35,8 +35,8 @@ static inline int smi_section_begin(struct smi_thread *t)
     return 1;
 }
 
-/* Does what the open section has loaded count? Asked after a ref is loaded and before it is followed, and after what it
- * leads to was copied. */
+/* Does what the open section has loaded count? Asked after a ref is loaded and before it is
+ * followed, and after what it leads to was copied. */
 static inline int smi_section_is_valid(const struct smi_thread *t)
 {
     smi_fence_loads(t->section);

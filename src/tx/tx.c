@@ -34,8 +34,11 @@ static void go_on_in(struct smi_tx *x, uint64_t i, uint8_t *chunk, uint64_t byte
 /* A span of `pages`, or of fewer where there is no room for as many, that *holder names. */
 static int take_chunk(shmalloc_heap *heap, uint64_t pages, uint64_t *holder)
 {
-    struct smi_take request = {
-        .count = pages, .alignment = 1, .kind = SMF_PAGE_META, .tag = SMF_PURPOSE_LOG, .holder = holder};
+    struct smi_take request = {.count = pages,
+                               .alignment = 1,
+                               .kind = SMF_PAGE_META,
+                               .tag = SMF_PURPOSE_LOG,
+                               .holder = holder};
     uint32_t page;
     int zero, rc = smi_pages_take(heap, &request, &page, &zero);
     while (smi_pages_lack_room(rc) && request.count > SMF_LOG_PAGES) {
@@ -51,23 +54,30 @@ static int grow(struct smi_tx *x)
     struct smf_log *head = x->log.head;
     uint64_t i = (x->used >> SMF_LOG_CHUNK) + 1, bytes;
     if (i == SMF_LOG_CHUNKS)
-        return smi_error(SHMALLOC_EFULL, "%s: the transaction has more to remember than its log can; make it smaller",
-                         heap->path);
+        return smi_error(
+            SHMALLOC_EFULL,
+            "%s: the transaction has more to remember than its log can; make it smaller",
+            heap->path);
     SMI_STORE(&head->filled[i - 1], x->used & ((1ull << SMF_LOG_CHUNK) - 1));
     int state = smi_os_cancel_off();
-    int rc = SMI_LOAD(&head->chunk[i]) != 0 ? 0 : take_chunk(heap, (uint64_t)SMF_LOG_PAGES << i, &head->chunk[i]);
+    int rc = SMI_LOAD(&head->chunk[i]) != 0
+                 ? 0
+                 : take_chunk(heap, (uint64_t)SMF_LOG_PAGES << i, &head->chunk[i]);
     smi_os_cancel_restore(state);
     if (rc < 0)
         return rc;
     uint8_t *chunk = smi_log_chunk(&x->log, i, &bytes);
     if (!chunk)
-        return smi_heap_poison(heap, "chunk %llu of the transaction log of thread slot %u is none", show(i), x->log.index);
+        return smi_heap_poison(heap, "chunk %llu of the transaction log of thread slot %u is none",
+                               show(i), x->log.index);
     go_on_in(x, i, chunk, bytes);
     return 0;
 }
 
-/* Place for an entry with `len` bytes of data, whose head is stored; NULL and *rc otherwise. append() makes it one. */
-static inline struct smf_entry *place(struct smi_tx *x, enum smf_entry_type type, uint64_t ref, uint64_t len, int *rc)
+/* Place for an entry with `len` bytes of data, whose head is stored; NULL and *rc otherwise.
+ * append() makes it one. */
+static inline struct smf_entry *place(struct smi_tx *x, enum smf_entry_type type, uint64_t ref,
+                                      uint64_t len, int *rc)
 {
     uint64_t bytes = smi_entry_bytes(len);
     if (SMI_UNLIKELY(bytes > x->room) && (*rc = grow(x)) < 0)
@@ -143,7 +153,8 @@ static void over(struct smi_tx *x)
     if (SMI_LOAD(&x->log.head->used) != 0)
         SMI_STORE(&x->log.head->used, 0); /* kill from here: it happened, or never was */
     /* Release: who sees that it is over sees what it changed. */
-    __atomic_store_n(&x->t->slot->tx_state, x->serial << SMF_TX_SERIAL | SMF_TX_IDLE, __ATOMIC_RELEASE);
+    __atomic_store_n(&x->t->slot->tx_state, x->serial << SMF_TX_SERIAL | SMF_TX_IDLE,
+                     __ATOMIC_RELEASE);
     SMI_BARRIER();
     smi_tx_epoch = 0;
     while (x->mutex_count > 0)
@@ -155,7 +166,8 @@ static void over(struct smi_tx *x)
     }
 }
 
-/* The log cannot be worked on, because the heap was found damaged: it is left as it is, for a repair. */
+/* The log cannot be worked on, because the heap was found damaged: it is left as it is, for a
+ * repair. */
 static int stuck(struct smi_tx *x, int rc)
 {
     smi_tx_epoch = 0;
@@ -183,7 +195,8 @@ static int finish_tx(struct smi_tx *x)
     int state = smi_os_cancel_off();
     /* Release: who sees that it is committed sees what it stored before. */
     SMI_BARRIER();
-    __atomic_store_n(&x->t->slot->tx_state, x->serial << SMF_TX_SERIAL | SMF_TX_COMMITTED, __ATOMIC_RELEASE);
+    __atomic_store_n(&x->t->slot->tx_state, x->serial << SMF_TX_SERIAL | SMF_TX_COMMITTED,
+                     __ATOMIC_RELEASE);
     SMI_BARRIER(); /* kill from here: others finish it */
     int rc = smi_log_finish(&x->log);
     smi_os_cancel_restore(state);
@@ -198,9 +211,12 @@ int smi_tx_commit(struct smi_tx *x)
     }
     if (SMI_UNLIKELY(x->doomed)) {
         int rc = roll_back(x);
-        return rc < 0 ? rc
-                      : smi_error(x->doomed, "%s: the transaction was rolled back, because one inside it was aborted",
-                                  x->t->heap->path);
+        return rc < 0
+                   ? rc
+                   : smi_error(
+                         x->doomed,
+                         "%s: the transaction was rolled back, because one inside it was aborted",
+                         x->t->heap->path);
     }
     if (x->deferred > 0) {
         int rc = finish_tx(x);
@@ -231,7 +247,8 @@ enum smf_tx_phase smi_tx_phase(const shmalloc_heap *heap, uint64_t name)
     const struct smf_thread *slot = smi_thread_slot(heap, (uint32_t)(name & 0xffff) - 1);
     if (!slot)
         return SMF_TX_IDLE;
-    uint64_t state = __atomic_load_n(&slot->tx_state, __ATOMIC_ACQUIRE), phase = state & SMF_TX_PHASE;
+    uint64_t state = __atomic_load_n(&slot->tx_state, __ATOMIC_ACQUIRE),
+             phase = state & SMF_TX_PHASE;
     int same = (state >> SMF_TX_SERIAL & UINT64_MAX >> 16) == name >> 16;
     return same && phase <= SMF_TX_COMMITTED ? (enum smf_tx_phase)phase : SMF_TX_IDLE;
 }
@@ -267,11 +284,14 @@ static inline uint64_t held_within(const struct smi_tx *x, uint64_t ref, uint64_
 enum { FRESH = 1 };
 
 /* What an entry says to a mutex that is to be locked. */
-static int look_at_entry(const struct smi_log *log, const struct smi_logged *logged, struct smf_entry *entry, void *arg)
+static int look_at_entry(const struct smi_log *log, const struct smi_logged *logged,
+                         struct smf_entry *entry, void *arg)
 {
-    uint64_t mutex = *(const uint64_t *)arg, end = mutex + sizeof(shmalloc_mutex), len = logged->len;
+    uint64_t mutex = *(const uint64_t *)arg, end = mutex + sizeof(shmalloc_mutex),
+             len = logged->len;
     (void)entry;
-    if (logged->type == SMF_ENTRY_ALLOC || logged->type == SMF_ENTRY_FREE || logged->type == SMF_ENTRY_RETIRE)
+    if (logged->type == SMF_ENTRY_ALLOC || logged->type == SMF_ENTRY_FREE ||
+        logged->type == SMF_ENTRY_RETIRE)
         len = logged->ref != 0 ? smi_block_size(log->heap, logged->ref) : 0;
     else if (logged->type != SMF_ENTRY_ADD)
         return 0;
@@ -279,22 +299,26 @@ static int look_at_entry(const struct smi_log *log, const struct smi_logged *log
         return 0;
     if (logged->type == SMF_ENTRY_ALLOC)
         return FRESH;
-    return smi_error(-EINVAL, "%s: mutex at %#llx lies in what the transaction has %s before; lock it first", log->heap->path,
-                     show(mutex), logged->type == SMF_ENTRY_ADD ? "added" : "freed");
+    return smi_error(
+        -EINVAL, "%s: mutex at %#llx lies in what the transaction has %s before; lock it first",
+        log->heap->path, show(mutex), logged->type == SMF_ENTRY_ADD ? "added" : "freed");
 }
 
 /* Lock it now, or wait for it: 0, SHMALLOC_OWNER_DIED or why not. */
 static int lock_in_tx(struct smi_tx *x, struct smf_user_mutex *m, int wait)
 {
     struct smi_thread *t = x->t;
-    int tried = smi_mutex_is_current(t->heap, m) ? smi_mutex_lock_at_once(t, m, SMF_OWNER_TX) : EBUSY;
+    int tried =
+        smi_mutex_is_current(t->heap, m) ? smi_mutex_lock_at_once(t, m, SMF_OWNER_TX) : EBUSY;
     if (SMI_LIKELY(tried == 0))
         return 0;
     x->refused_owner = SMI_LOAD(&m->owner);
     int state = smi_os_cancel_off();
-    int rc = tried == EOWNERDEAD || tried == ECANCELED
-                 ? smi_mutex_inherit(t, m, tried, SMF_OWNER_TX)
-                 : smi_mutex_lock(t, (shmalloc_mutex *)m, wait || smi_mutex_is_beside_tx(t, m) ? UINT64_MAX : 0, SMF_OWNER_TX);
+    int rc =
+        tried == EOWNERDEAD || tried == ECANCELED
+            ? smi_mutex_inherit(t, m, tried, SMF_OWNER_TX)
+            : smi_mutex_lock(t, (shmalloc_mutex *)m,
+                             wait || smi_mutex_is_beside_tx(t, m) ? UINT64_MAX : 0, SMF_OWNER_TX);
     smi_os_cancel_restore(state);
     return rc;
 }
@@ -304,23 +328,27 @@ int smi_tx_lock(struct smi_tx *x, shmalloc_mutex *mutex)
     shmalloc_heap *heap = x->t->heap;
     struct smf_user_mutex *m = smi_mutex_of(heap, mutex);
     if (!m)
-        return smi_error(-EINVAL, "%s: the mutex at %p is not an 8-aligned block of the heap", heap->path, (void *)mutex);
+        return smi_error(-EINVAL, "%s: the mutex at %p is not an 8-aligned block of the heap",
+                         heap->path, (void *)mutex);
     uint64_t ref = (uint64_t)((uint8_t *)mutex - heap->base);
     uint32_t i = mutex_place(x, ref);
     if (i < x->mutex_count && x->mutex[i] == ref)
         return 0;
     if (x->mutex_count == SMI_TX_MUTEXES)
-        return smi_error(-ENOLCK, "%s: a transaction holds %u mutexes at most; make it smaller", heap->path, SMI_TX_MUTEXES);
+        return smi_error(-ENOLCK, "%s: a transaction holds %u mutexes at most; make it smaller",
+                         heap->path, SMI_TX_MUTEXES);
     if (x->low < ref + sizeof(*mutex) && ref < x->high) {
         int rc = smi_log_each(&x->log, look_at_entry, &ref);
         if (rc != 0)
-            return rc < 0 ? rc : 0; /* in a block of its own, which nobody else knows of: nothing to lock */
+            return rc < 0 ? rc : 0; /* in a block of its own, which nobody else knows of: nothing to
+                                       lock */
     }
     int rc = lock_in_tx(x, m, i == x->mutex_count);
     if (rc == -EBUSY) {
         x->refused = ref;
         return smi_error(SHMALLOC_ECONFLICT,
-                         "%s: mutex at %#llx is held, and not waited for, because the transaction holds one at a higher "
+                         "%s: mutex at %#llx is held, and not waited for, because the transaction "
+                         "holds one at a higher "
                          "address: abort and run it again, or lock in ascending order",
                          heap->path, show(ref));
     }
@@ -343,7 +371,8 @@ static uint64_t owner_at(const shmalloc_heap *heap, uint64_t ref)
 void smi_tx_wait(const struct smi_tx *x)
 {
     shmalloc_heap *heap = x->t->heap;
-    uint64_t until = smi_os_clock() + PATIENCE_NS, nap = FIRST_NAP_NS + (x->serial & 7) * 500; /* not all alike */
+    /* not all alike */
+    uint64_t until = smi_os_clock() + PATIENCE_NS, nap = FIRST_NAP_NS + (x->serial & 7) * 500;
     while (smi_in_heap(heap, x->refused, sizeof(shmalloc_mutex)) && smi_os_clock() < until &&
            owner_at(heap, x->refused) == x->refused_owner) {
         smi_os_sleep(nap);
@@ -389,8 +418,9 @@ static int copy_bytes(uint8_t *to, const uint8_t *from, uint64_t len, uint64_t n
     return any;
 }
 
-/* An entry for [ref, end), at most SMF_LOG_PIECE bytes, none of them a mutex's of the transaction. *own: it holds a word
- * that may make some of them another mutex's of this thread, and there is no entry yet. NULL: not asked. */
+/* An entry for [ref, end), at most SMF_LOG_PIECE bytes, none of them a mutex's of the transaction.
+ * *own: it holds a word that may make some of them another mutex's of this thread, and there is no
+ * entry yet. NULL: not asked. */
 static inline int add_piece(struct smi_tx *x, uint64_t ref, uint64_t end, int *own)
 {
     int rc = 0, any;
@@ -411,7 +441,8 @@ static inline int add_piece(struct smi_tx *x, uint64_t ref, uint64_t end, int *o
     return 0;
 }
 
-/* The first mutex that this thread holds beside the transaction whose owner's name is in [ref, end); UINT64_MAX: none. */
+/* The first mutex that this thread holds beside the transaction whose owner's name is in [ref,
+ * end); UINT64_MAX: none. */
 static uint64_t own_within(const struct smi_tx *x, uint64_t ref, uint64_t end)
 {
     for (uint64_t at = (ref + 7) & ~7ull; at + 8 <= end; at += 8) {
@@ -422,12 +453,14 @@ static uint64_t own_within(const struct smi_tx *x, uint64_t ref, uint64_t end)
     return UINT64_MAX;
 }
 
-/* The bytes of mutexes that this thread holds are left out: they are not the transaction's to put back. */
+/* The bytes of mutexes that this thread holds are left out: they are not the transaction's to put
+ * back. */
 static int add_around(struct smi_tx *x, uint64_t ref, uint64_t end)
 {
     int rc = 0;
     while (rc == 0 && ref < end) {
-        uint64_t upto = end - ref > SMF_LOG_PIECE ? ref + SMF_LOG_PIECE : end, own = own_within(x, ref, upto);
+        uint64_t upto = end - ref > SMF_LOG_PIECE ? ref + SMF_LOG_PIECE : end,
+                 own = own_within(x, ref, upto);
         uint64_t mutex = held_within(x, ref, upto);
         mutex = own < mutex ? own : mutex;
         if (mutex > ref)
@@ -442,12 +475,13 @@ int smi_tx_add(struct smi_tx *x, const void *address, uint64_t len)
     struct smi_thread *t = x->t;
     uint64_t ref = (uint64_t)((uintptr_t)address - (uintptr_t)t->base), end = ref + len;
     unsigned i = (unsigned)(ref / 16 % SMI_TX_SEEN);
-    if (x->seen[i].serial == x->serial && x->seen[i].ref <= ref && end <= x->seen[i].end && end >= ref)
+    if (x->seen[i].serial == x->serial && x->seen[i].ref <= ref && end <= x->seen[i].end &&
+        end >= ref)
         return 0;
     if (SMI_UNLIKELY(len == 0 || !smi_in_heap(t->heap, ref, len)))
         return len == 0 ? 0
-                        : smi_error(-EINVAL, "%s: the %llu bytes at %p are not in this heap", t->heap->path, show(len),
-                                    address);
+                        : smi_error(-EINVAL, "%s: the %llu bytes at %p are not in this heap",
+                                    t->heap->path, show(len), address);
     int own = 0, rc = 0;
     if (SMI_LIKELY(len <= SMF_LOG_PIECE && held_within(x, ref, end) == UINT64_MAX))
         rc = add_piece(x, ref, end, &own);
@@ -475,7 +509,8 @@ static int add_word(struct smi_tx *x, const uint64_t *word)
     if (!smi_ref_of(x->t->heap, word, &ref))
         return 0;
     if (ref % 8 != 0)
-        return smi_error(-EINVAL, "%s: the ref word at %#llx is not 8-aligned", x->t->heap->path, show(ref));
+        return smi_error(-EINVAL, "%s: the ref word at %#llx is not 8-aligned", x->t->heap->path,
+                         show(ref));
     int rc = smi_tx_add(x, word, sizeof(*word));
     return rc < 0 ? rc : 1;
 }
@@ -516,7 +551,8 @@ struct wanted {
     uint64_t ref;
 };
 
-static int is_freed(const struct smi_log *log, const struct smi_logged *logged, struct smf_entry *entry, void *arg)
+static int is_freed(const struct smi_log *log, const struct smi_logged *logged,
+                    struct smf_entry *entry, void *arg)
 {
     (void)log;
     (void)entry;
@@ -529,15 +565,20 @@ static int may_free(struct smi_tx *x, uint64_t ref, uint64_t *size)
 {
     shmalloc_heap *heap = x->t->heap;
     const struct smi_top *top = smi_serves(x->t, heap) ? smi_top_of_any(x->t, ref) : NULL;
-    int rc = !top ? smi_block_may_free(x->t, ref) : top->ref == ref ? smi_heap_double_free(heap, ref) : 0;
+    int rc = !top              ? smi_block_may_free(x->t, ref)
+             : top->ref == ref ? smi_heap_double_free(heap, ref)
+                               : 0;
     *size = top ? smi_slot_bytes(x->t, top) : rc == 0 ? smi_block_size(heap, ref) : 0;
-    if (rc == 0 && heap->hardened && (rc = smi_log_each(&x->log, is_freed, &(struct wanted){ref})) > 0)
+    if (rc == 0 && heap->hardened &&
+        (rc = smi_log_each(&x->log, is_freed, &(struct wanted){ref})) > 0)
         rc = smi_heap_double_free(heap, ref);
     if (rc < 0)
         return rc;
     uint64_t mutex = held_within(x, ref, ref + *size);
     if (mutex != UINT64_MAX)
-        return smi_error(-EINVAL, "%s: the block at %#llx has the mutex at %#llx, which the transaction holds until its end",
+        return smi_error(-EINVAL,
+                         "%s: the block at %#llx has the mutex at %#llx, which the transaction "
+                         "holds until its end",
                          heap->path, show(ref), show(mutex));
     return 0;
 }
@@ -561,8 +602,10 @@ int smi_tx_store(struct smi_tx *x, uint64_t *word, uint64_t value)
 {
     uint64_t ref;
     int rc = 0;
-    if (!smi_ref_of(x->t->heap, word, &ref) || ref % 8 != 0 || !smi_in_heap(x->t->heap, ref, sizeof(*word)))
-        return smi_error(-EINVAL, "%s: the word at %p is not an 8-aligned one of this heap", x->t->heap->path, (void *)word);
+    if (!smi_ref_of(x->t->heap, word, &ref) || ref % 8 != 0 ||
+        !smi_in_heap(x->t->heap, ref, sizeof(*word)))
+        return smi_error(-EINVAL, "%s: the word at %p is not an 8-aligned one of this heap",
+                         x->t->heap->path, (void *)word);
     struct smf_entry *entry = place(x, SMF_ENTRY_STORE, ref, sizeof(value), &rc);
     if (!entry)
         return rc;
@@ -572,7 +615,8 @@ int smi_tx_store(struct smi_tx *x, uint64_t *word, uint64_t value)
     return 0;
 }
 
-int smi_tx_note(struct smi_tx *x, uint32_t kind, uint64_t ref, const uint64_t *words, uint32_t count)
+int smi_tx_note(struct smi_tx *x, uint32_t kind, uint64_t ref, const uint64_t *words,
+                uint32_t count)
 {
     int rc = 0;
     uint64_t len = count * sizeof(*words);

@@ -2,21 +2,25 @@
 /*
  * tx.h - a thread's transaction: what it holds and logs, and how it ends.
  *
- * A thread has one transaction at a time, in one heap; beginning one in another joins it. The truth is in the file: the
- * thread slot's tx_state and the log (txlog.h). What is here, in private memory of the thread's context, says where the
- * log goes on, which mutexes are held, and spares a second entry for the same bytes.
+ * A thread has one transaction at a time, in one heap; beginning one in another joins it. The truth
+ * is in the file: the thread slot's tx_state and the log (txlog.h). What is here, in private memory
+ * of the thread's context, says where the log goes on, which mutexes are held, and spares a second
+ * entry for the same bytes.
  *
  *   step                       stores                                       a kill leaves
- *   add                        entry; used                                  the old bytes, stored once more
- *   alloc                      entry with ref 0; used; link record takes    0, or a block that is freed
+ *   add                        entry; used                                  the old bytes, stored
+ *     once more
+ *   alloc                      entry with ref 0; used; link record takes 0, or a block that is
+ *                              freed
  *   free, retire, store, kind  entry; used                                  nothing
  *   commit, nothing deferred   used = 0; idle; mutexes                      `used` decides
- *   commit                     committed; each entry: done, its ref = 0;    committed: others finish it
- *                              used = 0; idle; mutexes
+ *   commit                     committed; each entry: done, its ref = 0; committed: others finish
+ *                              it used = 0; idle; mutexes
  *   roll back                  each entry from the last: undone; used       others go on
  *
- * Who finds the thread dead (the next owner of a mutex it held, or who adopts it) holds the RECOVER lock, so that happens
- * once, and finds the transaction idle if it happened before. Everything that can fail is done before the mark.
+ * Who finds the thread dead (the next owner of a mutex it held, or who adopts it) holds the RECOVER
+ * lock, so that happens once, and finds the transaction idle if it happened before. Everything that
+ * can fail is done before the mark.
  */
 #ifndef SMI_TX_H
 #define SMI_TX_H
@@ -48,7 +52,8 @@ struct smi_tx {
     } seen[SMI_TX_SEEN]; /* bytes that have an entry in the transaction of that serial */
 };
 
-/* The epoch of the heap that the calling thread's transaction is open in; 0, or one of no heap: there is none. */
+/* The epoch of the heap that the calling thread's transaction is open in; 0, or one of no heap:
+ * there is none. */
 extern _Thread_local uint64_t smi_tx_epoch __attribute__((tls_model("initial-exec")));
 
 /* The transaction that is open in a context of the calling thread; NULL: none. */
@@ -64,13 +69,15 @@ static inline struct smi_tx *smi_tx_in(const shmalloc_heap *heap)
     return SMI_LIKELY(t->true_epoch == SMI_LOAD(&heap->epoch)) ? smi_tx_of(t) : NULL;
 }
 
-/* The name by which others find the transaction's phase, to be stored with what it has not committed yet. */
+/* The name by which others find the transaction's phase, to be stored with what it has not
+ * committed yet. */
 static inline uint64_t smi_tx_name(const struct smi_tx *x)
 {
     return x->serial << 16 | (x->t->slot_index + 1);
 }
 
-/* SMF_TX_ACTIVE, SMF_TX_COMMITTED, or SMF_TX_IDLE: it is over, and what had its name is changed. Never locks. */
+/* SMF_TX_ACTIVE, SMF_TX_COMMITTED, or SMF_TX_IDLE: it is over, and what had its name is changed.
+ * Never locks. */
 enum smf_tx_phase smi_tx_phase(const shmalloc_heap *heap, uint64_t name);
 
 /* Begin one; none is open in this thread. */
@@ -81,7 +88,8 @@ static inline void smi_tx_nest(struct smi_tx *x)
     x->depth++;
 }
 
-/* End it, or the innermost. `cause` is what the commit of the whole answers when an inner one was aborted. */
+/* End it, or the innermost. `cause` is what the commit of the whole answers when an inner one was
+ * aborted. */
 int smi_tx_commit(struct smi_tx *x);
 int smi_tx_abort(struct smi_tx *x, int cause);
 /* All of it, whatever the depth: the thread or the use of the heap ends. */
@@ -94,10 +102,11 @@ int smi_tx_alloc(struct smi_tx *x, const struct smi_request *request, uint64_t *
 int smi_tx_free(struct smi_tx *x, uint64_t *ref);
 int smi_tx_store(struct smi_tx *x, uint64_t *word, uint64_t value);
 /* An entry of a structure: see smi_log_register(). At most 8 words. */
-int smi_tx_note(struct smi_tx *x, uint32_t kind, uint64_t ref, const uint64_t *words, uint32_t count);
+int smi_tx_note(struct smi_tx *x, uint32_t kind, uint64_t ref, const uint64_t *words,
+                uint32_t count);
 
-/* Wait, with nothing held, till the mutex that was refused last may be free. It may be no mutex any more, so it is only
- * looked at. */
+/* Wait, with nothing held, till the mutex that was refused last may be free. It may be no mutex any
+ * more, so it is only looked at. */
 void smi_tx_wait(const struct smi_tx *x);
 
 /* The private memory of a context goes. */

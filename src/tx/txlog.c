@@ -22,22 +22,25 @@ void smi_log_register(uint32_t kind, const struct smi_tx_kind *handlers)
 
 static int damaged(const struct smi_log *log, const char *what)
 {
-    return smi_heap_poison(log->heap, "transaction log of thread slot %u is damaged: %s", log->index, what);
+    return smi_heap_poison(log->heap, "transaction log of thread slot %u is damaged: %s",
+                           log->index, what);
 }
 
 static uint8_t *chunk_at(const shmalloc_heap *heap, uint64_t ref, uint64_t *bytes)
 {
     const struct smf_page *d = ref % SMF_PAGE == 0 ? smi_page(heap, ref >> SMF_PAGE_SHIFT) : NULL;
     *bytes = d ? (uint64_t)SMI_LOAD(&d->page_count) << SMF_PAGE_SHIFT : 0;
-    return *bytes > 0 && SMI_LOAD(&d->kind) == SMF_PAGE_META && SMI_LOAD(&d->tag) == SMF_PURPOSE_LOG &&
-                   smi_in_heap(heap, ref, *bytes)
+    return *bytes > 0 && SMI_LOAD(&d->kind) == SMF_PAGE_META &&
+                   SMI_LOAD(&d->tag) == SMF_PURPOSE_LOG && smi_in_heap(heap, ref, *bytes)
                ? smi_at(heap, ref)
                : NULL;
 }
 
 uint8_t *smi_log_chunk(const struct smi_log *log, uint64_t i, uint64_t *bytes)
 {
-    uint64_t ref = i == 0 ? SMI_LOAD(&log->slot->tx_log) : i < SMF_LOG_CHUNKS ? SMI_LOAD(&log->head->chunk[i]) : 0;
+    uint64_t ref = i == 0               ? SMI_LOAD(&log->slot->tx_log)
+                   : i < SMF_LOG_CHUNKS ? SMI_LOAD(&log->head->chunk[i])
+                                        : 0;
     return ref != 0 ? chunk_at(log->heap, ref, bytes) : NULL;
 }
 
@@ -60,13 +63,14 @@ static uint8_t *last_chunk(const struct smi_log *log, uint64_t used, uint64_t *e
 }
 
 int smi_log_each(const struct smi_log *log,
-                 int (*visit)(const struct smi_log *log, const struct smi_logged *logged, struct smf_entry *entry,
-                              void *arg),
+                 int (*visit)(const struct smi_log *log, const struct smi_logged *logged,
+                              struct smf_entry *entry, void *arg),
                  void *arg)
 {
     uint64_t used = SMI_LOAD(&log->head->used), last = used >> SMF_LOG_CHUNK;
     for (uint64_t i = 0; used != 0 && i <= last && i < SMF_LOG_CHUNKS; i++) {
-        uint64_t end, upto = i == last ? used : i << SMF_LOG_CHUNK | SMI_LOAD(&log->head->filled[i]);
+        uint64_t end,
+            upto = i == last ? used : i << SMF_LOG_CHUNK | SMI_LOAD(&log->head->filled[i]);
         uint8_t *chunk = last_chunk(log, upto, &end);
         if (!chunk || upto >> SMF_LOG_CHUNK != i || end < smi_log_first(i))
             return damaged(log, "a chunk is none or is fuller than it can be");
@@ -85,7 +89,8 @@ int smi_log_each(const struct smi_log *log,
 
 /* ---- what entries stand for ---- */
 
-/* Free the block that *word names; that becomes 0 in the same step. What the program has freed by itself is done. */
+/* Free the block that *word names; that becomes 0 in the same step. What the program has freed by
+ * itself is done. */
 static int give_logged(const struct smi_log *log, uint64_t *word, uint64_t ref)
 {
     struct smi_thread *t = log->t;
@@ -109,7 +114,8 @@ static int give_logged(const struct smi_log *log, uint64_t *word, uint64_t ref)
     return 0;
 }
 
-/* The bytes are what they were. Whole words are stored as such, for those who read them without a lock. */
+/* The bytes are what they were. Whole words are stored as such, for those who read them without a
+ * lock. */
 static void put_back(uint8_t *to, const uint8_t *from, uint64_t len)
 {
     for (; len > 0 && (uintptr_t)to % 8 != 0; len--, to++, from++)
@@ -123,7 +129,8 @@ static void put_back(uint8_t *to, const uint8_t *from, uint64_t len)
         SMI_STORE(to, *from);
 }
 
-static int call_kind(const struct smi_log *log, const struct smi_logged *logged, struct smf_entry *entry, int commit)
+static int call_kind(const struct smi_log *log, const struct smi_logged *logged,
+                     struct smf_entry *entry, int commit)
 {
     uint32_t kind = logged->type - SMF_ENTRY_KIND;
     uint64_t words[SMF_ENTRY_WORDS] = {0};
@@ -131,11 +138,13 @@ static int call_kind(const struct smi_log *log, const struct smi_logged *logged,
         return 0;
     if (!kinds[kind])
         return smi_error(SHMALLOC_EVERSION,
-                         "%s: the transaction of thread slot %u has changed a structure of kind %u, which this library "
+                         "%s: the transaction of thread slot %u has changed a structure of kind "
+                         "%u, which this library "
                          "lacks; use a newer library",
                          log->heap->path, log->index, kind);
     memcpy(words, entry + 1, logged->len);
-    int rc = (commit ? kinds[kind]->commit : kinds[kind]->rollback)(log, logged->ref, words, logged->len / 8);
+    int rc = (commit ? kinds[kind]->commit : kinds[kind]->rollback)(log, logged->ref, words,
+                                                                    logged->len / 8);
     if (rc == 0)
         SMI_STORE(&entry->ref, 0);
     return rc;
@@ -143,7 +152,8 @@ static int call_kind(const struct smi_log *log, const struct smi_logged *logged,
 
 /* ---- rolling back ---- */
 
-static int undo_entry(const struct smi_log *log, const struct smi_logged *logged, struct smf_entry *entry)
+static int undo_entry(const struct smi_log *log, const struct smi_logged *logged,
+                      struct smf_entry *entry)
 {
     if (logged->type == SMF_ENTRY_ALLOC)
         return give_logged(log, &entry->ref, logged->ref);
@@ -178,7 +188,8 @@ int smi_log_undo(const struct smi_log *log)
         int rc = undo_entry(log, &logged, (struct smf_entry *)(void *)(chunk + logged.at));
         if (rc < 0)
             return rc;
-        /* Kill before this: it is undone again, which changes nothing. After: others may use what it freed. */
+        /* Kill before this: it is undone again, which changes nothing. After: others may use what
+         * it freed. */
         SMI_STORE(&log->head->used, used -= logged.bytes);
     }
     return 0;
@@ -186,7 +197,8 @@ int smi_log_undo(const struct smi_log *log)
 
 /* ---- finishing ---- */
 
-static int finish_store(const struct smi_log *log, const struct smi_logged *logged, struct smf_entry *entry, void *arg)
+static int finish_store(const struct smi_log *log, const struct smi_logged *logged,
+                        struct smf_entry *entry, void *arg)
 {
     (void)arg;
     if (logged->type != SMF_ENTRY_STORE || logged->ref == 0)
@@ -194,21 +206,26 @@ static int finish_store(const struct smi_log *log, const struct smi_logged *logg
     if (logged->ref % 8 != 0 || !smi_in_heap(log->heap, logged->ref, 8))
         return damaged(log, "the word of an entry is not in the heap");
     smi_link_store(smi_at(log->heap, logged->ref), *(const uint64_t *)(entry + 1));
-    /* Blocks are freed when all words are stored; one that is freed may be others' when this is done again. */
+    /* Blocks are freed when all words are stored; one that is freed may be others' when this is
+     * done again. */
     SMI_STORE(&entry->ref, 0);
     return 0;
 }
 
-static int finish_kind(const struct smi_log *log, const struct smi_logged *logged, struct smf_entry *entry, void *arg)
+static int finish_kind(const struct smi_log *log, const struct smi_logged *logged,
+                       struct smf_entry *entry, void *arg)
 {
     (void)arg;
     return logged->type >= SMF_ENTRY_KIND ? call_kind(log, logged, entry, 1) : 0;
 }
 
-static int finish_free(const struct smi_log *log, const struct smi_logged *logged, struct smf_entry *entry, void *arg)
+static int finish_free(const struct smi_log *log, const struct smi_logged *logged,
+                       struct smf_entry *entry, void *arg)
 {
     (void)arg;
-    return logged->type == SMF_ENTRY_FREE || logged->type == SMF_ENTRY_RETIRE ? give_logged(log, &entry->ref, logged->ref) : 0;
+    return logged->type == SMF_ENTRY_FREE || logged->type == SMF_ENTRY_RETIRE
+               ? give_logged(log, &entry->ref, logged->ref)
+               : 0;
 }
 
 int smi_log_finish(const struct smi_log *log)
@@ -223,7 +240,8 @@ int smi_log_finish(const struct smi_log *log)
 
 int smi_log_settle(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index)
 {
-    uint64_t state = heap->is_older ? 0 : SMI_LOAD(&slot->tx_state); /* an older heap has no transactions */
+    /* an older heap has no transactions */
+    uint64_t state = heap->is_older ? 0 : SMI_LOAD(&slot->tx_state);
     struct smi_log log;
     if ((state & SMF_TX_PHASE) == SMF_TX_IDLE)
         return 0;
@@ -249,11 +267,12 @@ int smi_log_give(const struct smi_log *log, uint32_t from)
             continue;
         if (!chunk_at(log->heap, ref, &bytes))
             return damaged(log, "what it names as a chunk is none");
-        rc = smi_pages_give(log->heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_META, &log->head->chunk[i], NULL);
+        rc = smi_pages_give(log->heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_META,
+                            &log->head->chunk[i], NULL);
     }
     if (rc == 0 && from == 0)
-        rc = smi_pages_give(log->heap, (uint32_t)(SMI_LOAD(&log->slot->tx_log) >> SMF_PAGE_SHIFT), SMF_PAGE_META,
-                            &log->slot->tx_log, NULL);
+        rc = smi_pages_give(log->heap, (uint32_t)(SMI_LOAD(&log->slot->tx_log) >> SMF_PAGE_SHIFT),
+                            SMF_PAGE_META, &log->slot->tx_log, NULL);
     return rc;
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * header_crashtest.c - the kit's header alone, before and without any other, twice, in C and in C++.
+ * header_crashtest.c - the kit's header alone, before and without any other, twice, in C and in
+ * C++.
  */
 #include <shmalloc/crashtest.h>
 #include <shmalloc/crashtest.h>

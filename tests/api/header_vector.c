@@ -11,5 +11,6 @@ int uses(shmalloc_heap *heap)
     uint64_t index;
     if (shmalloc_vector_open_root(heap, "values", sizeof(value), &vector) < 0)
         return 1;
-    return shmalloc_vector_append(&vector, &value, &index) < 0 || shmalloc_vector_get(&vector, index, &value) < 0;
+    return shmalloc_vector_append(&vector, &value, &index) < 0 ||
+           shmalloc_vector_get(&vector, index, &value) < 0;
 }

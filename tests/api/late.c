@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * late.c - the library as plugins and other languages get it: loaded by a running program, unloaded again while a
- * thread that used it lives on.
+ * late.c - the library as plugins and other languages get it: loaded by a running program, unloaded
+ * again while a thread that used it lives on.
  *
  * Usage: late LIBRARY
  */
@@ -16,8 +16,9 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Thread-local memory that glibc keeps for libraries loaded late, bytes; all of them share it. The tunable
- * glibc.rtld.optional_static_tls, 512 by default. Taking no more than a quarter leaves room for others. */
+/* Thread-local memory that glibc keeps for libraries loaded late, bytes; all of them share it. The
+ * tunable glibc.rtld.optional_static_tls, 512 by default. Taking no more than a quarter leaves room
+ * for others. */
 #define MOST_TLS 128
 
 static void fail(const char *what, const char *why)
@@ -66,7 +67,8 @@ static void *use(void *arg)
     options.flags = SHMALLOC_CREATE;
     if (calls->errmsg()[0] != '\0')
         fail("a thread without a failure has a message", calls->errmsg());
-    if (calls->open(calls->path, &options, &heap) < 0 || calls->alloc(heap, 100, &ref) < 0 || ref == 0)
+    if (calls->open(calls->path, &options, &heap) < 0 || calls->alloc(heap, 100, &ref) < 0 ||
+        ref == 0)
         fail("a heap", calls->errmsg());
     if (calls->free(heap, &wrong) != SHMALLOC_EBADREF || !strstr(calls->errmsg(), calls->path))
         fail("a wrong ref", calls->errmsg());

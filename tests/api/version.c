@@ -15,6 +15,7 @@ int main(void)
     const char *const names[] = {SHMALLOC_VERSION, parts, shmalloc_version()};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
         if (strcmp(names[i], PROJECT_VERSION) != 0)
-            return fprintf(stderr, "expected %s, found %s (%zu)\n", PROJECT_VERSION, names[i], i), 1;
+            return fprintf(stderr, "expected %s, found %s (%zu)\n", PROJECT_VERSION, names[i], i),
+                   1;
     return 0;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * adapter_boost.c - a segment of Boost.Interprocess in a mapped file; its size is fixed at creation.
+ * adapter_boost.c - a segment of Boost.Interprocess in a mapped file; its size is fixed at
+ * creation.
  */
 #include "adapter.h"
 
@@ -51,5 +52,6 @@ void adapter_trim(void)
 
 const char *adapter_library(void)
 {
-    return "/usr/include/boost/interprocess/managed_mapped_file.hpp"; /* there is no shared object */
+    /* there is no shared object */
+    return "/usr/include/boost/interprocess/managed_mapped_file.hpp";
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 //
-// adapter_boost.cpp - what adapter_boost.h and adapter_boost.c need of Boost.Interprocess, as C functions.
+// adapter_boost.cpp - what adapter_boost.h and adapter_boost.c need of Boost.Interprocess, as C
+// functions.
 //
-// Owns the one segment of the process: rbtree_best_fit under one interprocess_mutex, Boost's default.
+// Owns the one segment of the process: rbtree_best_fit under one interprocess_mutex, Boost's
+// default.
 #include <boost/interprocess/managed_mapped_file.hpp>
 
 #include <cstdint>

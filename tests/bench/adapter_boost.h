@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * adapter_boost.h - a segment of Boost.Interprocess in a mapped file. Only adapter_boost.cpp is C++.
+ * adapter_boost.h - a segment of Boost.Interprocess in a mapped file. Only adapter_boost.cpp is
+ * C++.
  */
 #define BENCH_SHARED 1
 

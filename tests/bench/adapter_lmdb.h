@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * adapter_lmdb.h - a database of LMDB. A slot has no bytes of its own worth: its address and the process
- * that owns it are the key.
+ * adapter_lmdb.h - a database of LMDB. A slot has no bytes of its own worth: its address and the
+ * process that owns it are the key.
  */
 #include <lmdb.h>
 

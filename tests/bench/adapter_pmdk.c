@@ -2,7 +2,8 @@
 /*
  * adapter_pmdk.c - a pool of PMDK's libpmemobj.
  *
- * Owns the one pool of the process. A pool has a fixed size, all of which is reserved when it is created.
+ * Owns the one pool of the process. A pool has a fixed size, all of which is reserved when it is
+ * created.
  */
 #include "adapter.h"
 

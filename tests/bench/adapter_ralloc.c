@@ -5,7 +5,8 @@
 #include "adapter.h"
 
 #define FOLDER "/dev/shm/" /* where a Ralloc for file systems in memory puts all heaps */
-#define USUAL_SIZE (64ull << 30) /* bytes, sparse; blocks above 14 KiB never lie where others were */
+/* bytes, sparse; blocks above 14 KiB never lie where others were */
+#define USUAL_SIZE (64ull << 30)
 
 void adapter_open(const struct bench_options *options)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * adapter_ralloc.h - a heap of Ralloc (Cai, Wen, Beadle, Kjellqvist, Hedayati, Scott: "Understanding and optimizing
- * persistent memory allocation", ISMM 2020), which one process at a time may have open.
+ * adapter_ralloc.h - a heap of Ralloc (Cai, Wen, Beadle, Kjellqvist, Hedayati, Scott:
+ * "Understanding and optimizing persistent memory allocation", ISMM 2020), which one process at a
+ * time may have open.
  */
 #include <ralloc.hpp>
 

@@ -41,7 +41,8 @@ bench_slot *adapter_slots(size_t count)
 uint64_t *adapter_shared_words(size_t count)
 {
     shmalloc_ref ref;
-    if (shmalloc_root_get_or_create(adapter_heap, "words", 0, count * sizeof(uint64_t), NULL, NULL, &ref) < 0)
+    if (shmalloc_root_get_or_create(adapter_heap, "words", 0, count * sizeof(uint64_t), NULL, NULL,
+                                    &ref) < 0)
         adapter_failed("shmalloc_root_get_or_create");
     return shmalloc_ptr(adapter_heap, ref);
 }

@@ -44,8 +44,8 @@ static void *pair_prepare(struct worker *worker)
     struct pair *pair = bench_pages(sizeof(*pair));
     pair->slot = adapter_slots(1);
     pair->sizes = make_sizes(worker, ROUND);
-    /* Another block of the class lives, as in any program: without it some allocators give a page away with
-     * each free and take it back. */
+    /* Another block of the class lives, as in any program: without it some allocators give a page
+     * away with each free and take it back. */
     bench_take(adapter_slots(1), worker->options->size_max);
     return pair;
 }
@@ -167,14 +167,16 @@ struct places {
 /* Inlined below, so that handing over costs no call. */
 typedef void step_fn(const struct places *places, uint64_t index);
 
-static inline __attribute__((always_inline)) void produce(struct ring *ring, const struct places *places,
+static inline __attribute__((always_inline)) void produce(struct ring *ring,
+                                                          const struct places *places,
                                                           uint64_t count, step_fn *take)
 {
     uint64_t begin = atomic_load_explicit(&ring->filled, memory_order_relaxed);
     for (uint64_t at = begin; at < begin + count; at += RING_PUBLISH) {
         unsigned spins = 0;
         /* acquire: pairs with the release in consume(); those places are empty again */
-        while (at - atomic_load_explicit(&ring->emptied, memory_order_acquire) > RING - RING_PUBLISH)
+        while (at - atomic_load_explicit(&ring->emptied, memory_order_acquire) >
+               RING - RING_PUBLISH)
             team_relax(&spins);
         for (uint64_t i = at; i < at + RING_PUBLISH; i++)
             take(places, i % RING);
@@ -182,7 +184,8 @@ static inline __attribute__((always_inline)) void produce(struct ring *ring, con
     }
 }
 
-static inline __attribute__((always_inline)) void consume(struct ring *ring, const struct places *places,
+static inline __attribute__((always_inline)) void consume(struct ring *ring,
+                                                          const struct places *places,
                                                           uint64_t count, step_fn *give)
 {
     uint64_t begin = atomic_load_explicit(&ring->emptied, memory_order_relaxed);

@@ -2,7 +2,8 @@
 /*
  * bench.c - options, records, files and CPU placement of the benchmark programs.
  *
- * No state but the fields of the record that is being printed. Nothing here runs while a clock runs.
+ * No state but the fields of the record that is being printed. Nothing here runs while a clock
+ * runs.
  */
 #include "bench.h"
 
@@ -137,7 +138,8 @@ const char *bench_library_of(const char *symbol)
 
 void *bench_pages(size_t len)
 {
-    void *pages = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    void *pages =
+        mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (pages == MAP_FAILED)
         bench_die("mmap of %zu bytes: %s", len, strerror(errno));
     return pages;

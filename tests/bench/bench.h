@@ -2,8 +2,8 @@
 /*
  * bench.h - what all benchmark programs share: options, clock, random numbers, records.
  *
- * Each program prints one JSON object per line and sample: parameters, seed, unit and value. Nothing
- * is averaged here; tests/bench/run.py starts the programs in turn and makes the tables.
+ * Each program prints one JSON object per line and sample: parameters, seed, unit and value.
+ * Nothing is averaged here; tests/bench/run.py starts the programs in turn and makes the tables.
  */
 #ifndef BENCH_H
 #define BENCH_H
@@ -20,7 +20,8 @@ struct bench_options {
     const char *trace;     /* path of a trace to replay, or NULL */
     uint64_t size_min;     /* bytes requested, uniformly distributed */
     uint64_t size_max;     /* inclusive */
-    uint64_t blocks;       /* number of blocks that live at once, where the workload has such a number */
+    uint64_t blocks;       /* number of blocks that live at once, where the workload has such a
+                              number */
     uint64_t heap_size;    /* bytes that a new heap file begins with; 0: the allocator's usual */
     uint64_t objects;      /* number of blocks that live in the heap already, and stay */
     unsigned arenas;       /* of a new heap; 0: the library's usual */
@@ -28,7 +29,8 @@ struct bench_options {
     unsigned threads;      /* 1 or more; only one of threads and processes is above 1 */
     unsigned processes;    /* 1 or more */
     unsigned samples;      /* number of timed runs */
-    unsigned sample_ms;    /* shortest length of a timed run, or the length of an observation, milliseconds */
+    unsigned sample_ms;    /* shortest length of a timed run, or the length of an observation,
+                              milliseconds */
     unsigned repetition;   /* which of the runner's rounds this is; printed only */
     uint64_t seed;
 };

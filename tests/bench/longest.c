@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * longest.c - the longest single allocation or free, in CPU time, while one thread allocates and frees a
- * block over and over for --sample-ms of it. An allocator that now and then puts its house in order in
- * somebody's call shows here what that costs; the mean of many calls hides it.
+ * longest.c - the longest single allocation or free, in CPU time, while one thread allocates and
+ * frees a block over and over for --sample-ms of it. An allocator that now and then puts its house
+ * in order in somebody's call shows here what that costs; the mean of many calls hides it.
  */
 #include "adapter.h"
 
@@ -27,7 +27,8 @@ int main(int argc, char **argv)
     bench_pin(0);
     adapter_open(&options);
     bench_slot *slot = adapter_slots(1);
-    uint64_t random = options.seed, longest = 0, now = cpu_ns(), end = now + options.sample_ms * 1000000ull;
+    uint64_t random = options.seed, longest = 0, now = cpu_ns(),
+             end = now + options.sample_ms * 1000000ull;
     while (now < end) {
         bench_take(slot, bench_random_size(&random, &options));
         longest = later(longest, &now);

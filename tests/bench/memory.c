@@ -1,17 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * memory.c - what blocks cost in memory: at once, after long use, and after most of them were freed.
+ * memory.c - what blocks cost in memory: at once, after long use, and after most of them were
+ * freed.
  *
- *   footprint  memory taken for --blocks live blocks, per byte requested, and the page faults on the way
- *   shift      --blocks bytes stay alive while the sizes of the blocks move from 16..64 bytes up to 4..16 KiB
- *              and back: a record at each of many points in time. Where an allocator cannot use the room of
- *              yesterday's sizes for today's, the figure grows.
- *   give-back  --blocks blocks are allocated, the older 90 % freed, and then the program does a little
- *              work for --sample-ms: a record at each of some points in time, and one after asking
+ *   footprint  memory taken for --blocks live blocks, per byte requested, and the page faults on
+ *              the way
+ *   shift      --blocks bytes stay alive while the sizes of the blocks move from 16..64 bytes up to
+ *              4..16 KiB and back: a record at each of many points in time. Where an allocator
+ *              cannot use the room of yesterday's sizes for today's, the figure grows.
+ *   give-back  --blocks blocks are allocated, the older 90 % freed, and then the program does a
+ *              little work for --sample-ms: a record at each of some points in time, and one after
+ *              asking
  *
- * Memory of a heap file: the blocks the file system keeps for it, everything included. Of the others:
- * growth of the process's resident pages, so what their libraries took before is not counted. Every byte
- * of every block is written.
+ * Memory of a heap file: the blocks the file system keeps for it, everything included. Of the
+ * others: growth of the process's resident pages, so what their libraries took before is not
+ * counted. Every byte of every block is written.
  */
 #include "adapter.h"
 
@@ -95,7 +98,8 @@ static void add_block(struct live *live, uint32_t size)
     live->bytes += size;
 }
 
-/* The last one takes the place of the block that goes: a copy of the slot, which both keeps and frees. */
+/* The last one takes the place of the block that goes: a copy of the slot, which both keeps and
+ * frees. */
 static void remove_block(struct live *live, uint64_t index)
 {
     live->bytes -= live->sizes[index];
@@ -139,13 +143,15 @@ static void work_a_little(const struct bench_options *options, bench_slot *slots
         bench_take(&slots[i], bench_random_size(&random, options));
     for (unsigned i = 0; i < 500; i++)
         bench_give(&slots[i]);
-    /* Now and then programs need a large block, and allocators look after themselves only when called. */
+    /* Now and then programs need a large block, and allocators look after themselves only when
+     * called. */
     bench_take(&slots[0], 100000);
     bench_give(&slots[0]);
     nanosleep(&pause, NULL);
 }
 
-static void give_back_point(const struct bench_options *options, uint64_t peak, double seconds, int asked)
+static void give_back_point(const struct bench_options *options, uint64_t peak, double seconds,
+                            int asked)
 {
     record(options, "part", (double)used(options) / (double)peak);
     bench_number("seconds", seconds);

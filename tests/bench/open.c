@@ -7,9 +7,9 @@
  *                (but for --attached processes that wait)
  *
  * Each sample is a process of its own that opens, allocates and frees one block, and closes. The
- * parent never opens the heap. An open may have to make a word durable, whose cost is the disk's: so
- * the program defines the system's sync functions itself, which the libraries then call, and reports
- * the time inside them apart.
+ * parent never opens the heap. An open may have to make a word durable, whose cost is the disk's:
+ * so the program defines the system's sync functions itself, which the libraries then call, and
+ * reports the time inside them apart.
  */
 #include "scene.h"
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * reading.c - what readers without locks and retired blocks cost, beside what they replace, in one run.
+ * reading.c - what readers without locks and retired blocks cost, beside what they replace, in one
+ * run.
  *
  *   reading [PAIRS]     nanoseconds of each, the smallest of seven rounds that take turns
  */
@@ -110,7 +111,8 @@ int main(int argc, char **argv)
         pairs = strtoull(argv[1], NULL, 0);
     unlink(path);
     if (shmalloc_open(path, &options, &heap) < 0 || !(word = shmalloc_calloc(heap, 8, 8)) ||
-        shmalloc_read_begin(heap) < 0 || shmalloc_read_end(heap) < 0 || !(t = smi_thread_enter(heap, &rc)))
+        shmalloc_read_begin(heap) < 0 || shmalloc_read_end(heap) < 0 ||
+        !(t = smi_thread_enter(heap, &rc)))
         fail(path);
     pthread_rwlockattr_init(&shared);
     pthread_rwlockattr_setpshared(&shared, PTHREAD_PROCESS_SHARED);

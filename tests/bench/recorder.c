@@ -2,13 +2,14 @@
 /*
  * recorder.c - loaded with LD_PRELOAD, it writes down what a program asks malloc for. glibc only.
  *
- * The file that BENCH_RECORD names becomes a mapping of BENCH_RECORD_LIMIT records, filled in order; what a
- * killed program did is there too. Programs that the recorded one starts are not recorded: the constructor
- * takes LD_PRELOAD out of the environment. A forked child goes on without recording. record.py makes a
- * trace of it.
+ * The file that BENCH_RECORD names becomes a mapping of BENCH_RECORD_LIMIT records, filled in
+ * order; what a killed program did is there too. Programs that the recorded one starts are not
+ * recorded: the constructor takes LD_PRELOAD out of the environment. A forked child goes on without
+ * recording. record.py makes a trace of it.
  *
- * A free is written down before it happens and an allocation after, so that with several threads an address
- * is never seen twice without its free in between. (A realloc that moves is seen after it freed.)
+ * A free is written down before it happens and an allocation after, so that with several threads an
+ * address is never seen twice without its free in between. (A realloc that moves is seen after it
+ * freed.)
  */
 #include <errno.h>
 #include <fcntl.h>

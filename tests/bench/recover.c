@@ -2,12 +2,13 @@
 /*
  * recover.c - what the death of a process costs those that live.
  *
- * Two processes work on one heap that holds --objects objects: each allocates --blocks blocks and frees
- * them, over and over, so that both are often inside the allocator. One of them is killed by SIGKILL at a
- * random time, --samples times, each time with a new victim. The other measures every single call; the
- * record says how long its longest one took in the --sample-ms around the kill, and in an equal time
- * before it, when nobody died: that is the machine's noise. Where a lock stayed held, the survivor does not
- * come back: then "stuck" is 1, the value is the time waited for it, and the program ends.
+ * Two processes work on one heap that holds --objects objects: each allocates --blocks blocks and
+ * frees them, over and over, so that both are often inside the allocator. One of them is killed by
+ * SIGKILL at a random time, --samples times, each time with a new victim. The other measures every
+ * single call; the record says how long its longest one took in the --sample-ms around the kill,
+ * and in an equal time before it, when nobody died: that is the machine's noise. Where a lock
+ * stayed held, the survivor does not come back: then "stuck" is 1, the value is the time waited for
+ * it, and the program ends.
  *
  * The parent never opens the heap. Owns one page that the three share.
  */
@@ -44,7 +45,8 @@ static uint64_t note(struct shared *shared, uint64_t start)
     /* relaxed: the parent reads a maximum that may be a moment old */
     if (now - start > atomic_load_explicit(&shared->longest, memory_order_relaxed))
         atomic_store_explicit(&shared->longest, now - start, memory_order_relaxed);
-    atomic_store_explicit(&shared->calls, atomic_load_explicit(&shared->calls, memory_order_relaxed) + 1,
+    atomic_store_explicit(&shared->calls,
+                          atomic_load_explicit(&shared->calls, memory_order_relaxed) + 1,
                           memory_order_relaxed);
     return now;
 }
@@ -112,7 +114,8 @@ static uint64_t watch(struct shared *shared, uint64_t ns)
     sleep_ns(ns);
     uint64_t calls = atomic_load_explicit(&shared->calls, memory_order_relaxed);
     /* A busy machine may not have let it run lately. */
-    for (uint64_t begin = bench_now_ns(); atomic_load_explicit(&shared->calls, memory_order_relaxed) == calls;) {
+    for (uint64_t begin = bench_now_ns();
+         atomic_load_explicit(&shared->calls, memory_order_relaxed) == calls;) {
         if (bench_now_ns() - begin > STUCK_NS)
             return 0;
         sleep_ns(1000000);
@@ -120,7 +123,8 @@ static uint64_t watch(struct shared *shared, uint64_t ns)
     return atomic_load_explicit(&shared->longest, memory_order_relaxed);
 }
 
-static void record(const struct bench_options *options, unsigned sample, uint64_t quiet, uint64_t longest)
+static void record(const struct bench_options *options, unsigned sample, uint64_t quiet,
+                   uint64_t longest)
 {
     bench_begin(options, adapter_library(), "us");
     bench_number("sample", sample);
@@ -131,8 +135,8 @@ static void record(const struct bench_options *options, unsigned sample, uint64_
 }
 
 /* A new victim, a quiet time, a kill. Whether the survivor came back each time. */
-static int sample_death(const struct bench_options *options, struct shared *shared, uint64_t *random,
-                        unsigned sample)
+static int sample_death(const struct bench_options *options, struct shared *shared,
+                        uint64_t *random, unsigned sample)
 {
     uint64_t window = options->sample_ms * 1000000ull;
     pid_t victim = start_process();
@@ -153,7 +157,8 @@ int main(int argc, char **argv)
 {
     struct bench_options options;
     bench_parse(argc, argv, &options);
-    struct shared *shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    struct shared *shared =
+        mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED)
         bench_die("mmap: %s", strerror(errno));
     uint64_t random = options.seed;

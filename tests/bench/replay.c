@@ -2,8 +2,8 @@
 /*
  * replay.c - does again what a real program asked its allocator for. trace.h has the format.
  *
- * A round is the whole trace, after which what still lives is freed; the time is for each allocation or
- * resize, with its free. The trace is decoded before the clock starts.
+ * A round is the whole trace, after which what still lives is freed; the time is for each
+ * allocation or resize, with its free. The trace is decoded before the clock starts.
  */
 #include "team.h"
 #include "trace.h"

@@ -2,8 +2,8 @@
 /*
  * scene.c - objects that live, processes that wait.
  *
- * Owns the pipe that the waiting processes hang on: they read until its last writer, which is the process
- * that called scene_attach(), is gone.
+ * Owns the pipe that the waiting processes hang on: they read until its last writer, which is the
+ * process that called scene_attach(), is gone.
  */
 #include "scene.h"
 

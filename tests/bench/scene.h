@@ -7,8 +7,8 @@
 
 #include "adapter.h"
 
-/* Start options->attached processes that open the heap, use it once and then wait; they end in order when
- * this process ends, however it ends. Call it before this process opens the heap. */
+/* Start options->attached processes that open the heap, use it once and then wait; they end in
+ * order when this process ends, however it ends. Call it before this process opens the heap. */
 void scene_attach(const struct bench_options *options);
 
 /* Allocate options->objects blocks that stay; every byte is written. */

@@ -7,8 +7,8 @@
  * more workers than CPUs still make progress. A process worker dies with the first one, and the
  * runner bounds the time of the whole program.
  *
- * One worker is timed by the CPU time of its thread, which other programs on the machine disturb less;
- * several by the wall clock, because waiting for each other is part of the cost.
+ * One worker is timed by the CPU time of its thread, which other programs on the machine disturb
+ * less; several by the wall clock, because waiting for each other is part of the cost.
  *
  * Warm-up and length: runs double until one takes at least --sample-ms, and there are more than
  * MIN_WARM_UPS of them; so caches have grown and every page was touched before the first timed run.
@@ -35,7 +35,8 @@ struct team {
     _Alignas(64) uint64_t rounds;     /* of the next run; 0 = finish. Written by worker 0 only,
                                          between barriers */
     void *states[TEAM_MAX];           /* by worker; meaningless to other processes */
-    uint64_t cpu_ns[TEAM_MAX];        /* by worker: CPU time of the last run, waiting for others not included */
+    uint64_t cpu_ns[TEAM_MAX];        /* by worker: CPU time of the last run, waiting for others not
+                                         included */
     const struct workload *workload;
     const struct bench_options *options;
     _Alignas(64) unsigned char shared[TEAM_SHARED];
@@ -167,7 +168,8 @@ static void measure_sample(struct worker *worker, uint64_t rounds, unsigned samp
 {
     const struct workload *workload = worker->team->workload;
     const struct bench_options *options = worker->options;
-    double pairs = (double)(rounds * (workload->pairs_per_round ? workload->pairs_per_round : options->blocks));
+    double pairs = (double)(rounds * (workload->pairs_per_round ? workload->pairs_per_round
+                                                                : options->blocks));
     uint64_t waits = adapter_lock_waits(), faults = page_faults();
     double elapsed = (double)lead(worker, rounds);
     faults = page_faults() - faults;

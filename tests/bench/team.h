@@ -4,8 +4,8 @@
  *
  * All workers do the same number of rounds between two barriers; worker 0, which is the program's
  * first thread, holds the clock. So the figure is the time for one round of every worker, and a
- * workload that scales shows the same figure for one worker and for two. Beside it stands the CPU time of
- * all workers together, which other programs on the machine disturb less.
+ * workload that scales shows the same figure for one worker and for two. Beside it stands the CPU
+ * time of all workers together, which other programs on the machine disturb less.
  */
 #ifndef BENCH_TEAM_H
 #define BENCH_TEAM_H
@@ -28,7 +28,8 @@ struct worker {
 
 struct workload {
     const char *name;
-    uint64_t pairs_per_round;                   /* allocations, each with its free; 0: options->blocks */
+    uint64_t pairs_per_round;                   /* allocations, each with its free; 0:
+                                                   options->blocks */
     void *(*prepare)(struct worker *worker);    /* called in each worker before the first barrier */
     void (*run)(struct worker *worker, uint64_t rounds);
 };
@@ -36,7 +37,8 @@ struct workload {
 /* What `prepare` returned in another worker. Only threads can use it. */
 void *team_state(const struct worker *worker, unsigned index);
 
-/* TEAM_SHARED bytes that all workers see, processes included; zeroed, at the start of a cache line. */
+/* TEAM_SHARED bytes that all workers see, processes included; zeroed, at the start of a cache
+ * line. */
 void *team_shared(const struct worker *worker);
 
 unsigned team_workers(const struct bench_options *options);

@@ -60,7 +60,8 @@ static int64_t living_slot(const struct decoder *decoder, int64_t distance)
     return slot;
 }
 
-static const char *decode_allocate(struct decoder *decoder, int64_t size, uint32_t slots, struct trace_op *op)
+static const char *decode_allocate(struct decoder *decoder, int64_t size, uint32_t slots,
+                                   struct trace_op *op)
 {
     if (size < 1 || size > TRACE_MAX_SIZE)
         return "a size is out of range";
@@ -133,7 +134,8 @@ const char *trace_decode(const unsigned char *bytes, size_t len, struct trace *o
         return "cut off, or longer than its header says";
     if (number_at(bytes + 20) != fnv1a(bytes + HEADER, len - HEADER))
         return "the checksum differs";
-    /* Each operation has a byte at least, and each slot an operation: memory is bounded by the file's length. */
+    /* Each operation has a byte at least, and each slot an operation: memory is bounded by the
+     * file's length. */
     if (count == 0 || count > len - HEADER || slots == 0 || slots > count || slots >= 1u << 30)
         return "more operations or slots than bytes, or none";
     struct decoder decoder = {.at = bytes + HEADER, .end = bytes + len};

@@ -11,14 +11,18 @@
  *   bytes 20..23   FNV-1a of the rest
  *   the rest       operations
  *
- * A slot is the place of a block; an operation is a number v in LEB128, seven bits a byte, low ones first:
+ * A slot is the place of a block; an operation is a number v in LEB128, seven bits a byte, low ones
+ * first:
  *
- *   v & 3 = 0   allocate v >> 2 bytes, in the slot that was freed last, or in one never used if there is none
+ *   v & 3 = 0   allocate v >> 2 bytes, in the slot that was freed last, or in one never used if
+ *               there is none
  *   v & 3 = 1   free a slot: v >> 2 says which
- *   v & 3 = 2   resize the block of a slot: v >> 2 says which, and another number follows, the new size
+ *   v & 3 = 2   resize the block of a slot: v >> 2 says which, and another number follows, the new
+ *               size
  *
- * A slot is said as its distance from the one of the operation before (at first 0): 2d for d >= 0, else -2d - 1.
- * Zeroing and alignment are not recorded, nor which thread called. What lives at the end is freed by the player.
+ * A slot is said as its distance from the one of the operation before (at first 0): 2d for d >= 0,
+ * else -2d - 1. Zeroing and alignment are not recorded, nor which thread called. What lives at the
+ * end is freed by the player.
  */
 #ifndef BENCH_TRACE_H
 #define BENCH_TRACE_H
@@ -47,8 +51,8 @@ struct trace {
     uint32_t taken; /* operations that allocate or resize */
 };
 
-/* Decode `len` bytes; every number is checked before it is used, and a block is freed or resized only while
- * it lives. NULL, or what is wrong. `out` is to be freed with trace_release(). */
+/* Decode `len` bytes; every number is checked before it is used, and a block is freed or resized
+ * only while it lives. NULL, or what is wrong. `out` is to be freed with trace_release(). */
 const char *trace_decode(const unsigned char *bytes, size_t len, struct trace *out);
 
 /* The same for a file. */

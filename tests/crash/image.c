@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* image.c - a heap file while it is changed: what is in flight in it, copies of it, faults; see image.h. */
+/* image.c - a heap file while it is changed: what is in flight in it, copies of it, faults; see
+ * image.h. */
 #include "image.h"
 
 #include <errno.h>
@@ -52,8 +53,8 @@ int image_move(const char *path, int reboot)
         runtime.boot_id[0] ^= 1;
     else
         runtime.inode ^= 1;
-    must(pwrite(fd, &runtime, sizeof(runtime), SMF_RUNTIME_OFFSET) == sizeof(runtime), "%s: %s", path,
-         strerror(errno));
+    must(pwrite(fd, &runtime, sizeof(runtime), SMF_RUNTIME_OFFSET) == sizeof(runtime), "%s: %s",
+         path, strerror(errno));
     close(fd);
     return state.mark != SMF_CLEAN;
 }
@@ -64,7 +65,8 @@ static struct {
     uint64_t size;
 } past[2];
 
-/* With a store between each two images, the oldest with what changed between the newer two lacks the middle store. */
+/* With a store between each two images, the oldest with what changed between the newer two lacks
+ * the middle store. */
 static void write_without_middle(struct smi_image *image, const char *path)
 {
     uint8_t *now = image->copy, *mixed = past[1].bytes;
@@ -156,7 +158,8 @@ uint64_t image_in_flight(const struct smi_image *image)
     if (image->fd < 0)
         return 0;
     struct parts p = parts_of(image->copy, image->size);
-    uint64_t bits = (uint64_t)(p.state->claimed != 0) << 58 | (p.page_heap->log_count != 0) | (p.roots->log_count != 0) << 1 | (p.roots->scratch != 0) << 2;
+    uint64_t bits = (uint64_t)(p.state->claimed != 0) << 58 | (p.page_heap->log_count != 0) |
+                    (p.roots->log_count != 0) << 1 | (p.roots->scratch != 0) << 2;
     for (uint32_t i = 0; i < p.central_count; i++) {
         unsigned own = i / SMF_CLASSES == p.arenas;
         bits |= (uint64_t)(p.central[i].log_count != 0) << (3 + own);
@@ -166,17 +169,27 @@ uint64_t image_in_flight(const struct smi_image *image)
         const struct smf_thread *t = p.thread[i];
         unsigned op = t->link.op & SMF_LINK_OP;
         bits |= (uint64_t)(op == SMF_LINK_TAKE) << 7 | (uint64_t)(op == SMF_LINK_GIVE) << 8 |
-                (uint64_t)(op >= SMF_LINK_SHORT_TAKE) << (55 + op) | (uint64_t)(t->scratch != 0) << 9 | (uint64_t)(t->building != 0) << 10 |
+                (uint64_t)(op >= SMF_LINK_SHORT_TAKE) << (55 + op) |
+                (uint64_t)(t->scratch != 0) << 9 | (uint64_t)(t->building != 0) << 10 |
                 (uint64_t)(t->spare[0] != 0) << 11 | (uint64_t)(t->spare[1] != 0) << 12;
     }
     return image->watch_locks ? bits | kinds_of_locks(image) : bits;
 }
 
-const char *const planted_names[PLANTS] = {
-    "nothing", "a log's last entry missing", "no link record", "no `pending`", "no `spare`", "no `scratch`",
-    "no `building`", "adoption frees the thread slot first", "adoption frees the process entry first",
-    "a stack is opened with leftovers", "the mark of a kept block is cleared too late", "a claim is not noted",
-    "two stores in the wrong order", "a lock that does not tell of its owner's death"};
+const char *const planted_names[PLANTS] = {"nothing",
+                                           "a log's last entry missing",
+                                           "no link record",
+                                           "no `pending`",
+                                           "no `spare`",
+                                           "no `scratch`",
+                                           "no `building`",
+                                           "adoption frees the thread slot first",
+                                           "adoption frees the process entry first",
+                                           "a stack is opened with leftovers",
+                                           "the mark of a kept block is cleared too late",
+                                           "a claim is not noted",
+                                           "two stores in the wrong order",
+                                           "a lock that does not tell of its owner's death"};
 
 /* A stored log count goes down by one. */
 static int drop_entry(uint64_t *count)
@@ -200,8 +213,10 @@ static int add_leftover(const struct parts *p, struct smf_thread *thread)
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint64_t ref = thread->stacks[k] & ~(uint64_t)SMF_STACK_PAGES;
         uint32_t words = smi_stack_words(thread->stacks[k], k);
-        uint64_t *array = ref % 8 == 0 && ref + 8ull * words <= p->size ? (void *)(p->bytes + ref) : NULL;
-        uint64_t count = ref != 0 && array && array[0] == SMF_OPEN ? smi_stack_count(array, words) : 0;
+        uint64_t *array =
+            ref % 8 == 0 && ref + 8ull * words <= p->size ? (void *)(p->bytes + ref) : NULL;
+        uint64_t count =
+            ref != 0 && array && array[0] == SMF_OPEN ? smi_stack_count(array, words) : 0;
         if (count == 0 || count + 1 >= words)
             continue;
         array[count + 1] = array[1] + smi_classes[k].size;
@@ -214,10 +229,13 @@ static int add_leftover(const struct parts *p, struct smf_thread *thread)
 static int mark_as_kept(const struct parts *p, struct smf_thread *thread)
 {
     const struct smf_header *header = (void *)p->bytes;
-    const struct smf_chunk chunk = *(struct smf_chunk *)(void *)(p->bytes + header->areas.directory);
-    struct smf_page *page = (void *)(p->bytes + header->areas.end + chunk.page_count * sizeof(uint16_t));
+    const struct smf_chunk chunk =
+        *(struct smf_chunk *)(void *)(p->bytes + header->areas.directory);
+    struct smf_page *page =
+        (void *)(p->bytes + header->areas.end + chunk.page_count * sizeof(uint16_t));
     for (uint32_t i = 1; i < chunk.page_count; i++)
-        if (page[i].kind == SMF_PAGE_LARGE && page[i].side == 0 && page[i].page_count < SMF_SPAN_MOST_PAGES) {
+        if (page[i].kind == SMF_PAGE_LARGE && page[i].side == 0 &&
+            page[i].page_count < SMF_SPAN_MOST_PAGES) {
             page[i].side = smi_mark_kept(0, 0);
             thread->spans[0] = (uint64_t)i << SMF_PAGE_SHIFT | page[i].page_count;
             return 1;

@@ -17,7 +17,8 @@
 static void seen_by_view(const char *invariant, uint64_t ref, const char *text, void *arg)
 {
     if (strcmp(invariant, SMI_DANGLING) != 0) /* blocks are freed before the roots that name them */
-        smi_wrong("%s: %s at %#llx: %s", (const char *)arg, invariant, (unsigned long long)ref, text);
+        smi_wrong("%s: %s at %#llx: %s", (const char *)arg, invariant, (unsigned long long)ref,
+                  text);
 }
 
 void judge_closed(const char *path, const char *when)
@@ -31,8 +32,8 @@ void judge_closed(const char *path, const char *when)
 
 static void describe_block(const shmalloc_block *block)
 {
-    smi_say("block %#llx size %llu tag %u\n", (unsigned long long)block->ref, (unsigned long long)block->size,
-               block->tag);
+    smi_say("block %#llx size %llu tag %u\n", (unsigned long long)block->ref,
+            (unsigned long long)block->size, block->tag);
 }
 
 /* Blocks come by ascending ref, loot lies between them. */
@@ -60,16 +61,19 @@ static int describe_root(const shmalloc_root *root, void *arg)
     return 0;
 }
 
-void judge_word_line(shmalloc_heap *heap, const struct world *world, unsigned i, char *text, size_t size)
+void judge_word_line(shmalloc_heap *heap, const struct world *world, unsigned i, char *text,
+                     size_t size)
 {
     uint64_t ref = world->word[i], len = world->valid[i];
     text[0] = 0;
     if (ref == 0)
         return;
-    right(shmalloc_usable_size(heap, shmalloc_ptr(heap, ref)) >= len, "word %u: %#llx is no block of %llu bytes", i,
-          (unsigned long long)ref, (unsigned long long)len);
-    snprintf(text, size, "word %u is %#llx, its %llu bytes have hash %llx\n", i, (unsigned long long)ref,
-             (unsigned long long)len, (unsigned long long)smi_hash(shmalloc_ptr(heap, ref), len));
+    right(shmalloc_usable_size(heap, shmalloc_ptr(heap, ref)) >= len,
+          "word %u: %#llx is no block of %llu bytes", i, (unsigned long long)ref,
+          (unsigned long long)len);
+    snprintf(text, size, "word %u is %#llx, its %llu bytes have hash %llx\n", i,
+             (unsigned long long)ref, (unsigned long long)len,
+             (unsigned long long)smi_hash(shmalloc_ptr(heap, ref), len));
 }
 
 void judge_describe(shmalloc_heap *heap, const struct world *world, const struct loot *loot)
@@ -88,7 +92,8 @@ void judge_describe(shmalloc_heap *heap, const struct world *world, const struct
     shmalloc_stats stats = SHMALLOC_STATS_INIT;
     works(shmalloc_get_stats(heap, &stats));
     smi_say("maximum %llu\n", (unsigned long long)stats.max_size);
-    smi_say("layout \"%.64s\" version %llu\n", heap->header->layout_name, (unsigned long long)heap->header->layout_version);
+    smi_say("layout \"%.64s\" version %llu\n", heap->header->layout_name,
+            (unsigned long long)heap->header->layout_version);
 }
 
 static void describe_mutex(shmalloc_heap *heap, struct world *world)
@@ -97,7 +102,8 @@ static void describe_mutex(shmalloc_heap *heap, struct world *world)
     smi_say("mutex answers %d\n", rc);
     works(rc);
     works(shmalloc_mutex_unlock(heap, &world->mutex));
-    right(shmalloc_mutex_lock(heap, &world->mutex) == rc, "the next owner is told something else: %s", shmalloc_errmsg());
+    right(shmalloc_mutex_lock(heap, &world->mutex) == rc,
+          "the next owner is told something else: %s", shmalloc_errmsg());
     works(shmalloc_mutex_consistent(heap, &world->mutex));
     works(shmalloc_mutex_unlock(heap, &world->mutex));
     right(shmalloc_mutex_lock(heap, &world->mutex) == 0, "not consistent: %s", shmalloc_errmsg());
@@ -135,14 +141,15 @@ void judge_use_and_empty(shmalloc_heap *heap)
     works(shmalloc_trim(heap));
     shmalloc_stats stats = SHMALLOC_STATS_INIT;
     works(shmalloc_get_stats(heap, &stats));
-    right(stats.allocated_blocks == 0 && stats.cached == 0 && stats.central_free == 0 && stats.double_frees == 0,
+    right(stats.allocated_blocks == 0 && stats.cached == 0 && stats.central_free == 0 &&
+              stats.double_frees == 0,
           "emptied: %llu blocks, %llu bytes cached, %llu free in slabs, %llu double frees",
           (unsigned long long)stats.allocated_blocks, (unsigned long long)stats.cached,
           (unsigned long long)stats.central_free, (unsigned long long)stats.double_frees);
 }
 
-/* A heap that is damaged and was in use when the machine stopped: until it has been checked nobody may use it as
- * if nothing had happened, and afterwards neither. */
+/* A heap that is damaged and was in use when the machine stopped: until it has been checked nobody
+ * may use it as if nothing had happened, and afterwards neither. */
 static _Noreturn void judge_torn(const char *path)
 {
     shmalloc_heap *heap;
@@ -166,7 +173,8 @@ static void recover_moved(const char *path)
 {
     shmalloc_heap *heap;
     int rc = shmalloc_open(path, NULL, &heap);
-    right(rc == SHMALLOC_EUNCLEAN, "opening a heap that was in use elsewhere: %d (%s)", rc, shmalloc_errmsg());
+    right(rc == SHMALLOC_EUNCLEAN, "opening a heap that was in use elsewhere: %d (%s)", rc,
+          shmalloc_errmsg());
     works(shmalloc_recover(path));
 }
 

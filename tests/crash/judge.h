@@ -2,8 +2,9 @@
 /*
  * judge.h - what a heap file that somebody died in holds, and whether it is sound.
  *
- * A judge is a process of its own, because what it opens may hang or end it. It finds out by using the heap and
- * emptying it. judge() comes as the first to attach; survivor.h has judges who were there before the death.
+ * A judge is a process of its own, because what it opens may hang or end it. It finds out by using
+ * the heap and emptying it. judge() comes as the first to attach; survivor.h has judges who were
+ * there before the death.
  */
 #ifndef TEST_CRASH_JUDGE_H
 #define TEST_CRASH_JUDGE_H
@@ -39,7 +40,8 @@ struct loot {
 /* All lines about the heap; `loot` may be NULL. */
 void judge_describe(shmalloc_heap *heap, const struct world *world, const struct loot *loot);
 /* The line of one word, or "". */
-void judge_word_line(shmalloc_heap *heap, const struct world *world, unsigned i, char *text, size_t size);
+void judge_word_line(shmalloc_heap *heap, const struct world *world, unsigned i, char *text,
+                     size_t size);
 
 /* The heap still does what it is for, and all of it can be freed. */
 void judge_use_and_empty(shmalloc_heap *heap);

@@ -2,12 +2,14 @@
 /*
  * learn.c - what a process remembers of a page while another one changes it.
  *
- * A process ends a slab, or gives it a side array, instruction by instruction. After each instruction an onlooker looks
- * at the slab's page, as its next free of a block in there would. When the change is done, what the onlooker remembers
- * must not be current, since the page is something else by then.
+ * A process ends a slab, or gives it a side array, instruction by instruction. After each
+ * instruction an onlooker looks at the slab's page, as its next free of a block in there would.
+ * When the change is done, what the onlooker remembers must not be current, since the page is
+ * something else by then.
  *
- * Each change is run once more with a planted fault: smf_state.reshaped is raised before the page's words change instead
- * of after. Then the onlooker must remember what is wrong: else this would prove nothing.
+ * Each change is run once more with a planted fault: smf_state.reshaped is raised before the page's
+ * words change instead of after. Then the onlooker must remember what is wrong: else this would
+ * prove nothing.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,7 +69,8 @@ static int look_on(const struct change *change, int planted)
     shmalloc_ref ref = 0;
     int rc, learned = 0;
     f.heap = heap_create(f.path, 0);
-    must(smi_stepper_start(&stepper, stepped, (void *)(uintptr_t)change) == 0, "%s", stepper.failure);
+    must(smi_stepper_start(&stepper, stepped, (void *)(uintptr_t)change) == 0, "%s",
+         stepper.failure);
     must_work(shmalloc_root_get(f.heap, "block", 0, &ref));
     uint64_t page = ref >> SMF_PAGE_SHIFT, reshaped = f.heap->state->reshaped;
     if (planted)
@@ -78,11 +81,13 @@ static int look_on(const struct change *change, int planted)
     must(learned > 0, "%s: the page was never known", change->name);
     must(f.heap->state->reshaped > reshaped, "%s: nobody was told", change->name);
     if (planted)
-        f.heap->state->reshaped = reshaped + SMF_RESHAPED; /* as if the last store had been the first one */
+        f.heap->state->reshaped = reshaped + SMF_RESHAPED; /* as if the last store had been the
+                                                              first one */
     int is_wrong = remembers(f.heap, page);
     smi_stepper_kill(&stepper);
-    printf("%s%s: %llu steps, learned %d times, %s\n", change->name, planted ? ", told too early" : "",
-           (unsigned long long)stepper.steps, learned, is_wrong ? "remembered" : "forgotten");
+    printf("%s%s: %llu steps, learned %d times, %s\n", change->name,
+           planted ? ", told too early" : "", (unsigned long long)stepper.steps, learned,
+           is_wrong ? "remembered" : "forgotten");
     must_work(shmalloc_close(f.heap));
     f.heap = NULL;
     must_work(shmalloc_destroy(f.path));

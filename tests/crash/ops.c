@@ -94,7 +94,8 @@ static void four_small(struct stage *s) /* as many as the first refill brings */
     for (unsigned i = 0; i < 4; i++)
         link_block(s, i, SMALL);
 }
-static void full_slab(struct stage *s) /* 73 slots: the slab leaves the set, the next refill makes another */
+static void full_slab(struct stage *s) /* 73 slots: the slab leaves the set, the next refill makes
+                                          another */
 {
     keep_many(s, 72, SMALL);
     link_block(s, 0, SMALL);
@@ -128,7 +129,8 @@ static void zeroed_large(struct stage *s)
 {
     must_work(shmalloc_ref_alloc_zeroed(s->heap, LARGE, &s->world->word[8]));
 }
-static void dirty_large(struct stage *s) /* what is taken next is not zero any more, and its zeros must be seen */
+static void dirty_large(struct stage *s) /* what is taken next is not zero any more, and its zeros
+                                            must be seen */
 {
     link_block(s, 8, LARGE);
     memset(shmalloc_ptr(s->heap, s->world->word[8]), 0xaa, LARGE);
@@ -170,7 +172,8 @@ static void will_dup(struct stage *s, size_t size)
     pattern_fill(original, 0, size, 8);
     s->world->valid[8] = size;
 }
-static void dup_dirty_small(struct stage *s) /* what is taken next has bytes that are none of the copy's */
+static void dup_dirty_small(struct stage *s) /* what is taken next has bytes that are none of the
+                                                copy's */
 {
     link_block(s, 8, SMALL);
     memset(shmalloc_ptr(s->heap, s->world->word[8]), 0xaa, SMALL);
@@ -248,7 +251,8 @@ static void stack_full(struct stage *s)
 {
     stack_at_limit(s, 71);
 }
-static void stack_full_again(struct stage *s) /* of an array in a span of its own, which is replaced */
+static void stack_full_again(struct stage *s) /* of an array in a span of its own, which is
+                                                 replaced */
 {
     stack_at_limit(s, 575);
 }
@@ -307,7 +311,8 @@ static void dup_large_kept(struct stage *s)
     large_kept(s);
     will_dup(s, LARGE);
 }
-static void all_kept(struct stage *s) /* as many as a thread slot has entries for: the next one drives one out */
+static void all_kept(struct stage *s) /* as many as a thread slot has entries for: the next one
+                                         drives one out */
 {
     for (unsigned i = 1; i < SMF_SPANS + 2; i++)
         link_block(s, i, SMI_MAX_SMALL + 1);
@@ -318,7 +323,8 @@ static void all_kept(struct stage *s) /* as many as a thread slot has entries fo
     link_block(s, 2, LARGE);
     unlink_block(s, 0);
 }
-static void at_once(struct stage *s) /* what is freed goes back to the file system within the call */
+static void at_once(struct stage *s) /* what is freed goes back to the file system within the
+                                        call */
 {
     three_large(s);
     must_work(shmalloc_set_give_back(s->heap, 0, 0));
@@ -635,7 +641,8 @@ static void root_create_large(struct stage *s)
 static void root_refused(struct stage *s)
 {
     shmalloc_ref ref;
-    must_code(shmalloc_root_get_or_create(s->heap, "a root", 5, SMALL, refuse_root, NULL, &ref), -ECANCELED);
+    must_code(shmalloc_root_get_or_create(s->heap, "a root", 5, SMALL, refuse_root, NULL, &ref),
+              -ECANCELED);
 }
 
 /* ---- mutex ---- */
@@ -728,7 +735,8 @@ static void open_stale(struct stage *s)
     must_work(shmalloc_open(s->path, &options, &s->heap));
 }
 
-/* A process that died between the stores of a linked step: the record is armed, the word is stored, no count. */
+/* A process that died between the stores of a linked step: the record is armed, the word is stored,
+ * no count. */
 static int die_linking(void *arg)
 {
     struct stage *s = arg;
@@ -773,14 +781,16 @@ static int die_in_use(void *arg)
     raise(SIGKILL);
     return 0;
 }
-static void torn(struct stage *s) /* another boot id, and one count that a page of older bytes would leave */
+static void torn(struct stage *s) /* another boot id, and one count that a page of older bytes would
+                                     leave */
 {
     struct smf_header header;
     struct smf_runtime runtime;
     uint64_t free_pages;
     must(run_child(die_in_use, s) == -SIGKILL, "the victim did not die");
     int fd = open(s->path, O_RDWR | O_CLOEXEC);
-    must(fd >= 0 && pread(fd, &header, sizeof(header), 0) == sizeof(header), "cannot read the heap");
+    must(fd >= 0 && pread(fd, &header, sizeof(header), 0) == sizeof(header),
+         "cannot read the heap");
     off_t at = (off_t)(header.areas.page_heap + offsetof(struct smf_page_heap, free_pages));
     must(pread(fd, &runtime, sizeof(runtime), SMF_RUNTIME_OFFSET) == sizeof(runtime) &&
              pread(fd, &free_pages, sizeof(free_pages), at) == sizeof(free_pages),
@@ -905,14 +915,16 @@ const struct op ops[] = {
     {"hardened: retire, bag emptied", OP_HARDENED, bags_full, retire_first},
     {"hardened: retire, put", OP_HARDENED, one_retired, put_small},
     {"hardened: retire, put large", OP_HARDENED, one_retired, put_large},
-    {"hardened: retire, adopt full bags", OP_HARDENED | OP_ORPHANS, somebody_died_with_full_bags, adopt},
+    {"hardened: retire, adopt full bags", OP_HARDENED | OP_ORPHANS, somebody_died_with_full_bags,
+     adopt},
     {"hardened: alloc, tagged", OP_HARDENED, one_small, take_tagged},
     {"hardened: trim", OP_HARDENED, deep_to_trim, trim},
     {"hardened: adopt", OP_HARDENED | OP_ORPHANS, somebody_died, adopt},
 };
 const unsigned op_count = sizeof(ops) / sizeof(ops[0]);
 
-const struct op early_dup = {"dup, linked before it is filled", 0, dup_dirty_small, link_before_filling};
+const struct op early_dup = {"dup, linked before it is filled", 0, dup_dirty_small,
+                             link_before_filling};
 
 const struct op reopening = {"recovery", OP_STALE | OP_REPAIR, nothing, open_stale};
 
@@ -922,8 +934,9 @@ static void make_world(struct stage *s, const struct op *op)
 {
     shmalloc_ref ref;
     create_heap(s, op->traits & OP_HARDENED ? SHMALLOC_HARDENED : 0);
-    must_code(shmalloc_root_get_or_create(s->heap, "world", 0, sizeof(struct world), NULL, NULL, &ref),
-              SHMALLOC_CREATED);
+    must_code(
+        shmalloc_root_get_or_create(s->heap, "world", 0, sizeof(struct world), NULL, NULL, &ref),
+        SHMALLOC_CREATED);
     s->world = shmalloc_ptr(s->heap, ref);
 }
 

@@ -2,9 +2,9 @@
 /*
  * ops.h - the operations that are stepped through, and the world that they change.
  *
- * An operation runs in a process of its own: make the heap, prepare a state from which one public call takes
- * the wanted way, say "begin", make the call, say "end". What it does must be the same in every run, because
- * one run tells what the others are compared with.
+ * An operation runs in a process of its own: make the heap, prepare a state from which one public
+ * call takes the wanted way, say "begin", make the call, say "end". What it does must be the same
+ * in every run, because one run tells what the others are compared with.
  */
 #ifndef TEST_CRASH_OPS_H
 #define TEST_CRASH_OPS_H
@@ -25,7 +25,8 @@ enum trait {
     OP_LOOSE = 1,    /* several steps, none of which is linked: a state between is allowed */
     OP_MUTEX = 2,    /* who opens the image tries world.mutex */
     OP_OWN_MARK = 4, /* run() says "begin" itself, in another thread */
-    OP_REPAIR = 8,   /* of an attach, only what follows the first repair of a lock is stepped through */
+    OP_REPAIR = 8,   /* of an attach, only what follows the first repair of a lock is stepped
+                        through */
     OP_HARDENED = 16,
     OP_NO_FILE = 32, /* begins without a heap */
     OP_TORN = 128,   /* ... with a damaged heap that was in use when the machine stopped */
@@ -61,12 +62,14 @@ extern const struct op reopening;
 /* Shared by the stepped process and its tracer. */
 struct control {
     uint32_t phase;     /* enum smi_phase */
-    uint32_t survivors; /* who come to the heap before the operation is prepared, and stay; 0 none */
+    uint32_t survivors; /* who come to the heap before the operation is prepared, and stay; 0
+                           none */
     uint32_t settled;   /* 1: there is a heap to come to; one more for each of them that has come */
 };
 extern struct control *control;
 
-/* With survivors around, the stepped process holds world.mutex during the operation, if that can be. */
+/* With survivors around, the stepped process holds world.mutex during the operation, if that can
+ * be. */
 static inline int op_holds_mutex(const struct op *op)
 {
     return !(op->traits & (OP_MUTEX | OP_AWAY | OP_STALE));

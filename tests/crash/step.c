@@ -4,29 +4,33 @@
  *
  *   step [--alive] [--op NAME] [--list] [--planted] [--recoveries N] [--real N] [-v]
  *
- * Each operation of ops.c is run twice. The first run, at full speed, tells what the heap is before and after.
- * The second goes instruction by instruction; whenever the file has changed to something not seen before, a copy
- * of it is what would be left if all processes died there. Somebody opens the copy as the first to attach: it must
- * be sound, in use and emptied, and it must hold exactly what was there before, or exactly what is there after.
- * Once the operation has happened, it must not be undone by a later death.
+ * Each operation of ops.c is run twice. The first run, at full speed, tells what the heap is before
+ * and after. The second goes instruction by instruction; whenever the file has changed to something
+ * not seen before, a copy of it is what would be left if all processes died there. Somebody opens
+ * the copy as the first to attach: it must be sound, in use and emptied, and it must hold exactly
+ * what was there before, or exactly what is there after. Once the operation has happened, it must
+ * not be undone by a later death.
  *
- * With --alive the stepped process alone dies, and somebody who had the heap open carries on with the copy
- * (survivor.h): once for each order in which the dead process's locks can be taken over, and once in
- * another way of coming across the death, these taking turns. The stepped process holds world.mutex all the while.
- * The same must hold; besides, afterwards no table and no lock may show the dead.
+ * With --alive the stepped process alone dies, and somebody who had the heap open carries on with
+ * the copy (survivor.h): once for each order in which the dead process's locks can be taken over,
+ * and once in another way of coming across the death, these taking turns. The stepped process holds
+ * world.mutex all the while. The same must hold; besides, afterwards no table and no lock may show
+ * the dead.
  *
- * Then recovery itself: of the images with something in flight one for each kind is kept, and N of those (16;
- * some 5 s each), evenly spread, are opened under the same eyes; whatever is left of a recovery that was killed must
- * recover to the same heap. With --alive a survivor is stepped through its repair, and another one carries on when
- * it is killed; of the images that a death in a repair left, N/4 are repaired under the same eyes once more, and a
- * third one carries on. All kept images are also met by two survivors at the same time.
+ * Then recovery itself: of the images with something in flight one for each kind is kept, and N of
+ * those (16; some 5 s each), evenly spread, are opened under the same eyes; whatever is left of a
+ * recovery that was killed must recover to the same heap. With --alive a survivor is stepped
+ * through its repair, and another one carries on when it is killed; of the images that a death in a
+ * repair left, N/4 are repaired under the same eyes once more, and a third one carries on. All kept
+ * images are also met by two survivors at the same time.
  *
- * Those kept images are also recovered as if the machine had been started anew, and as copies that a backup made.
+ * Those kept images are also recovered as if the machine had been started anew, and as copies that
+ * a backup made.
  *
  * --real N: with real survivors and a real SIGKILL, at N instructions of each operation.
  *
- * --planted shows that this finds faults: what a mistake in the library would do is done to each image, and the run
- * fails unless somebody complains of it.
+ * --planted shows that this finds faults: what a mistake in the library would do is done to each
+ * image, and the run fails unless somebody complains of it.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -43,13 +47,14 @@
 #include "survivor.h"
 #include "trace.h"
 
-/* A full check or a walk over the whole heap takes millions of instructions and stores nothing: an operation that
- * changes nothing for this many runs on at full speed, and its line says so. */
+/* A full check or a walk over the whole heap takes millions of instructions and stores nothing: an
+ * operation that changes nothing for this many runs on at full speed, and its line says so. */
 enum { PATIENCE = 200000 };
 enum { KEPT_MAX = 512 };
 
 static struct fixture f;
-static char left_path[256], met_path[256]; /* a copy of what a death leaves; the file that a survivor meets it in */
+static char left_path[256], met_path[256]; /* a copy of what a death leaves; the file that a
+                                              survivor meets it in */
 static struct smi_image image;
 static enum planted planted;
 static int verbose, reported, alive, real;
@@ -82,7 +87,8 @@ static void report(const struct op *op, const struct smi_stepper *traced, const 
     fflush(stdout);
 }
 
-static void report_difference(const struct op *op, const struct smi_stepper *traced, const char *was)
+static void report_difference(const struct op *op, const struct smi_stepper *traced,
+                              const char *was)
 {
     int first = reported < 3 && !planted;
     report(op, traced, "what is left is neither the heap before nor the one after");
@@ -107,11 +113,13 @@ static void judge_left(const struct op *op, const char *path, struct order order
         judge(path, &first, found);
         return;
     }
-    survivor_judge(&(struct survival){path, met_path, repaired ? repaired->op : op, next_part(), order},
-                   found);
+    survivor_judge(
+        &(struct survival){path, met_path, repaired ? repaired->op : op, next_part(), order},
+        found);
 }
 
-static void compare(const struct op *op, const struct smi_stepper *traced, struct smi_comparison *comparison)
+static void compare(const struct op *op, const struct smi_stepper *traced,
+                    struct smi_comparison *comparison)
 {
     const char *was = comparison->happened ? after->text : before->text;
     enum smi_verdict verdict = smi_compare(comparison, found->text);
@@ -129,7 +137,8 @@ static struct smi_comparison comparison_for(const struct op *op)
 }
 
 /* What would be left by a death now. */
-static void judge_image(const struct op *op, const struct smi_stepper *traced, struct smi_comparison *comparison)
+static void judge_image(const struct op *op, const struct smi_stepper *traced,
+                        struct smi_comparison *comparison)
 {
     if (planted == PLANT_SWAPPED) {
         if (!image_write_swapped(&image, left_path))
@@ -155,7 +164,8 @@ static int keep_image(const struct op *op)
     for (unsigned i = 0; i < kept_count; i++)
         if (kept[i].in_flight == bits && kept[i].part == part)
             return 0;
-    if (bits == 0 || kept_count == KEPT_MAX || part == SURVIVORS - 1 || ((op->traits & OP_STALE) && !repaired))
+    if (bits == 0 || kept_count == KEPT_MAX || part == SURVIVORS - 1 ||
+        ((op->traits & OP_STALE) && !repaired))
         return 0;
     char name[32];
     snprintf(name, sizeof(name), "kept-%u", kept_count);
@@ -169,7 +179,8 @@ static int keep_image(const struct op *op)
 }
 
 /* The image as it would be found after a reboot, or in a backup. */
-static void judge_elsewhere(const struct op *op, const struct smi_stepper *traced, struct smi_comparison *comparison)
+static void judge_elsewhere(const struct op *op, const struct smi_stepper *traced,
+                            struct smi_comparison *comparison)
 {
     for (int reboot = 0; reboot < 2 && !(op->traits & (OP_NO_FILE | OP_TORN)); reboot++) {
         image_write(&image, left_path);
@@ -248,7 +259,8 @@ static void step_through(const struct op *op, const struct kept *stale)
 {
     struct smi_stepper traced;
     struct run run = {op, comparison_for(op)};
-    struct smi_walk walk = {.stepper = &traced, .image = &image, .visit = visit, .arg = &run, .patience = PATIENCE};
+    struct smi_walk walk = {
+        .stepper = &traced, .image = &image, .visit = visit, .arg = &run, .patience = PATIENCE};
     start(op, &traced, stale);
     image_swap_begin();
     int rc = smi_walk(&walk);
@@ -265,8 +277,9 @@ static void step_through(const struct op *op, const struct kept *stale)
 
 static void print_now(const char *name, uint64_t start_ns)
 {
-    printf("%-40s %8llu steps %6llu images %6llu checks %6.2f s", name, (unsigned long long)now.steps,
-           (unsigned long long)now.images, (unsigned long long)now.checks, (double)(now_ns() - start_ns) / 1e9);
+    printf("%-40s %8llu steps %6llu images %6llu checks %6.2f s", name,
+           (unsigned long long)now.steps, (unsigned long long)now.images,
+           (unsigned long long)now.checks, (double)(now_ns() - start_ns) / 1e9);
     if (now.free_run)
         printf(" (its end not stepped)");
     if (now.failures)
@@ -305,7 +318,8 @@ static void run_recoveries(unsigned most)
         struct op op = reopening;
         char name[128];
         op.traits |= kept[i].op->traits & (OP_HARDENED | OP_NO_FILE | OP_MUTEX);
-        snprintf(name, sizeof(name), "recovery %#llx of %s", (unsigned long long)kept[i].in_flight, kept[i].op->name);
+        snprintf(name, sizeof(name), "recovery %#llx of %s", (unsigned long long)kept[i].in_flight,
+                 kept[i].op->name);
         op.name = name;
         run(&op, &kept[i], name);
     }
@@ -323,8 +337,8 @@ static void repair(const struct kept *k, unsigned n)
     struct survival survival = {k->path, f.path, k->op, k->part, order};
     struct op op = repairing;
     char name[128];
-    snprintf(name, sizeof(name), "repair %u of %#llx of %s", k->part + 1, (unsigned long long)k->in_flight,
-             k->op->name);
+    snprintf(name, sizeof(name), "repair %u of %#llx of %s", k->part + 1,
+             (unsigned long long)k->in_flight, k->op->name);
     op.name = name;
     repaired = &survival;
     survivor_will_repair(&survival);
@@ -339,7 +353,8 @@ static void run_repairs(unsigned part, unsigned most)
     for (unsigned i = 0; i < kept_count; i++)
         all += kept[i].part == part;
     most = most < all ? most : all;
-    printf("%u of %u kinds of images left by death %u are repaired step by step\n", most, all, part + 1);
+    printf("%u of %u kinds of images left by death %u are repaired step by step\n", most, all,
+           part + 1);
     for (unsigned i = 0, end_of_kept = kept_count; i < end_of_kept; i++)
         if (kept[i].part == part && seen_of_part++ * most / all == done && done < most)
             repair(&kept[i], done++);
@@ -392,7 +407,8 @@ static void kill_at(const struct op *op, uint64_t step)
     now.steps += traced.steps;
 }
 
-/* At so many instructions of the operation, the process is killed, and three survivors carry on at once. */
+/* At so many instructions of the operation, the process is killed, and three survivors carry on at
+ * once. */
 static void run_real(const struct op *op, unsigned times)
 {
     static struct rng rng;
@@ -426,9 +442,15 @@ static int is_wanted(const struct op *op, const char *wanted)
 /* Does any of these operations show it? */
 static int is_noticed(const char *wanted)
 {
-    static const char *const few[] = {"alloc, refill", "free to the cache", "free, longer stack", "free, merge both",
-                                      "hardened: alloc, new slab", "root set, new", "realloc, small to large",
-                                      "root get_or_create, large", "free, large",
+    static const char *const few[] = {"alloc, refill",
+                                      "free to the cache",
+                                      "free, longer stack",
+                                      "free, merge both",
+                                      "hardened: alloc, new slab",
+                                      "root set, new",
+                                      "realloc, small to large",
+                                      "root get_or_create, large",
+                                      "free, large",
                                       "realloc, small to large that was kept"};
     for (unsigned n = 0; n < sizeof(few) / sizeof(few[0]); n++)
         for (unsigned i = 0; i < op_count; i++)
@@ -461,8 +483,9 @@ static int run_planted(const char *wanted)
 
 static int print_sums(uint64_t start_ns)
 {
-    printf("%llu steps, %llu images, %llu checks, %llu failures in %.1f s\n", (unsigned long long)sums.steps,
-           (unsigned long long)sums.images, (unsigned long long)sums.checks, (unsigned long long)sums.failures,
+    printf("%llu steps, %llu images, %llu checks, %llu failures in %.1f s\n",
+           (unsigned long long)sums.steps, (unsigned long long)sums.images,
+           (unsigned long long)sums.checks, (unsigned long long)sums.failures,
            (double)(now_ns() - start_ns) / 1e9);
     return sums.failures != 0;
 }
@@ -495,10 +518,13 @@ static int run_all_real(const char *wanted, unsigned times)
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {{"op", required_argument, NULL, 'o'}, {"list", no_argument, NULL, 'l'},
-                                            {"planted", no_argument, NULL, 'p'}, {"alive", no_argument, NULL, 'a'},
+    static const struct option options[] = {{"op", required_argument, NULL, 'o'},
+                                            {"list", no_argument, NULL, 'l'},
+                                            {"planted", no_argument, NULL, 'p'},
+                                            {"alive", no_argument, NULL, 'a'},
                                             {"real", required_argument, NULL, 'r'},
-                                            {"recoveries", required_argument, NULL, 'n'}, {NULL, 0, NULL, 0}};
+                                            {"recoveries", required_argument, NULL, 'n'},
+                                            {NULL, 0, NULL, 0}};
     const char *wanted = NULL;
     unsigned recoveries = 16, times = 0;
     int planted_run = 0;

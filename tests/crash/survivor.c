@@ -36,8 +36,8 @@ static struct world *find_world(shmalloc_heap *heap)
     return shmalloc_ptr(heap, ref);
 }
 
-/* What every survivor does when it comes: a block that it keeps and a few cached slots, of classes that operations do
- * not use, so that these find the heap as they expect it. */
+/* What every survivor does when it comes: a block that it keeps and a few cached slots, of classes
+ * that operations do not use, so that these find the heap as they expect it. */
 static void come(struct stage *s, unsigned n)
 {
     s->heap = heap_open(s->path);
@@ -49,7 +49,8 @@ static void come(struct stage *s, unsigned n)
     must_work(shmalloc_ref_alloc(s->heap, 5000, word + 1));
     must_work(shmalloc_ref_free(s->heap, word + 1));
     must(s->heap->process_index == (int)n + 1 && smi_current->slot_index == n + 1,
-         "survivor %u came as process %d, thread slot %u", n, s->heap->process_index, smi_current->slot_index);
+         "survivor %u came as process %d, thread slot %u", n, s->heap->process_index,
+         smi_current->slot_index);
 }
 
 static char base_path[SURVIVORS][256];
@@ -88,8 +89,8 @@ static uint8_t *read_file(const char *path, uint64_t *size)
     return bytes;
 }
 
-/* What the kernel does to a robust mutex when its owner dies: the bit that tells of waiters stays. All owners
- * are dead: survivors hold nothing when they stop. */
+/* What the kernel does to a robust mutex when its owner dies: the bit that tells of waiters stays.
+ * All owners are dead: survivors hold nothing when they stop. */
 static void bury_owner(uint64_t mutex[SMF_MUTEX_WORDS])
 {
     uint32_t futex = (uint32_t)mutex[0];
@@ -106,8 +107,8 @@ static void bury_owners(uint8_t *bytes, const struct places *at)
 }
 
 /* What the image says of survivors that are played: which processes they are, and which threads. */
-static void name_players(uint8_t *bytes, const struct stage *s, const struct places *at, unsigned first,
-                         unsigned count)
+static void name_players(uint8_t *bytes, const struct stage *s, const struct places *at,
+                         unsigned first, unsigned count)
 {
     struct smf_process *entries = (void *)(bytes + at->areas.processes);
     for (unsigned i = first + 1; i < first + 1 + count; i++) {
@@ -126,11 +127,12 @@ static void overwrite(const struct stage *s, const uint8_t *bytes, uint64_t size
 {
     struct stat st;
     int fd = s->heap->fd;
-    must(fstat(fd, &st) == 0 && ((uint64_t)st.st_size == size || ftruncate(fd, (off_t)size) == 0), "%s: %s", s->path,
-         strerror(errno));
+    must(fstat(fd, &st) == 0 && ((uint64_t)st.st_size == size || ftruncate(fd, (off_t)size) == 0),
+         "%s: %s", s->path, strerror(errno));
     for (uint64_t at = 0; at < size; at += 4096)
         if (memcmp(s->heap->base + at, bytes + at, 4096) != 0)
-            must(pwrite(fd, bytes + at, 4096, (off_t)at) == 4096, "%s: %s", s->path, strerror(errno));
+            must(pwrite(fd, bytes + at, 4096, (off_t)at) == 4096, "%s: %s", s->path,
+                 strerror(errno));
 }
 
 /* The heap's bytes become the image's; `count` survivors from `first` on are played. */
@@ -151,7 +153,9 @@ static void become(struct stage *s, const char *image, unsigned first, unsigned 
 /* Hold, on a description of nobody's, the bytes of these processes: they seem to live. */
 static void seem_to_live(int fd, uint32_t first, uint32_t count)
 {
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)(SMF_LOCK_BYTES + first),
+    struct flock lock = {.l_type = F_WRLCK,
+                         .l_whence = SEEK_SET,
+                         .l_start = (off_t)(SMF_LOCK_BYTES + first),
                          .l_len = count};
     must(count == 0 || fcntl(fd, F_OFD_SETLK, &lock) == 0, "cannot lock: %s", strerror(errno));
 }
@@ -163,7 +167,8 @@ static void die(int fd)
     must(fcntl(fd, F_OFD_SETLK, &lock) == 0, "cannot unlock: %s", strerror(errno));
 }
 
-/* A file in which survivor `part` can come. Returns the description on which those before it seem to live. */
+/* A file in which survivor `part` can come. Returns the description on which those before it seem
+ * to live. */
 static int prepare_file(const struct survival *survival)
 {
     image_write(base_of(survival->op, survival->part), survival->path);
@@ -235,10 +240,12 @@ unsigned survivor_orders(const char *image, uint64_t turn, struct order out[ORDE
 /* All dead locks have been taken over, and nobody else works: nothing is half done under any. */
 static void must_be_at_rest(const shmalloc_heap *heap)
 {
-    right(heap->page_heap->log_count == 0 && heap->roots->log_count == 0 && heap->roots->scratch == 0,
+    right(heap->page_heap->log_count == 0 && heap->roots->log_count == 0 &&
+              heap->roots->scratch == 0,
           "page heap or roots are not at rest");
     for (uint32_t i = 0; i < (heap->arena_count + 1) * SMF_CLASSES; i++)
-        right(heap->central[i].log_count == 0 && heap->central[i].pending == 0, "class %u is not at rest", i);
+        right(heap->central[i].log_count == 0 && heap->central[i].pending == 0,
+              "class %u is not at rest", i);
 }
 
 static void take_locks(shmalloc_heap *heap, unsigned permutation)
@@ -290,13 +297,14 @@ static void use_roots(struct stage *s, unsigned n)
     works(shmalloc_root_remove(s->heap, name));
 }
 
-/* Free what the dead process had, in the middle of linking it perhaps, as its mutex allows; and what it has cached
- * then goes to others. */
+/* Free what the dead process had, in the middle of linking it perhaps, as its mutex allows; and
+ * what it has cached then goes to others. */
 static void plunder(struct stage *s, struct loot *loot)
 {
     for (unsigned i = 0; i < word_of(0); i++) {
         shmalloc_ref *word = &s->world->word[i];
-        size_t used = strlen(loot->words), size = shmalloc_usable_size(s->heap, shmalloc_ptr(s->heap, *word));
+        size_t used = strlen(loot->words),
+               size = shmalloc_usable_size(s->heap, shmalloc_ptr(s->heap, *word));
         if (*word == 0)
             continue;
         right(loot->count < sizeof(loot->block) / sizeof(loot->block[0]), "too many words");
@@ -333,17 +341,20 @@ struct claim {
     int answer;
 };
 
-/* A thread that claims the slot of the dead one, is in the middle of a linked step, and must not be disturbed. */
+/* A thread that claims the slot of the dead one, is in the middle of a linked step, and must not be
+ * disturbed. */
 static void *claim(void *arg)
 {
     struct claim *claim = arg;
     shmalloc_heap *heap = claim->stage->heap;
     shmalloc_ref ref = 0;
     works(shmalloc_ref_alloc(heap, 100, &ref));
-    struct smf_link *link = &smi_current->slot->link, before = {.op = SMF_LINK_GIVE, .dest = ref, .old = ref};
+    struct smf_link *link = &smi_current->slot->link,
+                    before = {.op = SMF_LINK_GIVE, .dest = ref, .old = ref};
     *link = before;
     claim->answer = pass_mutex(claim->stage, NULL);
-    right(memcmp(link, &before, sizeof(before)) == 0, "the link record of a new owner of the slot was resolved");
+    right(memcmp(link, &before, sizeof(before)) == 0,
+          "the link record of a new owner of the slot was resolved");
     link->op = SMF_LINK_NONE;
     works(shmalloc_ref_free(heap, &ref));
     return NULL;
@@ -432,12 +443,12 @@ static int lives(uint32_t living, uint64_t process)
 static void must_be_alone_with(shmalloc_heap *heap, uint32_t living)
 {
     for (uint32_t i = 0; i < SMF_PROCESSES; i++)
-        right((heap->processes[i].state != 0) == lives(living, i), "entry %u of the process table is %u", i,
-              heap->processes[i].state);
+        right((heap->processes[i].state != 0) == lives(living, i),
+              "entry %u of the process table is %u", i, heap->processes[i].state);
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
         const struct smf_thread *slot = smi_thread_slot(heap, i);
-        right(!slot || slot->owner == 0 || lives(living, slot->owner - 1), "thread slot %u has owner %llu", i,
-              (unsigned long long)slot->owner);
+        right(!slot || slot->owner == 0 || lives(living, slot->owner - 1),
+              "thread slot %u has owner %llu", i, (unsigned long long)slot->owner);
     }
     for (uint32_t i = 0; i < heap->lock_count; i++)
         right(futex_of(&heap->locks[i]) == 0, "lock %u is %#x", i, futex_of(&heap->locks[i]));
@@ -486,8 +497,10 @@ static void judge_alone(const void *arg)
     int answer = begin_alone(&s, survival->part, survival->order, guarded ? &loot : NULL);
     if (answer < 0)
         answer = pass_mutex(&s, NULL);
-    right(answer == dead_owner, "the mutex answers %d, its owner is %s", answer, dead_owner ? "dead" : "nobody");
-    if (survival->part == 0) /* a repair takes the mutex and gives it back, perhaps more than once */
+    right(answer == dead_owner, "the mutex answers %d, its owner is %s", answer,
+          dead_owner ? "dead" : "nobody");
+    if (survival->part == 0) /* a repair takes the mutex and gives it back, perhaps more than
+                                once */
         smi_say("mutex answers %d\n", answer);
     work(&s, survival->part);
     look(&s);
@@ -503,7 +516,8 @@ void survivor_judge(const struct survival *survival, struct smi_findings *out)
 
 /* Shared by the processes of survivor_judge_two(). */
 struct both {
-    uint32_t come; /* 1: part 0 has come; 2: part 1, too, and the image is there; 3: go; 4: part 0 has ended */
+    uint32_t come; /* 1: part 0 has come; 2: part 1, too, and the image is there; 3: go; 4: part 0
+                      has ended */
     const struct survival *survival;
     int others;
 };
@@ -566,8 +580,10 @@ static void judge_two(const void *arg)
     int statuses[3] = {wait_child(first), wait_child(newcomer), 0};
     signal_word(&both->come);
     statuses[2] = wait_child(second);
-    right(statuses[0] == 0 && statuses[1] == 0 && statuses[2] == 0, "the first ended with %d, a newcomer with %d, "
-          "the second with %d", statuses[0], statuses[1], statuses[2]);
+    right(statuses[0] == 0 && statuses[1] == 0 && statuses[2] == 0,
+          "the first ended with %d, a newcomer with %d, "
+          "the second with %d",
+          statuses[0], statuses[1], statuses[2]);
 }
 
 void survivor_judge_two(const struct survival *survival, struct smi_findings *out)

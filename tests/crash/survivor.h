@@ -2,21 +2,23 @@
 /*
  * survivor.h - processes that have the heap open while another one dies in it, and carry on.
  *
- * A survivor has an entry in the process table, a thread slot with cached slots, blocks, and what it remembers in
- * private memory of the heap as it was when it came. To judge thousands of images, each must be met by a survivor
- * in exactly that state, and it must not be a newcomer, who looks at everything with fresh eyes.
+ * A survivor has an entry in the process table, a thread slot with cached slots, blocks, and what
+ * it remembers in private memory of the heap as it was when it came. To judge thousands of images,
+ * each must be met by a survivor in exactly that state, and it must not be a newcomer, who looks at
+ * everything with fresh eyes.
  *
- * So the survivors of an operation really come to the heap, one after the other, before the operation is
- * prepared; each first keeps a copy of the file, its base. To meet an image, a process takes a survivor's part: it
- * opens a copy of the base, where the bytes of all who were there are held as if they lived, and does what the
- * survivor did. What it does is the same in every run, so now it has the survivor's private state. Then the file's
- * bytes become the image's, just as if the stepped process had stored them, and the dead lose what the kernel
- * takes from the dead: each mutex with an owner says FUTEX_OWNER_DIED instead, and their bytes are let go. Nothing
- * else of the library's view of the world tells this from a death at that instruction; --real shows that with
- * real SIGKILLs.
+ * So the survivors of an operation really come to the heap, one after the other, before the
+ * operation is prepared; each first keeps a copy of the file, its base. To meet an image, a process
+ * takes a survivor's part: it opens a copy of the base, where the bytes of all who were there are
+ * held as if they lived, and does what the survivor did. What it does is the same in every run, so
+ * now it has the survivor's private state. Then the file's bytes become the image's, just as if the
+ * stepped process had stored them, and the dead lose what the kernel takes from the dead: each
+ * mutex with an owner says FUTEX_OWNER_DIED instead, and their bytes are let go. Nothing else of
+ * the library's view of the world tells this from a death at that instruction; --real shows that
+ * with real SIGKILLs.
  *
- * Survivors may die as well: part n is played when the stepped process and the parts before n are dead, those
- * after n live but do nothing.
+ * Survivors may die as well: part n is played when the stepped process and the parts before n are
+ * dead, those after n live but do nothing.
  */
 #ifndef TEST_CRASH_SURVIVOR_H
 #define TEST_CRASH_SURVIVOR_H
@@ -52,9 +54,9 @@ int survivors_carry_on(void);
 /* Remember the bases that they left. */
 void survivors_remember(const struct op *op);
 
-/* Orders in which the image has to be met: each of its dead locks (of more than five, some, evenly spread), and another
- * one as it is somebody's `turn`; a thread's first call, too, when the lock of the thread slots is among them. Returns
- * their number. */
+/* Orders in which the image has to be met: each of its dead locks (of more than five, some, evenly
+ * spread), and another one as it is somebody's `turn`; a thread's first call, too, when the lock of
+ * the thread slots is among them. Returns their number. */
 enum { ORDERS_MAX = 128 };
 unsigned survivor_orders(const char *image, uint64_t turn, struct order out[ORDERS_MAX]);
 
@@ -71,7 +73,8 @@ void survivor_judge(const struct survival *survival, struct smi_findings *out);
 /* Parts 0 and 1 carry on at the same time, and somebody new comes meanwhile; part 1 judges. */
 void survivor_judge_two(const struct survival *survival, struct smi_findings *out);
 
-/* The repair as an operation that is stepped through: `survival` is what the next stepped process plays. */
+/* The repair as an operation that is stepped through: `survival` is what the next stepped process
+ * plays. */
 extern const struct op repairing;
 void survivor_will_repair(const struct survival *survival);
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* trace.c - from an operation to a process at the beginning of what is to be stepped through; see trace.h. */
+/* trace.c - from an operation to a process at the beginning of what is to be stepped through; see
+ * trace.h. */
 #include "trace.h"
 
 #include <errno.h>
@@ -37,7 +38,8 @@ static int run_to_function(struct smi_stepper *traced, void (*function)(void))
     ptrace(PTRACE_CONT, traced->tid, 0, 0);
     while (waitpid(traced->tid, &status, __WALL) < 0)
         must(errno == EINTR, "waitpid: %s", strerror(errno));
-    must(WIFSTOPPED(status) && WSTOPSIG(status) == SIGTRAP, "before the breakpoint: status %#x", status);
+    must(WIFSTOPPED(status) && WSTOPSIG(status) == SIGTRAP, "before the breakpoint: status %#x",
+         status);
     ptrace(PTRACE_POKETEXT, traced->tid, at, (void *)code);
     ptrace(PTRACE_GETREGS, traced->tid, 0, &regs);
     regs.rip = (uintptr_t)at;

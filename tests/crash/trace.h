@@ -6,8 +6,8 @@
 #include "crashtest/stepper.h"
 #include "ops.h"
 
-/* Start the operation and run it to BEGUN (with `at_repair`, on to the first repair of a lock). The process
- * is stopped then. */
+/* Start the operation and run it to BEGUN (with `at_repair`, on to the first repair of a lock). The
+ * process is stopped then. */
 int traced_start(struct smi_stepper *traced, const struct op *op, const char *path);
 
 #endif

@@ -2,7 +2,8 @@
 /*
  * kit.c - the kit for users' structures finds what is planted and passes what is right.
  *
- *   kit stepped [NAME]   every instruction: the structures of structures.c, repeating a fault, ptrace refused
+ *   kit stepped [NAME]   every instruction: the structures of structures.c, repeating a fault,
+ *                        ptrace refused
  *   kit random           kills at random times
  *   kit inputs           what cannot be tested, and the command line
  */
@@ -46,9 +47,11 @@ static void expect(const struct planted *p)
     char *report;
     uint64_t start = now_ns();
     int rc = run(p->test, &report);
-    must(rc == p->result, "%s: the result is %d instead of %d:\n%s", p->name, rc, p->result, report);
+    must(rc == p->result, "%s: the result is %d instead of %d:\n%s", p->name, rc, p->result,
+         report);
     for (unsigned i = 0; i < 3 && p->says[i]; i++)
-        must(strstr(report, p->says[i]), "%s: the report lacks \"%s\":\n%s", p->name, p->says[i], report);
+        must(strstr(report, p->says[i]), "%s: the report lacks \"%s\":\n%s", p->name, p->says[i],
+             report);
     printf("%-32s %5.1f s\n", p->name, (double)(now_ns() - start) / 1e9);
     fflush(stdout);
 }
@@ -63,7 +66,8 @@ static const struct planted *find(const char *name)
 
 /* ---- what a report leads to ---- */
 
-/* The step that a report names is the fault's, also in the next run; the steps beside it are none. */
+/* The step that a report names is the fault's, also in the next run; the steps beside it are
+ * none. */
 static void repeat_a_fault(void)
 {
     char *report;
@@ -93,7 +97,8 @@ static void open_what_is_left(void)
     test.name = "pair";
     must(run(test, &report) == 1, "no fault:\n%s", report);
     const char *said = strstr(report, "what was left: ");
-    must(said && sscanf(said, "what was left: %511[^\n]", path) == 1, "no heap is kept:\n%s", report);
+    must(said && sscanf(said, "what was left: %511[^\n]", path) == 1, "no heap is kept:\n%s",
+         report);
     must(strstr(path, "/pair.dead-"), "it is kept as %s", path);
     must_work(shmalloc_open(path, NULL, &heap));
     must_work(shmalloc_check(heap));
@@ -112,7 +117,8 @@ static void notice_other_instructions(void)
     test.arg = runs;
     test.modes = SHMALLOC_CRASHTEST_DEAD;
     must(run(test, &report) == 0, "a fault:\n%s", report);
-    must(strstr(report, "note: the operation was not the same"), "the report lacks a note:\n%s", report);
+    must(strstr(report, "note: the operation was not the same"), "the report lacks a note:\n%s",
+         report);
     printf("other instructions in another run are noticed\n");
 }
 
@@ -127,7 +133,8 @@ static int forbid_ptrace(void)
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = {sizeof(rules) / sizeof(rules[0]), rules};
-    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
 static int without_ptrace(void *arg)
@@ -150,7 +157,8 @@ static void refuse(shmalloc_crashtest test, int code, const char *says)
 {
     char *report;
     int rc = run(test, &report);
-    must(rc == code && strstr(report, says), "the result is %d instead of %d, \"%s\":\n%s", rc, code, says, report);
+    must(rc == code && strstr(report, says), "the result is %d instead of %d, \"%s\":\n%s", rc,
+         code, says, report);
 }
 
 static int main_returns(const char *option, const char *value)
@@ -187,8 +195,10 @@ static void inputs(void)
     refuse(other, -ENOENT, "no folder can be made in /nowhere");
     other = test;
     other.struct_size = 8;
-    must(shmalloc_crashtest_run(&other) == -EINVAL && shmalloc_crashtest_run(NULL) == -EINVAL, "a foreign struct");
-    must(shmalloc_crashtest_main(1, (char *[]){(char *)"kit", NULL}, &other) == 2, "a foreign struct in main");
+    must(shmalloc_crashtest_run(&other) == -EINVAL && shmalloc_crashtest_run(NULL) == -EINVAL,
+         "a foreign struct");
+    must(shmalloc_crashtest_main(1, (char *[]){(char *)"kit", NULL}, &other) == 2,
+         "a foreign struct in main");
     struct {
         shmalloc_crashtest test;
         uint64_t beyond;
@@ -211,8 +221,8 @@ static void inputs(void)
     must(main_returns("--help", NULL) == 0, "--help");
     must(main_returns("--nonsense", NULL) == 2, "an unknown option");
     must(main_returns("--step", NULL) == 2, "no number");
-    must(main_returns("--step", "12x") == 2 && main_returns("--kills", "0") == 2 && main_returns("--seed", "-1") == 2 &&
-             main_returns("--workers", "99999999999") == 2,
+    must(main_returns("--step", "12x") == 2 && main_returns("--kills", "0") == 2 &&
+             main_returns("--seed", "-1") == 2 && main_returns("--workers", "99999999999") == 2,
          "wrong numbers");
     must(main_returns("--dead", NULL) == 2, "main without an operation");
 }

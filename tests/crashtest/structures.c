@@ -10,7 +10,8 @@
 
 #include "support.h"
 
-/* All structures are made of one block, which the root "world" names, and of what its refs lead to. */
+/* All structures are made of one block, which the root "world" names, and of what its refs lead
+ * to. */
 struct world {
     shmalloc_mutex mutex;
     shmalloc_ref ref[4];
@@ -22,8 +23,9 @@ struct node {
     uint64_t value;
 };
 
-/* Each process of a test has one heap. What it looks up before the operation is not stepped through; that differs from
- * run to run, for looking up a root includes a look at the other processes once a second. */
+/* Each process of a test has one heap. What it looks up before the operation is not stepped
+ * through; that differs from run to run, for looking up a root includes a look at the other
+ * processes once a second. */
 static struct world *world_of(shmalloc_heap *heap)
 {
     static struct world *known;
@@ -177,7 +179,9 @@ CALLBACK(there_and_back)
 CALLBACK(verify_pair)
 {
     const struct world *w = world_of(heap);
-    return w->word[1] == w->word[2] ? 0 : shmalloc_crashtest_fail("word 1 is %d, word 2 is not", (int)w->word[1]);
+    return w->word[1] == w->word[2]
+               ? 0
+               : shmalloc_crashtest_fail("word 1 is %d, word 2 is not", (int)w->word[1]);
 }
 CALLBACK(verify_crashing)
 {
@@ -196,7 +200,8 @@ CALLBACK(proceed_failing) /* but for the states before and after */
 CALLBACK(spin)
 {
     struct world *w = world_of(heap);
-    for (uint64_t none = 0; !__atomic_compare_exchange_n(&w->word[3], &none, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    for (uint64_t none = 0;
+         !__atomic_compare_exchange_n(&w->word[3], &none, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
          none = 0)
         usleep(10);
     shmalloc_store(&w->word[1], w->word[1] + 1);
@@ -258,7 +263,8 @@ CALLBACK(damage_heap)
     char *start = (char *)w - shmalloc_ref_of(heap, w);
     shmalloc_store(&w->word[1], 1);
     for (unsigned i = 0; i < 8; i++)
-        shmalloc_store((uint64_t *)(void *)(start + 4096) + i, 0x5a5a5a5a5a5a5a5a); /* its size and state */
+        /* its size and state */
+        shmalloc_store((uint64_t *)(void *)(start + 4096) + i, 0x5a5a5a5a5a5a5a5a);
     return 0;
 }
 
@@ -309,56 +315,112 @@ int uneven(shmalloc_heap *heap, void *arg)
 #define TEST(...) {.struct_size = sizeof(shmalloc_crashtest), .describe = describe, __VA_ARGS__}
 
 const struct planted stepped[] = {
-    {"push", TEST(.setup = two_nodes, .operation = push_right, .recover = recover, .proceed = pop_right), 0,
+    {"push",
+     TEST(.setup = two_nodes, .operation = push_right, .recover = recover, .proceed = pop_right),
+     0,
      {"dead: everybody died at", "survivor: one of two", "no fault found"}},
-    {"pop", TEST(.setup = two_nodes, .operation = pop_right, .recover = recover, .proceed = push_right), 0,
+    {"pop",
+     TEST(.setup = two_nodes, .operation = pop_right, .recover = recover, .proceed = push_right),
+     0,
      {"no fault found"}},
     {"one word", TEST(.setup = no_nodes, .operation = one_word), 0, {"no fault found"}},
-    {"no recover", TEST(.setup = two_nodes, .operation = push_right, .modes = SHMALLOC_CRASHTEST_DEAD), 1,
+    {"no recover",
+     TEST(.setup = two_nodes, .operation = push_right, .modes = SHMALLOC_CRASHTEST_DEAD),
+     1,
      {"neither the state before nor the one after", "list 1 has"}},
-    {"lost nodes", TEST(.setup = two_nodes, .operation = push_losing), 1,
+    {"lost nodes",
+     TEST(.setup = two_nodes, .operation = push_losing),
+     1,
      {"FAULT (dead", "- list 0 has 1", "push_losing"}},
-    {"torn pair", TEST(.setup = no_nodes, .operation = two_words), 1,
+    {"torn pair",
+     TEST(.setup = no_nodes, .operation = two_words),
+     1,
      {"neither the state before nor the one after", "+ word 1 is 1", "FAULT (survivor"}},
-    {"torn pair, allowed", TEST(.setup = no_nodes, .operation = two_words, .between = 1), 0, {"no fault found"}},
-    {"torn pair, verified", TEST(.setup = no_nodes, .operation = two_words, .between = 1, .verify = verify_pair), 1,
-     {"verify(): word 1 is 1, word 2 is not", "FAULT (survivor", "the survivor: verify()"}},
-    {"leak", TEST(.setup = two_nodes, .operation = push_leaking, .recover = recover), 1,
-     {"blocks are leaked", "called from: push", "FAULT (survivor"}},
-    {"leak, allowed", TEST(.setup = two_nodes, .operation = push_leaking, .recover = recover, .leaks = 1), 0,
+    {"torn pair, allowed",
+     TEST(.setup = no_nodes, .operation = two_words, .between = 1),
+     0,
      {"no fault found"}},
-    {"dangling ref", TEST(.setup = two_nodes, .operation = pop_dangling), 1, {"a ref dangles", "FAULT (survivor"}},
-    {"undone", TEST(.setup = no_nodes, .operation = there_and_back), 1, {"is undone by a later death"}},
-    {"undone by the survivor", TEST(.setup = note_generation, .operation = one_word, .recover = undo_as_survivor), 1,
+    {"torn pair, verified",
+     TEST(.setup = no_nodes, .operation = two_words, .between = 1, .verify = verify_pair),
+     1,
+     {"verify(): word 1 is 1, word 2 is not", "FAULT (survivor", "the survivor: verify()"}},
+    {"leak",
+     TEST(.setup = two_nodes, .operation = push_leaking, .recover = recover),
+     1,
+     {"blocks are leaked", "called from: push", "FAULT (survivor"}},
+    {"leak, allowed",
+     TEST(.setup = two_nodes, .operation = push_leaking, .recover = recover, .leaks = 1),
+     0,
+     {"no fault found"}},
+    {"dangling ref",
+     TEST(.setup = two_nodes, .operation = pop_dangling),
+     1,
+     {"a ref dangles", "FAULT (survivor"}},
+    {"undone",
+     TEST(.setup = no_nodes, .operation = there_and_back),
+     1,
+     {"is undone by a later death"}},
+    {"undone by the survivor",
+     TEST(.setup = note_generation, .operation = one_word, .recover = undo_as_survivor),
+     1,
      {"dead: everybody died at 2 instants, 0 faults", "the survivor finds it undone"}},
-    {"cycle", TEST(.setup = two_nodes, .operation = make_cycle, .modes = SHMALLOC_CRASHTEST_DEAD), 1,
+    {"cycle",
+     TEST(.setup = two_nodes, .operation = make_cycle, .modes = SHMALLOC_CRASHTEST_DEAD),
+     1,
      {"is there a cycle?"}},
     {"who verifies crashes",
-     TEST(.setup = no_nodes, .operation = two_words, .between = 1, .verify = verify_crashing), 1,
+     TEST(.setup = no_nodes, .operation = two_words, .between = 1, .verify = verify_crashing),
+     1,
      {"ended by a signal", "FAULT (survivor"}},
-    {"proceed fails", TEST(.setup = no_nodes, .operation = two_words, .between = 1, .proceed = proceed_failing), 1,
+    {"proceed fails",
+     TEST(.setup = no_nodes, .operation = two_words, .between = 1, .proceed = proceed_failing),
+     1,
      {"proceed() returned -7", "FAULT (survivor"}},
-    {"hang", TEST(.setup = no_nodes, .operation = spin, .recover = await_spin, .between = 1, .timeout = 1,
-                  .modes = SHMALLOC_CRASHTEST_DEAD), 1, {"it hung"}},
+    {"hang",
+     TEST(.setup = no_nodes, .operation = spin, .recover = await_spin, .between = 1, .timeout = 1,
+          .modes = SHMALLOC_CRASHTEST_DEAD),
+     1,
+     {"it hung"}},
     {"hang of a survivor",
-     TEST(.setup = note_generation, .operation = spin, .recover = reset_spin, .between = 1, .timeout = 1), 1,
+     TEST(.setup = note_generation, .operation = spin, .recover = reset_spin, .between = 1,
+          .timeout = 1),
+     1,
      {"dead: everybody died", "FAULT (survivor", "it hung"}},
-    {"large block", TEST(.setup = large_block, .operation = fill_large, .modes = SHMALLOC_CRASHTEST_DEAD), 0,
+    {"large block",
+     TEST(.setup = large_block, .operation = fill_large, .modes = SHMALLOC_CRASHTEST_DEAD),
+     0,
      {"more were left out", "no fault found"}},
-    {"damaged heap", TEST(.setup = no_nodes, .operation = damage_heap, .modes = SHMALLOC_CRASHTEST_DEAD), 1,
+    {"damaged heap",
+     TEST(.setup = no_nodes, .operation = damage_heap, .modes = SHMALLOC_CRASHTEST_DEAD),
+     1,
      {"in the state after the operation: it cannot be opened"}},
-    {"the operation crashes", TEST(.setup = no_nodes, .operation = crash), 1,
+    {"the operation crashes",
+     TEST(.setup = no_nodes, .operation = crash),
+     1,
      {"with nobody killed, the operation failed: it was ended by a signal", "--dead --step"}},
-    {"the operation loops", TEST(.setup = no_nodes, .operation = loop, .max_steps = 20000), 1,
+    {"the operation loops",
+     TEST(.setup = no_nodes, .operation = loop, .max_steps = 20000),
+     1,
      {"did not come to its end within 20000 instructions", ": loop", "structures.c:"}},
     {"the operation blocks",
-     TEST(.setup = no_nodes, .operation = block_forever, .timeout = 1), 1, {"did not come to its end in time"}},
-    {"the operation fails", TEST(.setup = no_nodes, .operation = refuse), 1, {"operation(): no list today"}},
+     TEST(.setup = no_nodes, .operation = block_forever, .timeout = 1),
+     1,
+     {"did not come to its end in time"}},
+    {"the operation fails",
+     TEST(.setup = no_nodes, .operation = refuse),
+     1,
+     {"operation(): no list today"}},
     {"a call of the heap fails",
-     TEST(.setup = no_nodes, .operation = free_nonsense), 1, {"operation() returned -20013"}},
-    {"setup fails", TEST(.setup = refuse, .operation = one_word), -ECANCELED,
+     TEST(.setup = no_nodes, .operation = free_nonsense),
+     1,
+     {"operation() returned -20013"}},
+    {"setup fails",
+     TEST(.setup = refuse, .operation = one_word),
+     -ECANCELED,
      {"before the operation: setup(): no list today"}},
-    {"another result in each run", TEST(.setup = no_nodes, .operation = store_pid), -ECANCELED,
+    {"another result in each run",
+     TEST(.setup = no_nodes, .operation = store_pid),
+     -ECANCELED,
      {"not the same in two runs", "after the operation"}},
 };
 const unsigned stepped_count = sizeof(stepped) / sizeof(stepped[0]);
@@ -367,14 +429,18 @@ const unsigned stepped_count = sizeof(stepped) / sizeof(stepped[0]);
 
 const struct planted at_random[] = {
     {"random push and pop",
-     TEST(.setup = two_nodes, .operation = push_right, .recover = recover, .proceed = pop_right, AT_RANDOM,
-          .seconds = 3, .kills = 40),
+     TEST(.setup = two_nodes, .operation = push_right, .recover = recover, .proceed = pop_right,
+          AT_RANDOM, .seconds = 3, .kills = 40),
      0,
      {"kills of one of 4 processes", "seed ", "no fault found"}},
     {"random spin",
-     TEST(.setup = no_nodes, .operation = spin, .timeout = 1, AT_RANDOM, .seconds = 20, .kills = 1000), 1,
+     TEST(.setup = no_nodes, .operation = spin, .timeout = 1, AT_RANDOM, .seconds = 20,
+          .kills = 1000),
+     1,
      {"FAULT (random, seed ", "hangs"}},
     {"random failure",
-     TEST(.setup = no_nodes, .operation = refuse, AT_RANDOM), 1, {"a worker: operation(): no list today"}},
+     TEST(.setup = no_nodes, .operation = refuse, AT_RANDOM),
+     1,
+     {"a worker: operation(): no list today"}},
 };
 const unsigned at_random_count = sizeof(at_random) / sizeof(at_random[0]);

@@ -17,8 +17,8 @@ struct planted {
 extern const struct planted stepped[], at_random[];
 extern const unsigned stepped_count, at_random_count;
 
-/* An operation whose result is always the same, and whose instructions are others from the third run on, the
- * first that is judged; `arg` is a counter of the runs, in shared memory. */
+/* An operation whose result is always the same, and whose instructions are others from the third
+ * run on, the first that is judged; `arg` is a counter of the runs, in shared memory. */
 shmalloc_crashtest_fn uneven;
 
 #endif

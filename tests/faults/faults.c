@@ -2,18 +2,22 @@
 /*
  * faults.c - every system call of the library fails, once in each place where it is made.
  *
- * A scripted life of a heap: create, fill, grow, free with holes, trim, sync, roots, mutex, a thread, a forked child,
- * a second process, one that is killed, close, by descriptor, read-only, recover, destroy. It runs as often as it makes
- * system calls, times the errors that are plausible for each; in each run one call fails (inject.h). What must hold:
+ * A scripted life of a heap: create, fill, grow, free with holes, trim, sync, roots, mutex, a
+ * thread, a forked child, a second process, one that is killed, close, by descriptor, read-only,
+ * recover, destroy. It runs as often as it makes system calls, times the errors that are plausible
+ * for each; in each run one call fails (inject.h). What must hold:
  *
- *   - the call of the library answers with an error that names the file, or got by without the system call;
+ *   - the call of the library answers with an error that names the file, or got by without the
+ *     system call;
  *   - after an error nothing has changed, the heap is sound, and the same call then works;
- *   - at the end no descriptor, no mapping and no file is left, and no block more than there should be.
+ *   - at the end no descriptor, no mapping and no file is left, and no block more than there should
+ *     be.
  *
- * A sync that failed is the exception: it is told until the heap is copied, and by the last close too.
+ * A sync that failed is the exception: it is told until the heap is copied, and by the last close
+ * too.
  *
- * Walkers read a heap in hundreds of equal steps: of a row of the same system call that is longer than 32, the middle
- * is tried at every 16th place only, unless --all is given.
+ * Walkers read a heap in hundreds of equal steps: of a row of the same system call that is longer
+ * than 32, the middle is tried at every 16th place only, unless --all is given.
  *
  * Usage: faults [--all] [--lasting] [--no-tmpfile] [--at POSITION]
  */
@@ -52,7 +56,8 @@ static int sync_is_lost(const struct life *life)
     return number == SYS_fdatasync || number == SYS_msync;
 }
 
-/* From here on calls fail, and no message of an earlier failure is left that could pass for theirs. */
+/* From here on calls fail, and no message of an earlier failure is left that could pass for
+ * theirs. */
 static void arm(struct life *life)
 {
     must_code(shmalloc_open_fd(-1, NULL, NULL), -EINVAL);
@@ -62,7 +67,8 @@ static void arm(struct life *life)
 static void must_be_explained(struct life *life, int64_t rc, const char *what)
 {
     life->injected->refused++;
-    must(life->injected->number >= 0, "%s: %d (%s) although nothing failed", what, (int)rc, shmalloc_errmsg());
+    must(life->injected->number >= 0, "%s: %d (%s) although nothing failed", what, (int)rc,
+         shmalloc_errmsg());
     must(rc != SHMALLOC_ECORRUPT && rc != SHMALLOC_EPOISONED, "%s: %s", what, shmalloc_errmsg());
     must(strstr(shmalloc_errmsg(), life->name) || strstr(shmalloc_errmsg(), "/proc/self/fd/"),
          "%s: \"%s\" does not name the file", what, shmalloc_errmsg());
@@ -71,29 +77,30 @@ static void must_be_explained(struct life *life, int64_t rc, const char *what)
 }
 
 /* `call` works, if not the first time then the second, when nothing fails any more. */
-#define step(call)                                                                                             \
-    do {                                                                                                       \
-        arm(life);                                                                                             \
-        int64_t rc_ = (call);                                                                                  \
-        inject_disarm(life->injected);                                                                         \
-        if (rc_ < 0) {                                                                                         \
-            must_be_explained(life, rc_, #call);                                                               \
-            rc_ = (call);                                                                                      \
-        }                                                                                                      \
-        must(rc_ >= 0, "once more, %s: %d (%s)", #call, (int)rc_, shmalloc_errmsg());                          \
+#define step(call)                                                                                 \
+    do {                                                                                           \
+        arm(life);                                                                                 \
+        int64_t rc_ = (call);                                                                      \
+        inject_disarm(life->injected);                                                             \
+        if (rc_ < 0) {                                                                             \
+            must_be_explained(life, rc_, #call);                                                   \
+            rc_ = (call);                                                                          \
+        }                                                                                          \
+        must(rc_ >= 0, "once more, %s: %d (%s)", #call, (int)rc_, shmalloc_errmsg());              \
     } while (0)
 
 /* The same for calls that answer with a sync that was lost, always. */
-#define sync_step(call)                                                                                        \
-    do {                                                                                                       \
-        arm(life);                                                                                             \
-        int64_t rc_ = (call);                                                                                  \
-        inject_disarm(life->injected);                                                                         \
-        if (rc_ < 0)                                                                                           \
-            must_be_explained(life, rc_, #call);                                                               \
-        if (rc_ < 0 && !sync_is_lost(life))                                                                    \
-            rc_ = (call);                                                                                      \
-        must(rc_ >= 0 || sync_is_lost(life), "once more, %s: %d (%s)", #call, (int)rc_, shmalloc_errmsg());    \
+#define sync_step(call)                                                                            \
+    do {                                                                                           \
+        arm(life);                                                                                 \
+        int64_t rc_ = (call);                                                                      \
+        inject_disarm(life->injected);                                                             \
+        if (rc_ < 0)                                                                               \
+            must_be_explained(life, rc_, #call);                                                   \
+        if (rc_ < 0 && !sync_is_lost(life))                                                        \
+            rc_ = (call);                                                                          \
+        must(rc_ >= 0 || sync_is_lost(life), "once more, %s: %d (%s)", #call, (int)rc_,            \
+             shmalloc_errmsg());                                                                   \
     } while (0)
 
 /* The handle is gone, whatever close answers; who got an error comes back and closes again. */
@@ -108,7 +115,8 @@ static void close_heap(struct life *life)
         return;
     must_be_explained(life, rc, "shmalloc_close");
     rc = shmalloc_close(heap_open(life->f->path));
-    must(rc == 0 || sync_is_lost(life), "once more, shmalloc_close: %d (%s)", rc, shmalloc_errmsg());
+    must(rc == 0 || sync_is_lost(life), "once more, shmalloc_close: %d (%s)", rc,
+         shmalloc_errmsg());
 }
 
 static void open_heap(struct life *life, unsigned flags)
@@ -125,7 +133,8 @@ static void open_heap(struct life *life, unsigned flags)
 static shmalloc_ref *table_of(struct life *life)
 {
     shmalloc_ref table = 0;
-    step(shmalloc_root_get_or_create(life->heap, "table", 7, ROOM * sizeof(shmalloc_ref), NULL, NULL, &table));
+    step(shmalloc_root_get_or_create(life->heap, "table", 7, ROOM * sizeof(shmalloc_ref), NULL,
+                                     NULL, &table));
     return shmalloc_ptr(life->heap, table);
 }
 
@@ -154,7 +163,8 @@ static void check_contents(struct life *life, const shmalloc_ref *table)
     for (int i = 0; i < ROOM; i++) {
         size_t size = i < SMALL ? small_size(i) : LARGE_SIZE;
         if (table[i])
-            must(pattern_check(shmalloc_ptr(life->heap, table[i]), size, (uint64_t)(i < SMALL ? i : i - SMALL)) == size,
+            must(pattern_check(shmalloc_ptr(life->heap, table[i]), size,
+                               (uint64_t)(i < SMALL ? i : i - SMALL)) == size,
                  "block %d has changed", i);
     }
 }
@@ -166,7 +176,8 @@ static void change(struct life *life, shmalloc_ref *table)
     step(shmalloc_ref_realloc(life->heap, &table[SMALL], LARGE_SIZE));
     for (int i = 1; i < LARGE; i += 2)
         step(shmalloc_ref_free(life->heap, &table[SMALL + i]));
-    step(shmalloc_ref_alloc(life->heap, LARGE_SIZE, &table[SMALL + 1])); /* a hole gets storage again */
+    /* a hole gets storage again */
+    step(shmalloc_ref_alloc(life->heap, LARGE_SIZE, &table[SMALL + 1]));
     pattern_fill(shmalloc_ptr(life->heap, table[SMALL + 1]), 0, LARGE_SIZE, 1);
     for (int i = 0; i < SMALL; i += 2)
         step(shmalloc_ref_free(life->heap, &table[i]));
@@ -292,7 +303,8 @@ static void live(struct life *life)
     look_at_roots(life);
     sync_step(shmalloc_sync(life->heap, 0, 0));
     pthread_t thread;
-    must(pthread_create(&thread, NULL, thread_life, life) == 0 && pthread_join(thread, NULL) == 0, "a thread");
+    must(pthread_create(&thread, NULL, thread_life, life) == 0 && pthread_join(thread, NULL) == 0,
+         "a thread");
     must(run_child(forked_life, life) == 0, "the forked child");
     must(run_child(joining_life, life) == -SIGKILL, "the child that joins");
     use_a_little(life);
@@ -350,8 +362,8 @@ static void must_be_empty(const char *dir)
     closedir(entries);
 }
 
-/* A table of the handle takes 8 MiB of addresses, a mapping 1 TiB. Handles that were closed, and what the C library
- * has for threads, are smaller. */
+/* A table of the handle takes 8 MiB of addresses, a mapping 1 TiB. Handles that were closed, and
+ * what the C library has for threads, are smaller. */
 enum { SLACK = 6 << 20 };
 
 static void *warm_up(void *arg)
@@ -365,7 +377,8 @@ static int run_life(void *arg)
 {
     struct life *life = arg;
     pthread_t thread; /* what the C library keeps for a thread stays from here on */
-    must(pthread_create(&thread, NULL, warm_up, NULL) == 0 && pthread_join(thread, NULL) == 0, "a thread");
+    must(pthread_create(&thread, NULL, warm_up, NULL) == 0 && pthread_join(thread, NULL) == 0,
+         "a thread");
     unsigned fds = descriptors(), of_heap;
     uint64_t before = addresses(life, &of_heap), after;
     life->name = "heap";
@@ -373,7 +386,8 @@ static int run_life(void *arg)
     must(descriptors() == fds, "%u descriptors are open, %u were", descriptors(), fds);
     after = addresses(life, &of_heap);
     must(of_heap == 0, "%u mappings of heaps are left", of_heap);
-    must(after < before + SLACK, "%llu KiB of addresses more", (unsigned long long)(after - before) >> 10);
+    must(after < before + SLACK, "%llu KiB of addresses more",
+         (unsigned long long)(after - before) >> 10);
     must_be_empty(life->f->dir);
     return 0;
 }
@@ -385,7 +399,8 @@ struct sum {
     unsigned of[1024]; /* by system call */
 };
 
-static int run_one(struct fixture *f, struct life *life, const struct injection *injection, struct injected *injected)
+static int run_one(struct fixture *f, struct life *life, const struct injection *injection,
+                   struct injected *injected)
 {
     fixture_begin(f);
     int status = inject_run(run_life, life, injection, injected);
@@ -399,9 +414,11 @@ static int is_one_of_many(const struct injected *whole, uint32_t position)
     uint32_t first = position - 1, last = position - 1;
     while (first > 0 && first < INJECT_SEEN && whole->seen[first - 1] == whole->seen[position - 1])
         first--;
-    while (last + 1 < whole->calls && last + 1 < INJECT_SEEN && whole->seen[last + 1] == whole->seen[position - 1])
+    while (last + 1 < whole->calls && last + 1 < INJECT_SEEN &&
+           whole->seen[last + 1] == whole->seen[position - 1])
         last++;
-    return position - 1 - first > 8 && last + 1 - position > 8 && last - first > 32 && position % 16 != 0;
+    return position - 1 - first > 8 && last + 1 - position > 8 && last - first > 32 &&
+           position % 16 != 0;
 }
 
 static void report(const struct sum *sum, uint32_t positions)
@@ -409,8 +426,8 @@ static void report(const struct sum *sum, uint32_t positions)
     for (int number = 0; number < 1024; number++)
         if (sum->of[number])
             printf("  %5u  %s\n", sum->of[number], inject_name(number));
-    printf("%u calls, %u failures: %u runs told of it, %u got by without, %u went wrong\n", positions,
-           sum->runs, sum->refusals, sum->unnoticed, sum->failures);
+    printf("%u calls, %u failures: %u runs told of it, %u got by without, %u went wrong\n",
+           positions, sum->runs, sum->refusals, sum->unnoticed, sum->failures);
 }
 
 int main(int argc, char **argv)
@@ -455,8 +472,8 @@ int main(int argc, char **argv)
             sum.unnoticed += injected.refused == 0;
             sum.failures += status != 0;
             if (status != 0)
-                printf("FAILED: position %u, %s answers \"%s\": status %d\n", position, inject_name(injected.number),
-                       strerror(injected.error), status);
+                printf("FAILED: position %u, %s answers \"%s\": status %d\n", position,
+                       inject_name(injected.number), strerror(injected.error), status);
         }
     }
     report(&sum, whole.calls);

@@ -103,19 +103,22 @@ static int install_filter(void)
 {
     struct sock_filter code[FAILING + 6];
     unsigned at = 0;
-    code[at++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
+    code[at++] =
+        (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
     code[at++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, MACHINE, 1, 0);
     code[at++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    code[at++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+    code[at++] =
+        (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
     for (unsigned i = 0; i < FAILING; i++)
-        code[at++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)failing[i].number,
-                                                  (uint8_t)(FAILING - i), 0);
+        code[at++] = (struct sock_filter)BPF_JUMP(
+            BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)failing[i].number, (uint8_t)(FAILING - i), 0);
     code[at++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     code[at++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
     struct sock_fprog program = {(unsigned short)at, code};
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -errno;
-    int fd = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
+    int fd = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER,
+                          &program);
     return fd < 0 ? -errno : fd;
 }
 
@@ -142,7 +145,8 @@ static int begin_child(void *arg)
 
 void inject_arm(struct injected *injected)
 {
-    __atomic_store_n(&injected->armed, __atomic_add_fetch(&injected->entries, 1, __ATOMIC_SEQ_CST), __ATOMIC_SEQ_CST);
+    __atomic_store_n(&injected->armed, __atomic_add_fetch(&injected->entries, 1, __ATOMIC_SEQ_CST),
+                     __ATOMIC_SEQ_CST);
 }
 
 void inject_disarm(struct injected *injected)
@@ -152,7 +156,8 @@ void inject_disarm(struct injected *injected)
 
 /* ---- the parent ---- */
 
-/* Does the C library's code begin before `address`, and end behind? The child has it at the same place. */
+/* Does the C library's code begin before `address`, and end behind? The child has it at the same
+ * place. */
 static int in_c_library(uint64_t address)
 {
     static uint64_t begin, end;
@@ -175,19 +180,22 @@ static int in_c_library(uint64_t address)
 static int is_unlock(pid_t pid, const struct seccomp_data *call)
 {
     struct flock lock = {0};
-    struct iovec here = {&lock, sizeof(lock)}, there = {(void *)(uintptr_t)call->args[2], sizeof(lock)};
+    struct iovec here = {&lock, sizeof(lock)},
+                 there = {(void *)(uintptr_t)call->args[2], sizeof(lock)};
     return call->nr == SYS_fcntl && call->args[1] == F_OFD_SETLK &&
            process_vm_readv(pid, &here, 1, &there, 1, 0) == sizeof(lock) && lock.l_type == F_UNLCK;
 }
 
 /* The errno that a call is answered with; 0: it goes on. */
-static int verdict(struct injected *run, const struct injection *injection, pid_t pid, const struct seccomp_data *call)
+static int verdict(struct injected *run, const struct injection *injection, pid_t pid,
+                   const struct seccomp_data *call)
 {
     uint32_t armed = __atomic_load_n(&run->armed, __ATOMIC_SEQ_CST);
     const struct failing *entry = failing_of(call->nr);
     if (!armed || !entry || !in_c_library(call->instruction_pointer) || is_unlock(pid, call))
         return 0;
-    if (injection->no_tmpfile && call->nr == SYS_openat && ((int)call->args[2] & O_TMPFILE) == O_TMPFILE)
+    if (injection->no_tmpfile && call->nr == SYS_openat &&
+        ((int)call->args[2] & O_TMPFILE) == O_TMPFILE)
         return EOPNOTSUPP;
     if (run->calls < INJECT_SEEN)
         run->seen[run->calls] = (uint16_t)call->nr;
@@ -198,7 +206,8 @@ static int verdict(struct injected *run, const struct injection *injection, pid_
         run->error = entry->errors[injection->choice];
         return run->error;
     }
-    int lasts = injection->lasting && run->error != EINTR; /* what was interrupted is asked again, for ever */
+    int lasts = injection->lasting && run->error != EINTR; /* what was interrupted is asked again,
+                                                              for ever */
     return lasts && run->fired == armed && run->number == call->nr ? run->error : 0;
 }
 

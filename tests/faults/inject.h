@@ -2,12 +2,13 @@
 /*
  * inject.h - one system call of a process fails: the kernel itself answers it with an error.
  *
- * The process and all its children run under a seccomp filter that reports the calls that can fail to their parent,
- * which answers each of them: go on, or fail with this errno. Only calls from the C library's code count, so that
- * sanitizers keep theirs, and only while the process says that it is inside a call of the library under test.
+ * The process and all its children run under a seccomp filter that reports the calls that can fail
+ * to their parent, which answers each of them: go on, or fail with this errno. Only calls from the
+ * C library's code count, so that sanitizers keep theirs, and only while the process says that it
+ * is inside a call of the library under test.
  *
- * Giving back what one has does not fail on Linux before the work is done: close(2), munmap(2) and the unlocking of a
- * range as it was locked are left alone.
+ * Giving back what one has does not fail on Linux before the work is done: close(2), munmap(2) and
+ * the unlocking of a range as it was locked are left alone.
  */
 #ifndef TEST_INJECT_H
 #define TEST_INJECT_H
@@ -34,11 +35,13 @@ struct injected {
     uint32_t fired;   /* `armed` when the call failed; 0: it was not reached */
     int number;       /* of the system call that failed, -1 none */
     int error;        /* its errno */
-    uint32_t refused; /* calls of the library that answered with an error: counted by the run itself */
+    uint32_t refused; /* calls of the library that answered with an error: counted by the run
+                         itself */
     uint16_t seen[INJECT_SEEN]; /* which system calls they were, in order */
 };
 
-/* Run `fn` in a child under `injection`. Returns as run_child(); NOT_POSSIBLE when the kernel has no such filter. */
+/* Run `fn` in a child under `injection`. Returns as run_child(); NOT_POSSIBLE when the kernel has
+ * no such filter. */
 enum { NOT_POSSIBLE = 77 };
 int inject_run(worker_fn *fn, void *arg, const struct injection *injection, struct injected *out);
 

@@ -2,9 +2,9 @@
 /*
  * fuzz.h - what a fuzz target is: a function that takes any bytes and comes back.
  *
- * Each target is one source file with these functions, as libFuzzer and AFL++ call them. replay.c calls them for
- * inputs that were saved. A finding is a signal, a failed must(), a report of a sanitizer, or an input that takes
- * longer than its time.
+ * Each target is one source file with these functions, as libFuzzer and AFL++ call them. replay.c
+ * calls them for inputs that were saved. A finding is a signal, a failed must(), a report of a
+ * sanitizer, or an input that takes longer than its time.
  */
 #ifndef FUZZ_FUZZ_H
 #define FUZZ_FUZZ_H

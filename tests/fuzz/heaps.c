@@ -2,8 +2,8 @@
 /*
  * heaps.c - the heaps that inputs change, and the changes; see heaps.h.
  *
- * The file is a memfd that is filled anew for each input. Nothing here trusts the heap it has just damaged: records
- * are found in the image, which stays as it was.
+ * The file is a memfd that is filled anew for each input. Nothing here trusts the heap it has just
+ * damaged: records are found in the image, which stays as it was.
  */
 #include "heaps.h"
 
@@ -111,7 +111,8 @@ static void find_runs(struct heap *h)
         struct run *last = h->run_count ? &h->runs[h->run_count - 1] : NULL;
         if (all_zero(h->image.bytes + at, UNIT))
             continue;
-        if (last && at - (last->at + last->len) <= 4096) /* a short gap costs less than another call */
+        if (last && at - (last->at + last->len) <= 4096) /* a short gap costs less than another
+                                                            call */
             last->len = at + UNIT - last->at;
         else
             h->runs[h->run_count++] = (struct run){at, UNIT};
@@ -137,7 +138,8 @@ static void find_records(struct heap *h)
             note(h->sides, &h->side_count, image_page(m, page)->side);
 }
 
-/* What differs from run to run and means nothing is made alike, so that an input means the same each time. */
+/* What differs from run to run and means nothing is made alike, so that an input means the same
+ * each time. */
 static void make_alike(const struct image *m)
 {
     struct smf_header *header = image_header(m);
@@ -156,7 +158,8 @@ static void make_heaps(void)
     struct fixture f;
     fixture_begin(&f);
     for (unsigned i = 0; i < HEAPS; i++) {
-        struct image_order order = {f.path, i, recipes[i].end == KILLED ? IMAGE_KILLED : IMAGE_CLOSED};
+        struct image_order order = {f.path, i,
+                                    recipes[i].end == KILLED ? IMAGE_KILLED : IMAGE_CLOSED};
         struct heap *h = &heaps[i];
         unlink(f.path);
         int status = run_child(make_heap, &order);
@@ -192,7 +195,8 @@ static uint64_t nth(uint64_t start, uint64_t which, uint64_t count, uint64_t siz
     return start + which % count * size + offset % size;
 }
 
-static uint64_t of_list(const uint64_t *refs, uint32_t count, uint64_t which, uint64_t size, uint64_t offset)
+static uint64_t of_list(const uint64_t *refs, uint32_t count, uint64_t which, uint64_t size,
+                        uint64_t offset)
 {
     return count ? refs[which % count] + offset % size : 0;
 }
@@ -213,9 +217,11 @@ static uint64_t place(const struct heap *h, unsigned record, uint64_t which, uin
     case PROCESS:
         return nth(areas->processes, which, SMF_PROCESSES, sizeof(struct smf_process), offset);
     case LOCK:
-        return nth(areas->locks, which, image_header(m)->lock_count, sizeof(struct smf_lock), offset);
+        return nth(areas->locks, which, image_header(m)->lock_count, sizeof(struct smf_lock),
+                   offset);
     case CHUNK:
-        return nth(areas->directory, which, image_state(m)->chunk_count + 2, sizeof(struct smf_chunk), offset);
+        return nth(areas->directory, which, image_state(m)->chunk_count + 2,
+                   sizeof(struct smf_chunk), offset);
     case PAGE_HEAP:
         return nth(areas->page_heap, 0, 1, sizeof(struct smf_page_heap), offset);
     case ROOTS:
@@ -244,7 +250,8 @@ static uint64_t place(const struct heap *h, unsigned record, uint64_t which, uin
 static void apply(const struct heap *h, const struct heaps_change *c)
 {
     unsigned record = c->record % RECORDS, width = 1u << (c->how >> 2 & 3);
-    uint64_t at = place(h, record, little(c->which, 2), little(c->offset, 2)), value = little(c->value, 8), old = 0;
+    uint64_t at = place(h, record, little(c->which, 2), little(c->offset, 2)),
+             value = little(c->value, 8), old = 0;
     if (record == FILE_SIZE) {
         must(ftruncate(file, (off_t)(value % FILE_LIMIT)) == 0, "ftruncate");
         return;
@@ -256,7 +263,9 @@ static void apply(const struct heap *h, const struct heaps_change *c)
         value += old;
     else if ((c->how & 3) == COPY)
         must(pread(file, &value, width,
-                   (off_t)place(h, c->value[0], little(c->value + 1, 2), little(c->value + 3, 2))) >= 0, "pread");
+                   (off_t)place(h, c->value[0], little(c->value + 1, 2),
+                                little(c->value + 3, 2))) >= 0,
+             "pread");
     must(pwrite(file, &value, width, (off_t)at) == (ssize_t)width, "pwrite");
 }
 
@@ -265,7 +274,8 @@ static void write_runs(const struct heap *h)
     must(ftruncate(file, 0) == 0 && ftruncate(file, (off_t)h->image.size) == 0, "ftruncate");
     for (size_t i = 0; i < h->run_count; i++) {
         const struct run *run = &h->runs[i];
-        must(pwrite(file, h->image.bytes + run->at, run->len, (off_t)run->at) == (ssize_t)run->len, "pwrite");
+        must(pwrite(file, h->image.bytes + run->at, run->len, (off_t)run->at) == (ssize_t)run->len,
+             "pwrite");
     }
 }
 
@@ -296,7 +306,9 @@ static void make_same(const struct heap *h)
     runtime.device = st.st_dev;
     runtime.inode = st.st_ino;
     must(smi_os_pid_namespace(&runtime.pid_namespace) == 0, "PID namespace");
-    must(pwrite(file, &runtime, sizeof(runtime), (off_t)image_areas(&h->image)->runtime) == sizeof(runtime), "pwrite");
+    must(pwrite(file, &runtime, sizeof(runtime), (off_t)image_areas(&h->image)->runtime) ==
+             sizeof(runtime),
+         "pwrite");
 }
 
 /* Mutexes as nobody holds them, as a lock is beyond repair whose word names a thread that lives. */
@@ -308,7 +320,8 @@ static void make_locks_free(const struct heap *h)
     must(smi_os_mutex_init(fresh.mutex) == 0, "mutex");
     for (uint32_t i = 0; i < count; i++)
         locks[i] = fresh;
-    must(pwrite(file, locks, count * sizeof(fresh), (off_t)image_areas(&h->image)->locks) > 0, "pwrite");
+    must(pwrite(file, locks, count * sizeof(fresh), (off_t)image_areas(&h->image)->locks) > 0,
+         "pwrite");
 }
 
 /* Hold the byte of an entry of the process table that no image uses. */
@@ -383,15 +396,19 @@ static uint64_t likely_value(struct rng *rng, const struct heap *h)
     case 6:
         return rng_log_uniform(rng, 64);
     default:
-        return h->thread_count ? h->threads[rng_below(rng, h->thread_count)] + rng_below(rng, 4096) * 8 : page;
+        return h->thread_count
+                   ? h->threads[rng_below(rng, h->thread_count)] + rng_below(rng, 4096) * 8
+                   : page;
     }
 }
 
 /* Page descriptors, words, threads and classes have most of the metadata's meaning. */
 static unsigned likely_record(struct rng *rng)
 {
-    static const uint8_t often[] = {PAGE, PAGE, PAGE, THREAD, THREAD, CENTRAL, WORD, PAGE_HEAP, ROOT, ROOTS, STATE};
-    return rng_below(rng, 2) ? often[rng_below(rng, sizeof(often))] : (unsigned)rng_below(rng, RECORDS);
+    static const uint8_t often[] = {PAGE, PAGE,      PAGE, THREAD, THREAD, CENTRAL,
+                                    WORD, PAGE_HEAP, ROOT, ROOTS,  STATE};
+    return rng_below(rng, 2) ? often[rng_below(rng, sizeof(often))]
+                             : (unsigned)rng_below(rng, RECORDS);
 }
 
 static void put(uint8_t *out, uint64_t value, unsigned bytes)

@@ -2,13 +2,15 @@
 /*
  * heaps.h - damaged heap files from short inputs.
  *
- * A heap file is a MiB of which nearly all is zero and a checksum guards the rest: bytes drawn at random never get
- * past the first comparison. So an input says which of a few heaps, made when the program starts, is to be changed,
- * and lists the changes by what they hit: a field of a record, not a byte of a file.
+ * A heap file is a MiB of which nearly all is zero and a checksum guards the rest: bytes drawn at
+ * random never get past the first comparison. So an input says which of a few heaps, made when the
+ * program starts, is to be changed, and lists the changes by what they hit: a field of a record,
+ * not a byte of a file.
  *
  *   byte 0      which heap; the number after the last one: no heap, the file is the bytes from 3 on
  *   byte 1      bits of enum heaps_flag
- *   byte 2      number of changes; with no heap: length of the file in units of 64 KiB, at least its bytes
+ *   byte 2      number of changes; with no heap: length of the file in units of 64 KiB, at least
+ *               its bytes
  *   changes     14 bytes each, struct heaps_change
  *   the rest    for the target: what it does with the heap
  */
@@ -50,7 +52,12 @@ enum heaps_record {
     RECORDS,
 };
 
-enum heaps_op { SET, XOR, ADD, COPY /* the word that the value's bytes 0, 1..2, 3..4 name as a change does */ };
+enum heaps_op {
+    SET,
+    XOR,
+    ADD,
+    COPY /* the word that the value's bytes 0, 1..2, 3..4 name as a change does */
+};
 
 struct heaps_change {
     uint8_t record; /* modulo RECORDS */

@@ -2,8 +2,8 @@
 /*
  * inspect.c - fuzz target: the commands of shmalloc-inspect on a heap file of any bytes.
  *
- * The first byte after the file's description says which command, 0 says all; the second one has a bit for each option,
- * --repair and --yes of check among them. What they print goes nowhere.
+ * The first byte after the file's description says which command, 0 says all; the second one has a
+ * bit for each option, --repair and --yes of check among them. What they print goes nowhere.
  */
 #include <string.h>
 #include <unistd.h>
@@ -40,7 +40,8 @@ static void run_command(const struct subcommand *command, int json, unsigned opt
     enum verdict verdict = inspect_run(&in);
     if (writes)
         fixture_end(&backup);
-    must(verdict == SOUND || verdict == DAMAGED || verdict == CANNOT_TELL, "%s ended with %d", command->name, verdict);
+    must(verdict == SOUND || verdict == DAMAGED || verdict == CANNOT_TELL, "%s ended with %d",
+         command->name, verdict);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

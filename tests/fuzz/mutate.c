@@ -7,5 +7,6 @@ size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size); /* libFuzz
 
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed)
 {
-    return seed % 2 ? heaps_mutate(data, size, max_size, seed) : LLVMFuzzerMutate(data, size, max_size);
+    return seed % 2 ? heaps_mutate(data, size, max_size, seed)
+                    : LLVMFuzzerMutate(data, size, max_size);
 }

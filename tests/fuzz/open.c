@@ -2,8 +2,9 @@
 /*
  * open.c - fuzz target: the library on a heap file of any bytes.
  *
- * The file is recovered, opened, looked at, worked on, closed, and looked at again read-only. Every call may refuse;
- * none may fault or run on for ever, and what the walks report must lie inside the file.
+ * The file is recovered, opened, looked at, worked on, closed, and looked at again read-only. Every
+ * call may refuse; none may fault or run on for ever, and what the walks report must lie inside the
+ * file.
  */
 #include <string.h>
 
@@ -27,9 +28,10 @@ static int look_at_block(const shmalloc_block *block, void *arg)
 {
     struct looking *l = arg;
     const volatile uint8_t *bytes = shmalloc_ptr_range(l->heap, block->ref, block->size);
-    must(bytes && block->size > 0, "block %#llx of %llu bytes lies outside the heap", (unsigned long long)block->ref,
-         (unsigned long long)block->size);
-    must(block->ref > l->last, "each_block is not ascending at %#llx", (unsigned long long)block->ref);
+    must(bytes && block->size > 0, "block %#llx of %llu bytes lies outside the heap",
+         (unsigned long long)block->ref, (unsigned long long)block->size);
+    must(block->ref > l->last, "each_block is not ascending at %#llx",
+         (unsigned long long)block->ref);
     l->last = block->ref;
     l->blocks++;
     l->sum += bytes[0] + bytes[block->size - 1u]; /* they can be read */
@@ -55,7 +57,8 @@ static void look(const shmalloc_heap *heap)
     shmalloc_root_each(heap, look_at_root, &l);
 }
 
-/* Of the heap as it lies there; or as whoever has it open sees it, who waits whether what he found goes away. */
+/* Of the heap as it lies there; or as whoever has it open sees it, who waits whether what he found
+ * goes away. */
 static void check(shmalloc_heap *heap, int as_live)
 {
     struct smi_view view;
@@ -86,7 +89,10 @@ static unsigned take(struct work *w)
 static size_t take_size(struct work *w)
 {
     unsigned kind = take(w), value = take(w);
-    return kind < 160 ? value : kind < 230 ? value * 64u : kind < 250 ? value * 1024u : value * 16384u;
+    return kind < 160   ? value
+           : kind < 230 ? value * 64u
+           : kind < 250 ? value * 1024u
+                        : value * 16384u;
 }
 
 static shmalloc_ref *take_word(struct work *w)
@@ -133,7 +139,8 @@ static void work_on_roots(struct work *w, unsigned way)
     else if (way == 1)
         shmalloc_root_remove(w->heap, take_name(w));
     else
-        may_fail(shmalloc_root_get_or_create(w->heap, take_name(w), take(w) % 3, 100, NULL, NULL, &ref));
+        may_fail(
+            shmalloc_root_get_or_create(w->heap, take_name(w), take(w) % 3, 100, NULL, NULL, &ref));
 }
 
 static void step(struct work *w)
@@ -186,7 +193,8 @@ static void work(shmalloc_heap *heap, const uint8_t *data, size_t size)
 
 /* ---- the target ----------------------------------------------------------------------------- */
 
-static void open_and(const shmalloc_options *options, int check_as_live, const uint8_t *data, size_t size)
+static void open_and(const shmalloc_options *options, int check_as_live, const uint8_t *data,
+                     size_t size)
 {
     shmalloc_heap *heap;
     int rc = shmalloc_open(heaps_path(), options, &heap);

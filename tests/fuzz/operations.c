@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * operations.c - fuzz target: any bytes are a program for a heap, whose effect is compared with the model's.
+ * operations.c - fuzz target: any bytes are a program for a heap, whose effect is compared with the
+ * model's.
  *
  * Bit 0 of the first byte makes the heap a hardened one; the rest is the program, see model/ops.c.
  */

@@ -3,12 +3,16 @@
  * replay.c - a fuzz target as a plain program: saved inputs, and packs of them.
  *
  *   TARGET [-t SECONDS] INPUT|PACK...      run them; SECONDS for each one, 60 unless said otherwise
- *   TARGET -p PACK INPUT...                write a pack: all inputs in one file, for version control
- *   TARGET -u FOLDER PACK                  write the inputs of a pack to a folder, as a fuzzer wants them
- *   TARGET -                               run what comes on standard input, for fuzzers that start a process each
+ *   TARGET -p PACK INPUT...                write a pack: all inputs in one file, for version
+ *                                          control
+ *   TARGET -u FOLDER PACK                  write the inputs of a pack to a folder, as a fuzzer
+ *                                          wants them
+ *   TARGET -                               run what comes on standard input, for fuzzers that start
+ *                                          a process each
  *
- * A pack is named *.pack; it has, for each input, its length in four bytes, lowest first, and its bytes. Inputs are
- * run in a child, so that one that ends it is named and the rest still run. Exit status: 0, or 1 when one failed.
+ * A pack is named *.pack; it has, for each input, its length in four bytes, lowest first, and its
+ * bytes. Inputs are run in a child, so that one that ends it is named and the rest still run. Exit
+ * status: 0, or 1 when one failed.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -95,7 +99,8 @@ static void write_folder(const char *folder)
         char path[300];
         snprintf(path, sizeof(path), "%s/%04zu", folder, i);
         FILE *file = fopen(path, "w");
-        must(file && fwrite(inputs[i].data, 1, inputs[i].size, file) == inputs[i].size && fclose(file) == 0,
+        must(file && fwrite(inputs[i].data, 1, inputs[i].size, file) == inputs[i].size &&
+                 fclose(file) == 0,
              "%s: cannot write", path);
     }
 }
@@ -121,7 +126,8 @@ static int run_all(void)
         int status = run_child(run_from, NULL);
         if (*at == count && status == 0)
             break;
-        printf("%s: ended with %s %d\n", inputs[*at].name, status < 0 ? "signal" : "status", abs(status));
+        printf("%s: ended with %s %d\n", inputs[*at].name, status < 0 ? "signal" : "status",
+               abs(status));
         failed++;
         ++*at;
     }

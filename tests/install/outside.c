@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * outside.c - the least that a user's program does: makes a heap unless it is there, closes it, finds its data again.
+ * outside.c - the least that a user's program does: makes a heap unless it is there, closes it,
+ * finds its data again.
  */
 #include <shmalloc/shmalloc.h>
 

@@ -46,11 +46,13 @@ int main(int argc, char **argv)
     struct model_counts n;
     model_end(m, &n);
     fixture_end(&f);
-    printf("%llu operations in %llu programs, %.1f s: %llu allocated, %llu freed, %llu resized, %llu roots, "
-           "%llu reopened, %llu children (%llu killed), %llu from rest, %llu verified\n",
-           (unsigned long long)n.ops, (unsigned long long)programs, (double)(now_ns() - start) / 1e9,
-           (unsigned long long)n.allocated, (unsigned long long)n.freed, (unsigned long long)n.resized,
-           (unsigned long long)n.roots, (unsigned long long)n.reopened, (unsigned long long)n.children,
-           (unsigned long long)n.killed, (unsigned long long)n.rests, (unsigned long long)n.verified);
+    printf(
+        "%llu operations in %llu programs, %.1f s: %llu allocated, %llu freed, %llu resized, %llu "
+        "roots, "
+        "%llu reopened, %llu children (%llu killed), %llu from rest, %llu verified\n",
+        (unsigned long long)n.ops, (unsigned long long)programs, (double)(now_ns() - start) / 1e9,
+        (unsigned long long)n.allocated, (unsigned long long)n.freed, (unsigned long long)n.resized,
+        (unsigned long long)n.roots, (unsigned long long)n.reopened, (unsigned long long)n.children,
+        (unsigned long long)n.killed, (unsigned long long)n.rests, (unsigned long long)n.verified);
     return 0;
 }

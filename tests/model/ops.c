@@ -2,14 +2,14 @@
 /*
  * ops.c - the decoder, the operations and the mirror.
  *
- * The mirror has a record for each of SLOTS places. The words of the first half are in a table in the heap,
- * so that allocating, freeing and resizing there go through link records; those of the second half are in
- * the mirror. The mirror is memory that children share, so an operation may be carried out by a child that
- * is then killed: what it finished must be there, and nothing else.
+ * The mirror has a record for each of SLOTS places. The words of the first half are in a table in
+ * the heap, so that allocating, freeing and resizing there go through link records; those of the
+ * second half are in the mirror. The mirror is memory that children share, so an operation may be
+ * carried out by a child that is then killed: what it finished must be there, and nothing else.
  *
- * What a broken allocator runs into: a new block that overlaps a live one, contents that changed, a size or
- * tag that is not as promised, a block in the list that the mirror does not have or the other way round,
- * figures that differ from the recount, a heap that is not sound.
+ * What a broken allocator runs into: a new block that overlaps a live one, contents that changed, a
+ * size or tag that is not as promised, a block in the list that the mirror does not have or the
+ * other way round, figures that differ from the recount, a heap that is not sound.
  */
 #include "ops.h"
 
@@ -130,7 +130,8 @@ static void must_not_overlap(struct model *m, unsigned i)
              (unsigned long long)slots[k].ref, (unsigned long long)slots[k].usable);
 }
 
-/* A block has arrived in slot i, of whose bytes the first `kept` are the pattern of its stamp: fill it. */
+/* A block has arrived in slot i, of whose bytes the first `kept` are the pattern of its stamp: fill
+ * it. */
 static void settle(struct model *m, unsigned i, size_t size, uint64_t alignment)
 {
     struct slot *s = &m->mirror->slots[i];
@@ -138,9 +139,10 @@ static void settle(struct model *m, unsigned i, size_t size, uint64_t alignment)
     void *block = shmalloc_ptr(m->heap, s->ref);
     s->usable = shmalloc_usable_size(m->heap, block);
     must(s->ref && block, "slot %u: no block", i);
-    must(s->usable >= size, "slot %u: %zu bytes asked, %llu usable", i, size, (unsigned long long)s->usable);
-    must(s->ref % alignment == 0, "slot %u: %#llx is not aligned to %llu", i, (unsigned long long)s->ref,
-         (unsigned long long)alignment);
+    must(s->usable >= size, "slot %u: %zu bytes asked, %llu usable", i, size,
+         (unsigned long long)s->usable);
+    must(s->ref % alignment == 0, "slot %u: %#llx is not aligned to %llu", i,
+         (unsigned long long)s->ref, (unsigned long long)alignment);
     s->size = size;
     must_not_overlap(m, i);
 }
@@ -274,7 +276,8 @@ static void op_root(struct model *m)
         must_code(shmalloc_root_remove(m->heap, root_name(i)), r->bound ? 0 : SHMALLOC_ENOROOT);
         r->bound = 0;
     } else if (what % 4 == 1) {
-        must_code(shmalloc_root_get(m->heap, root_name(i), 0, &got), r->bound ? 0 : SHMALLOC_ENOROOT);
+        must_code(shmalloc_root_get(m->heap, root_name(i), 0, &got),
+                  r->bound ? 0 : SHMALLOC_ENOROOT);
         must(!r->bound || got == r->ref, "root %u is %llu", i, (unsigned long long)got);
     } else {
         r->ref = m->mirror->slots[take_slot(m)].ref; /* a block, or 0 */
@@ -290,7 +293,8 @@ static int visit_root(const shmalloc_root *root, void *arg)
     unsigned i = ROOTS;
     must(sscanf(root->name, "root %u", &i) == 1 && i < ROOTS, "unknown root %s", root->name);
     const struct root *r = &m->mirror->roots[i];
-    must(strcmp(root->name, root_name(i)) == 0 && r->bound && r->ref == root->ref && r->type == root->type,
+    must(strcmp(root->name, root_name(i)) == 0 && r->bound && r->ref == root->ref &&
+             r->type == root->type,
          "root %u is not as it was set", i);
     return 0;
 }
@@ -354,8 +358,9 @@ void model_verify(struct model *m)
     must(listed == count, "%zu blocks are listed, %zu are known", listed, count);
     shmalloc_stats stats = heap_stats(m->heap);
     must(stats.allocated == bytes && stats.allocated_blocks == count,
-         "stats say %llu bytes in %llu blocks; there are %llu in %zu", (unsigned long long)stats.allocated,
-         (unsigned long long)stats.allocated_blocks, (unsigned long long)bytes, count);
+         "stats say %llu bytes in %llu blocks; there are %llu in %zu",
+         (unsigned long long)stats.allocated, (unsigned long long)stats.allocated_blocks,
+         (unsigned long long)bytes, count);
     verify_roots(m);
     must_be_sound(m->heap);
     m->mirror->counts.verified++;
@@ -443,7 +448,8 @@ static void op_rest(struct model *m)
     m->mirror->counts.rests++;
     m->mirror->counts.killed += ending >= KILLED;
     int rc = shmalloc_mutex_timedlock(m->heap, mutex(m), 5000000000ull);
-    must(rc == 0 || rc == SHMALLOC_OWNER_DIED, "the mutex after everybody died: %d %s", rc, shmalloc_errmsg());
+    must(rc == 0 || rc == SHMALLOC_OWNER_DIED, "the mutex after everybody died: %d %s", rc,
+         shmalloc_errmsg());
     must_work(shmalloc_mutex_unlock(m->heap, mutex(m)));
 }
 

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ops.h - any string of bytes is a program for a heap, checked against a mirror of what must be there.
+ * ops.h - any string of bytes is a program for a heap, checked against a mirror of what must be
+ * there.
  *
- * The same decoder serves the seeded program (model.c) and whoever feeds it bytes of another origin.
+ * The same decoder serves the seeded program (model.c) and whoever feeds it bytes of another
+ * origin.
  */
 #ifndef MODEL_OPS_H
 #define MODEL_OPS_H

@@ -2,8 +2,9 @@
 /*
  * battery.c - what malloc and its family promise, asked of whichever malloc this program runs on.
  *
- * `battery NAME...` runs the named parts, `battery` all; `battery --served-by LIBRARY` asks whose malloc it is. With
- * the C library's own malloc all parts pass too, but `foreign`: so they say what a program may rely on.
+ * `battery NAME...` runs the named parts, `battery` all; `battery --served-by LIBRARY` asks whose
+ * malloc it is. With the C library's own malloc all parts pass too, but `foreign`: so they say what
+ * a program may rely on.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -19,12 +20,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define must(condition)                                                                                       \
-    do {                                                                                                      \
-        if (!(condition)) {                                                                                   \
-            fprintf(stderr, "battery.c:%d: %s does not hold (errno %d)\n", __LINE__, #condition, errno);      \
-            _exit(1);                                                                                         \
-        }                                                                                                     \
+#define must(condition)                                                                            \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "battery.c:%d: %s does not hold (errno %d)\n", __LINE__, #condition,   \
+                    errno);                                                                        \
+            _exit(1);                                                                              \
+        }                                                                                          \
     } while (0)
 
 /* The compiler knows what malloc does, and would leave out what the tests are about. */
@@ -37,8 +39,8 @@ static void (*volatile do_free)(void *) = free;
 
 static void *early_block; /* allocated by a constructor */
 
-/* More than the C library's list of handlers has room for at first: it calls malloc while it holds that list's lock,
- * which must not be the first call that wants a handler of its own. */
+/* More than the C library's list of handlers has room for at first: it calls malloc while it holds
+ * that list's lock, which must not be the first call that wants a handler of its own. */
 enum { FORK_HANDLERS = 60 };
 static int handled_forks;
 
@@ -90,7 +92,8 @@ static void zero_size(void)
 
 static void too_much(void)
 {
-    static const size_t huge[] = {PTRDIFF_MAX, SIZE_MAX, SIZE_MAX - 8192, SIZE_MAX / 2 + 1, 1ull << 62};
+    static const size_t huge[] = {PTRDIFF_MAX, SIZE_MAX, SIZE_MAX - 8192, SIZE_MAX / 2 + 1,
+                                  1ull << 62};
     char *block = do_malloc(50);
     memset(block, 7, 50);
     for (size_t i = 0; i < sizeof(huge) / sizeof(huge[0]); i++) {
@@ -171,7 +174,8 @@ static void aligned(void)
                 continue;
             }
             errno = 77;
-            must(posix_memalign(&out, alignment, size) == 0 && (uintptr_t)out % alignment == 0 && errno == 77);
+            must(posix_memalign(&out, alignment, size) == 0 && (uintptr_t)out % alignment == 0 &&
+                 errno == 77);
             do_free(out);
             out = NULL;
             block = aligned_alloc(alignment, size);
@@ -222,8 +226,9 @@ static void foreign(void)
     char here[64];
     char *mapped = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     void *(*own)(size_t) = (void *(*)(size_t))dlsym(RTLD_DEFAULT, "__libc_malloc");
-    char *volatile them[] = {nobodys, nobodys + 64, here, mapped, mapped + 4096, own ? own(40) : NULL, (char *)4096,
-                             (char *)(UINTPTR_MAX - 15)};
+    char *volatile them[] = {
+        nobodys,       nobodys + 64,         here,         mapped,
+        mapped + 4096, own ? own(40) : NULL, (char *)4096, (char *)(UINTPTR_MAX - 15)};
     for (size_t i = 0; i < sizeof(them) / sizeof(them[0]); i++) {
         must(malloc_usable_size(them[i]) == 0);
         do_free(them[i]);
@@ -418,19 +423,22 @@ static void *thread_with_library(void *arg)
 /* The dynamic linker allocates: link maps, and each thread's table of its variables. */
 static void loads_libraries(void)
 {
-    static const char *const names[] = {"libm.so.6", "libdl.so.2", "librt.so.1", "libutil.so.1", "libresolv.so.2"};
+    static const char *const names[] = {"libm.so.6", "libdl.so.2", "librt.so.1", "libutil.so.1",
+                                        "libresolv.so.2"};
     for (int round = 0; round < 20; round++)
         for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
             pthread_t thread;
             void *handle;
-            must(pthread_create(&thread, NULL, thread_with_library, (void *)(uintptr_t)names[i]) == 0);
+            must(pthread_create(&thread, NULL, thread_with_library, (void *)(uintptr_t)names[i]) ==
+                 0);
             pthread_join(thread, &handle);
             must(dlclose(handle) == 0);
             must(!dlopen("no such library", RTLD_NOW) && dlerror());
         }
 }
 
-/* A jump out of a handler would be wrong with any malloc; to allocate elsewhere meanwhile is not. */
+/* A jump out of a handler would be wrong with any malloc; to allocate elsewhere meanwhile is
+ * not. */
 static volatile sig_atomic_t alarms;
 
 static void count_alarm(int signal)

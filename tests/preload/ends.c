@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ends.c WAY - a program that allocates and ends in one of many ways; as a library to preload (LATE), one that goes on
- * after everybody's destructors.
+ * ends.c WAY - a program that allocates and ends in one of many ways; as a library to preload
+ * (LATE), one that goes on after everybody's destructors.
  */
 #include <malloc.h>
 #include <pthread.h>

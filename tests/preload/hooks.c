@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * hooks.c - a library to preload that looks on at many calls, as tracers and libraries that fake the time do, and
- * allocates in each.
+ * hooks.c - a library to preload that looks on at many calls, as tracers and libraries that fake
+ * the time do, and allocates in each.
  *
- * It has no guard of its own: a malloc that makes one of these calls comes back to it. That ends the program with the
- * status 99 and the name of the call, unless the call is one of those that malloc makes once without a lock.
+ * It has no guard of its own: a malloc that makes one of these calls comes back to it. That ends
+ * the program with the status 99 and the name of the call, unless the call is one of those that
+ * malloc makes once without a lock.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -35,12 +36,14 @@ static void allocate(const char *name, int most)
     static const size_t sizes[] = {24, 24, 700, 24, 5000, 24, 24, 60000, 24, 300000};
     static unsigned turn;
     if (depth > most) {
-        struct iovec text[] = {{(char *)(uintptr_t) "hooks: malloc calls ", 20}, {(char *)(uintptr_t)name, strlen(name)}};
+        struct iovec text[] = {{(char *)(uintptr_t) "hooks: malloc calls ", 20},
+                               {(char *)(uintptr_t)name, strlen(name)}};
         writev(STDERR_FILENO, text, 2); /* neither hooked nor with memory of its own */
         _exit(99);
     }
     depth++;
-    size_t size = sizes[__atomic_fetch_add(&turn, 1, __ATOMIC_RELAXED) % (sizeof(sizes) / sizeof(sizes[0]))];
+    size_t size =
+        sizes[__atomic_fetch_add(&turn, 1, __ATOMIC_RELAXED) % (sizeof(sizes) / sizeof(sizes[0]))];
     char *volatile block = malloc(size), *volatile other = malloc(size / 2 + 1);
     if (block && other) {
         block[size - 1] = 1;
@@ -52,35 +55,35 @@ static void allocate(const char *name, int most)
 }
 
 /* The symbol is `name`, whatever the headers make of that. */
-#define HOOK_UP_TO(most, type, name, parameters, arguments)                                                            \
-    type hook_##name parameters __asm__(#name);                                                                        \
-    type hook_##name parameters                                                                                        \
-    {                                                                                                                  \
-        static type(*next) parameters;                                                                                 \
-        if (!next)                                                                                                     \
-            *(void **)&next = dlsym(RTLD_NEXT, #name);                                                                 \
-        allocate(#name, most);                                                                                         \
-        return next arguments;                                                                                         \
+#define HOOK_UP_TO(most, type, name, parameters, arguments)                                        \
+    type hook_##name parameters __asm__(#name);                                                    \
+    type hook_##name parameters                                                                    \
+    {                                                                                              \
+        static type(*next) parameters;                                                             \
+        if (!next)                                                                                 \
+            *(void **)&next = dlsym(RTLD_NEXT, #name);                                             \
+        allocate(#name, most);                                                                     \
+        return next arguments;                                                                     \
     }
 #define HOOK(...) HOOK_UP_TO(0, __VA_ARGS__)
-#define HOOK_64(type, name, parameters, arguments)                                                                     \
-    HOOK(type, name, parameters, arguments)                                                                            \
+#define HOOK_64(type, name, parameters, arguments)                                                 \
+    HOOK(type, name, parameters, arguments)                                                        \
     HOOK(type, name##64, parameters, arguments)
 
 /* A further argument, which is there or not, goes on. */
-#define HOOK_OPTIONAL(name, parameters, last, ...)                                                                     \
-    int hook_##name parameters __asm__(#name);                                                                         \
-    int hook_##name parameters                                                                                                \
-    {                                                                                                                  \
-        static int (*next) parameters;                                                                                 \
-        va_list rest;                                                                                                  \
-        va_start(rest, last);                                                                                          \
-        void *more = va_arg(rest, void *);                                                                             \
-        va_end(rest);                                                                                                  \
-        if (!next)                                                                                                     \
-            *(void **)&next = dlsym(RTLD_NEXT, #name);                                                                 \
-        allocate(#name, 0);                                                                                            \
-        return next(__VA_ARGS__, more);                                                                                \
+#define HOOK_OPTIONAL(name, parameters, last, ...)                                                 \
+    int hook_##name parameters __asm__(#name);                                                     \
+    int hook_##name parameters                                                                     \
+    {                                                                                              \
+        static int (*next) parameters;                                                             \
+        va_list rest;                                                                              \
+        va_start(rest, last);                                                                      \
+        void *more = va_arg(rest, void *);                                                         \
+        va_end(rest);                                                                              \
+        if (!next)                                                                                 \
+            *(void **)&next = dlsym(RTLD_NEXT, #name);                                             \
+        allocate(#name, 0);                                                                        \
+        return next(__VA_ARGS__, more);                                                            \
     }
 
 HOOK_OPTIONAL(open, (const char *path, int flags, ...), flags, path, flags)
@@ -115,7 +118,8 @@ HOOK_64(off_t, lseek, (int fd, off_t at, int whence), (fd, at, whence))
 HOOK_64(int, fstat, (int fd, struct stat *out), (fd, out))
 HOOK_64(int, stat, (const char *path, struct stat *out), (path, out))
 HOOK_64(int, lstat, (const char *path, struct stat *out), (path, out))
-HOOK_64(int, fstatat, (int folder, const char *path, struct stat *out, int flags), (folder, path, out, flags))
+HOOK_64(int, fstatat, (int folder, const char *path, struct stat *out, int flags),
+        (folder, path, out, flags))
 HOOK_64(int, fstatfs, (int fd, struct statfs *out), (fd, out))
 HOOK_64(int, ftruncate, (int fd, off_t size), (fd, size))
 HOOK_64(int, fallocate, (int fd, int mode, off_t at, off_t n), (fd, mode, at, n))
@@ -125,9 +129,11 @@ HOOK(int, fdatasync, (int fd), (fd))
 HOOK(int, fchmod, (int fd, mode_t mode), (fd, mode))
 HOOK(ssize_t, readlink, (const char *path, char *to, size_t n), (path, to, n))
 HOOK(int, unlink, (const char *path), (path))
-HOOK(int, linkat, (int a, const char *from, int b, const char *to, int flags), (a, from, b, to, flags))
+HOOK(int, linkat, (int a, const char *from, int b, const char *to, int flags),
+     (a, from, b, to, flags))
 HOOK(char *, realpath, (const char *path, char *to), (path, to))
-HOOK_64(void *, mmap, (void *at, size_t n, int how, int flags, int fd, off_t from), (at, n, how, flags, fd, from))
+HOOK_64(void *, mmap, (void *at, size_t n, int how, int flags, int fd, off_t from),
+        (at, n, how, flags, fd, from))
 HOOK(int, munmap, (void *at, size_t n), (at, n))
 HOOK(int, mprotect, (void *at, size_t n, int how), (at, n, how))
 HOOK(int, madvise, (void *at, size_t n, int advice), (at, n, advice))
@@ -149,7 +155,8 @@ HOOK(int, unsetenv, (const char *name), (name))
 HOOK(int, pthread_sigmask, (int how, const sigset_t *set, sigset_t *was), (how, set, was))
 HOOK(int, sigprocmask, (int how, const sigset_t *set, sigset_t *was), (how, set, was))
 HOOK(int, sigfillset, (sigset_t *set), (set))
-HOOK(int, pthread_mutex_init, (pthread_mutex_t *mutex, const pthread_mutexattr_t *attr), (mutex, attr))
+HOOK(int, pthread_mutex_init, (pthread_mutex_t * mutex, const pthread_mutexattr_t *attr),
+     (mutex, attr))
 HOOK(int, pthread_mutex_lock, (pthread_mutex_t *mutex), (mutex))
 HOOK(int, pthread_mutex_trylock, (pthread_mutex_t *mutex), (mutex))
 HOOK(int, pthread_mutex_unlock, (pthread_mutex_t *mutex), (mutex))

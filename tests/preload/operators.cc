@@ -47,7 +47,8 @@ static void all_forms()
             ::operator delete(block, alignment);
             ::operator delete(::operator new(size, alignment), size, alignment);
             ::operator delete[](::operator new[](size, alignment), size, alignment);
-            ::operator delete(::operator new(size, alignment, std::nothrow), alignment, std::nothrow);
+            ::operator delete(::operator new(size, alignment, std::nothrow), alignment,
+                              std::nothrow);
         }
     }
     std::unique_ptr<Wide[]> wide(new Wide[3]);

@@ -4,8 +4,8 @@
  *
  *   creators [-k kills] [-s seconds]
  *
- * Fails when a later open finds anything but a sound heap or no file, when a killed creator left any other
- * file behind, or when a memfd that a creator left half made cannot be made a heap.
+ * Fails when a later open finds anything but a sound heap or no file, when a killed creator left
+ * any other file behind, or when a memfd that a creator left half made cannot be made a heap.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -25,7 +25,8 @@ static int open_either(unsigned flags, shmalloc_heap **out)
 {
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
     options.flags = flags;
-    return memory >= 0 ? shmalloc_open_fd(memory, &options, out) : shmalloc_open(f.path, &options, out);
+    return memory >= 0 ? shmalloc_open_fd(memory, &options, out)
+                       : shmalloc_open(f.path, &options, out);
 }
 
 /* Make or open it, change something, close it: to be killed anywhere in here. */
@@ -35,7 +36,8 @@ static int create(void *arg)
     shmalloc_ref ref;
     (void)arg;
     must_work(open_either(SHMALLOC_CREATE, &heap));
-    must(shmalloc_root_get_or_create(heap, "made", 1, 1000, NULL, NULL, &ref) >= 0, "%s", shmalloc_errmsg());
+    must(shmalloc_root_get_or_create(heap, "made", 1, 1000, NULL, NULL, &ref) >= 0, "%s",
+         shmalloc_errmsg());
     shmalloc_ref *made = shmalloc_ptr(heap, ref);
     must_work(shmalloc_ref_alloc(heap, 70000, made));
     must_work(shmalloc_ref_free(heap, made));
@@ -71,7 +73,8 @@ static void must_be_alone(void)
     DIR *dir = opendir(f.dir);
     must(dir, "opendir %s", f.dir);
     for (struct dirent *e; (e = readdir(dir));)
-        must(e->d_name[0] == '.' || strcmp(e->d_name, "heap") == 0, "a killed creator left %s", e->d_name);
+        must(e->d_name[0] == '.' || strcmp(e->d_name, "heap") == 0, "a killed creator left %s",
+             e->d_name);
     closedir(dir);
 }
 
@@ -103,7 +106,8 @@ int main(int argc, char **argv)
     uint64_t start = now_ns();
     while (killed < kills && now_ns() - start < seconds * 1000000000ull) {
         memory = rng_below(&rng, 3) ? -1 : memfd_create("heap", MFD_CLOEXEC);
-        for (uint64_t n = 1 + rng_below(&rng, 3); n > 0; n--) /* the later ones find what the first left */
+        for (uint64_t n = 1 + rng_below(&rng, 3); n > 0; n--) /* the later ones find what the first
+                                                                 left */
             killed += (uint64_t)kill_at_some_time(&rng);
         int status = wait_child_within(start_child(look, NULL), 20000);
         must(status == SOUND || status == ABSENT, "what the creator left: status %d", status);

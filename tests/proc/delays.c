@@ -4,10 +4,11 @@
  *
  *   delays [-k kills] [-t threads]
  *
- * Heaps of 1 MiB, 64 MiB and 1 GiB (most of it a hole), full of blocks between which as many were freed. A process
- * of several threads fills its caches with slots of all slabs, works, and is killed at a random moment, so that it may
- * hold any lock; then the survivor makes calls of every kind. It looks for the dead in the first of them, as it would
- * within a second anyhow. Times are without those in which the survivor had no processor.
+ * Heaps of 1 MiB, 64 MiB and 1 GiB (most of it a hole), full of blocks between which as many were
+ * freed. A process of several threads fills its caches with slots of all slabs, works, and is
+ * killed at a random moment, so that it may hold any lock; then the survivor makes calls of every
+ * kind. It looks for the dead in the first of them, as it would within a second anyhow. Times are
+ * without those in which the survivor had no processor.
  *
  * Then: how long the next open takes when everybody was killed, with a million blocks.
  */
@@ -154,9 +155,11 @@ static void measure_repairs(uint64_t size, uint64_t blocks, unsigned kills)
         later = longest > later ? longest : later;
     }
     qsort(first, kills, sizeof(*first), by_size);
-    printf("%5llu MiB, %7llu blocks, %u kills of %u threads: the call that finds the death takes %.2f ms (median), at "
+    printf("%5llu MiB, %7llu blocks, %u kills of %u threads: the call that finds the death takes "
+           "%.2f ms (median), at "
            "most %.2f ms; calls after it at most %.2f ms\n",
-           (unsigned long long)(size >> 20), (unsigned long long)heap_stats(f.heap).allocated_blocks, kills, threads,
+           (unsigned long long)(size >> 20),
+           (unsigned long long)heap_stats(f.heap).allocated_blocks, kills, threads,
            (double)first[kills / 2] / 1e6, (double)first[kills - 1] / 1e6, (double)later / 1e6);
     fflush(stdout);
     must_be_sound(f.heap);

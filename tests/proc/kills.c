@@ -3,17 +3,18 @@
  * kills.c - real SIGKILL at random times against processes at work on one heap.
  *
  *   kills [-k kills] [-s seconds] [-w workers] [-t threads] [-b milliseconds] [-u] [-h] [-n]
- *         until so many are killed, within so many seconds; -b: bound of a stall; -u: unlinked blocks; -h: a hardened
- *         heap; -n: the same without a kill, for comparison: how long calls take because of the machine and of each
- *         other. The benchmark "kills, soak" is -k 100000.
+ *         until so many are killed, within so many seconds; -b: bound of a stall; -u: unlinked
+ *         blocks; -h: a hardened heap; -n: the same without a kill, for comparison: how long calls
+ *         take because of the machine and of each other. The benchmark "kills, soak" is -k 100000.
  *
- * Rounds of kills: one worker dies, another takes its place and lane, the rest go on. After a round the heap
- * is audited in one of three states: all workers paused where they are, all closed in order, or all killed
- * at once (then also processes that only open the heap, to be killed while they repair it).
+ * Rounds of kills: one worker dies, another takes its place and lane, the rest go on. After a round
+ * the heap is audited in one of three states: all workers paused where they are, all closed in
+ * order, or all killed at once (then also processes that only open the heap, to be killed while
+ * they repair it).
  *
- * Fails when: an audit finds a difference (lane.c says which there are), a call of a survivor stalls for longer than
- * the bound (1 s; lane.h says what a stall is), a worker ends by itself, the unlinked mode lost more blocks than
- * threads were killed, or the seconds end first.
+ * Fails when: an audit finds a difference (lane.c says which there are), a call of a survivor
+ * stalls for longer than the bound (1 s; lane.h says what a stall is), a worker ends by itself, the
+ * unlinked mode lost more blocks than threads were killed, or the seconds end first.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -53,8 +54,8 @@ static uint64_t stall_bound = 1000000000;
 static pid_t pids[MAX_WORKERS];
 
 static struct {
-    uint64_t kills, killed_threads, rounds, paused, closed, all_killed, openers_killed, unreferenced, deaths_seen,
-        longest, stalled, blocks, operations;
+    uint64_t kills, killed_threads, rounds, paused, closed, all_killed, openers_killed,
+        unreferenced, deaths_seen, longest, stalled, blocks, operations;
 } total;
 
 static unsigned lane_count(void)
@@ -88,8 +89,10 @@ static void *work(void *arg)
     control->thread[a->number].watch.tid = (uint32_t)gettid();
     while (!__atomic_load_n(&control->stop, __ATOMIC_ACQUIRE)) {
         wait_while_paused(a->number);
-        unsigned lane = rng_below(&rng, 4) ? a->number : shared + (unsigned)rng_below(&rng, SHARED_LANES);
-        struct lane_work w = {a->heap, &a->lanes[lane], lane, unlinked, &rng, &control->thread[a->number].watch};
+        unsigned lane =
+            rng_below(&rng, 4) ? a->number : shared + (unsigned)rng_below(&rng, SHARED_LANES);
+        struct lane_work w = {
+            a->heap, &a->lanes[lane], lane, unlinked, &rng, &control->thread[a->number].watch};
         lane_burst(&w);
     }
     return NULL;
@@ -121,8 +124,8 @@ static int worker(void *arg)
     return 0;
 }
 
-/* Who looks at the machine must not be starved together with those who are looked at; where that is not allowed,
- * looks are rarer on a busy machine, and the clock leaves out less. */
+/* Who looks at the machine must not be starved together with those who are looked at; where that is
+ * not allowed, looks are rarer on a busy machine, and the clock leaves out less. */
 static void be_ahead(int by)
 {
     setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) - by);
@@ -146,8 +149,8 @@ static void start_worker(unsigned i)
 
 static void must_be_within_bound(uint64_t stalled, unsigned i)
 {
-    must(stalled < stall_bound, "a call of thread %u of worker %u (pid %d) has stalled for %.3f s", i % threads,
-         i / threads, (int)pids[i / threads], (double)stalled / 1e9);
+    must(stalled < stall_bound, "a call of thread %u of worker %u (pid %d) has stalled for %.3f s",
+         i % threads, i / threads, (int)pids[i / threads], (double)stalled / 1e9);
 }
 
 /* How long was the thread kept waiting for a processor since the last look, `passed` ago? */
@@ -176,7 +179,8 @@ static void look_at_machine(void)
     uint64_t now = now_ns(), passed = now - machine->looked_at;
     if (passed < 2000000)
         return;
-    uint64_t most = passed > LOOK_MOST_NS ? passed - LOOK_MOST_NS : 0; /* who looks had no processor either */
+    /* who looks had no processor either */
+    uint64_t most = passed > LOOK_MOST_NS ? passed - LOOK_MOST_NS : 0;
     for (unsigned i = 0; i < workers * threads; i++) {
         uint64_t waited = kept_waiting(i, passed);
         most = waited > most ? waited : most;
@@ -199,7 +203,8 @@ static int wait_for_end(unsigned i, unsigned seconds)
 {
     uint64_t deadline = now_ns() + seconds * 1000000000ull;
     siginfo_t info = {0};
-    while (waitid(P_PID, (id_t)pids[i], &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0) {
+    while (waitid(P_PID, (id_t)pids[i], &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+           info.si_pid == 0) {
         must(now_ns() < deadline, "worker %u does not end", i);
         look_at_machine();
         nanosleep(&(struct timespec){0, 100000}, NULL);
@@ -239,12 +244,13 @@ static uint64_t operations_of(unsigned i)
 {
     uint64_t sum = 0;
     for (unsigned k = 0; k < threads; k++)
-        sum += __atomic_load_n(&control->thread[i * threads + k].watch.operations, __ATOMIC_RELAXED);
+        sum +=
+            __atomic_load_n(&control->thread[i * threads + k].watch.operations, __ATOMIC_RELAXED);
     return sum;
 }
 
-/* Any moment from the first instruction on, or any moment after some work: by spinning, which hits to the
- * nanosecond, or by sleeping, which leaves the victim a processor. */
+/* Any moment from the first instruction on, or any moment after some work: by spinning, which hits
+ * to the nanosecond, or by sleeping, which leaves the victim a processor. */
 static void wait_for_moment(struct rng *rng, unsigned victim)
 {
     if (rng_below(rng, 4) != 0)
@@ -405,12 +411,14 @@ static int empty_heap(void *arg)
 
 static void report(uint64_t start)
 {
-    printf("%llu %s in %.1f s (%u workers of %u threads, %s%s): %llu audits (%llu paused, %llu closed, %llu "
-           "all killed, %llu openers killed), %llu operations, %llu blocks compared, %llu deaths told by "
+    printf("%llu %s in %.1f s (%u workers of %u threads, %s%s): %llu audits (%llu paused, %llu "
+           "closed, %llu "
+           "all killed, %llu openers killed), %llu operations, %llu blocks compared, %llu deaths "
+           "told by "
            "mutexes, %llu unreferenced blocks, longest call %.1f ms, longest stall %.1f ms\n",
            (unsigned long long)total.kills, nobody_dies ? "moments without a kill" : "kills",
-           (double)(now_ns() - start) / 1e9, workers, threads,
-           unlinked ? "unlinked" : "linked", heap_flags ? ", hardened" : "", (unsigned long long)total.rounds,
+           (double)(now_ns() - start) / 1e9, workers, threads, unlinked ? "unlinked" : "linked",
+           heap_flags ? ", hardened" : "", (unsigned long long)total.rounds,
            (unsigned long long)total.paused, (unsigned long long)total.closed,
            (unsigned long long)total.all_killed, (unsigned long long)total.openers_killed,
            (unsigned long long)total.operations, (unsigned long long)total.blocks,
@@ -440,10 +448,15 @@ int main(int argc, char **argv)
         else if (c == 'n')
             nobody_dies = 1;
         else
-            return fprintf(stderr, "usage: %s [-k kills] [-s seconds] [-w workers] [-t threads] [-b milliseconds] "
-                           "[-u] [-h] [-n]\n", argv[0]), 2;
+            return fprintf(stderr,
+                           "usage: %s [-k kills] [-s seconds] [-w workers] [-t threads] [-b "
+                           "milliseconds] "
+                           "[-u] [-h] [-n]\n",
+                           argv[0]),
+                   2;
     }
-    must(workers >= 1 && workers <= MAX_WORKERS && threads >= 1 && threads <= MAX_THREADS, "1 to 8 of each");
+    must(workers >= 1 && workers <= MAX_WORKERS && threads >= 1 && threads <= MAX_THREADS,
+         "1 to 8 of each");
     struct rng rng = rng_from(test_seed());
     struct usage *empty = shared_memory(sizeof(*empty));
     control = shared_memory(sizeof(*control));
@@ -455,10 +468,12 @@ int main(int argc, char **argv)
         start_worker(i);
     while (total.kills < kills) {
         must(now_ns() - start < seconds * 1000000000ull, "%llu kills in %llu s, %llu were wanted",
-             (unsigned long long)total.kills, (unsigned long long)seconds, (unsigned long long)kills);
+             (unsigned long long)total.kills, (unsigned long long)seconds,
+             (unsigned long long)kills);
         kill_round(&rng);
         audit_somehow(&rng, &killed_before);
-        if (total.kills / 10000 != (total.kills - ROUND) / 10000) /* a long run shows that it goes on */
+        if (total.kills / 10000 != (total.kills - ROUND) / 10000) /* a long run shows that it goes
+                                                                     on */
             report(start);
     }
     stop_all();

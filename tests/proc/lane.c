@@ -56,7 +56,8 @@ int lane_can_run(pid_t pid, uint32_t tid)
 
 void lane_call_begins(struct lane_watch *watch)
 {
-    __atomic_store_n(&watch->left_out, __atomic_load_n(&watch->machine->left_out, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+    __atomic_store_n(&watch->left_out, __atomic_load_n(&watch->machine->left_out, __ATOMIC_RELAXED),
+                     __ATOMIC_RELAXED);
     __atomic_store_n(&watch->began_at, now_ns(), __ATOMIC_RELEASE);
 }
 
@@ -75,7 +76,8 @@ void lane_call_ends(struct lane_watch *watch)
 /* What the clock says of a call that took so long, at a time that has been looked at. */
 static void judge(struct lane_watch *watch, uint64_t took, uint64_t left_out_before)
 {
-    uint64_t left_out = watch->machine->left_out - left_out_before, by_clock = took > left_out ? took - left_out : 0;
+    uint64_t left_out = watch->machine->left_out - left_out_before,
+             by_clock = took > left_out ? took - left_out : 0;
     watch->stalled = by_clock > watch->stalled ? by_clock : watch->stalled;
 }
 
@@ -90,7 +92,8 @@ uint64_t lane_stalled(struct lane_watch *watch)
     uint64_t began = __atomic_load_n(&watch->began_at, __ATOMIC_ACQUIRE);
     uint64_t left_out = __atomic_load_n(&watch->left_out, __ATOMIC_RELAXED);
     if (began != 0 && looked_at > began + LANE_LONG_NS &&
-        __atomic_load_n(&watch->began_at, __ATOMIC_ACQUIRE) == began) /* else it has ended, and left_out may be another's */
+        /* else it has ended, and left_out may be another's */
+        __atomic_load_n(&watch->began_at, __ATOMIC_ACQUIRE) == began)
         judge(watch, looked_at - began, left_out);
     return watch->stalled;
 }
@@ -106,11 +109,11 @@ static void end(const struct lane_work *w)
     __atomic_fetch_add(&w->watch->operations, 1, __ATOMIC_RELAXED);
 }
 
-#define timed(w, call)                                                                                 \
-    do {                                                                                               \
-        begin(w);                                                                                      \
-        must_work(call);                                                                               \
-        end(w);                                                                                        \
+#define timed(w, call)                                                                             \
+    do {                                                                                           \
+        begin(w);                                                                                  \
+        must_work(call);                                                                           \
+        end(w);                                                                                    \
     } while (0)
 
 /* ---- entries ---- */
@@ -125,8 +128,9 @@ static void must_hold(shmalloc_heap *heap, const struct lane_entry *e, const cha
     const void *block = shmalloc_ptr_range(heap, e->ref, e->filled);
     must(block, "%s: block %#llx of %llu bytes is outside", when, (unsigned long long)e->ref,
          (unsigned long long)e->filled);
-    must(shmalloc_usable_size(heap, block) >= e->filled, "%s: block %#llx has %zu usable bytes, %llu are used",
-         when, (unsigned long long)e->ref, shmalloc_usable_size(heap, block), (unsigned long long)e->filled);
+    must(shmalloc_usable_size(heap, block) >= e->filled,
+         "%s: block %#llx has %zu usable bytes, %llu are used", when, (unsigned long long)e->ref,
+         shmalloc_usable_size(heap, block), (unsigned long long)e->filled);
     size_t at = pattern_check(block, e->filled, e->stamp);
     must(at == e->filled, "%s: byte %zu of %llu of block %#llx changed", when, at,
          (unsigned long long)e->filled, (unsigned long long)e->ref);
@@ -134,7 +138,9 @@ static void must_hold(shmalloc_heap *heap, const struct lane_entry *e, const cha
 
 static size_t some_size(struct rng *rng)
 {
-    return 1 + rng_log_uniform(rng, rng_below(rng, 24) == 0 ? 20 : rng_below(rng, 4) == 0 ? 16 : 10);
+    return 1 + rng_log_uniform(rng, rng_below(rng, 24) == 0  ? 20
+                                    : rng_below(rng, 4) == 0 ? 16
+                                                             : 10);
 }
 
 static void allocate(const struct lane_work *w, struct lane_entry *e)
@@ -257,7 +263,8 @@ static void change_root(const struct lane_work *w)
         return;
     }
     begin(w);
-    int rc = shmalloc_root_get_or_create(w->heap, root_name(number), 0, ROOT_SIZE, init_root, &number, &ref);
+    int rc = shmalloc_root_get_or_create(w->heap, root_name(number), 0, ROOT_SIZE, init_root,
+                                         &number, &ref);
     end(w);
     must(rc >= 0, "%s", shmalloc_errmsg());
     must_hold_root(w->heap, number, ref);
@@ -277,14 +284,16 @@ void lane_burst(const struct lane_work *w)
     int rc = shmalloc_mutex_lock(w->heap, &w->lane->mutex);
     end(w);
     must(rc == 0 || rc == SHMALLOC_OWNER_DIED, "lock: %d %s", rc, shmalloc_errmsg());
-    if (rc == SHMALLOC_OWNER_DIED) { /* the owner died: its last call is resolved, the rest is ours to put right */
+    if (rc == SHMALLOC_OWNER_DIED) { /* the owner died: its last call is resolved, the rest is ours
+                                        to put right */
         verify_lane(w->heap, w->lane, "after the owner's death");
         w->lane->after = w->lane->before;
         if (rng_below(w->rng, 4) > 0) /* else the next owner is told, too */
             must_work(shmalloc_mutex_consistent(w->heap, &w->lane->mutex));
     }
     must(w->lane->before == w->lane->after,
-         "lane %u: somebody else is inside, or died inside and nobody was told (lock %d, generation %llu)",
+         "lane %u: somebody else is inside, or died inside and nobody was told (lock %d, "
+         "generation %llu)",
          w->number, rc, (unsigned long long)heap_stats(w->heap).generation);
     put(&w->lane->before, w->lane->before + 1);
     for (uint64_t n = 1 + rng_below(w->rng, 8); n > 0; n--)
@@ -304,7 +313,8 @@ void lane_burst(const struct lane_work *w)
 struct lane *lane_all(shmalloc_heap *heap, unsigned count)
 {
     shmalloc_ref ref = 0;
-    int rc = shmalloc_root_get_or_create(heap, "lanes", 0, count * sizeof(struct lane), NULL, NULL, &ref);
+    int rc = shmalloc_root_get_or_create(heap, "lanes", 0, count * sizeof(struct lane), NULL, NULL,
+                                         &ref);
     must(rc >= 0, "%s", shmalloc_errmsg());
     return shmalloc_ptr(heap, ref);
 }
@@ -358,8 +368,8 @@ static void compare_blocks(shmalloc_heap *heap, const struct refs *refs, struct 
     uint64_t bytes = 0;
     for (size_t i = 0; i < count; i++) {
         bytes += blocks[i].size;
-        must(r == refs->count || refs->list[r] >= blocks[i].ref, "block %#llx is named, but not allocated",
-             (unsigned long long)refs->list[r]);
+        must(r == refs->count || refs->list[r] >= blocks[i].ref,
+             "block %#llx is named, but not allocated", (unsigned long long)refs->list[r]);
         if (r < refs->count && refs->list[r] == blocks[i].ref) {
             r++;
             continue;
@@ -368,7 +378,8 @@ static void compare_blocks(shmalloc_heap *heap, const struct refs *refs, struct 
         must_work(shmalloc_ref_free(heap, &lost));
         out->unreferenced++;
     }
-    must(r == refs->count, "block %#llx is named, but not allocated", (unsigned long long)refs->list[r]);
+    must(r == refs->count, "block %#llx is named, but not allocated",
+         (unsigned long long)refs->list[r]);
     must(stats.allocated == bytes && stats.allocated_blocks == count,
          "stats say %llu bytes in %llu blocks, the list has %llu in %zu",
          (unsigned long long)stats.allocated, (unsigned long long)stats.allocated_blocks,
@@ -382,7 +393,8 @@ static void lock_lanes(shmalloc_heap *heap, struct lane *lanes, unsigned count, 
 {
     for (unsigned i = 0; i < count; i++) {
         int rc = shmalloc_mutex_timedlock(heap, &lanes[i].mutex, 10000000000ull);
-        must(rc == 0 || rc == SHMALLOC_OWNER_DIED, "lane %u: the mutex: %d %s", i, rc, shmalloc_errmsg());
+        must(rc == 0 || rc == SHMALLOC_OWNER_DIED, "lane %u: the mutex: %d %s", i, rc,
+             shmalloc_errmsg());
         must(rc == SHMALLOC_OWNER_DIED || lanes[i].before == lanes[i].after,
              "lane %u: its owner died inside and nobody was told", i);
         lanes[i].after = lanes[i].before;

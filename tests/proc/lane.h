@@ -2,14 +2,15 @@
 /*
  * lane.h - the work that is killed, and the audit that finds every trace of a broken promise.
  *
- * A lane is a table in the heap whose words refer to blocks, and a mutex. One thread owns it, or all threads
- * share it; whoever works on it holds its mutex. Every change of a word is one call of the library with that
- * word as its destination, so at any kill each block is named by exactly one word or is free, and a word in
- * the lane says how many bytes of the block are the pattern of its stamp. So after any number of deaths the
- * list of allocated blocks must equal the list of named ones, with all contents in place.
+ * A lane is a table in the heap whose words refer to blocks, and a mutex. One thread owns it, or
+ * all threads share it; whoever works on it holds its mutex. Every change of a word is one call of
+ * the library with that word as its destination, so at any kill each block is named by exactly one
+ * word or is free, and a word in the lane says how many bytes of the block are the pattern of its
+ * stamp. So after any number of deaths the list of allocated blocks must equal the list of named
+ * ones, with all contents in place.
  *
- * In unlinked mode blocks come from shmalloc_malloc() and words are stored by the program. A kill between
- * the two leaves one block that nobody names: at most one for each killed thread.
+ * In unlinked mode blocks come from shmalloc_malloc() and words are stored by the program. A kill
+ * between the two leaves one block that nobody names: at most one for each killed thread.
  */
 #ifndef PROC_LANE_H
 #define PROC_LANE_H
@@ -35,12 +36,12 @@ struct lane {
 };
 
 /*
- * Does the machine keep up? A call may wait for another thread, which may wait for a processor: that says nothing
- * about the heap. So stalls are measured by a clock that stands still while any thread under watch could run and has
- * no processor. Who watches looks, every few milliseconds, how long each was kept waiting since the last look (the
- * kernel counts it: schedstat), and the clock leaves out the longest of these. With more threads at work than
- * processors it is slow, but never stands for good unless the machine does: threads that wait for a lock do not
- * wait for processors.
+ * Does the machine keep up? A call may wait for another thread, which may wait for a processor:
+ * that says nothing about the heap. So stalls are measured by a clock that stands still while any
+ * thread under watch could run and has no processor. Who watches looks, every few milliseconds, how
+ * long each was kept waiting since the last look (the kernel counts it: schedstat), and the clock
+ * leaves out the longest of these. With more threads at work than processors it is slow, but never
+ * stands for good unless the machine does: threads that wait for a lock do not wait for processors.
  */
 struct lane_machine {
     uint64_t left_out;  /* nanoseconds that the clock is behind */
@@ -55,7 +56,8 @@ struct lane_times {
 struct lane_times lane_times(pid_t pid, uint32_t tid);
 int lane_can_run(pid_t pid, uint32_t tid); /* it runs, or waits for a processor */
 
-/* What one thread is at, for the killer to see; in memory outside the heap. Times are nanoseconds. */
+/* What one thread is at, for the killer to see; in memory outside the heap. Times are
+ * nanoseconds. */
 struct lane_watch {
     const struct lane_machine *machine;
     uint64_t operations;

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-/* planted_readers.c - the library's handle/readers.c, in which a mistake can be made; see retires.c. */
+/* planted_readers.c - the library's handle/readers.c, in which a mistake can be made; see
+ * retires.c. */
 #define smi_readers_oust oust_as_it_should
 #include "../../src/handle/readers.c"
 #undef smi_readers_oust
 
 #include "planted_readers.h"
 
-int smi_readers_oust(shmalloc_heap *heap, uint64_t stamp); /* the one in readers.h has the other name here */
+int smi_readers_oust(shmalloc_heap *heap, uint64_t stamp); /* the one in readers.h has the other
+                                                              name here */
 
 enum fault planted_fault;
 

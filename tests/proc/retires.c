@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * retires.c - processes that replace blocks and processes that read them without a lock, killed and stopped at random.
+ * retires.c - processes that replace blocks and processes that read them without a lock, killed and
+ * stopped at random.
  *
  *   retires [-k kills] [-s seconds] [-w workers] [-b bag] [-p] [-h]
- *         until so many are killed, within so many seconds; -b: blocks in a bag; -p: with each planted fault in turn, which
- *         has to be noticed; -h: a hardened heap
+ *         until so many are killed, within so many seconds; -b: blocks in a bag; -p: with each
+ *         planted fault in turn, which has to be noticed; -h: a hardened heap
  *
- * Each worker has a thread that writes, under the mutex of a word, and one that reads all words in sections. A block says
- * of which word it is and repeats one random number, so that a reader whose section counted and who saw anything else has
- * seen a block that was freed. One worker in eight is stopped for a while before it is killed: it is often in a section.
- * After each round nobody is left, and the heap must hold exactly the blocks that the words name.
+ * Each worker has a thread that writes, under the mutex of a word, and one that reads all words in
+ * sections. A block says of which word it is and repeats one random number, so that a reader whose
+ * section counted and who saw anything else has seen a block that was freed. One worker in eight is
+ * stopped for a while before it is killed: it is often in a section. After each round nobody is
+ * left, and the heap must hold exactly the blocks that the words name.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -167,9 +169,10 @@ static void audit(struct table *table)
     for (unsigned i = 0; i < KEYS; i++)
         named += table->key[i].word != 0;
     shmalloc_stats stats = heap_stats(f.heap);
-    must(stats.retired_blocks == 0, "%llu retired blocks are left", (unsigned long long)stats.retired_blocks);
-    must(stats.allocated_blocks == named, "%llu blocks, and %llu are named", (unsigned long long)stats.allocated_blocks,
-         (unsigned long long)named);
+    must(stats.retired_blocks == 0, "%llu retired blocks are left",
+         (unsigned long long)stats.retired_blocks);
+    must(stats.allocated_blocks == named, "%llu blocks, and %llu are named",
+         (unsigned long long)stats.allocated_blocks, (unsigned long long)named);
 }
 
 static uint64_t run(uint64_t kills, uint64_t seconds)
@@ -179,7 +182,9 @@ static uint64_t run(uint64_t kills, uint64_t seconds)
     shmalloc_ref ref;
     fixture_begin_heap(&f, heap_flags);
     memset(control, 0, sizeof(*control));
-    must_code(shmalloc_root_get_or_create(f.heap, "table", 0, sizeof(struct table), NULL, NULL, &ref), SHMALLOC_CREATED);
+    must_code(
+        shmalloc_root_get_or_create(f.heap, "table", 0, sizeof(struct table), NULL, NULL, &ref),
+        SHMALLOC_CREATED);
     struct table *table = shmalloc_ptr(f.heap, ref);
     while (done < kills && now_ns() < until && control->faults == 0) {
         for (unsigned i = 0; i < workers; i++) {
@@ -194,8 +199,9 @@ static uint64_t run(uint64_t kills, uint64_t seconds)
         if (planted_fault == FAULT_NONE)
             audit(table);
     }
-    printf("%llu kills, %llu puts, %llu reads, %llu ousted, %llu faults\n", (unsigned long long)done,
-           (unsigned long long)control->puts, (unsigned long long)control->reads, (unsigned long long)control->ousts,
+    printf("%llu kills, %llu puts, %llu reads, %llu ousted, %llu faults\n",
+           (unsigned long long)done, (unsigned long long)control->puts,
+           (unsigned long long)control->reads, (unsigned long long)control->ousts,
            (unsigned long long)control->faults);
     if (planted_fault == FAULT_NONE)
         must(done >= kills, "%llu kills in time", (unsigned long long)done);

@@ -9,10 +9,10 @@
  *   -m words      turns by words: shmalloc_wait() and shmalloc_wake()
  *   -p            a planted fault: conditions that trust wake-ups; to pass, it must be caught
  *
- * Half of the workers put into the box, the others take out, and the box holds one item: so each step of one sleeps
- * until another has made its own. A worker that was killed is replaced after the others have gone on without it.
- * Fails when nothing moves for `seconds` although the workers live: then a wake-up was lost. How long a step takes is
- * not judged.
+ * Half of the workers put into the box, the others take out, and the box holds one item: so each
+ * step of one sleeps until another has made its own. A worker that was killed is replaced after the
+ * others have gone on without it. Fails when nothing moves for `seconds` although the workers live:
+ * then a wake-up was lost. How long a step takes is not judged.
  */
 #include <errno.h>
 #include <limits.h>
@@ -40,7 +40,8 @@ struct box {
     uint64_t owners_died;
 };
 
-/* A condition as one writes it first: whoever was woken is trusted to act, and waiters are counted. */
+/* A condition as one writes it first: whoever was woken is trusted to act, and waiters are
+ * counted. */
 struct naive {
     uint32_t sequence, waiters;
 };
@@ -81,8 +82,8 @@ static void naive_signal(struct naive *c)
 static void enter(int rc)
 {
     must(rc == 0 || rc == SHMALLOC_OWNER_DIED, "%d %s", rc, shmalloc_errmsg());
-    must(box->put == box->taken || box->put == box->taken + 1, "%llu put in, %llu taken out", (unsigned long long)box->put,
-         (unsigned long long)box->taken);
+    must(box->put == box->taken || box->put == box->taken + 1, "%llu put in, %llu taken out",
+         (unsigned long long)box->put, (unsigned long long)box->taken);
     if (rc == SHMALLOC_OWNER_DIED) { /* each step is one store, so there is nothing to mend */
         box->owners_died++;
         must_work(shmalloc_mutex_consistent(f.heap, &box->mutex));
@@ -93,7 +94,8 @@ static void await(shmalloc_cond *cond)
 {
     if (planted)
         naive_wait((struct naive *)(void *)cond);
-    enter(planted ? shmalloc_mutex_lock(f.heap, &box->mutex) : shmalloc_cond_wait(f.heap, cond, &box->mutex));
+    enter(planted ? shmalloc_mutex_lock(f.heap, &box->mutex)
+                  : shmalloc_cond_wait(f.heap, cond, &box->mutex));
 }
 
 static void tell(shmalloc_cond *cond)
@@ -101,7 +103,8 @@ static void tell(shmalloc_cond *cond)
     if (planted)
         naive_signal((struct naive *)(void *)cond);
     else
-        must_work(way == BROADCAST ? shmalloc_cond_broadcast(f.heap, cond) : shmalloc_cond_signal(f.heap, cond));
+        must_work(way == BROADCAST ? shmalloc_cond_broadcast(f.heap, cond)
+                                   : shmalloc_cond_signal(f.heap, cond));
 }
 
 /* ---- workers ---- */
@@ -128,7 +131,8 @@ static void step_by_words(int puts)
         must_work(shmalloc_wait(f.heap, &box->turn, turn, SHMALLOC_FOREVER));
         turn = __atomic_load_n(&box->turn, __ATOMIC_ACQUIRE);
     }
-    if (__atomic_compare_exchange_n(&box->turn, &turn, turn + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+    if (__atomic_compare_exchange_n(&box->turn, &turn, turn + 1, 0, __ATOMIC_ACQ_REL,
+                                    __ATOMIC_RELAXED))
         must(shmalloc_wake(f.heap, &box->turn, UINT32_MAX) >= 0, "%s", shmalloc_errmsg());
 }
 
@@ -162,7 +166,8 @@ static int run_worker(void *arg)
 
 static uint64_t progress(void)
 {
-    return __atomic_load_n(&box->put, __ATOMIC_RELAXED) + __atomic_load_n(&box->taken, __ATOMIC_RELAXED) +
+    return __atomic_load_n(&box->put, __ATOMIC_RELAXED) +
+           __atomic_load_n(&box->taken, __ATOMIC_RELAXED) +
            __atomic_load_n(&box->turn, __ATOMIC_RELAXED);
 }
 
@@ -201,7 +206,11 @@ static void parse(int argc, char **argv)
         case 's': patience_s = strtoull(optarg, NULL, 10); break;
         case 'w': workers = (unsigned)strtoul(optarg, NULL, 10); break;
         case 't': threads = (unsigned)strtoul(optarg, NULL, 10); break;
-        case 'm': way = strcmp(optarg, "words") == 0 ? WORDS : strcmp(optarg, "broadcast") == 0 ? BROADCAST : COND; break;
+        case 'm':
+            way = strcmp(optarg, "words") == 0       ? WORDS
+                  : strcmp(optarg, "broadcast") == 0 ? BROADCAST
+                                                     : COND;
+            break;
         case 'p': planted = 1; break;
         default: exit(2);
         }
@@ -214,7 +223,8 @@ int main(int argc, char **argv)
     struct rng rng = rng_from(test_seed());
     fixture_begin_heap(&f, 0);
     shmalloc_ref ref;
-    must(shmalloc_root_get_or_create(f.heap, "box", 0, sizeof(*box), NULL, NULL, &ref) >= 0, "%s", shmalloc_errmsg());
+    must(shmalloc_root_get_or_create(f.heap, "box", 0, sizeof(*box), NULL, NULL, &ref) >= 0, "%s",
+         shmalloc_errmsg());
     box = shmalloc_ptr(f.heap, ref);
     for (unsigned i = 0; i < workers; i++)
         start(i);
@@ -230,8 +240,9 @@ int main(int argc, char **argv)
     uint64_t steps = progress();
     end_workers();
     must_be_sound(f.heap);
-    printf("%llu kills, %llu steps, %llu owners died; %s\n", (unsigned long long)killed, (unsigned long long)steps,
-           (unsigned long long)box->owners_died, moved ? "all wake-ups arrived" : "nothing moves any more");
+    printf("%llu kills, %llu steps, %llu owners died; %s\n", (unsigned long long)killed,
+           (unsigned long long)steps, (unsigned long long)box->owners_died,
+           moved ? "all wake-ups arrived" : "nothing moves any more");
     fixture_end(&f);
     if (planted)
         return moved ? (fprintf(stderr, "the planted fault was not caught\n"), 1) : 0;

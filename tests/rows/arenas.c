@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * arenas.c - rows A13 to A18: independent arenas, statistics in the file, low addresses first, truths and what
- * follows from them, gradual giving back, metadata apart from user blocks.
+ * arenas.c - rows A13 to A18: independent arenas, statistics in the file, low addresses first,
+ * truths and what follows from them, gradual giving back, metadata apart from user blocks.
  *
- * Would fail if one arena's lock stopped another, a counter left what it counts, live spans stayed where the churn
- * had put them, storage went too early, too late or in spite of reuse, or writing all bytes of all blocks
- * changed a byte of the library's.
+ * Would fail if one arena's lock stopped another, a counter left what it counts, live spans stayed
+ * where the churn had put them, storage went too early, too late or in spite of reuse, or writing
+ * all bytes of all blocks changed a byte of the library's.
  */
 #include <pthread.h>
 #include <stdlib.h>
@@ -149,7 +149,8 @@ static void must_equal_recount(void)
     rows_view(&view, f.path);
     while (smi_view_next_span(&view, &span))
         if (span.page->kind == SMF_PAGE_SLAB)
-            count_slab(&view, &span, &by_class[span.page->arena * SMF_CLASSES + span.page->size_class]);
+            count_slab(&view, &span,
+                       &by_class[span.page->arena * SMF_CLASSES + span.page->size_class]);
         else if (span.page->kind == SMF_PAGE_FREE)
             free_pages += span.page_count;
     for (size_t i = 0; i < count; i++) {
@@ -158,7 +159,8 @@ static void must_equal_recount(void)
         cr_assert_eq(c->free_slots, by_class[i].free_slots, "class %zu", i);
         cr_assert_eq(c->slabs_made - c->slabs_retired, by_class[i].slabs, "class %zu", i);
         if (i < count - SMF_CLASSES) /* the library's own take no batches */
-            cr_assert_eq(c->refilled_slots - c->flushed_slots, by_class[i].used_slots, "class %zu", i);
+            cr_assert_eq(c->refilled_slots - c->flushed_slots, by_class[i].used_slots, "class %zu",
+                         i);
         used += by_class[i].slabs;
     }
     cr_assert_eq(f.heap->page_heap->free_pages, free_pages);
@@ -215,8 +217,9 @@ Test(rows, a15_live_spans_gather_at_low_addresses)
         must_work(shmalloc_ref_alloc(f.heap, 70000 + rng_below(&rng, 200000), ref));
     }
     qsort(refs, LEFT, sizeof(refs[0]), compare_refs);
-    fprintf(stderr, "median at %llu, highest at %llu of %llu bytes\n", (unsigned long long)refs[LEFT / 2],
-            (unsigned long long)refs[LEFT - 1], (unsigned long long)size);
+    fprintf(stderr, "median at %llu, highest at %llu of %llu bytes\n",
+            (unsigned long long)refs[LEFT / 2], (unsigned long long)refs[LEFT - 1],
+            (unsigned long long)size);
     cr_assert_lt(refs[LEFT / 2], size / 4);
 }
 
@@ -232,7 +235,8 @@ Test(rows, a15_live_slots_gather_at_low_addresses)
     rng_shuffle(&rng, refs, MOST);
     for (int i = LEFT; i < MOST; i++)
         must_work(shmalloc_ref_free(f.heap, &refs[i]));
-    for (int round = 0; round < 40; round++) { /* batches, so that the cache does not just circulate */
+    for (int round = 0; round < 40; round++) { /* batches, so that the cache does not just
+                                                  circulate */
         for (int i = 0; i < LEFT; i++)
             must_work(shmalloc_ref_free(f.heap, &refs[i]));
         for (int i = 0; i < LEFT; i++)
@@ -240,8 +244,8 @@ Test(rows, a15_live_slots_gather_at_low_addresses)
         must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg());
     }
     qsort(refs, LEFT, sizeof(refs[0]), compare_refs);
-    cr_assert_lt(refs[LEFT / 2], size / 4, "median at %llu of %llu", (unsigned long long)refs[LEFT / 2],
-                 (unsigned long long)size);
+    cr_assert_lt(refs[LEFT / 2], size / 4, "median at %llu of %llu",
+                 (unsigned long long)refs[LEFT / 2], (unsigned long long)size);
 }
 
 /* ---- A16 ---- */
@@ -344,7 +348,8 @@ static double seconds_until_gone(uint64_t decay_ms, double most)
 Test(rows, a17_storage_goes_after_the_decay_time)
 {
     f.heap = heap_create(f.path, 0);
-    cr_assert_lt(seconds_until_gone(0, 5), 1, "0: at once"); /* before the first look of once a second */
+    cr_assert_lt(seconds_until_gone(0, 5), 1, "0: at once"); /* before the first look of once a
+                                                                second */
     double passed = seconds_until_gone(1500, 30);
     fprintf(stderr, "gone after %.2f s\n", passed);
     cr_assert_geq(passed, 1.4, "before its time");
@@ -352,7 +357,8 @@ Test(rows, a17_storage_goes_after_the_decay_time)
     cr_assert_eq(seconds_until_gone(SHMALLOC_NEVER, 2.5), 2.5, "never: not by itself");
 }
 
-/* The last stage: what is free at the end of the file is cut off, also when its storage went before. */
+/* The last stage: what is free at the end of the file is cut off, also when its storage went
+ * before. */
 Test(rows, a17_a_stale_tail_is_cut_off)
 {
     f.heap = heap_create(f.path, 0);
@@ -389,8 +395,8 @@ Test(rows, a18_no_byte_of_the_library_lies_in_a_block)
     must_be_as_before(f.heap, &before);
 }
 
-/* A write beyond a block's end lands in another block or in free space, never in what allocation relies on: the
- * slots of a whole slab in a row are all user bytes. */
+/* A write beyond a block's end lands in another block or in free space, never in what allocation
+ * relies on: the slots of a whole slab in a row are all user bytes. */
 Test(rows, a18_a_write_after_free_harms_no_list)
 {
     static shmalloc_ref refs[2000];

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * classes.c - rows A8 to A12: size classes, caches without locks, batches, best fit, large blocks without
- * system calls.
+ * classes.c - rows A8 to A12: size classes, caches without locks, batches, best fit, large blocks
+ * without system calls.
  *
- * Linked so that every pthread_mutex_trylock and _lock passes through here and is counted. Would fail if a
- * class were too small or wasteful, the usual allocation took a lock, batches were short, a longer span were
- * cut where a shorter one fits, or recycling a large block asked the kernel.
+ * Linked so that every pthread_mutex_trylock and _lock passes through here and is counted. Would
+ * fail if a class were too small or wasteful, the usual allocation took a lock, batches were short,
+ * a longer span were cut where a shorter one fits, or recycling a large block asked the kernel.
  */
 #include <pthread.h>
 #include <signal.h>
@@ -46,7 +46,8 @@ Test(rows, a08_every_size_has_a_class_within_the_stated_waste)
     for (size_t n = 1; n <= SMI_MAX_SMALL; n++) {
         unsigned k = smi_class_of(n);
         size_t size = smi_classes[k].size, bound = n / 8 > 15 ? n / 8 : 15;
-        cr_assert(k >= before && k < SMF_CLASSES && size >= n && size - n <= bound, "%zu bytes: %zu", n, size);
+        cr_assert(k >= before && k < SMF_CLASSES && size >= n && size - n <= bound,
+                  "%zu bytes: %zu", n, size);
         before = k;
     }
     cr_assert_eq(before, SMF_CLASSES - 1);
@@ -119,13 +120,15 @@ Test(rows, a10_slots_move_in_batches)
     static shmalloc_ref refs[COUNT];
     f.heap = heap_create(f.path, 0);
     must_work(shmalloc_ref_alloc(f.heap, SIZE, &refs[0])); /* attach the thread */
-    struct smf_central *central = &f.heap->central[smi_current->arena * SMF_CLASSES + smi_class_of(SIZE)];
+    struct smf_central *central =
+        &f.heap->central[smi_current->arena * SMF_CLASSES + smi_class_of(SIZE)];
     uint64_t before = locks_taken;
     for (int i = 1; i < COUNT; i++)
         must_work(shmalloc_ref_alloc(f.heap, SIZE, &refs[i]));
     uint64_t locks = locks_taken - before, batch = central->refilled_slots / central->refills;
-    fprintf(stderr, "%llu refills of %llu slots, %llu locks\n", (unsigned long long)central->refills,
-            (unsigned long long)batch, (unsigned long long)locks);
+    fprintf(stderr, "%llu refills of %llu slots, %llu locks\n",
+            (unsigned long long)central->refills, (unsigned long long)batch,
+            (unsigned long long)locks);
     cr_assert_geq(central->refilled_slots, COUNT);
     cr_assert_geq(batch, 8);
     cr_assert_leq(batch, BATCH);
@@ -150,7 +153,8 @@ static shmalloc_ref take_pages(uint64_t count)
 
 static void give_pages(shmalloc_ref ref)
 {
-    must_work(smi_pages_give(f.heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, NULL, NULL));
+    must_work(
+        smi_pages_give(f.heap, (uint32_t)(ref >> SMF_PAGE_SHIFT), SMF_PAGE_LARGE, NULL, NULL));
 }
 
 static void take_all(void)
@@ -213,7 +217,8 @@ Test(rows, a12_large_blocks_are_recycled_without_system_calls)
     if (status == NOT_POSSIBLE)
         ROWS_SKIP("ptrace is not permitted");
     cr_assert_eq(status, 0, "%d", status);
-    fprintf(stderr, "%llu system calls for 100000 pairs of 1 MiB\n", (unsigned long long)calls.total);
+    fprintf(stderr, "%llu system calls for 100000 pairs of 1 MiB\n",
+            (unsigned long long)calls.total);
     cr_assert_eq(rows_storage_calls(&calls), 0);
     cr_assert_lt(calls.total, 500, "looks for the dead, once a second, are all that is allowed");
 }

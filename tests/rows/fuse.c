@@ -26,7 +26,8 @@ struct request {
 
 static void reply(int fd, const struct request *request, int error, const void *body, size_t len)
 {
-    struct fuse_out_header header = {(uint32_t)(sizeof(header) + len), -error, request->header.unique};
+    struct fuse_out_header header = {(uint32_t)(sizeof(header) + len), -error,
+                                     request->header.unique};
     struct iovec parts[2] = {{&header, sizeof(header)}, {(void *)(uintptr_t)body, len}};
     if (writev(fd, parts, 2) < 0)
         return; /* the asker was interrupted */
@@ -34,7 +35,8 @@ static void reply(int fd, const struct request *request, int error, const void *
 
 static struct fuse_attr attributes(uint64_t node)
 {
-    return (struct fuse_attr){.ino = node, .mode = node == FUSE_ROOT_ID ? S_IFDIR | 0755 : S_IFREG | 0600, .nlink = 1};
+    return (struct fuse_attr){
+        .ino = node, .mode = node == FUSE_ROOT_ID ? S_IFDIR | 0755 : S_IFREG | 0600, .nlink = 1};
 }
 
 static void reply_entry(int fd, const struct request *request, int opened)
@@ -49,7 +51,8 @@ static void reply_entry(int fd, const struct request *request, int opened)
 static void reply_start(int fd, const struct request *request)
 {
     const struct fuse_init_in *in = (const void *)request->body;
-    struct fuse_init_out out = {.major = FUSE_KERNEL_VERSION, .minor = in->minor, .max_write = 4096};
+    struct fuse_init_out out = {
+        .major = FUSE_KERNEL_VERSION, .minor = in->minor, .max_write = 4096};
     if (out.minor > FUSE_KERNEL_MINOR_VERSION)
         out.minor = FUSE_KERNEL_MINOR_VERSION;
     reply(fd, request, 0, &out, sizeof(out));
@@ -114,7 +117,8 @@ int fuse_mount(const char *where)
     char options[80];
     int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
     snprintf(options, sizeof(options), "fd=%d,rootmode=40000,user_id=0,group_id=0", fd);
-    if (fd < 0 || unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+    if (fd < 0 || unshare(CLONE_NEWNS) < 0 ||
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
         mount("shmalloc-test", where, "fuse", MS_NOSUID | MS_NODEV, options) < 0) {
         fprintf(stderr, "not possible here: a FUSE mount: %s\n", strerror(errno));
         close(fd);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * growth.c - rows A1 to A3: two ways of allocating, growth at the tail, giving back below a live tail.
+ * growth.c - rows A1 to A3: two ways of allocating, growth at the tail, giving back below a live
+ * tail.
  *
- * Would fail if the limit between slots and spans moved, the file grew in small steps or in spite of free
- * storage, or a live block at the end kept the storage below it.
+ * Would fail if the limit between slots and spans moved, the file grew in small steps or in spite
+ * of free storage, or a live block at the end kept the storage below it.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +31,8 @@ Test(rows, a01_threshold_between_class_and_span)
     check_threshold();
     fixture_reopen(&f);
     check_threshold();
-    cr_assert_eq(smi_classes[f.heap->header->class_count - 1].size, SMI_MAX_SMALL, "the file says it, too");
+    cr_assert_eq(smi_classes[f.heap->header->class_count - 1].size, SMI_MAX_SMALL,
+                 "the file says it, too");
 }
 
 enum { SMALL = 200000, SMALL_SIZE = 1000 };
@@ -55,7 +57,8 @@ Test(rows, a02_growth_is_geometric)
     uint64_t initial = heap_stats(f.heap).file_size, most = 2;
     fill();
     uint64_t final = heap_stats(f.heap).file_size, grows = f.heap->page_heap->grows;
-    for (uint64_t size = initial; size < final; most++) /* steps of a MiB at first, then of an eighth */
+    for (uint64_t size = initial; size < final; most++) /* steps of a MiB at first, then of an
+                                                           eighth */
         size += size / 8 > 1 << 20 ? size / 8 : 1 << 20;
     fprintf(stderr, "%llu steps from %llu to %llu bytes\n", (unsigned long long)grows,
             (unsigned long long)initial, (unsigned long long)final);

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * mapping.c - rows A19 to A21, A25, A26: refs at any base, survival of all processes' deaths, sync, bytes as
- * other programs see them, sharing with unrelated users.
+ * mapping.c - rows A19 to A21, A25, A26: refs at any base, survival of all processes' deaths, sync,
+ * bytes as other programs see them, sharing with unrelated users.
  *
- * Would fail if a base mattered, a store of a killed process were lost, a failed sync went unnoticed, a byte of the
- * file differed from the mapping's, or a second user, a passed descriptor or a fork did not see the same heap.
+ * Would fail if a base mattered, a store of a killed process were lost, a failed sync went
+ * unnoticed, a byte of the file differed from the mapping's, or a second user, a passed descriptor
+ * or a fork did not see the same heap.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,7 +35,8 @@ struct bases {
     uint32_t turn;
 };
 
-/* Each process adds its nodes in front of those of the others and follows all of them, at a base of its own. */
+/* Each process adds its nodes in front of those of the others and follows all of them, at a base of
+ * its own. */
 static int add_at_base(shmalloc_heap *heap, uint64_t me)
 {
     shmalloc_ref anchor;
@@ -59,8 +61,10 @@ static int add_at_base(shmalloc_heap *heap, uint64_t me)
 static int at_own_base(void *arg)
 {
     struct bases *b = arg;
-    for (uint32_t i = 0; i < __atomic_load_n(&b->turn, __ATOMIC_ACQUIRE); i++) /* addresses that are taken */
-        must(mmap(NULL, 3ull << 40, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) != MAP_FAILED,
+    /* addresses that are taken */
+    for (uint32_t i = 0; i < __atomic_load_n(&b->turn, __ATOMIC_ACQUIRE); i++)
+        must(mmap(NULL, 3ull << 40, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+                  0) != MAP_FAILED,
              "mmap");
     shmalloc_heap *heap = heap_open(f.path);
     b->base[b->turn] = (uintptr_t)shmalloc_ptr(heap, SMF_PAGE) - SMF_PAGE;
@@ -106,8 +110,9 @@ static int write_for_ever(void *arg)
     shmalloc_ref table;
     shmalloc_heap *heap = heap_open(f.path);
     snprintf(name, sizeof(name), "writer %u", me);
-    must(shmalloc_root_get_or_create(heap, name, 0, MOST * sizeof(shmalloc_ref), NULL, NULL, &table) >= 0, "%s",
-         shmalloc_errmsg());
+    must(shmalloc_root_get_or_create(heap, name, 0, MOST * sizeof(shmalloc_ref), NULL, NULL,
+                                     &table) >= 0,
+         "%s", shmalloc_errmsg());
     for (uint32_t i = 0; i < MOST; i++) {
         shmalloc_ref *ref = (shmalloc_ref *)shmalloc_ptr(heap, table) + i;
         must_work(shmalloc_ref_alloc(heap, size_of_block(me, i), ref));
@@ -140,8 +145,8 @@ Test(rows, a20_what_was_stored_survives_the_death_of_all)
         const shmalloc_ref *refs = shmalloc_ptr(f.heap, table);
         for (uint32_t i = 0; i < p->done[w]; i++) {
             size_t size = size_of_block(w, i);
-            cr_assert_eq(pattern_check(shmalloc_ptr(f.heap, refs[i]), size, (uint64_t)w << 32 | i), size,
-                         "writer %u, block %u", w, i);
+            cr_assert_eq(pattern_check(shmalloc_ptr(f.heap, refs[i]), size, (uint64_t)w << 32 | i),
+                         size, "writer %u, block %u", w, i);
         }
     }
 }
@@ -180,7 +185,8 @@ static int sync_on_a_failing_device(void *arg)
     pattern_fill(shmalloc_ptr(heap, ref), 0, 30 << 20, 4);
     must(shmalloc_sync(heap, ref, 30 << 20) < 0, "a sync to a full device says all is well");
     must_code(shmalloc_sync(heap, ref, 8), -EIO); /* sticky */
-    must(pattern_check(shmalloc_ptr(heap, ref), 30 << 20, 4) == 30 << 20, "the mapping is as it was");
+    must(pattern_check(shmalloc_ptr(heap, ref), 30 << 20, 4) == 30 << 20,
+         "the mapping is as it was");
     must_be_sound(heap);
     must(shmalloc_close(heap) < 0, "close says that all is on disk");
     return 0;
@@ -222,7 +228,8 @@ Test(rows, a25_read_and_the_mapping_agree)
     static uint8_t buf[1 << 20];
     int fd = open(f.path, O_RDONLY);
     for (ssize_t got; (got = pread(fd, buf, sizeof(buf), (off_t)at)) > 0; at += (uint64_t)got)
-        cr_assert_eq(memcmp(buf, f.heap->base + at, (size_t)got), 0, "at %llu", (unsigned long long)at);
+        cr_assert_eq(memcmp(buf, f.heap->base + at, (size_t)got), 0, "at %llu",
+                     (unsigned long long)at);
     close(fd);
     cr_assert_eq(at, size);
     struct smi_view view;
@@ -243,7 +250,8 @@ enum { STRANGER = 65534, STRANGERS = 65533 };
 static int become_stranger(void)
 {
     gid_t group = STRANGERS;
-    return setgroups(1, &group) < 0 || setgid(STRANGERS) < 0 || setuid(STRANGER) < 0 ? NOT_POSSIBLE : 0;
+    return setgroups(1, &group) < 0 || setgid(STRANGERS) < 0 || setuid(STRANGER) < 0 ? NOT_POSSIBLE
+                                                                                     : 0;
 }
 
 static int use_as_stranger(void *arg)

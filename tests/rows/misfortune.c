@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * misfortune.c - bad luck around the file: full, read-only and unfit file systems, limits, descriptors closed under
- * us, files removed or replaced. It has no row; its tests' names begin with "luck".
+ * misfortune.c - bad luck around the file: full, read-only and unfit file systems, limits,
+ * descriptors closed under us, files removed or replaced. It has no row; its tests' names begin
+ * with "luck".
  *
- * Each has its own code, a message that names the file, nothing lost and nothing half made left behind; never a signal.
- * Bad contents of files are in tests/unit/test_heap.c, limits of address space and of file size in test_error.c.
+ * Each has its own code, a message that names the file, nothing lost and nothing half made left
+ * behind; never a signal. Bad contents of files are in tests/unit/test_heap.c, limits of address
+ * space and of file size in test_error.c.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,7 +36,8 @@ static int open_with(const char *path, unsigned flags, shmalloc_heap **out)
 static void must_name(const char *path, const char *remedy)
 {
     must(strstr(shmalloc_errmsg(), path), "\"%s\" does not name %s", shmalloc_errmsg(), path);
-    must(strstr(shmalloc_errmsg(), remedy), "\"%s\" does not say \"%s\"", shmalloc_errmsg(), remedy);
+    must(strstr(shmalloc_errmsg(), remedy), "\"%s\" does not say \"%s\"", shmalloc_errmsg(),
+         remedy);
 }
 
 /* ---- full file systems ---- */
@@ -51,11 +54,13 @@ static void check_contents(struct full *full)
 {
     for (int i = 0; i < full->count; i++)
         if (full->refs[i])
-            must(pattern_check(shmalloc_ptr(full->heap, full->refs[i]), SIZE, (uint64_t)i) == SIZE, "block %d", i);
+            must(pattern_check(shmalloc_ptr(full->heap, full->refs[i]), SIZE, (uint64_t)i) == SIZE,
+                 "block %d", i);
     must_be_sound(full->heap);
 }
 
-/* Allocate and fill until the answer is no; every block that was handed out takes a store to its last byte. */
+/* Allocate and fill until the answer is no; every block that was handed out takes a store to its
+ * last byte. */
 static void allocate_until_full(struct full *full, int from)
 {
     int rc = 0;
@@ -176,18 +181,22 @@ static void make_unwritten(const char *path)
     must_work(shmalloc_close(heap));
 }
 
-/* As tools do that leave out zeros: what is zero gets no storage. The name may be another's, whose inode stays. */
+/* As tools do that leave out zeros: what is zero gets no storage. The name may be another's, whose
+ * inode stays. */
 static void copy_with_holes(const char *from, const char *to)
 {
     static const char zeros[4096];
     char block[4096];
-    int in = open(from, O_RDONLY | O_CLOEXEC), out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    int in = open(from, O_RDONLY | O_CLOEXEC),
+        out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     struct stat st;
-    must(in >= 0 && out >= 0 && fstat(in, &st) == 0 && ftruncate(out, st.st_size) == 0, "%s", strerror(errno));
+    must(in >= 0 && out >= 0 && fstat(in, &st) == 0 && ftruncate(out, st.st_size) == 0, "%s",
+         strerror(errno));
     for (off_t at = 0; at < st.st_size; at += sizeof(block)) {
         must(pread(in, block, sizeof(block), at) == sizeof(block), "pread");
         if (memcmp(block, zeros, sizeof(block)) != 0)
-            must(pwrite(out, block, sizeof(block), at) == sizeof(block), "pwrite: %s", strerror(errno));
+            must(pwrite(out, block, sizeof(block), at) == sizeof(block), "pwrite: %s",
+                 strerror(errno));
     }
     close(in);
     close(out);
@@ -230,7 +239,8 @@ static int use_to_the_last_byte(const char *path)
     return more - 1;
 }
 
-/* A reader of holes, for which there is too little room: only where reading takes storage is that an error. */
+/* A reader of holes, for which there is too little room: only where reading takes storage is that
+ * an error. */
 static void read_without_room(const char *path, int takes_storage)
 {
     shmalloc_heap *heap;
@@ -238,7 +248,8 @@ static void read_without_room(const char *path, int takes_storage)
     must_code(open_with(path, SHMALLOC_READ_ONLY, &heap), takes_storage ? -ENOSPC : 0);
     if (takes_storage) {
         must_name(path, "a larger file system");
-        must(strstr(shmalloc_errmsg(), "holes") && strstr(shmalloc_errmsg(), "are free"), "\"%s\"", shmalloc_errmsg());
+        must(strstr(shmalloc_errmsg(), "holes") && strstr(shmalloc_errmsg(), "are free"), "\"%s\"",
+             shmalloc_errmsg());
         return;
     }
     must_work(shmalloc_root_get(heap, "kept 0", 0, &ref));
@@ -273,7 +284,8 @@ static void leave_free(const char *filler, uint64_t bytes)
     must(truncate(filler, st.st_size - (off_t)bytes) == 0, "truncate");
 }
 
-/* A heap with holes where its words say storage: too little room for what is in use, then just enough. */
+/* A heap with holes where its words say storage: too little room for what is in use, then just
+ * enough. */
 static void use_with_holes(const char *path, const char *filler, int takes_storage)
 {
     shmalloc_heap *heap;
@@ -281,10 +293,13 @@ static void use_with_holes(const char *path, const char *filler, int takes_stora
     uint64_t hash = hash_of_file(path), stored = rows_storage(path);
     must_code(open_with(path, 0, &heap), -ENOSPC);
     must_name(path, "a larger file system");
-    must(strstr(shmalloc_errmsg(), "holes") && strstr(shmalloc_errmsg(), "bytes of storage"), "\"%s\"", shmalloc_errmsg());
+    must(strstr(shmalloc_errmsg(), "holes") && strstr(shmalloc_errmsg(), "bytes of storage"),
+         "\"%s\"", shmalloc_errmsg());
     must(hash_of_file(path) == hash, "the heap was changed");
     read_without_room(path, takes_storage);
-    must(rows_storage(path) <= stored + 65536, "took %llu bytes, had %llu", (unsigned long long)rows_storage(path), (unsigned long long)stored); /* ext4's list of extents may be longer */
+    /* ext4's list of extents may be longer */
+    must(rows_storage(path) <= stored + 65536, "took %llu bytes, had %llu",
+         (unsigned long long)rows_storage(path), (unsigned long long)stored);
     leave_free(filler, (KEPT + 2) * BLOCK);
     if (takes_storage)
         must(read_to_the_last_byte((void *)path) == 0, "%s", shmalloc_errmsg());
@@ -337,7 +352,9 @@ static void make_unattached(const char *path)
     options.flags = SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE;
     options.base = base;
     options.max_size = 1 << 30;
-    must(mmap(base, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == base, "mmap");
+    must(mmap(base, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) ==
+             base,
+         "mmap");
     must_code(shmalloc_open(path, &options, &heap), SHMALLOC_EADDRESS);
     must(munmap(base, 4096) == 0, "munmap");
 }
@@ -373,8 +390,8 @@ static int never_attached(void *arg)
     if (rc != 0)
         return rc;
     must(rows_count_calls(open_marked, path, &later) == 0, "the second open");
-    must(first.total == later.total, "the first open took %llu calls, the second %llu", (unsigned long long)first.total,
-         (unsigned long long)later.total);
+    must(first.total == later.total, "the first open took %llu calls, the second %llu",
+         (unsigned long long)first.total, (unsigned long long)later.total);
     unlink(filler);
     must_work(open_with(copy, 0, &heap));
     rows_fill(filler);
@@ -411,7 +428,8 @@ static int fill_in_group(void *arg)
              SHMALLOC_CREATED,
          "%s", shmalloc_errmsg());
     shmalloc_ref *refs = shmalloc_ptr(heap, table);
-    for (; c->blocks < MOST && (c->code = shmalloc_ref_alloc(heap, SIZE, &refs[c->blocks])) == 0; c->blocks++)
+    for (; c->blocks < MOST && (c->code = shmalloc_ref_alloc(heap, SIZE, &refs[c->blocks])) == 0;
+         c->blocks++)
         pattern_fill(shmalloc_ptr(heap, refs[c->blocks]), 0, SIZE, c->blocks);
     return shmalloc_close(heap) < 0;
 }
@@ -428,8 +446,9 @@ static int run_in_group(struct crowded *c, const char *name, uint64_t max_size)
     return status;
 }
 
-/* A tmpfs file is memory. Where its group has none left, the kernel answers a growth not with an error but by killing
- * a process of the group: the heap takes that as it takes any death, and a maximum below the limit avoids it. */
+/* A tmpfs file is memory. Where its group has none left, the kernel answers a growth not with an
+ * error but by killing a process of the group: the heap takes that as it takes any death, and a
+ * maximum below the limit avoids it. */
 Test(rows, luck_a_memory_limit_kills_and_the_heap_lives)
 {
     struct crowded *c = shared_memory(sizeof(*c));
@@ -498,19 +517,23 @@ static int mount_overlay(struct overlay *o, const char *where, const char *name,
 {
     snprintf(o->merged, sizeof(o->merged), "%.200s/%s/merged", where, name);
     snprintf(o->heap, sizeof(o->heap), "%.200s/%s/merged/heap", where, name);
-    must(chdir(where) == 0 && mkdir(name, 0755) == 0 && chdir(name) == 0, "%s: %s", name, strerror(errno));
-    must(mkdir("lower", 0755) == 0 && mkdir("upper", 0755) == 0 && mkdir("work", 0755) == 0 && mkdir("merged", 0755) == 0,
+    must(chdir(where) == 0 && mkdir(name, 0755) == 0 && chdir(name) == 0, "%s: %s", name,
+         strerror(errno));
+    must(mkdir("lower", 0755) == 0 && mkdir("upper", 0755) == 0 && mkdir("work", 0755) == 0 &&
+             mkdir("merged", 0755) == 0,
          "mkdir");
     shmalloc_heap *heap = heap_create("lower/heap", 0);
     must_work(shmalloc_root_set(heap, "old", 0, 0));
     must_work(shmalloc_close(heap));
     must(chmod("lower/heap", 0644) == 0, "chmod");
-    const char *options = is_writable ? "lowerdir=lower,upperdir=upper,workdir=work" : "lowerdir=lower:upper";
+    const char *options =
+        is_writable ? "lowerdir=lower,upperdir=upper,workdir=work" : "lowerdir=lower:upper";
     return mount("overlay", "merged", "overlay", 0, options) < 0 ? NOT_POSSIBLE : 0;
 }
 
-/* Where a mapping does not keep a process's lock, so that who lives would be taken for dead, several processes must not
- * write. Reading what is there works, and so does one writer who says that he is alone. */
+/* Where a mapping does not keep a process's lock, so that who lives would be taken for dead,
+ * several processes must not write. Reading what is there works, and so does one writer who says
+ * that he is alone. */
 static int on_overlay(void *arg)
 {
     struct overlay o[2];
@@ -519,12 +542,13 @@ static int on_overlay(void *arg)
     const char *where = fixture_path(&f, "mount");
     char new_heap[400];
     (void)arg;
-    if (geteuid() != 0 || rows_mount("tmpfs", 64 << 20, NULL, where) != 0 || mount_overlay(&o[0], where, "a", 1) != 0 ||
-        mount_overlay(&o[1], where, "b", 0) != 0)
+    if (geteuid() != 0 || rows_mount("tmpfs", 64 << 20, NULL, where) != 0 ||
+        mount_overlay(&o[0], where, "a", 1) != 0 || mount_overlay(&o[1], where, "b", 0) != 0)
         return NOT_POSSIBLE;
     must_code(open_with(o[0].heap, 0, &heap), SHMALLOC_EFILESYSTEM);
     must_name(o[0].heap, "/dev/shm");
-    must(strstr(shmalloc_errmsg(), "overlayfs"), "\"%s\" does not name overlayfs", shmalloc_errmsg());
+    must(strstr(shmalloc_errmsg(), "overlayfs"), "\"%s\" does not name overlayfs",
+         shmalloc_errmsg());
     snprintf(new_heap, sizeof(new_heap), "%s/new", o[0].merged);
     must_code(open_with(new_heap, SHMALLOC_CREATE, &heap), SHMALLOC_EFILESYSTEM);
     must(access(new_heap, F_OK) != 0, "half a heap was left");
@@ -564,7 +588,8 @@ static int on_fuse(void *arg)
     must(access(path, F_OK) != 0, "half a heap was left");
     close(open(path, O_RDWR | O_CREAT | O_EXCL, 0600));
     must_code(open_with(path, 0, &heap), SHMALLOC_EFILESYSTEM);
-    must_code(open_with(path, SHMALLOC_ANY_FILE_SYSTEM, &heap), SHMALLOC_ENOTHEAP); /* it is empty */
+    /* it is empty */
+    must_code(open_with(path, SHMALLOC_ANY_FILE_SYSTEM, &heap), SHMALLOC_ENOTHEAP);
     must_code(open_with(path, SHMALLOC_READ_ONLY, &heap), SHMALLOC_ENOTHEAP);
     fuse_end(where);
     return 0;
@@ -607,10 +632,12 @@ static int few_descriptors(void *arg)
         must_code(rc, -EMFILE);
         must_name(f.path, "ulimit -n");
         must(open_descriptors() == 3, "%u descriptors are open", open_descriptors());
-        must(rows_mappings() <= mappings + 1, "%u mappings, there were %u", rows_mappings(), mappings);
+        must(rows_mappings() <= mappings + 1, "%u mappings, there were %u", rows_mappings(),
+             mappings);
     }
     must(refused > 0, "nothing was refused");
-    fprintf(stderr, "%s needs %d descriptors for a moment\n", create ? "creating" : "opening", refused);
+    fprintf(stderr, "%s needs %d descriptors for a moment\n", create ? "creating" : "opening",
+            refused);
     return shmalloc_close(heap) < 0;
 }
 
@@ -804,7 +831,9 @@ static uint64_t dumped_bytes(const shmalloc_heap *heap)
     unsigned long from, to, size = 0;
     while (fgets(line, sizeof(line), smaps)) {
         if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
-            size = from >= (uintptr_t)heap->base && from < (uintptr_t)heap->base + heap->reserved ? to - from : 0;
+            size = from >= (uintptr_t)heap->base && from < (uintptr_t)heap->base + heap->reserved
+                       ? to - from
+                       : 0;
         else if (strncmp(line, "VmFlags:", 8) == 0 && !strstr(line, " dd"))
             sum += size;
     }
@@ -837,10 +866,12 @@ static void *do_nothing(void *arg)
 static void must_have_addresses(void)
 {
     pthread_t thread;
-    void *area = mmap(NULL, 1u << 30, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *area =
+        mmap(NULL, 1u << 30, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     must(area != MAP_FAILED, "mmap: %s", strerror(errno));
     munmap(area, 1u << 30);
-    must(pthread_create(&thread, NULL, do_nothing, NULL) == 0 && pthread_join(thread, NULL) == 0, "no thread");
+    must(pthread_create(&thread, NULL, do_nothing, NULL) == 0 && pthread_join(thread, NULL) == 0,
+         "no thread");
 }
 
 static int many_heaps(void *arg)
@@ -900,7 +931,8 @@ Test(rows, luck_hundreds_of_private_heaps)
     cr_assert_eq(run_child(private_heaps, NULL), 0);
 }
 
-/* Heaps under a limit leave a share of it to the program; then there is an error, and closing one helps. */
+/* Heaps under a limit leave a share of it to the program; then there is an error, and closing one
+ * helps. */
 static int heaps_under_a_limit(void *arg)
 {
     (void)arg;
@@ -917,7 +949,8 @@ static int heaps_under_a_limit(void *arg)
     must(count >= 5, "%d heaps", count);
     must_code(rc, SHMALLOC_EADDRESS);
     must_name(path, "close some");
-    void *area = mmap(NULL, 64 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *area =
+        mmap(NULL, 64 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     must(area != MAP_FAILED, "mmap: %s", strerror(errno));
     while (count-- > 0)
         must_work(shmalloc_close(heaps[count]));
@@ -955,7 +988,8 @@ Test(rows, luck_the_fixed_base_is_taken)
     must_work(shmalloc_open(f.path, &options, &heap));
     must_work(shmalloc_close(heap));
     char *last = (char *)base + (1 << 30) - 4096;
-    char *taken = mmap(last, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    char *taken = mmap(last, 4096, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
     cr_assert_eq(taken, last);
     *taken = 5;
     must_code(shmalloc_open(f.path, NULL, &heap), SHMALLOC_EADDRESS);
@@ -974,7 +1008,8 @@ Test(rows, luck_a_maximum_below_the_file)
     must_work(shmalloc_close(rows_heap(f.path, 8 << 20, 16 << 20, 0)));
     int fd = open(f.path, O_RDWR | O_CLOEXEC);
     uint64_t max = 4 << 20;
-    must(pwrite(fd, &max, sizeof(max), SMF_STATE_OFFSET + offsetof(struct smf_state, max_size)) == sizeof(max),
+    must(pwrite(fd, &max, sizeof(max), SMF_STATE_OFFSET + offsetof(struct smf_state, max_size)) ==
+             sizeof(max),
          "pwrite");
     close(fd);
     must_code(open_with(f.path, 0, &heap), SHMALLOC_ECORRUPT);

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * paging.c - rows A22 to A24, A27 to A29: what opening, growing and a second reader cost, heaps larger than memory,
- * numbers of fragmentation.
+ * paging.c - rows A22 to A24, A27 to A29: what opening, growing and a second reader cost, heaps
+ * larger than memory, numbers of fragmentation.
  *
- * Costs are counted (system calls, pages, mappings), not timed. Would fail if opening looked at what the heap holds,
- * growth left mappings behind, allocation paged user data in, or a number differed from what a walk finds.
+ * Costs are counted (system calls, pages, mappings), not timed. Would fail if opening looked at
+ * what the heap holds, growth left mappings behind, allocation paged user data in, or a number
+ * differed from what a walk finds.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -70,15 +71,18 @@ Test(rows, a22_opening_costs_the_same_at_1_MiB_and_100_GiB)
         ROWS_SKIP("ptrace is not permitted");
     cr_assert_eq(status, 0);
     cr_assert_eq(cost_of_opening(&o[1], 100ull << 30), 0);
-    fprintf(stderr, "1 MiB: %llu calls, %llu faults; 100 GiB: %llu calls, %llu faults; %llu MiB of storage\n",
-            (unsigned long long)o[0].calls.total, (unsigned long long)o[0].faults,
-            (unsigned long long)o[1].calls.total, (unsigned long long)o[1].faults,
-            (unsigned long long)rows_storage(o[1].path) >> 20);
+    fprintf(
+        stderr,
+        "1 MiB: %llu calls, %llu faults; 100 GiB: %llu calls, %llu faults; %llu MiB of storage\n",
+        (unsigned long long)o[0].calls.total, (unsigned long long)o[0].faults,
+        (unsigned long long)o[1].calls.total, (unsigned long long)o[1].faults,
+        (unsigned long long)rows_storage(o[1].path) >> 20);
     cr_assert_leq(o[1].calls.total, o[0].calls.total + 2);
     cr_assert_leq(o[1].faults, o[0].faults * 2 + 16);
 }
 
-/* How many of a path's folders are links is asked for each of them, and the C library may ask for memory. */
+/* How many of a path's folders are links is asked for each of them, and the C library may ask for
+ * memory. */
 static uint64_t calls_of_our_own(const struct rows_calls *calls)
 {
     return calls->total - calls->of[SYS_readlink] - calls->of[SYS_brk];
@@ -103,7 +107,8 @@ Test(rows, a22_opening_and_closing_take_few_calls)
         ROWS_SKIP("ptrace is not permitted");
     cr_assert_eq(status, 0);
     cr_assert_eq(rows_count_calls(close_counted, o->path, &closing), 0);
-    fprintf(stderr, "open %llu calls, close %llu\n", (unsigned long long)calls_of_our_own(&o->calls),
+    fprintf(stderr, "open %llu calls, close %llu\n",
+            (unsigned long long)calls_of_our_own(&o->calls),
             (unsigned long long)calls_of_our_own(&closing));
     cr_assert_leq(calls_of_our_own(&o->calls), 44);
     cr_assert_leq(calls_of_our_own(&closing), 18);
@@ -128,7 +133,8 @@ static int opens_lazily(void *arg)
     shmalloc_ref ref = 0;
     must_work(shmalloc_ref_alloc(heap, 100, &ref));
     must_work(shmalloc_ref_free(heap, &ref));
-    must(resident(heap) < 2 << 20, "%llu bytes after a first block", (unsigned long long)resident(heap));
+    must(resident(heap) < 2 << 20, "%llu bytes after a first block",
+         (unsigned long long)resident(heap));
     return shmalloc_close(heap) < 0;
 }
 
@@ -161,7 +167,8 @@ Test(rows, a24_a_thousand_growths_add_no_mappings)
         must_work(shmalloc_ref_free(f.heap, &kept));
         must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg());
     }
-    cr_assert_leq(rows_mappings(), before + 2, "%u mappings, there were %u", rows_mappings(), before);
+    cr_assert_leq(rows_mappings(), before + 2, "%u mappings, there were %u", rows_mappings(),
+                  before);
 }
 
 /* ---- A27 ---- */
@@ -220,7 +227,8 @@ Test(rows, a27_a_second_reader_costs_no_disk_and_no_copy)
     await_word(&r->first_has_read, 1);
     cr_assert_eq(run_child(reader, r), 0);
     cr_assert_eq(wait_child(first), 0);
-    fprintf(stderr, "major faults: %ld, then %ld; second reader: %llu MiB resident, %llu MiB its share\n",
+    fprintf(stderr,
+            "major faults: %ld, then %ld; second reader: %llu MiB resident, %llu MiB its share\n",
             r->major_faults[0], r->major_faults[1], (unsigned long long)r->rss >> 20,
             (unsigned long long)r->pss >> 20);
     cr_assert_leq(r->major_faults[1], 2);
@@ -240,7 +248,8 @@ static int fill_beyond_memory(void *arg)
         return NOT_POSSIBLE;
     shmalloc_heap *heap = heap_create(f.path, 0);
     shmalloc_ref table;
-    must(shmalloc_root_get_or_create(heap, "table", 0, PIECES * sizeof(shmalloc_ref), NULL, NULL, &table) >= 0,
+    must(shmalloc_root_get_or_create(heap, "table", 0, PIECES * sizeof(shmalloc_ref), NULL, NULL,
+                                     &table) >= 0,
          "%s", shmalloc_errmsg());
     for (uint64_t i = 0; i < PIECES; i++) {
         shmalloc_ref *ref = (shmalloc_ref *)shmalloc_ptr(heap, table) + i;
@@ -252,8 +261,8 @@ static int fill_beyond_memory(void *arg)
 }
 
 /*
- * Allow or forbid every access to the whole pages of user data. What is resident would tell less: around each fault the
- * kernel also maps neighbours that happen to be in its cache.
+ * Allow or forbid every access to the whole pages of user data. What is resident would tell less:
+ * around each fault the kernel also maps neighbours that happen to be in its cache.
  */
 static void protect_pieces(const shmalloc_heap *heap, shmalloc_ref table, int protection)
 {
@@ -262,7 +271,8 @@ static void protect_pieces(const shmalloc_heap *heap, shmalloc_ref table, int pr
     for (uint64_t i = 0; i < PIECES; i++) {
         uint64_t start = (uint64_t)(uintptr_t)shmalloc_ptr(heap, pieces[i]);
         uint64_t first = (start + page - 1) / page * page, end = (start + PIECE) / page * page;
-        must(mprotect((void *)(uintptr_t)first, end - first, protection) == 0, "mprotect: %s", strerror(errno));
+        must(mprotect((void *)(uintptr_t)first, end - first, protection) == 0, "mprotect: %s",
+             strerror(errno));
     }
 }
 
@@ -275,7 +285,8 @@ static int walk_beyond_memory(void *arg)
     shmalloc_ref table, refs[200] = {0};
     must_work(shmalloc_root_get(heap, "table", 0, &table));
     protect_pieces(heap, table, PROT_NONE);
-    for (int i = 0; i < 2000; i++) { /* the allocator at work: a look at user data would end this process */
+    for (int i = 0; i < 2000; i++) { /* the allocator at work: a look at user data would end this
+                                        process */
         shmalloc_ref *ref = &refs[rng_below(&rng, 200)];
         if (*ref)
             must_work(shmalloc_ref_free(heap, ref));
@@ -286,7 +297,8 @@ static int walk_beyond_memory(void *arg)
         must_work(shmalloc_ref_free(heap, &refs[i]));
     protect_pieces(heap, table, PROT_READ | PROT_WRITE);
     fprintf(stderr, "%llu KiB of %llu MiB resident before user data is looked at\n",
-            (unsigned long long)resident(heap) >> 10, (unsigned long long)heap_stats(heap).file_size >> 20);
+            (unsigned long long)resident(heap) >> 10,
+            (unsigned long long)heap_stats(heap).file_size >> 20);
     for (int i = 0; i < 200; i++) { /* each costs a read of the disk */
         uint64_t piece = rng_below(&rng, PIECES), at = rng_below(&rng, PIECE / NODE) * NODE;
         shmalloc_ref ref = ((shmalloc_ref *)shmalloc_ptr(heap, table))[piece];
@@ -341,7 +353,8 @@ static struct walk walk_file(void)
         } else if (page->kind == SMF_PAGE_LARGE) {
             w.large_bytes += bytes;
         } else if (page->kind == SMF_PAGE_SLAB && page->arena < view.header.arena_count) {
-            w.slot_bytes += (uint64_t)smi_classes[page->size_class].size * smi_classes[page->size_class].slots;
+            w.slot_bytes +=
+                (uint64_t)smi_classes[page->size_class].size * smi_classes[page->size_class].slots;
         }
     }
     smi_view_finish(&view);

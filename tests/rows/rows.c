@@ -25,7 +25,8 @@ void rows_on_disk(struct fixture *f)
     fixture_begin(f);
 }
 
-shmalloc_heap *rows_heap(const char *path, uint64_t initial_size, uint64_t max_size, unsigned arenas)
+shmalloc_heap *rows_heap(const char *path, uint64_t initial_size, uint64_t max_size,
+                         unsigned arenas)
 {
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
     shmalloc_heap *heap;
@@ -195,9 +196,10 @@ int rows_count_calls(worker_fn *fn, void *arg, struct rows_calls *out)
 
 uint64_t rows_storage_calls(const struct rows_calls *calls)
 {
-    static const int numbers[] = {SYS_mmap,     SYS_munmap,    SYS_mremap,    SYS_madvise, SYS_mprotect,
-                                  SYS_ftruncate, SYS_fallocate, SYS_msync,     SYS_fdatasync, SYS_fsync,
-                                  SYS_brk,      SYS_pwrite64,  SYS_pread64};
+    static const int numbers[] = {SYS_mmap,      SYS_munmap,    SYS_mremap,    SYS_madvise,
+                                  SYS_mprotect,  SYS_ftruncate, SYS_fallocate, SYS_msync,
+                                  SYS_fdatasync, SYS_fsync,     SYS_brk,       SYS_pwrite64,
+                                  SYS_pread64};
     uint64_t sum = 0;
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
         sum += calls->of[numbers[i]];
@@ -212,17 +214,20 @@ static int not_possible(const char *what)
     return NOT_POSSIBLE;
 }
 
-/* Attach the file `image` to a loop device that goes when nobody uses it; returns its descriptor. */
+/* Attach the file `image` to a loop device that goes when nobody uses it; returns its
+ * descriptor. */
 static int attach_loop(const char *image, char device[32])
 {
-    int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC), file = open(image, O_RDWR | O_CLOEXEC);
+    int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC),
+        file = open(image, O_RDWR | O_CLOEXEC);
     int loop = -1;
     for (int tries = 0; control >= 0 && file >= 0 && loop < 0 && tries < 20; tries++) {
         int number = ioctl(control, LOOP_CTL_GET_FREE);
         if (number < 0)
             break;
         snprintf(device, 32, "/dev/loop%d", number);
-        struct loop_config config = {.fd = (uint32_t)file, .info = {.lo_flags = LO_FLAGS_AUTOCLEAR}};
+        struct loop_config config = {.fd = (uint32_t)file,
+                                     .info = {.lo_flags = LO_FLAGS_AUTOCLEAR}};
         loop = open(device, O_RDWR | O_CLOEXEC);
         if (loop >= 0 && ioctl(loop, LOOP_CONFIGURE, &config) < 0) { /* somebody else was faster */
             close(loop);
@@ -240,7 +245,8 @@ static int make_file_system(const char *type, uint64_t bytes, const char *image)
     must(fd >= 0 && ftruncate(fd, (off_t)bytes) == 0, "%s: %s", image, strerror(errno));
     close(fd);
     char command[512];
-    snprintf(command, sizeof(command), "PATH=$PATH:/sbin:/usr/sbin; mkfs.%s -q '%s' >/dev/null 2>&1", type, image);
+    snprintf(command, sizeof(command),
+             "PATH=$PATH:/sbin:/usr/sbin; mkfs.%s -q '%s' >/dev/null 2>&1", type, image);
     return system(command);
 }
 

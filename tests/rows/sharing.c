@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * sharing.c - rows A4 to A7: merging, the policy of giving back, memory freed by one used by another, no
- * header per block.
+ * sharing.c - rows A4 to A7: merging, the policy of giving back, memory freed by one used by
+ * another, no header per block.
  *
- * Would fail if free neighbours stayed apart in any order of frees, storage beyond `retain` stayed or storage
- * within it went, a process kept what it freed from the others, or a block had bytes of the library beside it.
+ * Would fail if free neighbours stayed apart in any order of frees, storage beyond `retain` stayed
+ * or storage within it went, a process kept what it freed from the others, or a block had bytes of
+ * the library beside it.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +19,8 @@ ROWS_SUITE(60);
 
 Test(rows, a04_neighbours_merge_in_every_order_of_frees)
 {
-    static const int orders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+    static const int orders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2},
+                                     {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
     f.heap = heap_create(f.path, 0);
     shmalloc_ref guard[2] = {0}, block[3] = {0}, whole = 0;
     must_work(shmalloc_ref_alloc(f.heap, PAGES(4000), &whole)); /* all blocks come from one chunk */
@@ -27,7 +29,8 @@ Test(rows, a04_neighbours_merge_in_every_order_of_frees)
     for (int i = 0; i < 6; i++) {
         must_work(shmalloc_ref_alloc(f.heap, PAGES(300), &guard[0]));
         for (int k = 0; k < 3; k++)
-            must_work(shmalloc_ref_alloc(f.heap, PAGES(200 + 10 * k), &block[k])); /* too long for chunk 0 */
+            /* too long for chunk 0 */
+            must_work(shmalloc_ref_alloc(f.heap, PAGES(200 + 10 * k), &block[k]));
         must_work(shmalloc_ref_alloc(f.heap, PAGES(300), &guard[1]));
         shmalloc_ref begin = block[0];
         cr_assert_eq(block[1], block[0] + PAGES(200), "not side by side: the test proves nothing");
@@ -35,7 +38,8 @@ Test(rows, a04_neighbours_merge_in_every_order_of_frees)
         for (int k = 0; k < 3; k++)
             must_work(shmalloc_ref_free(f.heap, &block[orders[i][k]]));
         char *spans = rows_free_spans(f.path), merged[40];
-        snprintf(merged, sizeof(merged), "%llu+630 ", (unsigned long long)(begin >> SMF_PAGE_SHIFT));
+        snprintf(merged, sizeof(merged), "%llu+630 ",
+                 (unsigned long long)(begin >> SMF_PAGE_SHIFT));
         cr_assert(strstr(spans, merged), "order %d: no %sin %s", i, merged, spans);
         if (!first)
             first = strdup(spans);
@@ -60,7 +64,8 @@ static void fill_and_free(void)
 
 Test(rows, a05_retained_storage_stays_and_the_rest_goes)
 {
-    const uint64_t retain = 16 << 20, step = 128 << 10; /* runs below 64 KiB stay, at either end of a hole */
+    const uint64_t retain = 16 << 20, step = 128 << 10; /* runs below 64 KiB stay, at either end of
+                                                           a hole */
     f.heap = heap_create(f.path, 0);
     must_work(shmalloc_set_give_back(f.heap, 0, retain));
     fill_and_free();
@@ -102,7 +107,8 @@ Test(rows, a05_retained_storage_serves_the_next_requests)
     if (status == NOT_POSSIBLE)
         ROWS_SKIP("ptrace is not permitted");
     cr_assert_eq(status, 0, "%d", status);
-    cr_assert_eq(rows_storage_calls(&calls), 0, "16 MiB are kept, and 10 MiB cost %llu calls for storage",
+    cr_assert_eq(rows_storage_calls(&calls), 0,
+                 "16 MiB are kept, and 10 MiB cost %llu calls for storage",
                  (unsigned long long)rows_storage_calls(&calls));
 }
 
@@ -171,8 +177,8 @@ static void pass_on(size_t block_size)
     pid_t pid = start_child(first_user, t);
     await_word(&t->freed, 1);
     take_most(f.heap, block_size);
-    cr_assert_eq(f.heap->page_heap->grows, t->grows, "grown from %llu to %llu", (unsigned long long)t->size,
-                 (unsigned long long)heap_stats(f.heap).file_size);
+    cr_assert_eq(f.heap->page_heap->grows, t->grows, "grown from %llu to %llu",
+                 (unsigned long long)t->size, (unsigned long long)heap_stats(f.heap).file_size);
     signal_word(&t->done);
     cr_assert_eq(wait_child(pid), 0);
 }
@@ -224,7 +230,8 @@ Test(rows, a08_a_million_random_blocks_store_6_percent_more)
     struct rng rng = rng_from(test_seed());
     f.heap = heap_create(f.path, 0);
     uint64_t asked = take_many(f.heap, blocks, &rng), stored = rows_storage(f.path);
-    fprintf(stderr, "%.3f bytes of the file for a byte asked for\n", (double)stored / (double)asked);
+    fprintf(stderr, "%.3f bytes of the file for a byte asked for\n",
+            (double)stored / (double)asked);
     cr_assert_leq(stored, asked + asked * 6 / 100);
 }
 

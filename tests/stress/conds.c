@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * conds.c - threads that wait for each other at mutexes, conditions and words; made to run under ThreadSanitizer too.
+ * conds.c - threads that wait for each other at mutexes, conditions and words; made to run under
+ * ThreadSanitizer too.
  *
  *   conds [-n lives] [-t threads]
  *
- * Plain words under a mutex say whether it excludes and orders: ThreadSanitizer would see an access that is not. Threads end
- * and are replaced meanwhile, which others that wait are told. Fails when a sum is off.
+ * Plain words under a mutex say whether it excludes and orders: ThreadSanitizer would see an access
+ * that is not. Threads end and are replaced meanwhile, which others that wait are told. Fails when
+ * a sum is off.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -129,10 +131,10 @@ int main(int argc, char **argv)
         pthread_join(starters[i], NULL);
     for (; ring->out < ring->in; ring->out++)
         ring->sum_out += ring->item[ring->out % ROOM];
-    must(ring->sum_in == ring->sum_out, "%llu were put in, %llu taken out", (unsigned long long)ring->sum_in,
-         (unsigned long long)ring->sum_out);
-    printf("%llu items of %llu threads, %u ticks\n", (unsigned long long)ring->in, (unsigned long long)(threads * lives),
-           ring->ticks);
+    must(ring->sum_in == ring->sum_out, "%llu were put in, %llu taken out",
+         (unsigned long long)ring->sum_in, (unsigned long long)ring->sum_out);
+    printf("%llu items of %llu threads, %u ticks\n", (unsigned long long)ring->in,
+           (unsigned long long)(threads * lives), ring->ticks);
     fixture_end(&f);
     return 0;
 }

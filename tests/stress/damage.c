@@ -4,13 +4,14 @@
  *
  *   damage [-n files] [-s seconds] [-l]
  *
- * With -l the damage comes while two processes work on the heap: a third writes to its metadata, at random, for as
- * long as they do. Only the words of mutexes are left alone: a lock that seems to be held by a living thread cannot be
- * told from one that is.
+ * With -l the damage comes while two processes work on the heap: a third writes to its metadata, at
+ * random, for as long as they do. Only the words of mutexes are left alone: a lock that seems to be
+ * held by a living thread cannot be told from one that is.
  *
- * Each image is a sound heap with one to six bytes changed, mostly in its metadata. Opening it may be refused, the
- * work may end in errors and a poisoned heap; it must not crash and must end. That is all that is asked: an error
- * that no check can see (a bit of a bitmap) hands a block out twice, which only the program could notice.
+ * Each image is a sound heap with one to six bytes changed, mostly in its metadata. Opening it may
+ * be refused, the work may end in errors and a poisoned heap; it must not crash and must end. That
+ * is all that is asked: an error that no check can see (a bit of a bitmap) hands a block out twice,
+ * which only the program could notice.
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -36,7 +37,9 @@ static void make_image(struct rng *rng)
 {
     shmalloc_ref *slots;
     char name[16];
-    must_work(shmalloc_root_get_or_create(f.heap, "table", 0, SLOTS * sizeof(*slots), NULL, NULL, &table) - 1);
+    must_work(shmalloc_root_get_or_create(f.heap, "table", 0, SLOTS * sizeof(*slots), NULL, NULL,
+                                          &table) -
+              1);
     slots = shmalloc_ptr(f.heap, table);
     for (int i = 0; i < SLOTS; i++) {
         must_work(shmalloc_ref_alloc(f.heap, 1 + rng_log_uniform(rng, 17), &slots[i]));
@@ -55,7 +58,8 @@ static void make_image(struct rng *rng)
     image_size = (size_t)st.st_size;
     sound = malloc(image_size);
     changed = malloc(image_size);
-    must(sound && changed && pread(fd, sound, image_size, 0) == (ssize_t)image_size, "cannot read the image");
+    must(sound && changed && pread(fd, sound, image_size, 0) == (ssize_t)image_size,
+         "cannot read the image");
     close(fd);
 }
 
@@ -67,9 +71,12 @@ static void change(struct rng *rng, char *places, size_t size)
     places[0] = 0;
     for (uint64_t n = 1 + rng_below(rng, 6); n > 0; n--) {
         /* three in four in the fixed areas and the first chunk's words and descriptors */
-        uint64_t at = rng_below(rng, 4) ? 4096 + rng_below(rng, 400000) : rng_below(rng, image_size);
-        changed[at] = rng_below(rng, 2) ? (uint8_t)rng_next(rng) : changed[at] ^ (uint8_t)(1u << rng_below(rng, 8));
-        used += (size_t)snprintf(places + used, size - used, " %#llx=%02x", (unsigned long long)at, changed[at]);
+        uint64_t at =
+            rng_below(rng, 4) ? 4096 + rng_below(rng, 400000) : rng_below(rng, image_size);
+        changed[at] = rng_below(rng, 2) ? (uint8_t)rng_next(rng)
+                                        : changed[at] ^ (uint8_t)(1u << rng_below(rng, 8));
+        used += (size_t)snprintf(places + used, size - used, " %#llx=%02x", (unsigned long long)at,
+                                 changed[at]);
     }
 }
 
@@ -77,9 +84,11 @@ static void work_on(shmalloc_heap *heap, struct rng *rng)
 {
     shmalloc_ref outside[SLOTS] = {0}, root;
     shmalloc_ref *inside = shmalloc_ptr_range(heap, table, sizeof(outside));
-    may_fail(shmalloc_root_get(heap, "table", 0, &root)); /* may be damaged: a program would store anywhere */
+    may_fail(shmalloc_root_get(heap, "table", 0, &root)); /* may be damaged: a program would store
+                                                             anywhere */
     for (int i = 0; i < 500; i++) {
-        shmalloc_ref *ref = (inside && rng_below(rng, 2) ? inside : outside) + rng_below(rng, SLOTS);
+        shmalloc_ref *ref =
+            (inside && rng_below(rng, 2) ? inside : outside) + rng_below(rng, SLOTS);
         size_t size = 1 + rng_log_uniform(rng, rng_below(rng, 20) ? 12 : 19);
         switch (rng_below(rng, 8)) {
         case 0:
@@ -163,7 +172,8 @@ static uint64_t metadata_word(struct rng *rng)
 {
     const struct smf_header *header = (const struct smf_header *)(const void *)sound;
     const struct smf_areas *areas = &header->areas;
-    const struct smf_chunk *chunk = (const struct smf_chunk *)(const void *)(sound + areas->directory);
+    const struct smf_chunk *chunk =
+        (const struct smf_chunk *)(const void *)(sound + areas->directory);
     const struct {
         uint64_t at, size;
     } records[] = {
@@ -177,9 +187,11 @@ static uint64_t metadata_word(struct rng *rng)
         {areas->threads, 4 * sizeof(uint64_t)},
         {areas->central, areas->end - areas->central},
         {areas->end, chunk->page_count * sizeof(uint16_t)},
-        {areas->end + chunk->page_count * sizeof(uint16_t), chunk->page_count * sizeof(struct smf_page)},
+        {areas->end + chunk->page_count * sizeof(uint16_t),
+         chunk->page_count * sizeof(struct smf_page)},
         {*(const uint64_t *)(const void *)(sound + areas->threads), SMF_THREAD_PAGES * SMF_PAGE},
-        {areas->end, image_size - areas->end}, /* root records, side arrays, bitmap pages; and what is the users' */
+        {areas->end, image_size - areas->end}, /* root records, side arrays, bitmap pages; and what
+                                                  is the users' */
     };
     const uint64_t kinds = sizeof(records) / sizeof(records[0]), kind = rng_below(rng, kinds + 1);
     if (kind == kinds) /* statistics of a lock */
@@ -199,7 +211,8 @@ static void write_word(uint8_t *base, struct rng *rng)
         value = rng_next(rng);
         break;
     case 2:
-        value = rng_below(rng, image_size >> SMF_PAGE_SHIFT) << (rng_below(rng, 2) ? SMF_PAGE_SHIFT : 0);
+        value = rng_below(rng, image_size >> SMF_PAGE_SHIFT)
+                << (rng_below(rng, 2) ? SMF_PAGE_SHIFT : 0);
         break;
     case 3:
         value = *(uint64_t *)(void *)(base + metadata_word(rng));
@@ -220,7 +233,8 @@ static int write_damage(void *arg)
     uint8_t *base = mmap(NULL, image_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     must(base != MAP_FAILED, "mmap");
     await_word(&live->ready, WORKERS);
-    for (uint64_t pause = rng_log_uniform(&rng, 13); !__atomic_load_n(&live->stop, __ATOMIC_RELAXED);) {
+    for (uint64_t pause = rng_log_uniform(&rng, 13);
+         !__atomic_load_n(&live->stop, __ATOMIC_RELAXED);) {
         struct stat st;
         if (fstat(fd, &st) < 0 || (size_t)st.st_size < image_size)
             break; /* shortened: what is behind its end is no damage of ours */
@@ -255,17 +269,19 @@ static void damage_live(struct rng *rng, unsigned rounds, uint64_t end)
         __atomic_store_n(&live->stop, 1, __ATOMIC_RELAXED);
         for (int i = 0; i <= WORKERS; i++) {
             int status = wait_child(pids[i]);
-            must(status >= 0, "round %u: process %d of %d ended by signal %d", round, i, WORKERS + 1, -status);
+            must(status >= 0, "round %u: process %d of %d ended by signal %d", round, i,
+                 WORKERS + 1, -status);
         }
         uint64_t seed = rng_next(rng);
         int status = run_child(open_and_work, &seed);
         must(status >= 0, "round %u: ended by signal %d when opened again", round, -status);
         refused += status == 1;
     }
-    must(live->written > round && live->steps > 0, "%u rounds: %llu words written, %llu steps", round,
-         (unsigned long long)live->written, (unsigned long long)live->steps);
-    printf("%u rounds, %llu words of live metadata written, %llu steps of work; %u heaps refused afterwards\n", round,
-           (unsigned long long)live->written, (unsigned long long)live->steps, refused);
+    must(live->written > round && live->steps > 0, "%u rounds: %llu words written, %llu steps",
+         round, (unsigned long long)live->written, (unsigned long long)live->steps);
+    printf("%u rounds, %llu words of live metadata written, %llu steps of work; %u heaps refused "
+           "afterwards\n",
+           round, (unsigned long long)live->written, (unsigned long long)live->steps, refused);
 }
 
 int main(int argc, char **argv)
@@ -297,8 +313,8 @@ int main(int argc, char **argv)
         ends[status]++;
     }
     if (!is_live)
-        printf("%u damaged heaps: %u refused, %u found damaged later, %u without a trace\n", done, ends[1], ends[2],
-               ends[0]);
+        printf("%u damaged heaps: %u refused, %u found damaged later, %u without a trace\n", done,
+               ends[1], ends[2], ends[0]);
     free(sound);
     free(changed);
     fixture_end(&f);

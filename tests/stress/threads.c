@@ -6,9 +6,10 @@
  *
  * Not -f under ThreadSanitizer: it cannot see that a lock was handed on by way of another process.
  *
- * Threads allocate, exchange blocks through mailboxes (so most frees are of other threads' blocks), bind
- * roots, count under mutexes in the heap, and end after a while, when others take their places. Fails when a
- * pattern is not whole, a counter under a mutex is off, or anything is left at the end.
+ * Threads allocate, exchange blocks through mailboxes (so most frees are of other threads' blocks),
+ * bind roots, count under mutexes in the heap, and end after a while, when others take their
+ * places. Fails when a pattern is not whole, a counter under a mutex is off, or anything is left at
+ * the end.
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -191,7 +192,8 @@ int main(int argc, char **argv)
         pthread_join(starters[i], NULL);
     end_all(counters_ref, &empty);
     fixture_end(&f);
-    printf("%llu operations of %llu threads, at most %llu at once, %llu forks\n", (unsigned long long)operations,
-           (unsigned long long)lives, (unsigned long long)threads, (unsigned long long)forks);
+    printf("%llu operations of %llu threads, at most %llu at once, %llu forks\n",
+           (unsigned long long)operations, (unsigned long long)lives, (unsigned long long)threads,
+           (unsigned long long)forks);
     return 0;
 }

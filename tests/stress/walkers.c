@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * walkers.c - statistics, lists and checks over a heap that other processes and threads change all the time.
+ * walkers.c - statistics, lists and checks over a heap that other processes and threads change all
+ * the time.
  *
  *   walkers [-s seconds]
  *
- * Not for ThreadSanitizer: the walkers read without locks, and say so. Fails when one of them crashes, calls
- * a sound heap damaged, or gives a figure that cannot be.
+ * Not for ThreadSanitizer: the walkers read without locks, and say so. Fails when one of them
+ * crashes, calls a sound heap damaged, or gives a figure that cannot be.
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -53,8 +54,8 @@ static void *churn_as_thread(void *arg)
 static int look_at_block(const shmalloc_block *block, void *arg)
 {
     uint64_t *last = arg;
-    must(block->ref > *last && block->size > 0 && block->ref + block->size > block->ref, "block %#llx",
-         (unsigned long long)block->ref);
+    must(block->ref > *last && block->size > 0 && block->ref + block->size > block->ref,
+         "block %#llx", (unsigned long long)block->ref);
     *last = block->ref;
     return 0;
 }
@@ -70,7 +71,8 @@ static void walk(const shmalloc_heap *heap)
 {
     uint64_t last = 0;
     shmalloc_stats s = heap_stats(heap);
-    must(s.file_size <= s.max_size && s.free_pages <= s.file_size && s.roots <= 50, "figures that cannot be");
+    must(s.file_size <= s.max_size && s.free_pages <= s.file_size && s.roots <= 50,
+         "figures that cannot be");
     must_work(shmalloc_each_block(heap, look_at_block, &last));
     must_work(shmalloc_root_each(heap, look_at_root, NULL));
     must_be_sound(heap);
@@ -100,7 +102,8 @@ int main(int argc, char **argv)
     pthread_t thread;
     stop = shared_memory(sizeof(*stop));
     fixture_begin_heap(&f, 0);
-    pid_t churner = start_child(churn_as_process, &seed), reader = start_child(walk_read_only, NULL);
+    pid_t churner = start_child(churn_as_process, &seed),
+          reader = start_child(walk_read_only, NULL);
     must(pthread_create(&thread, NULL, churn_as_thread, &seed) == 0, "pthread_create");
     for (uint64_t end = now_ns() + seconds * 1000000000ull; now_ns() < end; walks++)
         walk(f.heap);

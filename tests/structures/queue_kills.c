@@ -2,11 +2,13 @@
 /*
  * queue_kills.c - a queue under random SIGKILL and SIGSTOP, against a model outside of the heap.
  *
- *   queue_kills [KILLS] [SEED]      processes that send and receive are killed and replaced; all of them every 100 kills
+ *   queue_kills [KILLS] [SEED]      processes that send and receive are killed and replaced; all of
+ *                                   them every 100 kills
  *   queue_kills --planted           each planted fault has to be found
  *
- * What was sent (the call returned) arrives; what was acknowledged never comes again; what comes twice says so, and only if
- * somebody died with it; what one sender sent arrives in order; at the end no block is left that is not the queue's.
+ * What was sent (the call returned) arrives; what was acknowledged never comes again; what comes
+ * twice says so, and only if somebody died with it; what one sender sent arrives in order; at the
+ * end no block is left that is not the queue's.
  *
  * It has the queue's source compiled in, with faults that can be planted.
  */
@@ -61,8 +63,8 @@ static size_t length_of(uint64_t who, uint64_t number)
 
 static _Noreturn void report(const char *what, uint64_t who, uint64_t number)
 {
-    fprintf(stderr, "queue_kills: message %llu of sender %llu %s (%s)\n", (unsigned long long)number,
-            (unsigned long long)who, what, shmalloc_errmsg());
+    fprintf(stderr, "queue_kills: message %llu of sender %llu %s (%s)\n",
+            (unsigned long long)number, (unsigned long long)who, what, shmalloc_errmsg());
     model->failed = 1;
     _exit(3);
 }
@@ -107,16 +109,19 @@ static void work_as_sender(shmalloc_heap *heap, shmalloc_queue *q, int who)
         model->next[who] = number;
         SMI_BARRIER(); /* from here on it may have been sent */
         int rc = is_ref(number) ? send_ref(heap, q, who, number)
-                                : shmalloc_queue_send(q, bytes, length_of((uint64_t)who, number), 20000000000ull);
+                                : shmalloc_queue_send(q, bytes, length_of((uint64_t)who, number),
+                                                      20000000000ull);
         if (rc < 0)
             report("cannot be sent", (uint64_t)who, number);
         __atomic_fetch_or(&model->state[who][number % WINDOW], SENT, __ATOMIC_SEQ_CST);
     }
 }
 
-static void judge(const struct payload *p, const shmalloc_message *m, size_t length, uint64_t last[SENDERS])
+static void judge(const struct payload *p, const shmalloc_message *m, size_t length,
+                  uint64_t last[SENDERS])
 {
-    if (length < sizeof(*p) || p->who >= SENDERS || p->number > model->next[p->who] || p->length != length_of(p->who, p->number))
+    if (length < sizeof(*p) || p->who >= SENDERS || p->number > model->next[p->who] ||
+        p->length != length_of(p->who, p->number))
         report("is none", 0, m->opaque[0]);
     for (size_t i = 0; i < p->length - sizeof(*p); i++)
         if (p->rest[i] != (uint8_t)p->number)
@@ -132,8 +137,8 @@ static void judge(const struct payload *p, const shmalloc_message *m, size_t len
         last[p->who] = p->number;
 }
 
-static void handle(shmalloc_heap *heap, shmalloc_queue *q, shmalloc_message *m, int worker, uint64_t last[SENDERS],
-                   struct rng *rng)
+static void handle(shmalloc_heap *heap, shmalloc_queue *q, shmalloc_message *m, int worker,
+                   uint64_t last[SENDERS], struct rng *rng)
 {
     shmalloc_ref *word = word_of_worker(heap, worker);
     const struct payload *p = m->ref ? shmalloc_ptr(heap, m->ref) : m->data;
@@ -156,7 +161,8 @@ static void handle(shmalloc_heap *heap, shmalloc_queue *q, shmalloc_message *m, 
 static void work_as_receiver(shmalloc_heap *heap, shmalloc_queue *q, int worker, struct rng *rng)
 {
     uint64_t last[SENDERS] = {0};
-    must_work(shmalloc_ref_free(heap, word_of_worker(heap, worker))); /* of a killed one before: it had it */
+    /* of a killed one before: it had it */
+    must_work(shmalloc_ref_free(heap, word_of_worker(heap, worker)));
     while (!model->stop) {
         shmalloc_message m;
         int rc = shmalloc_queue_take(q, &m, 10000000000ull);
@@ -262,9 +268,11 @@ static int look_at_the_rest(struct fixture *f)
     must_work(shmalloc_each_block(heap, count_block, &blocks));
     must_be_sound(heap);
     must_work(shmalloc_close(heap));
-    printf("sent %llu and %llu, handled %llu, redelivered %llu (%llu returned), left %llu, lost %llu, blocks %llu\n",
-           (unsigned long long)model->next[0], (unsigned long long)model->next[1], (unsigned long long)model->handled,
-           (unsigned long long)model->redelivered, (unsigned long long)model->returned, (unsigned long long)drained,
+    printf("sent %llu and %llu, handled %llu, redelivered %llu (%llu returned), left %llu, lost "
+           "%llu, blocks %llu\n",
+           (unsigned long long)model->next[0], (unsigned long long)model->next[1],
+           (unsigned long long)model->handled, (unsigned long long)model->redelivered,
+           (unsigned long long)model->returned, (unsigned long long)drained,
            (unsigned long long)lost, (unsigned long long)blocks);
     return lost != 0 || blocks != 2; /* the cells, and the words of the workers */
 }
@@ -279,7 +287,8 @@ static int run_kills(unsigned kills, int fault, uint64_t seed)
     fixture_begin_heap(&f, 0);
     o.capacity = 64;
     must_code(shmalloc_queue_open_root(f.heap, "queue", &o, &q), SHMALLOC_CREATED);
-    must_code(shmalloc_root_get_or_create(f.heap, "words", 0, 8 * WORKERS, NULL, NULL, &words), SHMALLOC_CREATED);
+    must_code(shmalloc_root_get_or_create(f.heap, "words", 0, 8 * WORKERS, NULL, NULL, &words),
+              SHMALLOC_CREATED);
     must_work(shmalloc_close(f.heap));
     f.heap = NULL;
     model = shared_memory(sizeof(*model));
@@ -300,7 +309,8 @@ static int run_kills(unsigned kills, int fault, uint64_t seed)
 
 static int find_planted(void)
 {
-    static const char *const names[] = {"none", "redelivery lost", "ack frees twice", "full too early"};
+    static const char *const names[] = {"none", "redelivery lost", "ack frees twice",
+                                        "full too early"};
     for (int fault = 1; fault < FAULTS; fault++) {
         int found = 0;
         for (unsigned tries = 0; !found && tries < 10; tries++) {

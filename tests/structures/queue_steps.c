@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * queue_steps.c - a process dies at each instruction of each operation on a queue: with everybody else, or while another one
- * goes on. The kit does it (shmalloc/crashtest.h).
+ * queue_steps.c - a process dies at each instruction of each operation on a queue: with everybody
+ * else, or while another one goes on. The kit does it (shmalloc/crashtest.h).
  *
  *   queue_steps [NAME]     all operations, or those whose names contain NAME
  */
@@ -215,8 +215,9 @@ CALLBACK(remove_root)
 static int print_message(const struct smi_item *item, void *arg)
 {
     const char *first = item->bytes;
-    shmalloc_crashtest_print("%s: %llu bytes of %c%s\n", (const char *)arg, (unsigned long long)item->length,
-                             first ? *first : '-', first ? "" : ", a ref");
+    shmalloc_crashtest_print("%s: %llu bytes of %c%s\n", (const char *)arg,
+                             (unsigned long long)item->length, first ? *first : '-',
+                             first ? "" : ", a ref");
     return 0;
 }
 
@@ -237,7 +238,9 @@ static int print_structure(const struct smi_structure_seen *seen, void *arg)
 {
     struct look *look = arg;
     uint64_t state = seen->head->life & SMF_LIFE_STATE;
-    const char *name = seen->ref == look->root ? "root" : seen->ref == look->word ? "word" : "other";
+    const char *name = seen->ref == look->root   ? "root"
+                       : seen->ref == look->word ? "word"
+                                                 : "other";
     reach(seen->ref, NULL);
     if (state == SMF_LIFE_NONE)
         return 0;
@@ -284,10 +287,12 @@ CALLBACK(go_on)
             shmalloc_ref ref = 0;
             int rc = m.ref ? shmalloc_queue_ack_ref(&q, &m, &ref) : shmalloc_queue_ack(&q, &m);
             if (rc < 0 || (ref && shmalloc_ref_free(heap, &ref) < 0))
-                return shmalloc_crashtest_fail("a message cannot be acknowledged: %s", shmalloc_errmsg());
+                return shmalloc_crashtest_fail("a message cannot be acknowledged: %s",
+                                               shmalloc_errmsg());
         }
         if (shmalloc_queue_count(&q) != 0)
-            return shmalloc_crashtest_fail("%lld messages are left", (long long)shmalloc_queue_count(&q));
+            return shmalloc_crashtest_fail("%lld messages are left",
+                                           (long long)shmalloc_queue_count(&q));
         for (int i = 0; i < 4 && round == 0; i++)
             if (shmalloc_queue_send(&q, bytes, i % 2 ? 500 : 5, 0) < 0)
                 return shmalloc_crashtest_fail("there is no room: %s", shmalloc_errmsg());

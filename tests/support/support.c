@@ -25,7 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* ---- failing ---------------------------------------------------------------------------------- */
+/* ---- failing --------------------------------------------------------------------------------- */
 
 _Noreturn void test_fail(const char *file, int line, const char *format, ...)
 {
@@ -36,7 +36,8 @@ _Noreturn void test_fail(const char *file, int line, const char *format, ...)
     va_end(args);
     fprintf(stderr, "%s:%d: [%d] %s\n", file, line, (int)getpid(), text);
     fflush(stderr);
-    /* No core dump: with a mapped heap it would take long and keep the dead alive for its neighbours. */
+    /* No core dump: with a mapped heap it would take long and keep the dead alive for its
+     * neighbours. */
     struct rlimit none = {0, 0};
     setrlimit(RLIMIT_CORE, &none);
     abort();
@@ -50,7 +51,7 @@ void test_code(int got, int wanted, const char *what, const char *file, int line
                   shmalloc_strerror(wanted));
 }
 
-/* ---- places ----------------------------------------------------------------------------------- */
+/* ---- places ---------------------------------------------------------------------------------- */
 
 void fixture_begin(struct fixture *f)
 {
@@ -122,7 +123,7 @@ shmalloc_heap *heap_open(const char *path)
     return heap;
 }
 
-/* ---- processes -------------------------------------------------------------------------------- */
+/* ---- processes ------------------------------------------------------------------------------- */
 
 void die_with_parent(pid_t parent)
 {
@@ -203,7 +204,7 @@ void signal_word(uint32_t *word)
     syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
-/* ---- time and chance -------------------------------------------------------------------------- */
+/* ---- time and chance ------------------------------------------------------------------------- */
 
 uint64_t now_ns(void)
 {
@@ -266,7 +267,7 @@ void rng_shuffle(struct rng *rng, uint64_t *items, size_t count)
     }
 }
 
-/* ---- patterns --------------------------------------------------------------------------------- */
+/* ---- patterns -------------------------------------------------------------------------------- */
 
 static uint64_t pattern_word(uint64_t stamp, size_t word)
 {
@@ -312,7 +313,7 @@ int all_zero(const void *block, size_t len)
     return len == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0);
 }
 
-/* ---- the end of a test ------------------------------------------------------------------------ */
+/* ---- the end of a test ----------------------------------------------------------------------- */
 
 shmalloc_stats heap_stats(const shmalloc_heap *heap)
 {
@@ -348,14 +349,16 @@ void must_be_as_before(shmalloc_heap *heap, const struct usage *before)
          "%llu bytes in %llu blocks are allocated, there were %llu in %llu",
          (unsigned long long)now.allocated, (unsigned long long)now.blocks,
          (unsigned long long)before->allocated, (unsigned long long)before->blocks);
-    /* A chunk loses less than a page to rounding; a slab or large block that was lost holds one at least. */
+    /* A chunk loses less than a page to rounding; a slab or large block that was lost holds one at
+     * least. */
     uint64_t rounding = now.chunks > before->chunks ? (now.chunks - before->chunks) * 8192 : 1;
     must(now.held < before->held + rounding,
-         "%llu bytes are in neither metadata nor free runs, there were %llu; %llu chunks, there were %llu",
-         (unsigned long long)now.held, (unsigned long long)before->held, (unsigned long long)now.chunks,
-         (unsigned long long)before->chunks);
-    must(now.allocated != 0 || now.free_slots == 0, "an empty heap holds %llu bytes of slots after trim",
-         (unsigned long long)now.free_slots);
+         "%llu bytes are in neither metadata nor free runs, there were %llu; %llu chunks, there "
+         "were %llu",
+         (unsigned long long)now.held, (unsigned long long)before->held,
+         (unsigned long long)now.chunks, (unsigned long long)before->chunks);
+    must(now.allocated != 0 || now.free_slots == 0,
+         "an empty heap holds %llu bytes of slots after trim", (unsigned long long)now.free_slots);
     must_be_sound(heap);
 }
 

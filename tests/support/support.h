@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * support.h - what every test needs: a private directory, heaps in it, child processes, numbers that
- * can be drawn again, patterns that give a mixed-up block away, and the two questions that end a test:
- * is the heap sound, and is as much free as before?
+ * support.h - what every test needs: a private directory, heaps in it, child processes, numbers
+ * that can be drawn again, patterns that give a mixed-up block away, and the two questions that end
+ * a test: is the heap sound, and is as much free as before?
  *
- * Nothing here depends on a test framework, so the programs under proc/, model/ and stress/ use it as
- * the unit tests do. A failed must() prints where and why and aborts: a framework reports a crashed
- * test, a parent sees SIGABRT, a plain program fails.
+ * Nothing here depends on a test framework, so the programs under proc/, model/ and stress/ use it
+ * as the unit tests do. A failed must() prints where and why and aborts: a framework reports a
+ * crashed test, a parent sees SIGABRT, a plain program fails.
  */
 #ifndef TEST_SUPPORT_H
 #define TEST_SUPPORT_H
@@ -16,7 +16,8 @@
 
 #include <shmalloc/shmalloc.h>
 
-/* What is built with AddressSanitizer cannot limit its address space, nor end threads behind its back. */
+/* What is built with AddressSanitizer cannot limit its address space, nor end threads behind its
+ * back. */
 #if defined(__SANITIZE_ADDRESS__)
 #define TEST_ASAN 1
 #elif defined(__has_feature)
@@ -28,7 +29,7 @@
 #define TEST_ASAN 0
 #endif
 
-/* ---- failing ---------------------------------------------------------------------------------- */
+/* ---- failing --------------------------------------------------------------------------------- */
 
 _Noreturn void test_fail(const char *file, int line, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
@@ -44,7 +45,7 @@ void test_code(int got, int wanted, const char *what, const char *file, int line
 /* Any answer of `call` is right, as of a heap that is damaged meanwhile. */
 #define may_fail(call) ((void)!(call))
 
-/* ---- places ----------------------------------------------------------------------------------- */
+/* ---- places ---------------------------------------------------------------------------------- */
 
 /* A directory of the test's own, below $SHMALLOC_TEST_DIR, else /dev/shm, else /tmp. */
 struct fixture {
@@ -66,7 +67,7 @@ const char *fixture_path(const struct fixture *f, const char *name);
 shmalloc_heap *heap_create(const char *path, unsigned flags);
 shmalloc_heap *heap_open(const char *path);
 
-/* ---- processes -------------------------------------------------------------------------------- */
+/* ---- processes ------------------------------------------------------------------------------- */
 
 typedef int worker_fn(void *arg); /* 0 = pass; runs in a child that leaves through _exit */
 
@@ -88,7 +89,7 @@ void await_word(const uint32_t *word, uint32_t value);
 /* Add 1 to a word that somebody awaits. */
 void signal_word(uint32_t *word);
 
-/* ---- time and chance -------------------------------------------------------------------------- */
+/* ---- time and chance ------------------------------------------------------------------------- */
 
 uint64_t now_ns(void); /* CLOCK_MONOTONIC */
 
@@ -104,7 +105,7 @@ uint64_t rng_below(struct rng *rng, uint64_t bound);      /* 0 .. bound - 1 */
 uint64_t rng_log_uniform(struct rng *rng, unsigned bits); /* every magnitude below 2^bits alike */
 void rng_shuffle(struct rng *rng, uint64_t *items, size_t count);
 
-/* ---- patterns --------------------------------------------------------------------------------- */
+/* ---- patterns -------------------------------------------------------------------------------- */
 
 /* Byte i of the pattern of a stamp depends on both, so a block that another one overlaps, or that
  * moved by any distance, shows. A prefix of a pattern is the pattern of the prefix. */
@@ -113,7 +114,7 @@ void pattern_fill(void *block, size_t from, size_t to, uint64_t stamp);
 size_t pattern_check(const void *block, size_t len, uint64_t stamp);
 int all_zero(const void *block, size_t len);
 
-/* ---- the end of a test ------------------------------------------------------------------------ */
+/* ---- the end of a test ----------------------------------------------------------------------- */
 
 /* What is in use, after everything cached here was given back; two of them can be compared. */
 struct usage {
@@ -125,7 +126,8 @@ struct usage {
 };
 
 shmalloc_stats heap_stats(const shmalloc_heap *heap);
-/* Trim, then look. No other thread or process may have blocks cached for two of these to be equal. */
+/* Trim, then look. No other thread or process may have blocks cached for two of these to be
+ * equal. */
 struct usage usage_now(shmalloc_heap *heap);
 /* The heap is sound and as much is in use as `before`. */
 void must_be_as_before(shmalloc_heap *heap, const struct usage *before);

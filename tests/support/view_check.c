@@ -20,5 +20,6 @@ void must_be_sound_on_disk(const char *path)
     must_work(smi_view_open(&view, path));
     must_work(smi_check(&view, 0, print_violation, (void *)(uintptr_t)path, &result));
     smi_view_finish(&view);
-    must(result.violations == 0, "%s: %llu violations", path, (unsigned long long)result.violations);
+    must(result.violations == 0, "%s: %llu violations", path,
+         (unsigned long long)result.violations);
 }

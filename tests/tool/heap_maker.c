@@ -5,14 +5,16 @@
  * Usage: heap_maker FILE STEP...
  *   create, hardened   open FILE, made if need be (in hardened mode)
  *   fill=N             allocate N blocks of many sizes, free every third
- *   keep=N             allocate N large blocks and free them all: the thread keeps them (12 at most)
+ *   keep=N             allocate N large blocks and free them all: the thread keeps them (12 at
+ *                      most)
  *   pile=N             allocate N small blocks of one size and free them all (10,000 at most)
  *   roots=N            bind N roots
  *   dangle             bind the root "freed" to a block, free that
  *   odd-names          bind roots whose names hold control characters and invalid UTF-8
  *   close              close the heap in order
  *   hold               print "ready", wait for end of input
- *   weave              print "ready", replace and resize linked blocks for ever in two threads; none is ever leaked
+ *   weave              print "ready", replace and resize linked blocks for ever in two threads;
+ *                      none is ever leaked
  *   churn              print "ready", allocate and free for ever in two threads
  *   stop-in-lock       a child allocates and is stopped where the log of a class lock is armed;
  *                      print "ready PID", wait for end of input, let the child go on
@@ -97,7 +99,8 @@ static void make_roots(long count)
 static void make_dangling_root(void)
 {
     shmalloc_ref ref;
-    if (shmalloc_root_get_or_create(heap, "freed", 7, 64, NULL, NULL, &ref) < 0 || shmalloc_ref_free(heap, &ref) < 0)
+    if (shmalloc_root_get_or_create(heap, "freed", 7, 64, NULL, NULL, &ref) < 0 ||
+        shmalloc_ref_free(heap, &ref) < 0)
         fail("dangle");
 }
 
@@ -149,7 +152,8 @@ static void weave_for_ever(void)
     pthread_t thread;
     for (int i = 0; i < 2; i++) {
         snprintf(name, sizeof(name), "woven by %d, %d", (int)getpid(), i);
-        if (shmalloc_root_get_or_create(heap, name, 0, WOVEN * sizeof(shmalloc_ref), NULL, NULL, &refs[i]) < 0)
+        if (shmalloc_root_get_or_create(heap, name, 0, WOVEN * sizeof(shmalloc_ref), NULL, NULL,
+                                        &refs[i]) < 0)
             fail("root");
     }
     say("ready");
@@ -162,7 +166,8 @@ struct churner {
     pthread_barrier_t *both;
 };
 
-/* Enough at once to empty and overflow caches, so that locks are taken. Both threads use the heap from "ready" on. */
+/* Enough at once to empty and overflow caches, so that locks are taken. Both threads use the heap
+ * from "ready" on. */
 static void *churn(void *arg)
 {
     enum { SLOTS = 2000 };

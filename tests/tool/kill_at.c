@@ -4,8 +4,8 @@
  *
  * Usage: kill_at N PROGRAM ARGUMENT...
  *
- * Counted are the system calls that write, lengthen, name or sync a file, at their entry. Exit status: 100
- * when the program was killed, else its own.
+ * Counted are the system calls that write, lengthen, name or sync a file, at their entry. Exit
+ * status: 100 when the program was killed, else its own.
  */
 #include <signal.h>
 #include <stdint.h>
@@ -20,15 +20,16 @@ enum { KILLED = 100, CANNOT = 101 };
 
 static int changes_a_file(uint64_t number)
 {
-    static const long numbers[] = {SYS_pwrite64, SYS_ftruncate, SYS_fallocate, SYS_linkat, SYS_fdatasync, SYS_fsync};
+    static const long numbers[] = {SYS_pwrite64, SYS_ftruncate, SYS_fallocate,
+                                   SYS_linkat,   SYS_fdatasync, SYS_fsync};
     for (unsigned i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
         if (number == (uint64_t)numbers[i])
             return 1;
     return 0;
 }
 
-/* Is the child at the entry of such a call? The kernel's struct ptrace_syscall_info begins with a byte that says
- * where it is, and has the call's number in its fourth word. */
+/* Is the child at the entry of such a call? The kernel's struct ptrace_syscall_info begins with a
+ * byte that says where it is, and has the call's number in its fourth word. */
 static int is_about_to(pid_t child)
 {
     uint64_t info[16] = {0};
@@ -51,7 +52,8 @@ static int follow(pid_t child, long nth)
         if (WIFSIGNALED(status))
             return CANNOT;
         int at_call = WSTOPSIG(status) == (SIGTRAP | 0x80);
-        signal = at_call || WSTOPSIG(status) == SIGTRAP ? 0 : WSTOPSIG(status); /* SIGTRAP: its exec */
+        /* SIGTRAP: its exec */
+        signal = at_call || WSTOPSIG(status) == SIGTRAP ? 0 : WSTOPSIG(status);
         if (!at_call || !is_about_to(child) || --nth > 0)
             continue;
         kill(child, SIGKILL);

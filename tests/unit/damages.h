@@ -300,7 +300,8 @@ static uint64_t free_spans_touch(struct image *m)
 
 static uint64_t free_span_in_no_set(struct image *m)
 {
-    uint32_t page = image_find(m, 1, is_lone_free_span), stack = image_page(m, page)->page_count - 1;
+    uint32_t page = image_find(m, 1, is_lone_free_span),
+             stack = image_page(m, page)->page_count - 1;
     image_page_heap(m)->set[stack] = 0;
     image_page_heap(m)->set_bits[stack / 64] &= ~(1ull << stack % 64);
     return image_page_ref(page);

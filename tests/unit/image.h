@@ -70,8 +70,10 @@ static inline void image_transact(shmalloc_heap *heap)
     shmalloc_ref ref;
     must_work(shmalloc_ref_alloc(heap, 30000, &ref));
     must_work(shmalloc_tx_begin(heap));
-    must_work(shmalloc_tx_add(heap, shmalloc_ptr(heap, ref), 30000)); /* they stay as they are: so whether it is rolled back */
-    must_work(shmalloc_tx_store(heap, shmalloc_ptr(heap, ref), 1));   /* or forgotten changes nothing */
+    /* they stay as they are: so whether it is rolled back */
+    must_work(shmalloc_tx_add(heap, shmalloc_ptr(heap, ref), 30000));
+    /* or forgotten changes nothing */
+    must_work(shmalloc_tx_store(heap, shmalloc_ptr(heap, ref), 1));
 }
 
 static inline int image_child(void *arg)
@@ -93,7 +95,8 @@ static inline int image_child(void *arg)
     }
     for (int i = 0; i < IMAGE_RETIRED; i++) { /* a bag that takes */
         shmalloc_ref ref;
-        must_work(i % 2 ? shmalloc_ref_alloc(heap, 64, &ref) : shmalloc_ref_alloc_tagged(heap, 500, 77, &ref));
+        must_work(i % 2 ? shmalloc_ref_alloc(heap, 64, &ref)
+                        : shmalloc_ref_alloc_tagged(heap, 500, 77, &ref));
         must_work(shmalloc_retire(heap, &ref));
     }
     for (int i = 0; i < IMAGE_ROOTS; i++) {
@@ -258,13 +261,15 @@ static inline struct smf_thread *image_thread_slot(const struct image *m, uint32
     return image_at(m, image_threads(m)[i]);
 }
 
-static inline uint64_t *image_open_array(const struct image *m, const struct smf_thread *thread, uint32_t k)
+static inline uint64_t *image_open_array(const struct image *m, const struct smf_thread *thread,
+                                         uint32_t k)
 {
     return image_at(m, thread->stacks[k] & ~(uint64_t)SMF_STACK_PAGES);
 }
 
 /* The stack of class k, closed, as whoever adopts it does. */
-static inline uint64_t *image_array(const struct image *m, const struct smf_thread *thread, uint32_t k)
+static inline uint64_t *image_array(const struct image *m, const struct smf_thread *thread,
+                                    uint32_t k)
 {
     uint64_t *array = image_open_array(m, thread, k);
     array[0] = smi_stack_count(array, smi_stack_words(thread->stacks[k], k));

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_alive.c - ids of attachments, and who is alive: threads, forked children, readers, processes that were killed.
+ * test_alive.c - ids of attachments, and who is alive: threads, forked children, readers, processes
+ * that were killed.
  *
- * Would fail if anybody who lives were called dead for an instant, be it by whoever has no entry of his own; if a death had
- * to be noticed by somebody before it is told; or if an id came back.
+ * Would fail if anybody who lives were called dead for an instant, be it by whoever has no entry of
+ * his own; if a death had to be noticed by somebody before it is told; or if an id came back.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -26,7 +27,8 @@ static struct shared *s;
 static void must_answer(const shmalloc_heap *heap, uint64_t id, int answer)
 {
     int rc = shmalloc_is_alive(heap, id);
-    must(rc == answer, "%#llx: expected %d, found %d (%s)", (unsigned long long)id, answer, rc, shmalloc_errmsg());
+    must(rc == answer, "%#llx: expected %d, found %d (%s)", (unsigned long long)id, answer, rc,
+         shmalloc_errmsg());
 }
 
 static shmalloc_heap *open_for_reading(const char *path)
@@ -57,7 +59,8 @@ Test(alive, threads_have_ids_of_their_own_until_they_end)
         pthread_join(thread, NULL);
         must_answer(f.heap, ids[i], 0);
         for (int k = 0; k < i; k++)
-            must(ids[k] != ids[i] && ids[i] != mine, "the id %#llx came back", (unsigned long long)ids[i]);
+            must(ids[k] != ids[i] && ids[i] != mine, "the id %#llx came back",
+                 (unsigned long long)ids[i]);
     }
     must_answer(f.heap, mine, 1);
 }
@@ -65,8 +68,18 @@ Test(alive, threads_have_ids_of_their_own_until_they_end)
 Test(alive, ids_that_nobody_was_given)
 {
     uint64_t mine = shmalloc_self(f.heap);
-    const uint64_t nobody[] = {0, 1, 1024, 1025, 0x7fff, SMF_LEFT, mine | SMF_LEFT, mine + (1 << SMF_OWNER_SERIAL_SHIFT),
-                               mine - (1 << SMF_OWNER_SERIAL_SHIFT), mine + 1, mine ^ 1ull << 63, UINT64_MAX};
+    const uint64_t nobody[] = {0,
+                               1,
+                               1024,
+                               1025,
+                               0x7fff,
+                               SMF_LEFT,
+                               mine | SMF_LEFT,
+                               mine + (1 << SMF_OWNER_SERIAL_SHIFT),
+                               mine - (1 << SMF_OWNER_SERIAL_SHIFT),
+                               mine + 1,
+                               mine ^ 1ull << 63,
+                               UINT64_MAX};
     for (size_t i = 0; i < sizeof(nobody) / sizeof(nobody[0]); i++)
         must_answer(f.heap, nobody[i], 0);
 }
@@ -101,7 +114,8 @@ static int tell_and_wait(void *arg)
     return shmalloc_close(heap) < 0;
 }
 
-/* Stopped, a process still is alive; killed, it is dead at once, for whoever looks and whether or not anybody adopted it. */
+/* Stopped, a process still is alive; killed, it is dead at once, for whoever looks and whether or
+ * not anybody adopted it. */
 static void kill_and_ask(pid_t pid, shmalloc_heap *reader)
 {
     await_word(&s->told, 1);
@@ -124,7 +138,8 @@ Test(alive, who_is_killed_is_dead_before_anybody_adopts_it)
 {
     s = shared_memory(sizeof(*s));
     shmalloc_heap *reader = open_for_reading(f.path);
-    (void)!shmalloc_self(f.heap); /* now, and not after a second, when it would look around and adopt */
+    (void)!shmalloc_self(f.heap); /* now, and not after a second, when it would look around and
+                                     adopt */
     kill_and_ask(start_child(tell_and_wait, NULL), reader);
     memset(s, 0, sizeof(*s));
     must_work(shmalloc_close(f.heap));
@@ -134,7 +149,8 @@ Test(alive, who_is_killed_is_dead_before_anybody_adopts_it)
     must_work(shmalloc_close(reader));
 }
 
-/* A forked child asks before it has an entry of its own, then gets an id of its own, and loses its parent. */
+/* A forked child asks before it has an entry of its own, then gets an id of its own, and loses its
+ * parent. */
 static int ask_right_after_fork(void *arg)
 {
     uint64_t *ids = arg;

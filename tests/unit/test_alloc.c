@@ -2,8 +2,8 @@
 /*
  * test_alloc.c - allocation, freeing and resizing of single blocks, by ref and by pointer.
  *
- * Would fail if two blocks overlapped, a size got a slot too small, alignment or zeroing were missed, a
- * resize lost contents, or a bad free were taken for a good one.
+ * Would fail if two blocks overlapped, a size got a slot too small, alignment or zeroing were
+ * missed, a resize lost contents, or a bad free were taken for a good one.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -46,7 +46,8 @@ static size_t usable(shmalloc_ref ref)
     return shmalloc_usable_size(f.heap, shmalloc_ptr(f.heap, ref));
 }
 
-/* All blocks live at once: each filled to its usable size, so that any overlap destroys a pattern. */
+/* All blocks live at once: each filled to its usable size, so that any overlap destroys a
+ * pattern. */
 static void live_together(size_t from, size_t to, size_t step)
 {
     size_t count = (to - from) / step + 1, i = 0;
@@ -151,8 +152,8 @@ Test(alloc, every_power_of_two_up_to_1_MiB)
         shmalloc_ref refs[sizeof(sizes) / sizeof(sizes[0])] = {0};
         for (unsigned i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
             must_work(shmalloc_ref_alloc_aligned(f.heap, alignment, sizes[i], &refs[i]));
-            must(refs[i] % alignment == 0, "%zu bytes, aligned to %zu, at %#llx", sizes[i], alignment,
-                 (unsigned long long)refs[i]);
+            must(refs[i] % alignment == 0, "%zu bytes, aligned to %zu, at %#llx", sizes[i],
+                 alignment, (unsigned long long)refs[i]);
             must((uintptr_t)shmalloc_ptr(f.heap, refs[i]) % alignment == 0, "in memory");
             must(usable(refs[i]) >= sizes[i], "%zu", sizes[i]);
             fill(refs[i], usable(refs[i]), i);
@@ -290,7 +291,8 @@ Test(alloc, tags_of_the_library_are_refused)
         must(ref == 77, "tag %#x: written on failure", tags[i]);
         char found[32];
         snprintf(found, sizeof(found), "found %#x:", tags[i]);
-        must(strstr(shmalloc_errmsg(), "0 to 0xfeff") && strstr(shmalloc_errmsg(), found), "%s", shmalloc_errmsg());
+        must(strstr(shmalloc_errmsg(), "0 to 0xfeff") && strstr(shmalloc_errmsg(), found), "%s",
+             shmalloc_errmsg());
     }
     cr_assert_eq(heap_stats(f.heap).allocated_blocks, 0, "nothing was allocated");
 }
@@ -430,7 +432,8 @@ Test(alloc, double_frees_that_are_found_at_once)
         shmalloc_ref ref = allocate(sizes[i]), again = ref;
         release(ref);
         int rc = shmalloc_ref_free(f.heap, &again);
-        must(rc == (sizes[i] > LARGEST_KEPT ? SHMALLOC_EBADREF : SHMALLOC_EDOUBLEFREE), "%zu bytes: %d", sizes[i], rc);
+        must(rc == (sizes[i] > LARGEST_KEPT ? SHMALLOC_EBADREF : SHMALLOC_EDOUBLEFREE),
+             "%zu bytes: %d", sizes[i], rc);
         must(again, "changed");
     }
     must_be_sound(f.heap);
@@ -542,7 +545,8 @@ Test(alloc, a_full_heap_says_so_and_goes_on_after_frees)
     must_work(shmalloc_close(small));
 }
 
-/* In the heap and outside; all ways that a block is found: fresh, cached, kept, and a realloc's neighbours. */
+/* In the heap and outside; all ways that a block is found: fresh, cached, kept, and a realloc's
+ * neighbours. */
 Test(alloc, duplicates_hold_what_they_are_copies_of)
 {
     static uint8_t bytes[300000];
@@ -555,10 +559,12 @@ Test(alloc, duplicates_hold_what_they_are_copies_of)
             for (int k = 0; k < 3; k++) {
                 pattern_fill(bytes, 0, sizes[i], i * 9 + (size_t)k);
                 must_work(shmalloc_ref_dup(f.heap, bytes, sizes[i], &inside[k]));
-                must_work(shmalloc_ref_dup(f.heap, shmalloc_ptr(f.heap, inside[k]), sizes[i], &outside[k]));
+                must_work(shmalloc_ref_dup(f.heap, shmalloc_ptr(f.heap, inside[k]), sizes[i],
+                                           &outside[k]));
             }
             for (int k = 0; k < 3; k++) {
-                const void *copies[] = {shmalloc_ptr(f.heap, inside[k]), shmalloc_ptr(f.heap, outside[k])};
+                const void *copies[] = {shmalloc_ptr(f.heap, inside[k]),
+                                        shmalloc_ptr(f.heap, outside[k])};
                 for (int c = 0; c < 2; c++) {
                     cr_assert(shmalloc_usable_size(f.heap, copies[c]) >= sizes[i]);
                     cr_assert_eq(pattern_check(copies[c], sizes[i], i * 9 + (size_t)k), sizes[i]);
@@ -576,7 +582,9 @@ Test(alloc, duplicates_of_nothing)
     shmalloc_ref ref = 77;
     must_code(shmalloc_ref_dup(f.heap, NULL, 1, &ref), -EINVAL);
     must_code(shmalloc_ref_dup(f.heap, NULL, 1 << 20, &ref), -EINVAL);
-    must_code(shmalloc_ref_dup(f.heap, "x", 1, (shmalloc_ref *)(void *)((char *)shmalloc_ptr(f.heap, 8) + 1)), -EINVAL);
+    must_code(shmalloc_ref_dup(f.heap, "x", 1,
+                               (shmalloc_ref *)(void *)((char *)shmalloc_ptr(f.heap, 8) + 1)),
+              -EINVAL);
     cr_assert_eq(ref, 77);
     must_work(shmalloc_ref_dup(f.heap, NULL, 0, &ref));
     cr_assert(ref != 77 && shmalloc_usable_size(f.heap, shmalloc_ptr(f.heap, ref)) >= 1);

@@ -30,7 +30,8 @@ static void shift_addresses(uint32_t me)
 {
     size_t len = (size_t)me << 40;
     if (len)
-        must(mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) != MAP_FAILED,
+        must(mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) !=
+                 MAP_FAILED,
              "no address space to waste");
 }
 

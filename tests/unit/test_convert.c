@@ -107,7 +107,8 @@ static void naturalize(struct smf_header *header)
     seal(header);
 }
 
-/* Make the file that was stored; `same`: it is the file that its users had open, and the machine has been running. */
+/* Make the file that was stored; `same`: it is the file that its users had open, and the machine
+ * has been running. */
 static void make(struct stored s, int same)
 {
     struct smi_file_info info;
@@ -175,10 +176,12 @@ static void must_have_items(shmalloc_heap *heap, const struct old_model *m, cons
     for (uint64_t i = 0; i < OLD_ITEMS; i++) {
         const uint64_t *word = shmalloc_ptr_range(heap, m->items[i], m->sizes[i]);
         must(word && word[0] == old_stamp(i) && word[old_last_word(m->sizes[i])] == old_stamp(i),
-             "%s: block %llu of %llu bytes has changed", name, (unsigned long long)i, (unsigned long long)m->sizes[i]);
-        must(shmalloc_usable_size(heap, word) >= m->sizes[i], "%s: block %llu is shorter", name, (unsigned long long)i);
-        must(shmalloc_tag(heap, m->items[i]) == (i % 5 == 4 ? i + 1 : 0), "%s: tag of block %llu", name,
+             "%s: block %llu of %llu bytes has changed", name, (unsigned long long)i,
+             (unsigned long long)m->sizes[i]);
+        must(shmalloc_usable_size(heap, word) >= m->sizes[i], "%s: block %llu is shorter", name,
              (unsigned long long)i);
+        must(shmalloc_tag(heap, m->items[i]) == (i % 5 == 4 ? i + 1 : 0), "%s: tag of block %llu",
+             name, (unsigned long long)i);
     }
     for (uint64_t i = 0; i < 10; i++) {
         char root[16];
@@ -190,14 +193,16 @@ static void must_have_items(shmalloc_heap *heap, const struct old_model *m, cons
 }
 
 /* No block more and no block less than the model knows. */
-static void must_have_no_others(const shmalloc_heap *heap, const struct old_model *m, const char *name)
+static void must_have_no_others(const shmalloc_heap *heap, const struct old_model *m,
+                                const char *name)
 {
     shmalloc_block *blocks;
     size_t count = all_blocks(heap, &blocks), known = 1 + OLD_ITEMS;
     for (int i = 0; i < OLD_BUSY; i++)
         known += m->busy[i] != 0;
     free(blocks);
-    must(m->has_others ? count >= known : count == known, "%s: %zu blocks, of which %zu are known", name, count, known);
+    must(m->has_others ? count >= known : count == known, "%s: %zu blocks, of which %zu are known",
+         name, count, known);
 }
 
 static void must_be_whole(shmalloc_heap *heap, const char *name)
@@ -236,8 +241,10 @@ static void must_be_converted(const char *name)
 {
     shmalloc_heap *heap = heap_open(f.path);
     struct smf_header header = header_now();
-    must(word_of(SMF_STATE_OFFSET + offsetof(struct smf_state, epoch)) > 0, "%s: the epoch is 0", name);
-    must(header.format_version == SMF_FORMAT_VERSION && !smi_layout_awaits_checksum(&header), "%s: not converted", name);
+    must(word_of(SMF_STATE_OFFSET + offsetof(struct smf_state, epoch)) > 0, "%s: the epoch is 0",
+         name);
+    must(header.format_version == SMF_FORMAT_VERSION && !smi_layout_awaits_checksum(&header),
+         "%s: not converted", name);
     must_be_whole(heap, name);
     use(heap);
     must_be_whole(heap, name);
@@ -316,7 +323,8 @@ Test(convert, a_conversion_that_is_killed_is_finished_by_the_next)
             must_be_sound_on_disk(f.path);
             must_be_converted(s.name);
         }
-        must(older >= 4 && torn == 1, "%s: %d steps before, %d between version and checksum", s.name, older, torn);
+        must(older >= 4 && torn == 1, "%s: %d steps before, %d between version and checksum",
+             s.name, older, torn);
     }
 }
 
@@ -364,7 +372,8 @@ Test(convert, a_header_between_version_and_checksum_can_be_read)
     make(stored_named("closed"), 1);
     struct smf_header header = header_now();
     header.format_version = SMF_FORMAT_VERSION;
-    put_bytes(0, &header, sizeof(header)); /* no thread slot of it was ever converted: only readers are asked */
+    put_bytes(0, &header, sizeof(header)); /* no thread slot of it was ever converted: only readers
+                                              are asked */
     options.flags = SHMALLOC_READ_ONLY;
     must_work(shmalloc_open(f.path, &options, &heap));
     must_work(shmalloc_close(heap));
@@ -375,7 +384,8 @@ Test(convert, a_header_between_version_and_checksum_can_be_read)
 
 /* ---- refusals ------------------------------------------------------------------------------- */
 
-/* Opening answers `code`, with these words, and the heap stays of format 2; the list ends with NULL. */
+/* Opening answers `code`, with these words, and the heap stays of format 2; the list ends with
+ * NULL. */
 static void must_refuse(unsigned flags, int code, const char *const *words)
 {
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
@@ -384,10 +394,12 @@ static void must_refuse(unsigned flags, int code, const char *const *words)
     options.flags = flags;
     must_code(shmalloc_open(f.path, &options, &heap), code);
     for (; *words; words++)
-        must(strstr(shmalloc_errmsg(), *words), "\"%s\" does not say \"%s\"", shmalloc_errmsg(), *words);
+        must(strstr(shmalloc_errmsg(), *words), "\"%s\" does not say \"%s\"", shmalloc_errmsg(),
+             *words);
     must(header_now().format_version == version, "it was converted");
 }
-#define refuses(flags, code, ...) must_refuse((flags), (code), (const char *const[]){f.path, __VA_ARGS__, NULL})
+#define refuses(flags, code, ...)                                                                  \
+    must_refuse((flags), (code), (const char *const[]){f.path, __VA_ARGS__, NULL})
 
 Test(convert, readers_do_not_convert)
 {
@@ -448,7 +460,8 @@ Test(convert, damaged_heaps_are_refused)
     make(stored_named("closed"), 1);
     uint64_t at = header_now().areas.page_heap + offsetof(struct smf_page_heap, free_pages);
     flip(at, 1);
-    refuses(0, SHMALLOC_ECORRUPT, "version 2", "damaged", "free_pages", "shmalloc-inspect check --repair");
+    refuses(0, SHMALLOC_ECORRUPT, "version 2", "damaged", "free_pages",
+            "shmalloc-inspect check --repair");
     cr_assert_eq(word_of(SMF_STATE_OFFSET + offsetof(struct smf_state, mark)), SMF_CLEAN);
     flip(at, 1);
     must_be_converted("closed");
@@ -457,7 +470,8 @@ Test(convert, damaged_heaps_are_refused)
     uint64_t slot = word_of(header_now().areas.threads);
     at = slot + SMF_THREAD_ARRAYS_2; /* the count of class 0 */
     flip(at, 1);
-    refuses(0, SHMALLOC_ECORRUPT, "version 2", "damaged", "thread slot 0", "shmalloc-inspect check --repair");
+    refuses(0, SHMALLOC_ECORRUPT, "version 2", "damaged", "thread slot 0",
+            "shmalloc-inspect check --repair");
     flip(at, 1);
     must_be_converted("closed");
 
@@ -465,7 +479,8 @@ Test(convert, damaged_heaps_are_refused)
     slot = word_of(header_now().areas.threads);
     at = slot + offsetof(struct smf_thread, stacks) + 8;
     flip(at, 4096);
-    refuses(0, SHMALLOC_ECORRUPT, "version 2", "damaged", "class 1", "shmalloc-inspect check --repair");
+    refuses(0, SHMALLOC_ECORRUPT, "version 2", "damaged", "class 1",
+            "shmalloc-inspect check --repair");
     flip(at, 4096);
     refuses(0, SHMALLOC_ECORRUPT, "poisoned", "shmalloc-inspect check --repair");
     put_state(offsetof(struct smf_state, poison), 0);

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_descriptors.c - descriptors that the library keeps, in programs that close what they did not open.
+ * test_descriptors.c - descriptors that the library keeps, in programs that close what they did not
+ * open.
  *
- * Would fail if the heap's file got a number that the program's output goes to, or if the library used or closed a
- * number of its own that is the program's by now: another file's, or the same file opened by the program.
+ * Would fail if the heap's file got a number that the program's output goes to, or if the library
+ * used or closed a number of its own that is the program's by now: another file's, or the same file
+ * opened by the program.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -25,7 +27,8 @@ static void must_be_away_from_streams(void)
     struct stat heap, st;
     must(stat(f.path, &heap) == 0, "stat");
     for (int fd = 0; fd < 3; fd++)
-        must(fstat(fd, &st) < 0 || st.st_dev != heap.st_dev || st.st_ino != heap.st_ino, "the heap is descriptor %d", fd);
+        must(fstat(fd, &st) < 0 || st.st_dev != heap.st_dev || st.st_ino != heap.st_ino,
+             "the heap is descriptor %d", fd);
 }
 
 static int closed; /* a bit for each that the program has closed */
@@ -108,7 +111,8 @@ Test(descriptors, programs_without_standard_streams)
 enum { FIRST = 3, TAKEN = 10 };
 static struct stat taken;
 
-/* What a daemon does: it closes all, and opens its own on every number that the library may have had. */
+/* What a daemon does: it closes all, and opens its own on every number that the library may have
+ * had. */
 static void take_numbers(const char *path, int flags)
 {
     closefrom(FIRST);
@@ -127,7 +131,8 @@ static void must_have_numbers(void)
 {
     struct stat st;
     for (int fd = FIRST; fd < FIRST + TAKEN; fd++)
-        must(fstat(fd, &st) == 0 && st.st_ino == taken.st_ino && st.st_dev == taken.st_dev, "descriptor %d", fd);
+        must(fstat(fd, &st) == 0 && st.st_ino == taken.st_ino && st.st_dev == taken.st_dev,
+             "descriptor %d", fd);
 }
 
 static void take_numbers_for_log(void)
@@ -142,7 +147,8 @@ static void must_have_log(void)
     must_have_numbers();
     for (int fd = FIRST; fd < FIRST + TAKEN; fd++)
         must(write(fd, "x", 1) == 1, "write");
-    must(pread(FIRST, text, sizeof(text), 0) == 8 + TAKEN && strcmp(text, "started\nxxxxxxxxxx") == 0,
+    must(pread(FIRST, text, sizeof(text), 0) == 8 + TAKEN &&
+             strcmp(text, "started\nxxxxxxxxxx") == 0,
          "the log holds \"%s\"", text);
 }
 
@@ -182,7 +188,8 @@ Test(descriptors, a_child_that_never_called_closes_nothing_of_its_own)
     cr_assert_eq(run_child(daemon_that_only_closes, NULL), 0);
 }
 
-/* Without its name the file is out of reach for the child: an error, and nobody's number is touched. */
+/* Without its name the file is out of reach for the child: an error, and nobody's number is
+ * touched. */
 static int daemon_without_file(void *arg)
 {
     shmalloc_ref ref = 0;
@@ -224,20 +231,22 @@ Test(descriptors, readers_leave_the_log_alone)
         cr_assert_eq(run_child(reader_as_daemon, &called_before), 0);
 }
 
-/* Where another file's description is at the very offset that the library knows its own by, nothing is written there. */
+/* Where another file's description is at the very offset that the library knows its own by, nothing
+ * is written there. */
 static int program_at_the_mark(void *arg)
 {
     (void)arg;
     grow(f.heap); /* which makes this child a process of the heap */
     for (int in_child = 0; in_child < 2; in_child++) {
         take_numbers(log_path(), O_RDWR | O_CREAT | O_TRUNC);
-        must(ftruncate(FIRST, 64 << 20) == 0 && pwrite(FIRST, "all", 3, 40 << 20) == 3, "%s", strerror(errno));
+        must(ftruncate(FIRST, 64 << 20) == 0 && pwrite(FIRST, "all", 3, 40 << 20) == 3, "%s",
+             strerror(errno));
         for (int fd = FIRST; fd < FIRST + TAKEN; fd++)
             must(lseek(fd, (off_t)f.heap->mark, SEEK_SET) == (off_t)f.heap->mark, "lseek");
         must(in_child ? run_child(grow, f.heap) == 0 : grow(f.heap) == 0, "%d", in_child);
         must_have_numbers();
-        must(fstat(FIRST, &taken) == 0 && taken.st_size == 64 << 20 && taken.st_blocks == 8, "%lld bytes, %lld stored",
-             (long long)taken.st_size, (long long)taken.st_blocks * 512);
+        must(fstat(FIRST, &taken) == 0 && taken.st_size == 64 << 20 && taken.st_blocks == 8,
+             "%lld bytes, %lld stored", (long long)taken.st_size, (long long)taken.st_blocks * 512);
     }
     take_numbers_for_log();
     return shmalloc_close(f.heap) < 0;
@@ -248,7 +257,8 @@ Test(descriptors, files_at_the_mark_are_not_written)
     cr_assert_eq(run_child(program_at_the_mark, NULL), 0);
 }
 
-/* The program itself has the heap's file open, to copy it say: that descriptor is as little ours. */
+/* The program itself has the heap's file open, to copy it say: that descriptor is as little
+ * ours. */
 static int program_that_reads_the_file(void *arg)
 {
     const int *access = arg;

@@ -2,9 +2,10 @@
 /*
  * test_ends.c - the ways in which threads and processes end, or seem to.
  *
- * Would fail if a thread that is cancelled, exits from the middle or allocates in its last destructor lost a block,
- * held a lock or kept a slot; if a process that ends while its threads are at work left the heap unsound; if a child of vfork
- * disturbed its parent; if the lock of a dumping process stayed held; or if a stopped owner were taken for dead.
+ * Would fail if a thread that is cancelled, exits from the middle or allocates in its last
+ * destructor lost a block, held a lock or kept a slot; if a process that ends while its threads are
+ * at work left the heap unsound; if a child of vfork disturbed its parent; if the lock of a dumping
+ * process stayed held; or if a stopped owner were taken for dead.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -125,7 +126,8 @@ static void *churn_until_cancelled(void *arg)
     return NULL;
 }
 
-/* Growth, give-back and repair call the kernel, where a thread may be cancelled: not inside a call of ours. */
+/* Growth, give-back and repair call the kernel, where a thread may be cancelled: not inside a call
+ * of ours. */
 Test(ends, a_cancelled_thread_finishes_its_call)
 {
     shmalloc_ref ref = 0;
@@ -215,12 +217,14 @@ Test(ends, a_process_that_exits_while_its_threads_work)
     drop_words(words, ref);
 }
 
-/* As a signal handler does that interrupts shmalloc_ref_alloc() when it has armed the link record. */
+/* As a signal handler does that interrupts shmalloc_ref_alloc() when it has armed the link
+ * record. */
 static int exit_in_a_linked_step(void *arg)
 {
     shmalloc_heap *heap = fixture_join(&f);
     shmalloc_ref *word = shmalloc_ptr(heap, *(shmalloc_ref *)arg);
-    must_work(shmalloc_ref_alloc(heap, 64, word)); /* the stack of the class is open, and has more */
+    must_work(shmalloc_ref_alloc(heap, 64, word)); /* the stack of the class is open, and has
+                                                      more */
     must_work(shmalloc_ref_free(heap, word));
     struct smi_thread *t = smi_current;
     struct smi_top *top = smi_top(t, smi_class_of(64));
@@ -261,7 +265,8 @@ Test(ends, a_block_with_the_word_of_a_step_is_freed_before_the_step_is_undone)
     enum { COUNT = 8, SIZE = 3 << 20 };
     shmalloc_ref refs[COUNT];
     for (int i = 0; i < COUNT; i++)
-        must_work(shmalloc_ref_alloc_zeroed(f.heap, SIZE, &refs[i])); /* the last one lies in the last chunk */
+        /* the last one lies in the last chunk */
+        must_work(shmalloc_ref_alloc_zeroed(f.heap, SIZE, &refs[i]));
     shmalloc_ref last = refs[COUNT - 1];
     uint64_t chunks = f.heap->state->chunk_count;
     cr_assert_gt(chunks, 1);
@@ -321,7 +326,8 @@ Test(ends, children_of_vfork)
     }
 }
 
-/* The kernel ends the parent while the child of its vfork still has its memory, and its descriptors. */
+/* The kernel ends the parent while the child of its vfork still has its memory, and its
+ * descriptors. */
 static int vfork_and_stay(void *arg)
 {
     struct job *job = arg;
@@ -351,7 +357,8 @@ static void vfork_and_kill(int child_first)
         cr_assert_eq(wait_child(parent), 1);
     } else {
         kill_child(parent);
-        for (int i = 0; i < 1000; i++) /* the heap is of use while the orphan pins the parent's locks */
+        for (int i = 0; i < 1000; i++) /* the heap is of use while the orphan pins the parent's
+                                          locks */
             must_work(shmalloc_ref_realloc(f.heap, &words->word[1 + i % 60], 1000 + (size_t)i));
         kill(job->pid, SIGKILL);
         while (kill(job->pid, 0) == 0) /* its reaper is not ours */
@@ -499,7 +506,8 @@ Test(ends, adoption_goes_on_where_it_stopped)
         must_be_sound(f.heap);
         uint64_t left = heap_stats(f.heap).cached;
         cr_assert(left < cached || heap_stats(f.heap).processes == 1);
-        cr_assert_leq(cached - left, 300 * 128, "%llu bytes at once", (unsigned long long)(cached - left));
+        cr_assert_leq(cached - left, 300 * 128, "%llu bytes at once",
+                      (unsigned long long)(cached - left));
         cached = left;
     }
     cr_assert_geq(rounds, 10);

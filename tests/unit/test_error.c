@@ -32,7 +32,8 @@ Test(error, every_code_has_words_of_its_own)
         cr_assert_str_not_empty(text);
         cr_assert_str_neq(text, shmalloc_strerror(-4000), "code %d is unknown", codes[i]);
         for (int k = 0; k < i; k++)
-            cr_assert_str_neq(text, shmalloc_strerror(codes[k]), "codes %d and %d", codes[i], codes[k]);
+            cr_assert_str_neq(text, shmalloc_strerror(codes[k]), "codes %d and %d", codes[i],
+                              codes[k]);
     }
 }
 
@@ -97,7 +98,8 @@ static int read_at_the_end;
 
 static void read_message(void *text)
 {
-    must(strstr(text, "no such name"), "the message is \"%s\" at the thread's end", (const char *)text);
+    must(strstr(text, "no such name"), "the message is \"%s\" at the thread's end",
+         (const char *)text);
     must(shmalloc_errmsg() == text, "it moved");
     read_at_the_end = 1;
 }
@@ -171,7 +173,8 @@ static void allocate_to_refusal(shmalloc_heap *heap, int code, const char *remed
     while ((rc = shmalloc_ref_alloc(heap, 100000, &refs[count])) == 0)
         count++;
     must_code(rc, code);
-    must(strstr(shmalloc_errmsg(), f.dir) && strstr(shmalloc_errmsg(), remedy), "\"%s\"", shmalloc_errmsg());
+    must(strstr(shmalloc_errmsg(), f.dir) && strstr(shmalloc_errmsg(), remedy), "\"%s\"",
+         shmalloc_errmsg());
     must(shmalloc_ref_alloc(heap, 50u << 20, &refs[count]) < 0, "the big one is refused too");
     must_be_sound(heap);
     for (int i = 0; i < count; i++) { /* what was handed out can be written to its last byte */
@@ -287,12 +290,14 @@ static int address_space_limit(void *arg)
     must_work(shmalloc_ref_alloc(heap, 1 << 20, &ref));
     must_work(shmalloc_ref_free(heap, &ref));
     must_be_sound(heap);
-    must_code(shmalloc_ref_alloc(heap, 1u << 30, &ref), SHMALLOC_EADDRESS); /* of 1 TiB that it may grow to */
+    /* of 1 TiB that it may grow to */
+    must_code(shmalloc_ref_alloc(heap, 1u << 30, &ref), SHMALLOC_EADDRESS);
     must(strstr(shmalloc_errmsg(), "limit on address space"), "\"%s\"", shmalloc_errmsg());
     return shmalloc_close(heap) < 0;
 }
 
-/* Others make the heap longer than this process has addresses for: an error, no fault, and no verdict on the heap. */
+/* Others make the heap longer than this process has addresses for: an error, no fault, and no
+ * verdict on the heap. */
 static int outgrown(void *arg)
 {
     uint32_t *step = arg;

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_fields.c - every field of every record in layout.h is changed to several values, and the check has to notice.
+ * test_fields.c - every field of every record in layout.h is changed to several values, and the
+ * check has to notice.
  *
- * What it cannot notice is listed, field by field, with the reason. The list is exact: a field that is in it and is
- * noticed after all fails the test, as does one that is not and is overlooked. So does a field that somebody adds to
- * a record without a line here: the fields of a record must cover all its bytes.
+ * What it cannot notice is listed, field by field, with the reason. The list is exact: a field that
+ * is in it and is noticed after all fails the test, as does one that is not and is overlooked. So
+ * does a field that somebody adds to a record without a line here: the fields of a record must
+ * cover all its bytes.
  */
 #include <criterion/criterion.h>
 
@@ -27,11 +29,14 @@ struct record {
     size_t count;
 };
 
-#define WHOLE(record, member)                                                                                          \
-    {#member, offsetof(struct record, member), sizeof(((struct record *)0)->member),                                   \
+#define WHOLE(record, member)                                                                      \
+    {#member, offsetof(struct record, member), sizeof(((struct record *)0)->member),               \
      sizeof(((struct record *)0)->member)}
-#define ARRAY(record, member, element)                                                                                 \
-    {#member, offsetof(struct record, member), sizeof(((struct record *)0)->member), sizeof(element)}
+#define ARRAY(record, member, element)                                                  \
+    {                                                                                   \
+#member, offsetof(struct record, member), sizeof(((struct record *)0)->member), \
+            sizeof(element)                                                             \
+    }
 
 static const struct field header_fields[] = {
     WHOLE(smf_header, magic),
@@ -63,21 +68,46 @@ static const struct field header_fields[] = {
 };
 
 static const struct field state_fields[] = {
-    WHOLE(smf_state, size),       WHOLE(smf_state, chunk_count), WHOLE(smf_state, max_size),
-    WHOLE(smf_state, mark),       WHOLE(smf_state, generation),  WHOLE(smf_state, poison),
-    WHOLE(smf_state, sync_failed), WHOLE(smf_state, commit_sequence), WHOLE(smf_state, reserved0),
-    WHOLE(smf_state, decay_ns),   WHOLE(smf_state, retain),      WHOLE(smf_state, reshaped),
-    WHOLE(smf_state, claimed),    WHOLE(smf_state, claimed_mark), ARRAY(smf_state, reserved1, uint64_t),
-    WHOLE(smf_state, epoch),      WHOLE(smf_state, adoptions), WHOLE(smf_state, claims_gone),   ARRAY(smf_state, reserved2, uint64_t),
-    WHOLE(smf_state, gate),       WHOLE(smf_state, gate_ticket), WHOLE(smf_state, gate_refused),
-    WHOLE(smf_state, durable_gate), WHOLE(smf_state, hints_valid), ARRAY(smf_state, reserved3, uint64_t),
-    WHOLE(smf_state, features),   WHOLE(smf_state, torn),        WHOLE(smf_state, applying),
-    WHOLE(smf_state, structure_headers), WHOLE(smf_state, orphans), ARRAY(smf_state, spare, uint64_t),
+    WHOLE(smf_state, size),
+    WHOLE(smf_state, chunk_count),
+    WHOLE(smf_state, max_size),
+    WHOLE(smf_state, mark),
+    WHOLE(smf_state, generation),
+    WHOLE(smf_state, poison),
+    WHOLE(smf_state, sync_failed),
+    WHOLE(smf_state, commit_sequence),
+    WHOLE(smf_state, reserved0),
+    WHOLE(smf_state, decay_ns),
+    WHOLE(smf_state, retain),
+    WHOLE(smf_state, reshaped),
+    WHOLE(smf_state, claimed),
+    WHOLE(smf_state, claimed_mark),
+    ARRAY(smf_state, reserved1, uint64_t),
+    WHOLE(smf_state, epoch),
+    WHOLE(smf_state, adoptions),
+    WHOLE(smf_state, claims_gone),
+    ARRAY(smf_state, reserved2, uint64_t),
+    WHOLE(smf_state, gate),
+    WHOLE(smf_state, gate_ticket),
+    WHOLE(smf_state, gate_refused),
+    WHOLE(smf_state, durable_gate),
+    WHOLE(smf_state, hints_valid),
+    ARRAY(smf_state, reserved3, uint64_t),
+    WHOLE(smf_state, features),
+    WHOLE(smf_state, torn),
+    WHOLE(smf_state, applying),
+    WHOLE(smf_state, structure_headers),
+    WHOLE(smf_state, orphans),
+    ARRAY(smf_state, spare, uint64_t),
 };
 
 static const struct field runtime_fields[] = {
-    ARRAY(smf_runtime, boot_id, uint8_t), WHOLE(smf_runtime, device),     WHOLE(smf_runtime, inode),
-    WHOLE(smf_runtime, pid_namespace),    WHOLE(smf_runtime, generation), WHOLE(smf_runtime, stored),
+    ARRAY(smf_runtime, boot_id, uint8_t),
+    WHOLE(smf_runtime, device),
+    WHOLE(smf_runtime, inode),
+    WHOLE(smf_runtime, pid_namespace),
+    WHOLE(smf_runtime, generation),
+    WHOLE(smf_runtime, stored),
     WHOLE(smf_runtime, reserved),
 };
 
@@ -95,14 +125,18 @@ static const struct field lock_fields[] = {
 
 static const struct field undo_fields[] = {WHOLE(smf_undo, ref), WHOLE(smf_undo, old)};
 
-static const struct field chunk_fields[] = {WHOLE(smf_chunk, first_page), WHOLE(smf_chunk, page_count)};
+static const struct field chunk_fields[] = {WHOLE(smf_chunk, first_page),
+                                            WHOLE(smf_chunk, page_count)};
 
 static const struct field word_fields[] = {{"word", 0, 2, 2}};
 
 static const struct field page_fields[] = {
-    WHOLE(smf_page, left),       WHOLE(smf_page, right),  WHOLE(smf_page, page_count),       WHOLE(smf_page, kind),
-    WHOLE(smf_page, size_class), WHOLE(smf_page, arena),  WHOLE(smf_page, reserved0),  WHOLE(smf_page, free_slots),
-    WHOLE(smf_page, hint),       WHOLE(smf_page, tag),    WHOLE(smf_page, in_set),           WHOLE(smf_page, side),
+    WHOLE(smf_page, left),           WHOLE(smf_page, right),
+    WHOLE(smf_page, page_count),     WHOLE(smf_page, kind),
+    WHOLE(smf_page, size_class),     WHOLE(smf_page, arena),
+    WHOLE(smf_page, reserved0),      WHOLE(smf_page, free_slots),
+    WHOLE(smf_page, hint),           WHOLE(smf_page, tag),
+    WHOLE(smf_page, in_set),         WHOLE(smf_page, side),
     ARRAY(smf_page, bits, uint64_t),
 };
 
@@ -119,34 +153,66 @@ static const struct field page_heap_fields[] = {
 };
 
 static const struct field central_fields[] = {
-    WHOLE(smf_central, log_count),      ARRAY(smf_central, log, uint64_t), WHOLE(smf_central, set),
-    WHOLE(smf_central, pending),        WHOLE(smf_central, slab_count),    WHOLE(smf_central, free_slots),
-    WHOLE(smf_central, refills),        WHOLE(smf_central, flushes),       WHOLE(smf_central, refilled_slots),
-    WHOLE(smf_central, flushed_slots),  WHOLE(smf_central, slabs_made),    WHOLE(smf_central, slabs_retired),
-    WHOLE(smf_central, double_frees),   ARRAY(smf_central, reserved, uint64_t),
+    WHOLE(smf_central, log_count),
+    ARRAY(smf_central, log, uint64_t),
+    WHOLE(smf_central, set),
+    WHOLE(smf_central, pending),
+    WHOLE(smf_central, slab_count),
+    WHOLE(smf_central, free_slots),
+    WHOLE(smf_central, refills),
+    WHOLE(smf_central, flushes),
+    WHOLE(smf_central, refilled_slots),
+    WHOLE(smf_central, flushed_slots),
+    WHOLE(smf_central, slabs_made),
+    WHOLE(smf_central, slabs_retired),
+    WHOLE(smf_central, double_frees),
+    ARRAY(smf_central, reserved, uint64_t),
 };
 
 static const struct field link_fields[] = {
-    WHOLE(smf_link, op),          WHOLE(smf_link, dest), WHOLE(smf_link, fresh),     WHOLE(smf_link, fresh_array),
-    WHOLE(smf_link, fresh_count), WHOLE(smf_link, old),  WHOLE(smf_link, old_array), WHOLE(smf_link, old_count),
+    WHOLE(smf_link, op),          WHOLE(smf_link, dest),        WHOLE(smf_link, fresh),
+    WHOLE(smf_link, fresh_array), WHOLE(smf_link, fresh_count), WHOLE(smf_link, old),
+    WHOLE(smf_link, old_array),   WHOLE(smf_link, old_count),
 };
 
 static const struct field thread_fields[] = {
-    WHOLE(smf_thread, owner),   WHOLE(smf_thread, serial),   WHOLE(smf_thread, tid),
-    WHOLE(smf_thread, start_time), ARRAY(smf_thread, reserved0, uint64_t),
-    WHOLE(smf_thread, scratch), WHOLE(smf_thread, building), ARRAY(smf_thread, link, uint64_t),
-    ARRAY(smf_thread, spare, uint64_t), WHOLE(smf_thread, refilled), WHOLE(smf_thread, flushed),
-    WHOLE(smf_thread, large), ARRAY(smf_thread, reserved1, uint64_t),
-    ARRAY(smf_thread, stacks, uint64_t), ARRAY(smf_thread, reserved2, uint64_t),
-    ARRAY(smf_thread, spans, uint64_t), ARRAY(smf_thread, reserved3, uint64_t),
-    WHOLE(smf_thread, section_epoch), WHOLE(smf_thread, ousted), WHOLE(smf_thread, limbo),
+    WHOLE(smf_thread, owner),
+    WHOLE(smf_thread, serial),
+    WHOLE(smf_thread, tid),
+    WHOLE(smf_thread, start_time),
+    ARRAY(smf_thread, reserved0, uint64_t),
+    WHOLE(smf_thread, scratch),
+    WHOLE(smf_thread, building),
+    ARRAY(smf_thread, link, uint64_t),
+    ARRAY(smf_thread, spare, uint64_t),
+    WHOLE(smf_thread, refilled),
+    WHOLE(smf_thread, flushed),
+    WHOLE(smf_thread, large),
+    ARRAY(smf_thread, reserved1, uint64_t),
+    ARRAY(smf_thread, stacks, uint64_t),
+    ARRAY(smf_thread, reserved2, uint64_t),
+    ARRAY(smf_thread, spans, uint64_t),
+    ARRAY(smf_thread, reserved3, uint64_t),
+    WHOLE(smf_thread, section_epoch),
+    WHOLE(smf_thread, ousted),
+    WHOLE(smf_thread, limbo),
     ARRAY(smf_thread, reserved4, uint64_t),
-    WHOLE(smf_thread, tx_state), WHOLE(smf_thread, tx_log), ARRAY(smf_thread, reserved5, uint64_t),
-    WHOLE(smf_thread, section), WHOLE(smf_thread, gate_wait), ARRAY(smf_thread, reserved6, uint64_t),
-    WHOLE(smf_thread, queue_claims), WHOLE(smf_thread, structure), WHOLE(smf_thread, nested),
-    WHOLE(smf_thread, using_structure), ARRAY(smf_thread, reserved7, uint64_t),
-    ARRAY(smf_thread, held, uint64_t), ARRAY(smf_thread, held_since, uint64_t),
-    WHOLE(smf_thread, waits_for), WHOLE(smf_thread, waits_since), ARRAY(smf_thread, reserved8, uint64_t),
+    WHOLE(smf_thread, tx_state),
+    WHOLE(smf_thread, tx_log),
+    ARRAY(smf_thread, reserved5, uint64_t),
+    WHOLE(smf_thread, section),
+    WHOLE(smf_thread, gate_wait),
+    ARRAY(smf_thread, reserved6, uint64_t),
+    WHOLE(smf_thread, queue_claims),
+    WHOLE(smf_thread, structure),
+    WHOLE(smf_thread, nested),
+    WHOLE(smf_thread, using_structure),
+    ARRAY(smf_thread, reserved7, uint64_t),
+    ARRAY(smf_thread, held, uint64_t),
+    ARRAY(smf_thread, held_since, uint64_t),
+    WHOLE(smf_thread, waits_for),
+    WHOLE(smf_thread, waits_since),
+    ARRAY(smf_thread, reserved8, uint64_t),
     ARRAY(smf_thread, reserved9, uint64_t),
 };
 
@@ -169,8 +235,12 @@ static const struct field root_fields[] = {
 };
 
 static const struct field roots_fields[] = {
-    WHOLE(smf_roots, log_count), ARRAY(smf_roots, log, uint64_t), WHOLE(smf_roots, scratch),
-    WHOLE(smf_roots, sequence),  WHOLE(smf_roots, count),         ARRAY(smf_roots, reserved, uint64_t),
+    WHOLE(smf_roots, log_count),
+    ARRAY(smf_roots, log, uint64_t),
+    WHOLE(smf_roots, scratch),
+    WHOLE(smf_roots, sequence),
+    WHOLE(smf_roots, count),
+    ARRAY(smf_roots, reserved, uint64_t),
     ARRAY(smf_roots, bucket, uint64_t),
 };
 
@@ -180,7 +250,7 @@ static const struct field user_mutex_fields[] = {
     ARRAY(smf_user_mutex, mutex, uint64_t),
 };
 
-#define RECORD(name, size, fields)                                                                                     \
+#define RECORD(name, size, fields)                                                                 \
     static const struct record name = {#name, size, fields, sizeof(fields) / sizeof(fields[0])}
 RECORD(header_record, sizeof(struct smf_header), header_fields);
 RECORD(state_record, sizeof(struct smf_state), state_fields);
@@ -240,10 +310,12 @@ Test(fields, of_a_record_cover_all_its_bytes)
         size_t end = 0;
         for (size_t k = 0; k < records[i]->count; k++) {
             const struct field *f = &records[i]->fields[k];
-            cr_assert_eq(f->offset, end, "%s: bytes %zu to %u are in no field", records[i]->name, end, f->offset);
+            cr_assert_eq(f->offset, end, "%s: bytes %zu to %u are in no field", records[i]->name,
+                         end, f->offset);
             end = f->offset + f->size;
         }
-        cr_assert_eq(end, records[i]->size, "%s: bytes from %zu on are in no field", records[i]->name, end);
+        cr_assert_eq(end, records[i]->size, "%s: bytes from %zu on are in no field",
+                     records[i]->name, end);
     }
 }
 
@@ -258,10 +330,10 @@ static uint64_t of_area(const struct image *m, size_t offset)
     return at;
 }
 
-#define AREA(name, member, size)                                                                                       \
-    static uint64_t name(struct image *m)                                                                              \
-    {                                                                                                                  \
-        return of_area(m, offsetof(struct smf_areas, member)) + (size);                                                \
+#define AREA(name, member, size)                                                                   \
+    static uint64_t name(struct image *m)                                                          \
+    {                                                                                              \
+        return of_area(m, offsetof(struct smf_areas, member)) + (size);                            \
     }
 
 static uint64_t the_header(struct image *m)
@@ -334,7 +406,8 @@ static uint64_t idle_link(struct image *m)
     return image_ref(m, &image_thread_slot(m, 0)->link);
 }
 
-/* The class of the first thread's cache whose array has a span of its own, and one whose has none. */
+/* The class of the first thread's cache whose array has a span of its own, and one whose has
+ * none. */
 static uint32_t deep_class(const struct image *m)
 {
     uint32_t k = 0;
@@ -346,7 +419,8 @@ static uint32_t deep_class(const struct image *m)
 static uint32_t shallow_class(const struct image *m)
 {
     uint32_t k = 0;
-    while ((image_thread_slot(m, 0)->stacks[k] & SMF_STACK_PAGES) || image_array(m, image_thread_slot(m, 0), k)[0] < 2)
+    while ((image_thread_slot(m, 0)->stacks[k] & SMF_STACK_PAGES) ||
+           image_array(m, image_thread_slot(m, 0), k)[0] < 2)
         k++;
     return k;
 }
@@ -442,14 +516,14 @@ static int is_own_slab(const struct image *m, uint32_t page, const struct smf_pa
 }
 
 /* Descriptor and word of a page that is `further` pages behind the first of its kind. */
-#define PAGE(name, is, further)                                                                                        \
-    static uint64_t name(struct image *m)                                                                              \
-    {                                                                                                                  \
-        return image_ref(m, image_page(m, image_find(m, 1, is) + (further)));                                          \
-    }                                                                                                                  \
-    static uint64_t word_of_##name(struct image *m)                                                                    \
-    {                                                                                                                  \
-        return image_ref(m, image_word(m, image_find(m, 1, is) + (further)));                                          \
+#define PAGE(name, is, further)                                                                    \
+    static uint64_t name(struct image *m)                                                          \
+    {                                                                                              \
+        return image_ref(m, image_page(m, image_find(m, 1, is) + (further)));                      \
+    }                                                                                              \
+    static uint64_t word_of_##name(struct image *m)                                                \
+    {                                                                                              \
+        return image_ref(m, image_word(m, image_find(m, 1, is) + (further)));                      \
     }
 PAGE(free_span, is_free, 0)
 PAGE(inside_free_span, is_free, 1)
@@ -484,11 +558,13 @@ static uint64_t tags(struct image *m)
     return image_page(m, image_find(m, 1, is_tagged_slab))->side;
 }
 
-/* Of the class that most blocks are of: its slots are neither on their way nor on top of a stack. */
+/* Of the class that most blocks are of: its slots are neither on their way nor on top of a
+ * stack. */
 static uint64_t user_bits_word(struct image *m)
 {
     uint32_t page = image_find(m, 1, is_slab);
-    uint64_t tag_bytes = (smi_classes[image_page(m, page)->size_class].slots * sizeof(uint16_t) + 7) & ~7ull;
+    uint64_t tag_bytes =
+        (smi_classes[image_page(m, page)->size_class].slots * sizeof(uint16_t) + 7) & ~7ull;
     return image_page(m, page)->side + tag_bytes;
 }
 
@@ -583,12 +659,14 @@ static const struct exception {
     int partly;                   /* some values are noticed */
     const char *reason;
 } exceptions[] = {
-    {"state*", "mark", 1, "who closes says it; a heap that wrongly is in use is refused as unclean"},
+    {"state*", "mark", 1,
+     "who closes says it; a heap that wrongly is in use is refused as unclean"},
     {"state*", "generation", 0, "a counter: mutexes of any other generation are made anew"},
     {"state", "sync_failed", 0, "anything but 0 says that a sync failed: later ones are refused"},
     {"state*", "commit_sequence", 0, "room for what comes, read by nobody"},
     {"state*", "reshaped", 0, "a counter: processes that see another value learn their pages anew"},
-    {"state", "claimed", 0, "an unfinished change: of a block whose mark does not say so, it means nothing"},
+    {"state", "claimed", 0,
+     "an unfinished change: of a block whose mark does not say so, it means nothing"},
     {"state*", "claimed_mark", 0, "counts only while a block is claimed"},
     {"state*", "features", 1, "what a heap came to use; what is not known of it is refused"},
     {"state*", "epoch", 1, "a counter: a higher one is possible"},
@@ -606,13 +684,17 @@ static const struct exception {
     {"state*", "decay_ns", 0, "a setting: any time is possible"},
     {"state*", "retain", 0, "a setting: any number of bytes is possible"},
     {"*", "reserved*", 0, "read by nobody"},
-    {"runtime", "*", 0, "made anew by the first process; another machine or file than this one: refused as unclean"},
-    {"process", "state", 1, "a free entry is noticed when a thread has it; any other value is in use, and adopted"},
-    {"process, free entry", "state", 0, "in use without its lock: adopted and made free by the next process"},
+    {"runtime", "*", 0,
+     "made anew by the first process; another machine or file than this one: refused as unclean"},
+    {"process", "state", 1,
+     "a free entry is noticed when a thread has it; any other value is in use, and adopted"},
+    {"process, free entry", "state", 0,
+     "in use without its lock: adopted and made free by the next process"},
     {"process*", "*", 0, "for display"},
     {"lock", "mutex", 0, "made anew by the first process"},
     {"lock", "*", 0, "statistics"},
-    {"word, *free span", "word", 1, "whether a free page has storage and is zero, only the file system knows"},
+    {"word, *free span", "word", 1,
+     "whether a free page has storage and is zero, only the file system knows"},
     {"page of metadata", "[!k]*", 0, "the page heap looks at the kind alone, which is noticed"},
     {"page, inside*", "[!k]*", 0, "the page heap looks at the kind alone, which is noticed"},
     {"page, free span", "side", 0, "the time at which it became free: any is possible"},
@@ -628,8 +710,10 @@ static const struct exception {
     {"page, tagged slab", "left", 0, "of members of a set only, and stored when it becomes one"},
     {"page, tagged slab", "right", 0, "of members of a set only, and stored when it becomes one"},
     {"page, slab with bitmap page", "bits", 0, "its bits are in the bitmap page"},
-    {"page, end of free span", "left", 0, "the end of a free span repeats its length, nothing else is read"},
-    {"page, end of free span", "right", 0, "the end of a free span repeats its length, nothing else is read"},
+    {"page, end of free span", "left", 0,
+     "the end of a free span repeats its length, nothing else is read"},
+    {"page, end of free span", "right", 0,
+     "the end of a free span repeats its length, nothing else is read"},
     {"page, free span", "size_class", 0, "of slabs only"},
     {"page, free span", "arena", 0, "of slabs only"},
     {"page, free span", "free_slots", 0, "of slabs only"},
@@ -654,8 +738,10 @@ static const struct exception {
     {"page, meta span", "hint", 0, "of slabs only"},
     {"page, meta span", "in_set", 0, "of slabs only"},
     {"page, meta span", "bits", 0, "of slabs only"},
-    {"page, end of free span", "tag", 0, "the end of a free span repeats its length, nothing else is read"},
-    {"page, end of free span", "side", 0, "the end of a free span repeats its length, nothing else is read"},
+    {"page, end of free span", "tag", 0,
+     "the end of a free span repeats its length, nothing else is read"},
+    {"page, end of free span", "side", 0,
+     "the end of a free span repeats its length, nothing else is read"},
     {"page, free span", "tag", 0, "of large blocks only"},
     {"page, large block", "left", 0, "of free spans and slabs only"},
     {"page, large block", "right", 0, "of free spans and slabs only"},
@@ -675,8 +761,10 @@ static const struct exception {
     {"class*", "flush*", 0, "statistics"},
     {"class*", "slabs_*", 0, "statistics"},
     {"class*", "double_frees", 0, "statistics"},
-    {"undo, armed", "*", 1, "undoing is a store: what it makes wrong is noticed, unless nothing is wrong about it"},
-    {"thread", "owner", 1, "another process in the table is possible: who adopts that one gives the cache back"},
+    {"undo, armed", "*", 1,
+     "undoing is a store: what it makes wrong is noticed, unless nothing is wrong about it"},
+    {"thread", "owner", 1,
+     "another process in the table is possible: who adopts that one gives the cache back"},
     {"thread*", "serial", 0, "a counter"},
     {"thread*", "tid", 0, "for display, and to see that a thread of one's own is gone"},
     {"thread*", "start_time", 0, "for display, and to see that a thread of one's own is gone"},
@@ -684,7 +772,8 @@ static const struct exception {
     {"thread", "section_epoch", 1, "an earlier section is possible"},
     {"thread*", "ousted", 1, "an earlier section may have been ousted"},
     {"thread*", "section", 0, "room for what comes, read by nobody"},
-    {"thread*", "tx_state", 1, "the serial is a counter, and one phase may be as possible as another"},
+    {"thread*", "tx_state", 1,
+     "the serial is a counter, and one phase may be as possible as another"},
     {"log", "used", 1, "fewer entries are possible"},
     {"log", "chunk", 1, "a chunk that is not needed may be there or not, but for one"},
     {"log", "filled", 1, "of chunks before the last one only, and fewer entries are possible"},
@@ -704,7 +793,8 @@ static const struct exception {
     {"thread*", "stacks", 1, "a slot without owner: stored when it is claimed"},
     {"link, idle", "op", 1, "an operation on words that are all possible, or undone"},
     {"link, idle", "*", 0, "count only while the operation is armed"},
-    {"link, armed", "op", 1, "disarmed, or another operation on possible words: a slot is lost at worst"},
+    {"link, armed", "op", 1,
+     "disarmed, or another operation on possible words: a slot is lost at worst"},
     {"link, armed", "dest", 1, "another of the user's words"},
     {"link, armed", "fresh", 0, "is compared with the user's word, and not stored"},
     {"link, armed", "fresh_array", 1, "none: the slot came from scratch"},
@@ -724,7 +814,8 @@ static const struct exception {
 static const struct exception *exception_for(const struct specimen *s, const struct field *f)
 {
     for (size_t i = 0; i < sizeof(exceptions) / sizeof(exceptions[0]); i++)
-        if (fnmatch(exceptions[i].specimen, s->name, 0) == 0 && fnmatch(exceptions[i].field, f->name, 0) == 0)
+        if (fnmatch(exceptions[i].specimen, s->name, 0) == 0 &&
+            fnmatch(exceptions[i].field, f->name, 0) == 0)
             return &exceptions[i];
     return NULL;
 }
@@ -765,7 +856,8 @@ struct tried {
 };
 
 /* Change an element of `unit` bytes at `at` to several values, one after the other. */
-static void try_element(struct image *m, uint64_t at, unsigned unit, struct rng *rng, struct tried *tried)
+static void try_element(struct image *m, uint64_t at, unsigned unit, struct rng *rng,
+                        struct tried *tried)
 {
     uint8_t *bytes = image_at(m, at);
     uint64_t old = 0, mask = unit == 8 ? UINT64_MAX : (1ull << 8 * unit) - 1;
@@ -783,7 +875,8 @@ static void try_element(struct image *m, uint64_t at, unsigned unit, struct rng 
 }
 
 /* All elements of a field, or the first, the last and some others of a long array. */
-static struct tried try_field(struct image *m, uint64_t at, const struct field *field, struct rng *rng)
+static struct tried try_field(struct image *m, uint64_t at, const struct field *field,
+                              struct rng *rng)
 {
     enum { MOST = 8 };
     struct tried tried = {0, 0};
@@ -806,8 +899,8 @@ static int judge(const struct specimen *s, const struct field *field, const stru
         return 1;
     if (e && (e->partly ? tried->noticed > 0 : tried->noticed == 0))
         return 1;
-    fprintf(stderr, "%s, %s: %u of %u values are noticed%s%s\n", s->name, field->name, tried->noticed, tried->values,
-            e ? "; listed: " : "", e ? e->reason : "");
+    fprintf(stderr, "%s, %s: %u of %u values are noticed%s%s\n", s->name, field->name,
+            tried->noticed, tried->values, e ? "; listed: " : "", e ? e->reason : "");
     return 0;
 }
 
@@ -835,8 +928,10 @@ Test(fields, of_each_record_are_noticed_when_changed)
         }
         free(m.bytes);
     }
-    fprintf(stderr, "%u specimens of %zu records, %u fields, %u of them listed; %u values, %u noticed\n", n.specimens,
-            sizeof(records) / sizeof(records[0]), n.fields, n.excepted, n.values, n.noticed);
+    fprintf(stderr,
+            "%u specimens of %zu records, %u fields, %u of them listed; %u values, %u noticed\n",
+            n.specimens, sizeof(records) / sizeof(records[0]), n.fields, n.excepted, n.values,
+            n.noticed);
     for (int i = 0; i < BASES; i++)
         free(bases[i].bytes);
     cr_assert_eq(wrong, 0, "%u fields are not as listed", wrong);

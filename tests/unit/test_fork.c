@@ -2,8 +2,8 @@
 /*
  * test_fork.c - a heap that is open across fork(), _Fork() and raw clone.
  *
- * Would fail if parent and child ever used one thread cache (both would hand out the same slots), if a
- * child's exit released what the parent holds, or if a child's death left its cache lost.
+ * Would fail if parent and child ever used one thread cache (both would hand out the same slots),
+ * if a child's exit released what the parent holds, or if a child's death left its cache lost.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -50,7 +50,8 @@ static int work(struct shared *s, int me, uint32_t processes)
     rng = rng_from((uint64_t)me);
     for (int i = 0; i < COUNT; i++) {
         size_t size = 1 + rng_log_uniform(&rng, 12);
-        must(pattern_check(shmalloc_ptr(f.heap, s->refs[me][i]), size, (uint64_t)(me * COUNT + i)) == size,
+        must(pattern_check(shmalloc_ptr(f.heap, s->refs[me][i]), size,
+                           (uint64_t)(me * COUNT + i)) == size,
              "process %d, block %d was handed out twice", me, i);
         must_work(shmalloc_ref_free(f.heap, &s->refs[me][i]));
     }
@@ -133,12 +134,14 @@ Test(fork, a_child_may_outlive_its_parent)
     must_be_sound(f.heap);
 }
 
-/* The state mark in the file: 1 says that the last process closed in order, which a power cut would believe. */
+/* The state mark in the file: 1 says that the last process closed in order, which a power cut would
+ * believe. */
 static uint64_t state_mark(void)
 {
     uint64_t mark = 0;
     int fd = open(f.path, O_RDONLY);
-    must(fd >= 0 && pread(fd, &mark, 8, SMF_STATE_OFFSET + offsetof(struct smf_state, mark)) == 8, "read");
+    must(fd >= 0 && pread(fd, &mark, 8, SMF_STATE_OFFSET + offsetof(struct smf_state, mark)) == 8,
+         "read");
     close(fd);
     return mark;
 }
@@ -244,8 +247,8 @@ Test(fork, generations_of_children)
     cr_assert_eq(run_child(fork_deeper, &depth), 0);
 }
 
-/* A child of raw clone has a C library that takes it for its parent, robust mutexes included: it must be
- * turned away, and the parent must not notice. */
+/* A child of raw clone has a C library that takes it for its parent, robust mutexes included: it
+ * must be turned away, and the parent must not notice. */
 Test(fork, a_child_of_raw_clone_is_refused)
 {
     warm_up();
@@ -312,7 +315,8 @@ Test(fork, while_other_threads_allocate)
     for (uintptr_t i = 0; i < 3; i++)
         pthread_create(&threads[i], NULL, allocate_on, (void *)i);
     for (int i = 0; i < 100; i++)
-        cr_assert_eq(wait_child_within(start_child(allocate_a_little, NULL), 10000), 0, "child %d", i);
+        cr_assert_eq(wait_child_within(start_child(allocate_a_little, NULL), 10000), 0, "child %d",
+                     i);
     __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
     for (int i = 0; i < 3; i++)
         pthread_join(threads[i], NULL);

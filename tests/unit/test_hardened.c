@@ -2,8 +2,8 @@
 /*
  * test_hardened.c - the hardened mode, and what the plain mode says about the same mistakes.
  *
- * Hardened heaps promise to find every double and foreign free at once: each case here is one that the
- * plain mode's cheap checks cannot see at once.
+ * Hardened heaps promise to find every double and foreign free at once: each case here is one that
+ * the plain mode's cheap checks cannot see at once.
  */
 #include <pthread.h>
 #include <string.h>
@@ -120,7 +120,8 @@ Test(hardened, the_mode_stays_with_the_heap)
     must_code(shmalloc_ref_free(f.heap, &again), SHMALLOC_EDOUBLEFREE);
 }
 
-/* In a plain heap such a double free shows when the cache is emptied: counted and reported, not fatal. */
+/* In a plain heap such a double free shows when the cache is emptied: counted and reported, not
+ * fatal. */
 Test(hardened, plain_heaps_count_double_frees_when_caches_are_emptied)
 {
     shmalloc_heap *plain = heap_create(fixture_path(&f, "plain"), 0);
@@ -140,8 +141,8 @@ Test(hardened, plain_heaps_count_double_frees_when_caches_are_emptied)
     must_work(shmalloc_close(plain));
 }
 
-/* Blocks of this size have a slab each, which goes back as soon as its slot does: the second copy in the cache
- * is then no slot of anything. That must not condemn a heap that is sound. */
+/* Blocks of this size have a slab each, which goes back as soon as its slot does: the second copy
+ * in the cache is then no slot of anything. That must not condemn a heap that is sound. */
 Test(hardened, double_frees_of_slots_whose_slab_is_gone_do_not_poison)
 {
     shmalloc_heap *plain = heap_create(fixture_path(&f, "plain"), 0);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_heap.c - opening, creating, closing, destroying; every kind of file that is not a sound heap.
+ * test_heap.c - opening, creating, closing, destroying; every kind of file that is not a sound
+ * heap.
  *
- * Would fail if a creator could be seen half done, the umask reached the mode, two handles of one file
- * disagreed, or any damaged or foreign file led to anything but an error code.
+ * Would fail if a creator could be seen half done, the umask reached the mode, two handles of one
+ * file disagreed, or any damaged or foreign file led to anything but an error code.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -74,12 +75,12 @@ Test(heap, bad_arguments_are_refused)
     must_code(shmalloc_open(f.path, NULL, NULL), -EINVAL);
     shmalloc_options good = SHMALLOC_OPTIONS_INIT, bad;
     good.flags = SHMALLOC_CREATE;
-#define refused(change)                                                                                \
-    do {                                                                                               \
-        bad = good;                                                                                    \
-        change;                                                                                        \
-        must_code(shmalloc_open(f.path, &bad, &heap), -EINVAL);                                        \
-        cr_assert_neq(access(f.path, F_OK), 0, "%s made a file", #change);                             \
+#define refused(change)                                                                            \
+    do {                                                                                           \
+        bad = good;                                                                                \
+        change;                                                                                    \
+        must_code(shmalloc_open(f.path, &bad, &heap), -EINVAL);                                    \
+        cr_assert_neq(access(f.path, F_OK), 0, "%s made a file", #change);                         \
     } while (0)
     refused(bad.struct_size = 0);
     refused(bad.struct_size = 8);
@@ -122,7 +123,8 @@ static void must_open(const struct other_options *o, int code)
 
 Test(heap, options_of_older_programs_end_where_they_say)
 {
-    for (size_t size = offsetof(shmalloc_options, initial_size); size <= sizeof(shmalloc_options); size += 8) {
+    for (size_t size = offsetof(shmalloc_options, initial_size); size <= sizeof(shmalloc_options);
+         size += 8) {
         struct other_options o;
         memset(&o, 0xff, sizeof(o)); /* what lies behind would be refused */
         memset(&o, 0, size);
@@ -506,8 +508,9 @@ Test(heap, a_layout_can_be_changed)
     must_work(shmalloc_close(reader));
 }
 
-/* As a kill leaves it after the record was armed, with any part of the header stored: everybody sees the new layout. What
- * is no whole record counts for nothing. (Each instruction of the call: tests/crash.) */
+/* As a kill leaves it after the record was armed, with any part of the header stored: everybody
+ * sees the new layout. What is no whole record counts for nothing. (Each instruction of the call:
+ * tests/crash.) */
 Test(heap, a_change_of_the_layout_that_was_begun)
 {
     f.heap = heap_create(f.path, 0);
@@ -519,11 +522,13 @@ Test(heap, a_change_of_the_layout_that_was_begun)
         struct smf_state state;
         int fd = open(f.path, O_RDWR);
         must(pread(fd, &header, sizeof(header), 0) == (ssize_t)sizeof(header) &&
-                 pread(fd, &state, sizeof(state), SMF_STATE_OFFSET) == (ssize_t)sizeof(state), "%s", f.path);
+                 pread(fd, &state, sizeof(state), SMF_STATE_OFFSET) == (ssize_t)sizeof(state),
+             "%s", f.path);
         next = header;
         snprintf(next.layout_name, sizeof(next.layout_name), "the new data %d", stored);
         next.layout_version = 2;
-        state.next_checksum = next.checksum = smi_hash(&next, offsetof(struct smf_header, checksum));
+        state.next_checksum = next.checksum =
+            smi_hash(&next, offsetof(struct smf_header, checksum));
         state.next_layout_version = next.layout_version;
         memcpy(state.next_layout_name, next.layout_name, sizeof(next.layout_name));
         if (stored == 11) /* the record is not whole */
@@ -533,7 +538,8 @@ Test(heap, a_change_of_the_layout_that_was_begun)
         else
             memcpy(&header.layout_version, &next.layout_version, (size_t)stored * 8);
         must(pwrite(fd, &header, sizeof(header), 0) == (ssize_t)sizeof(header) &&
-                 pwrite(fd, &state, sizeof(state), SMF_STATE_OFFSET) == (ssize_t)sizeof(state), "%s", f.path);
+                 pwrite(fd, &state, sizeof(state), SMF_STATE_OFFSET) == (ssize_t)sizeof(state),
+             "%s", f.path);
         close(fd);
         must_be_sound_on_disk(f.path);
         const char *name = stored == 11 ? header.layout_name : next.layout_name;
@@ -547,7 +553,8 @@ Test(heap, a_change_of_the_layout_that_was_begun)
         must_work(try_layout(name, 2));
         fd = open(f.path, O_RDONLY);
         must(pread(fd, &header, sizeof(header), 0) == (ssize_t)sizeof(header) &&
-                 pread(fd, &state, sizeof(state), SMF_STATE_OFFSET) == (ssize_t)sizeof(state), "%s", f.path);
+                 pread(fd, &state, sizeof(state), SMF_STATE_OFFSET) == (ssize_t)sizeof(state),
+             "%s", f.path);
         close(fd);
         cr_assert_eq(state.next_checksum, 0);
         cr_assert_str_eq(header.layout_name, name);
@@ -579,7 +586,8 @@ Test(heap, fixed_base_makes_raw_pointers_persist)
     must_work(shmalloc_close(f.heap));
     f.heap = NULL;
     cr_assert_eq(run_child(maps_at_base, &self), 0);
-    void *taken = mmap((char *)BASE + (16 << 20), 4096, PROT_READ, /* somewhere in the reservation */
+    void *taken = mmap((char *)BASE + (16 << 20), 4096, PROT_READ, /* somewhere in the
+                                                                      reservation */
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
     cr_assert_neq(taken, MAP_FAILED);
     must_code(shmalloc_open(f.path, NULL, &f.heap), SHMALLOC_EADDRESS);
@@ -717,7 +725,8 @@ static int truncate_everywhere(void *arg)
 {
     uint64_t *at = arg;
     const char *path = fixture_path(&f, "cut");
-    static const size_t odd[] = {0, 1, 7, 8, 100, 543, 544, 545, 4095, 4097, 4224, 8191, 8193, 8255};
+    static const size_t odd[] = {0,   1,    7,    8,    100,  543,  544,
+                                 545, 4095, 4097, 4224, 8191, 8193, 8255};
     size_t count = sizeof(odd) / sizeof(odd[0]);
     for (size_t i = 0, len = 0; len < image_size; i++) {
         *at = len = i < count ? odd[i] : (i - count) * 12288;
@@ -726,7 +735,8 @@ static int truncate_everywhere(void *arg)
         write_file(path, image, len);
         for (unsigned flags = 0; flags <= SHMALLOC_READ_ONLY; flags += SHMALLOC_READ_ONLY) {
             int rc = open_any(path, flags);
-            must(rc == SHMALLOC_ENOTHEAP || rc == SHMALLOC_ECORRUPT, "cut to %zu bytes: %d", len, rc);
+            must(rc == SHMALLOC_ENOTHEAP || rc == SHMALLOC_ECORRUPT, "cut to %zu bytes: %d", len,
+                 rc);
         }
         must(shmalloc_recover(path) < 0, "cut to %zu bytes and recovered", len);
     }
@@ -750,7 +760,8 @@ static int flip_header(void *arg)
     for (*at = 0; *at < 544; ++*at) {
         uint8_t byte = image[*at] ^ (uint8_t)(1 << *at % 8);
         must(pwrite(fd, &byte, 1, (off_t)*at) == 1, "pwrite");
-        must(open_any(path, *at % 4 ? 0 : SHMALLOC_READ_ONLY) < 0, "byte %llu", (unsigned long long)*at);
+        must(open_any(path, *at % 4 ? 0 : SHMALLOC_READ_ONLY) < 0, "byte %llu",
+             (unsigned long long)*at);
         must(pwrite(fd, &image[*at], 1, (off_t)*at) == 1, "pwrite");
     }
     must_work(open_any(path, 0));
@@ -766,8 +777,8 @@ Test(heap, every_flipped_byte_of_the_header_is_an_error)
     cr_assert_eq(status, 0, "status %d at byte %llu", status, (unsigned long long)*at);
 }
 
-/* Opens, and if it opens uses, a file that differs from a sound one in one place. Any answer will do but a
- * signal or a hang. */
+/* Opens, and if it opens uses, a file that differs from a sound one in one place. Any answer will
+ * do but a signal or a hang. */
 static int use_damaged(void *arg)
 {
     (void)arg;
@@ -884,10 +895,11 @@ Test(heap, recover_names_what_is_wrong_and_who_was_judged)
     must(pwrite(fd, &count, sizeof(count), at) == (ssize_t)sizeof(count), "%s", copy);
     for (int poisoned = 0; poisoned < 2; poisoned++) { /* by the first call */
         must_code(shmalloc_recover(copy), SHMALLOC_ECORRUPT);
-        const char *const fragments[] = {copy, "R2 at ", "count says 2 roots", "own data alone were judged", "check --repair"};
+        const char *const fragments[] = {copy, "R2 at ", "count says 2 roots",
+                                         "own data alone were judged", "check --repair"};
         for (int i = 0; i < 5; i++)
-            cr_assert_not_null(strstr(shmalloc_errmsg(), fragments[i]), "\"%s\" lacks \"%s\"", shmalloc_errmsg(),
-                               fragments[i]);
+            cr_assert_not_null(strstr(shmalloc_errmsg(), fragments[i]), "\"%s\" lacks \"%s\"",
+                               shmalloc_errmsg(), fragments[i]);
     }
     close(fd);
 }
@@ -922,7 +934,8 @@ Test(heap, blocks_and_roots_are_there_after_reopening)
                 continue;
             }
             must_work(shmalloc_root_get(f.heap, name, 0, &ref));
-            must(pattern_check(shmalloc_ptr(f.heap, ref), size, (uint64_t)i) == size, "block %d", i);
+            must(pattern_check(shmalloc_ptr(f.heap, ref), size, (uint64_t)i) == size, "block %d",
+                 i);
             if (round == 2) {
                 must_work(shmalloc_ref_free(f.heap, &ref));
                 must_work(shmalloc_root_remove(f.heap, name));

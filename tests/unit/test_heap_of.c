@@ -2,8 +2,8 @@
 /*
  * test_heap_of.c - the heap that an address lies in, while heaps come and go.
  *
- * Would fail if an address beside a heap were given one, if one of several heaps hid another, or if a heap that another
- * thread closes meanwhile were looked at.
+ * Would fail if an address beside a heap were given one, if one of several heaps hid another, or if
+ * a heap that another thread closes meanwhile were looked at.
  */
 #include <pthread.h>
 #include <stdio.h>

@@ -2,8 +2,9 @@
 /*
  * Large blocks that a thread freed and keeps.
  *
- * Would fail if two threads could free one block, if what others keep were lost to who finds no room, if an entry
- * counted without the mark of its block, or if a thread that only takes kept blocks never saw that the heap is poisoned.
+ * Would fail if two threads could free one block, if what others keep were lost to who finds no
+ * room, if an entry counted without the mark of its block, or if a thread that only takes kept
+ * blocks never saw that the heap is poisoned.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -319,7 +320,8 @@ static void *plant_entries(void *arg)
     uint64_t *spans = smi_current->slot->spans, kept = shmalloc_ref_of(f.heap, blocks[0]);
     must(spans[0] - kept < SMF_PAGE, "the first entry has the first block");
     spans[8] = spans[0];
-    spans[9] = shmalloc_ref_of(f.heap, blocks[3]) | page_of(blocks[3])->page_count; /* the program's */
+    /* the program's */
+    spans[9] = shmalloc_ref_of(f.heap, blocks[3]) | page_of(blocks[3])->page_count;
     spans[10] = f.heap->state->size | 5;
     spans[11] = 7;
     return NULL;
@@ -425,15 +427,18 @@ static int free_and_die(void *arg)
 Test(kept, an_init_that_frees_its_block_costs_nobody_anything)
 {
     shmalloc_ref ref;
-    must_code(shmalloc_root_get_or_create(f.heap, "root", 0, LARGE, free_and_fail, NULL, &ref), -ECANCELED);
+    must_code(shmalloc_root_get_or_create(f.heap, "root", 0, LARGE, free_and_fail, NULL, &ref),
+              -ECANCELED);
     void *block = take(LARGE); /* the same, which is somebody's now */
-    must_code(shmalloc_root_get_or_create(f.heap, "root", 0, 8, NULL, NULL, &ref), SHMALLOC_CREATED);
+    must_code(shmalloc_root_get_or_create(f.heap, "root", 0, 8, NULL, NULL, &ref),
+              SHMALLOC_CREATED);
     must_work(shmalloc_root_remove(f.heap, "root"));
     must_work(shmalloc_ref_free(f.heap, &ref));
     cr_assert_eq(run_child(free_and_die, &f), -SIGKILL);
     ref = shmalloc_ref_of(f.heap, block);
     must_work(shmalloc_close(f.heap));
-    must_work(shmalloc_open(f.path, NULL, &f.heap)); /* the slots of the dead and of this thread came back */
+    must_work(shmalloc_open(f.path, NULL, &f.heap)); /* the slots of the dead and of this thread
+                                                        came back */
     block = shmalloc_ptr(f.heap, ref);
     cr_assert_geq(shmalloc_usable_size(f.heap, block), LARGE);
     must_work(shmalloc_free(f.heap, block));

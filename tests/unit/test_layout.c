@@ -63,11 +63,11 @@ static void cr_expect_code(int code, int line)
 }
 
 /* Damage one thing, with a checksum that agrees, and see the code. */
-#define damaged(damage, code)                                                                          \
-    do {                                                                                               \
-        damage;                                                                                        \
-        seal();                                                                                        \
-        cr_expect_code(code, __LINE__);                                                                \
+#define damaged(damage, code)                                                                      \
+    do {                                                                                           \
+        damage;                                                                                    \
+        seal();                                                                                    \
+        cr_expect_code(code, __LINE__);                                                            \
     } while (0)
 
 Test(layout, areas_are_in_order_aligned_and_large_enough)
@@ -108,7 +108,8 @@ Test(layout, a_fresh_heap_of_default_arenas_fits_in_1_MiB)
     uint32_t locks;
     smi_areas(4, &a, &locks);
     struct smf_chunk chunk = {0, (uint32_t)(SMF_GRANULE / SMF_PAGE)};
-    cr_assert_lt(smi_chunk_data_page(&chunk, &a), chunk.page_count - 8, "and leaves room for blocks");
+    cr_assert_lt(smi_chunk_data_page(&chunk, &a), chunk.page_count - 8,
+                 "and leaves room for blocks");
 }
 
 Test(layout, chunk_metadata_lies_before_its_pages)

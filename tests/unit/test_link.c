@@ -2,8 +2,8 @@
 /*
  * test_link.c - allocation and freeing through a destination word, inside the heap and outside.
  *
- * A word inside the heap takes the armed path of the link record, a word outside the plain one; both
- * must do the same. What a kill in the middle leaves is tested in tests/proc.
+ * A word inside the heap takes the armed path of the link record, a word outside the plain one;
+ * both must do the same. What a kill in the middle leaves is tested in tests/proc.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -34,7 +34,8 @@ static void drop_table(uint64_t *table)
 
 static size_t size_of_word(int i)
 {
-    static const size_t sizes[] = {1, 8, 24, 100, 512, 600, 4000, 9000, 40000, 65536, 65537, 200000};
+    static const size_t sizes[] = {1,    8,    24,    100,   512,   600,
+                                   4000, 9000, 40000, 65536, 65537, 200000};
     return sizes[(size_t)i % (sizeof(sizes) / sizeof(sizes[0]))];
 }
 
@@ -142,7 +143,8 @@ Test(link, double_free_through_two_words_is_found_and_leaves_the_second)
     drop_table(table);
 }
 
-/* A node that holds the only word that refers to it: the word lies in the very block that goes away. */
+/* A node that holds the only word that refers to it: the word lies in the very block that goes
+ * away. */
 Test(link, a_block_may_hold_the_word_that_frees_it)
 {
     const size_t sizes[] = {8, 16, 700, 65536, 65537, 1 << 20};
@@ -180,8 +182,8 @@ Test(link, a_chain_is_built_and_taken_down_from_its_head)
     drop_table(table);
 }
 
-/* Other memory may lie by then where a closed heap was mapped: what this thread remembers of that heap must not be asked
- * about it. */
+/* Other memory may lie by then where a closed heap was mapped: what this thread remembers of that
+ * heap must not be asked about it. */
 Test(link, a_word_where_a_closed_heap_was)
 {
     enum { AWAY = 1 << 20 }; /* so that nothing lies where the heap's fixed areas were */
@@ -197,8 +199,9 @@ Test(link, a_word_where_a_closed_heap_was)
         uint64_t *word = mmap(base + AWAY, 4096, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
         must(word == (void *)(base + AWAY), "the place is taken");
-        must_work(call == 0 ? shmalloc_ref_alloc(f.heap, 100, word)
-                  : call == 1 ? shmalloc_ref_realloc(f.heap, word, 100) : shmalloc_ref_free(f.heap, word));
+        must_work(call == 0   ? shmalloc_ref_alloc(f.heap, 100, word)
+                  : call == 1 ? shmalloc_ref_realloc(f.heap, word, 100)
+                              : shmalloc_ref_free(f.heap, word));
         must(*word != 0 || call == 2, "nothing was allocated");
         must_work(shmalloc_ref_free(f.heap, word));
         munmap(word, 4096);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_messages.c - bad input: each kind has its code, and a message with the file, what was expected, what was
- * found, and what to do.
+ * test_messages.c - bad input: each kind has its code, and a message with the file, what was
+ * expected, what was found, and what to do.
  *
- * Files are damaged as a user meets them: the bytes on disk, with a checksum that agrees where the damage is one
- * that another library could have written.
+ * Files are damaged as a user meets them: the bytes on disk, with a checksum that agrees where the
+ * damage is one that another library could have written.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -32,7 +32,8 @@ static void must_explain(int64_t rc, int code, const char *path, ...)
     must(strstr(shmalloc_errmsg(), path), "\"%s\" does not name %s", shmalloc_errmsg(), path);
     va_start(words, path);
     while ((word = va_arg(words, const char *)))
-        must(strstr(shmalloc_errmsg(), word), "\"%s\" does not say \"%s\"", shmalloc_errmsg(), word);
+        must(strstr(shmalloc_errmsg(), word), "\"%s\" does not say \"%s\"", shmalloc_errmsg(),
+             word);
     va_end(words);
 }
 
@@ -64,21 +65,27 @@ Test(messages, files_that_are_no_heap)
     const char *empty = file_of("empty", "", 0), *script = file_of("script", text, sizeof(text));
     must_explain(open_with(empty, 0), SHMALLOC_ENOTHEAP, empty, "not a shmalloc heap", "0 bytes",
                  "expected 434f4c4c414d4853", "SHMALLOC_CREATE", NULL);
-    must_explain(open_with(script, 0), SHMALLOC_ENOTHEAP, script, "not a shmalloc heap", "20000 bytes",
-                 "first word 732f6e69622f2123", "expected", "give the name of one", NULL);
-    must_explain(shmalloc_destroy(script), SHMALLOC_ENOTHEAP, script, "not a shmalloc heap", "nothing was removed",
+    must_explain(open_with(script, 0), SHMALLOC_ENOTHEAP, script, "not a shmalloc heap",
+                 "20000 bytes", "first word 732f6e69622f2123", "expected", "give the name of one",
                  NULL);
+    must_explain(shmalloc_destroy(script), SHMALLOC_ENOTHEAP, script, "not a shmalloc heap",
+                 "nothing was removed", NULL);
     must_explain(open_with(f.dir, 0), -EISDIR, f.dir, "directory", "regular file", NULL);
-    must_explain(open_with(f.dir, SHMALLOC_READ_ONLY), -EISDIR, f.dir, "directory", "regular file", NULL);
-    must_explain(open_with("/dev/null", 0), SHMALLOC_ENOTHEAP, "/dev/null", "not a regular file", "give the name",
+    must_explain(open_with(f.dir, SHMALLOC_READ_ONLY), -EISDIR, f.dir, "directory", "regular file",
                  NULL);
-    const char *cut = file_of("cut", "SHMALLOC and some bytes", 23), *dangling = fixture_path(&f, "dangling");
-    must_explain(open_with(cut, 0), SHMALLOC_ENOTHEAP, cut, "begins as one", "23 bytes", "copy", NULL);
+    must_explain(open_with("/dev/null", 0), SHMALLOC_ENOTHEAP, "/dev/null", "not a regular file",
+                 "give the name", NULL);
+    const char *cut = file_of("cut", "SHMALLOC and some bytes", 23),
+               *dangling = fixture_path(&f, "dangling");
+    must_explain(open_with(cut, 0), SHMALLOC_ENOTHEAP, cut, "begins as one", "23 bytes", "copy",
+                 NULL);
     cr_assert_eq(symlink("nowhere", dangling), 0);
-    must_explain(open_with(dangling, SHMALLOC_CREATE), -ENOENT, dangling, "symbolic link", "remove it", NULL);
+    must_explain(open_with(dangling, SHMALLOC_CREATE), -ENOENT, dangling, "symbolic link",
+                 "remove it", NULL);
     must_explain(open_with(dangling, 0), -ENOENT, dangling, "No such file", NULL);
     const char *missing = fixture_path(&f, "missing");
-    must_explain(open_with(missing, 0), -ENOENT, missing, "cannot open", "No such file", "SHMALLOC_CREATE", NULL);
+    must_explain(open_with(missing, 0), -ENOENT, missing, "cannot open", "No such file",
+                 "SHMALLOC_CREATE", NULL);
     must_explain(open_with(f.path, SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE), -EEXIST, f.path, "exists",
                  "without SHMALLOC_EXCLUSIVE", NULL);
 }
@@ -93,8 +100,10 @@ Test(messages, names_that_are_links)
     cr_assert_eq(symlink("linked", link), 0);
     must_explain(open_with(link, 0), 0, "", NULL);
     must_explain(open_with(link, SHMALLOC_CREATE), 0, "", NULL);
-    must_explain(open_with(link, SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE), -EEXIST, link, "exists", NULL);
-    must_explain(shmalloc_destroy(link), -ELOOP, link, "symbolic link", "nothing was removed", heap, NULL);
+    must_explain(open_with(link, SHMALLOC_CREATE | SHMALLOC_EXCLUSIVE), -EEXIST, link, "exists",
+                 NULL);
+    must_explain(shmalloc_destroy(link), -ELOOP, link, "symbolic link", "nothing was removed", heap,
+                 NULL);
     must_explain(open_with(link, 0), 0, "", NULL);
     cr_assert_eq(linkat(AT_FDCWD, heap, AT_FDCWD, other, 0), 0);
     shmalloc_heap *first = heap_open(heap), *second = heap_open(other);
@@ -111,7 +120,8 @@ static int without_permission(void *arg)
 {
     const char *path = arg;
     must(geteuid() != 0 || (setegid(65534) == 0 && seteuid(65534) == 0), "seteuid");
-    must_explain(open_with(path, 0), -EACCES, path, "Permission denied", "needs permission to read", NULL);
+    must_explain(open_with(path, 0), -EACCES, path, "Permission denied", "needs permission to read",
+                 NULL);
     must_explain(open_with(path, SHMALLOC_READ_ONLY), geteuid() == 65534 ? 0 : -EACCES, "", NULL);
     return 0;
 }
@@ -174,14 +184,15 @@ Test(messages, memfds_sealed_against_writing)
         snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
         must_work(shmalloc_close(heap));
         must(fcntl(fd, F_ADD_SEALS, seals[i].seal) == 0, "seal: %s", strerror(errno));
-        must_explain(open_fd_with(fd, 0, &heap), -EPERM, path, "sealed", seals[i].name, "(SHMALLOC_READ_ONLY)",
-                     "without that seal", NULL);
+        must_explain(open_fd_with(fd, 0, &heap), -EPERM, path, "sealed", seals[i].name,
+                     "(SHMALLOC_READ_ONLY)", "without that seal", NULL);
         must_be_readable(fd);
         close(fd);
         fd = memfd_create("empty", MFD_CLOEXEC | MFD_ALLOW_SEALING);
         snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
         must(fcntl(fd, F_ADD_SEALS, seals[i].seal) == 0, "seal: %s", strerror(errno));
-        must_explain(open_fd_with(fd, SHMALLOC_CREATE, &heap), -EPERM, path, "sealed", seals[i].name, NULL);
+        must_explain(open_fd_with(fd, SHMALLOC_CREATE, &heap), -EPERM, path, "sealed",
+                     seals[i].name, NULL);
         close(fd);
     }
 }
@@ -200,8 +211,8 @@ static int fill(shmalloc_heap *heap, shmalloc_ref *refs, int *count)
     return rc;
 }
 
-/* Full, emptied and full again: as much as before. Nothing is cut off, for what is cut off from a file that cannot grow
- * is lost. */
+/* Full, emptied and full again: as much as before. Nothing is cut off, for what is cut off from a
+ * file that cannot grow is lost. */
 static void use_sealed(int fd, shmalloc_heap *heap, int can_punch)
 {
     shmalloc_ref refs[SEALED + 1] = {0};
@@ -209,16 +220,18 @@ static void use_sealed(int fd, shmalloc_heap *heap, int can_punch)
     int count, again;
     must(fstat(fd, &st) == 0, "fstat");
     off_t size = st.st_size;
-    must_explain(fill(heap, refs, &count), SHMALLOC_EFULL, "/proc/self/fd", "F_SEAL_GROW", "largest free run", "free something",
-                 "without that seal", NULL);
+    must_explain(fill(heap, refs, &count), SHMALLOC_EFULL, "/proc/self/fd", "F_SEAL_GROW",
+                 "largest free run", "free something", "without that seal", NULL);
     must(count > 20, "%d blocks", count);
     for (int i = 0; i < count; i++) {
-        must(pattern_check(shmalloc_ptr(heap, refs[i]), PIECE, (uint64_t)i) == PIECE, "block %d", i);
+        must(pattern_check(shmalloc_ptr(heap, refs[i]), PIECE, (uint64_t)i) == PIECE, "block %d",
+             i);
         must_work(shmalloc_ref_free(heap, &refs[i]));
     }
     int64_t given = shmalloc_trim(heap);
     must(can_punch ? given > 0 : given == 0, "%lld: %s", (long long)given, shmalloc_errmsg());
-    must(fstat(fd, &st) == 0 && st.st_size == size, "cut from %lld to %lld", (long long)size, (long long)st.st_size);
+    must(fstat(fd, &st) == 0 && st.st_size == size, "cut from %lld to %lld", (long long)size,
+         (long long)st.st_size);
     must_be_sound(heap);
     must_code(fill(heap, refs, &again), SHMALLOC_EFULL);
     must(again == count, "%d blocks, before %d", again, count);
@@ -233,7 +246,8 @@ Test(messages, memfds_sealed_against_growing)
     for (int i = 0; i < 3; i++) {
         int fd = sealable(&heap, 1 << 20);
         shmalloc_ref ref = 0;
-        must_work(shmalloc_ref_alloc(heap, 3 << 20, &ref)); /* a chunk of its own, free then, which could be cut off */
+        must_work(shmalloc_ref_alloc(heap, 3 << 20, &ref)); /* a chunk of its own, free then, which
+                                                               could be cut off */
         must_work(shmalloc_ref_free(heap, &ref));
         must(fcntl(fd, F_ADD_SEALS, seals[i]) == 0, "seal: %s", strerror(errno));
         use_sealed(fd, heap, i < 2);
@@ -245,7 +259,8 @@ Test(messages, memfds_sealed_against_growing)
     }
 }
 
-/* What lies beyond the end of the heap cannot be cut off, and is zeroed before the heap grows over it. */
+/* What lies beyond the end of the heap cannot be cut off, and is zeroed before the heap grows over
+ * it. */
 Test(messages, memfds_sealed_against_shrinking)
 {
     static char dirt[1 << 20];
@@ -268,8 +283,8 @@ Test(messages, memfds_sealed_against_shrinking)
     must(fstat(fd, &st) == 0, "fstat");
     off_t size = st.st_size;
     must(shmalloc_trim(heap) > 0, "%s", shmalloc_errmsg());
-    must(fstat(fd, &st) == 0 && st.st_size == size && st.st_blocks < 4 << 11, "%lld bytes, %lld stored",
-         (long long)st.st_size, (long long)st.st_blocks * 512);
+    must(fstat(fd, &st) == 0 && st.st_size == size && st.st_blocks < 4 << 11,
+         "%lld bytes, %lld stored", (long long)st.st_size, (long long)st.st_blocks * 512);
     must_work(shmalloc_ref_alloc(heap, 8 << 20, &refs[0]));
     must_work(shmalloc_ref_free(heap, &refs[0]));
     must_be_sound(heap);
@@ -291,7 +306,8 @@ Test(messages, files_with_attributes)
     static const struct {
         int attribute;
         const char *word, *remedy;
-    } attributes[] = {{FS_IMMUTABLE_FL, "immutable", "chattr -i"}, {FS_APPEND_FL, "appended to", "chattr -a"}};
+    } attributes[] = {{FS_IMMUTABLE_FL, "immutable", "chattr -i"},
+                      {FS_APPEND_FL, "appended to", "chattr -a"}};
     char path[256], folder[256], inside[300];
     snprintf(path, sizeof(path), "%s", fixture_path(&f, "kept"));
     snprintf(folder, sizeof(folder), "%s", fixture_path(&f, "folder"));
@@ -304,18 +320,21 @@ Test(messages, files_with_attributes)
             suite_end();
             cr_skip_test("attributes cannot be set here");
         }
-        must_explain(open_with(path, 0), -EPERM, path, attributes[i].word, attributes[i].remedy, "(SHMALLOC_READ_ONLY)",
-                     NULL);
+        must_explain(open_with(path, 0), -EPERM, path, attributes[i].word, attributes[i].remedy,
+                     "(SHMALLOC_READ_ONLY)", NULL);
         must_explain(open_with(path, SHMALLOC_READ_ONLY), 0, "", NULL);
-        must_explain(shmalloc_destroy(path), -EPERM, path, attributes[i].word, attributes[i].remedy, NULL);
+        must_explain(shmalloc_destroy(path), -EPERM, path, attributes[i].word, attributes[i].remedy,
+                     NULL);
         must(set_attribute(path, 0), "chattr");
         must(set_attribute(folder, attributes[i].attribute), "chattr");
-        must_explain(shmalloc_destroy(inside), -EPERM, inside, "its folder", attributes[i].remedy, NULL);
+        must_explain(shmalloc_destroy(inside), -EPERM, inside, "its folder", attributes[i].remedy,
+                     NULL);
         must(set_attribute(folder, 0), "chattr");
     }
     must(set_attribute(folder, FS_IMMUTABLE_FL), "chattr");
     snprintf(inside, sizeof(inside), "%s/new", folder);
-    must_explain(open_with(inside, SHMALLOC_CREATE), -EPERM, inside, "its folder is immutable", "chattr -i", NULL);
+    must_explain(open_with(inside, SHMALLOC_CREATE), -EPERM, inside, "its folder is immutable",
+                 "chattr -i", NULL);
     must(set_attribute(folder, 0), "chattr");
     snprintf(inside, sizeof(inside), "%s/heap", folder);
     must_work(shmalloc_destroy(inside));
@@ -335,7 +354,8 @@ Test(messages, an_attribute_set_meanwhile)
         suite_end();
         cr_skip_test("attributes cannot be set here");
     }
-    must_explain(shmalloc_ref_alloc(heap, 20 << 20, &large), -EPERM, path, "immutable", "chattr -i", NULL);
+    must_explain(shmalloc_ref_alloc(heap, 20 << 20, &large), -EPERM, path, "immutable", "chattr -i",
+                 NULL);
     must_work(shmalloc_ref_free(heap, &ref));
     must(shmalloc_trim(heap) == 0, "%s", shmalloc_errmsg());
     must_work(shmalloc_ref_alloc(heap, 3 << 20, &ref));
@@ -381,15 +401,15 @@ static int open_changed(unsigned flags)
 }
 
 /* Make one change to the identity, see what an open says, and take it back. */
-#define changed(change, flags, code, ...)                                                                      \
-    do {                                                                                                       \
-        struct smf_header sound;                                                                               \
-        read_header();                                                                                         \
-        sound = header;                                                                                        \
-        change;                                                                                                \
-        must_explain(open_changed(flags), (code), foreign, __VA_ARGS__, NULL);                                 \
-        header = sound;                                                                                        \
-        must_work(open_changed(0));                                                                            \
+#define changed(change, flags, code, ...)                                                          \
+    do {                                                                                           \
+        struct smf_header sound;                                                                   \
+        read_header();                                                                             \
+        sound = header;                                                                            \
+        change;                                                                                    \
+        must_explain(open_changed(flags), (code), foreign, __VA_ARGS__, NULL);                     \
+        header = sound;                                                                            \
+        must_work(open_changed(0));                                                                \
     } while (0)
 
 Test(messages, heaps_of_another_library_or_machine)
@@ -397,20 +417,27 @@ Test(messages, heaps_of_another_library_or_machine)
     changed(header.magic ^= 1, 0, SHMALLOC_ENOTHEAP, "first word", "expected");
     char ours[32];
     snprintf(ours, sizeof(ours), "reads version %u", SMF_FORMAT_VERSION);
-    changed(header.format_version = 99, 0, SHMALLOC_EVERSION, "version 99", ours, "use the library");
-    changed(header.features_must = 8, 0, SHMALLOC_EVERSION, "features 0x8", "lacks", "newer library");
-    changed(header.features_read_only = 4, 0, SHMALLOC_EVERSION, "features 0x4", "read-only", "newer library");
-    changed(header.endian = __builtin_bswap32(SMF_ENDIAN), 0, SHMALLOC_EFOREIGN, "byte order", "04030201",
-            "expected 01020304", "where it was made");
-    changed(header.word_bits = 32, 0, SHMALLOC_EFOREIGN, "32-bit words", "64-bit words", "where it was made");
+    changed(header.format_version = 99, 0, SHMALLOC_EVERSION, "version 99", ours,
+            "use the library");
+    changed(header.features_must = 8, 0, SHMALLOC_EVERSION, "features 0x8", "lacks",
+            "newer library");
+    changed(header.features_read_only = 4, 0, SHMALLOC_EVERSION, "features 0x4", "read-only",
+            "newer library");
+    changed(header.endian = __builtin_bswap32(SMF_ENDIAN), 0, SHMALLOC_EFOREIGN, "byte order",
+            "04030201", "expected 01020304", "where it was made");
+    changed(header.word_bits = 32, 0, SHMALLOC_EFOREIGN, "32-bit words", "64-bit words",
+            "where it was made");
     changed(header.machine = 999, 0, SHMALLOC_EFOREIGN, "machine type 999", "this is machine type");
-    changed(header.os_page_bytes = 65536, 0, SHMALLOC_EFOREIGN, "pages of 65536 bytes", "this kernel has",
-            "same page size");
+    changed(header.os_page_bytes = 65536, 0, SHMALLOC_EFOREIGN, "pages of 65536 bytes",
+            "this kernel has", "same page size");
     changed(header.mutex_fingerprint = 0xabc, 0, SHMALLOC_EFOREIGN, "0000000000000abc", "C library",
             "link all programs");
-    changed(header.mutex_bytes = 48, SHMALLOC_READ_ONLY, SHMALLOC_EFOREIGN, "48 bytes", "same C library");
-    changed(header.arena_count = 70, 0, SHMALLOC_ECORRUPT, "70 arenas", "expected 1..64", "from a copy");
-    changed(header.class_count = 7, 0, SHMALLOC_ECORRUPT, "classes", "format version", "from a copy");
+    changed(header.mutex_bytes = 48, SHMALLOC_READ_ONLY, SHMALLOC_EFOREIGN, "48 bytes",
+            "same C library");
+    changed(header.arena_count = 70, 0, SHMALLOC_ECORRUPT, "70 arenas", "expected 1..64",
+            "from a copy");
+    changed(header.class_count = 7, 0, SHMALLOC_ECORRUPT, "classes", "format version",
+            "from a copy");
 }
 
 Test(messages, layouts_of_another_program)
@@ -420,8 +447,8 @@ Test(messages, layouts_of_another_program)
     read_header();
     options.layout = "tree";
     options.layout_version = 3;
-    must_explain(shmalloc_open(foreign, &options, &heap), SHMALLOC_ELAYOUT, foreign, "\"queue\" version 3",
-                 "expects \"tree\" version 3", "run the program", NULL);
+    must_explain(shmalloc_open(foreign, &options, &heap), SHMALLOC_ELAYOUT, foreign,
+                 "\"queue\" version 3", "expects \"tree\" version 3", "run the program", NULL);
     options.layout = "queue";
     options.layout_version = 4;
     must_explain(shmalloc_open(foreign, &options, &heap), SHMALLOC_ELAYOUT, foreign, "version 3",
@@ -436,23 +463,23 @@ Test(messages, heaps_that_are_damaged)
     must(pread(fd, &sound, sizeof(sound), SMF_STATE_OFFSET) == sizeof(sound), "pread");
     uint8_t byte = header.uuid[0] ^ 1;
     must(pwrite(fd, &byte, 1, offsetof(struct smf_header, uuid)) == 1, "pwrite");
-    must_explain(open_with(foreign, 0), SHMALLOC_ECORRUPT, foreign, "checksum is", "its bytes give", "from a copy",
-                 NULL);
+    must_explain(open_with(foreign, 0), SHMALLOC_ECORRUPT, foreign, "checksum is", "its bytes give",
+                 "from a copy", NULL);
     must(pwrite(fd, header.uuid, 1, offsetof(struct smf_header, uuid)) == 1, "pwrite");
     state = sound;
     state.max_size = sound.size / 2;
     must(pwrite(fd, &state, sizeof(state), SMF_STATE_OFFSET) == sizeof(state), "pwrite");
-    must_explain(open_with(foreign, 0), SHMALLOC_ECORRUPT, foreign, "size 1048576", "maximum 524288", "from a copy",
-                 NULL);
+    must_explain(open_with(foreign, 0), SHMALLOC_ECORRUPT, foreign, "size 1048576",
+                 "maximum 524288", "from a copy", NULL);
     state = sound;
     state.mark = 77;
     must(pwrite(fd, &state, sizeof(state), SMF_STATE_OFFSET) == sizeof(state), "pwrite");
-    must_explain(open_with(foreign, 0), SHMALLOC_ECORRUPT, foreign, "mark is 77", "expected 1 to 3", "from a copy",
-                 NULL);
+    must_explain(open_with(foreign, 0), SHMALLOC_ECORRUPT, foreign, "mark is 77", "expected 1 to 3",
+                 "from a copy", NULL);
     must(pwrite(fd, &sound, sizeof(sound), SMF_STATE_OFFSET) == sizeof(sound), "pwrite");
     must(ftruncate(fd, 600000) == 0, "ftruncate");
-    must_explain(open_with(foreign, 0), SHMALLOC_ECORRUPT, foreign, "600000 bytes", "the heap in it 1048576",
-                 "cut short", "from a copy", NULL);
+    must_explain(open_with(foreign, 0), SHMALLOC_ECORRUPT, foreign, "600000 bytes",
+                 "the heap in it 1048576", "cut short", "from a copy", NULL);
     close(fd);
 }
 
@@ -472,9 +499,11 @@ Test(messages, sizes_out_of_range)
 {
     const char *path = fixture_path(&f, "sizes");
     must_explain(open_sizes(0, (16ull << 40) + 1), -EINVAL, path, "17592186044417", "16 TiB", NULL);
-    must_explain(open_sizes(8 << 20, 4 << 20), -EINVAL, path, "initial size 8388608", "maximum size 4194304", NULL);
+    must_explain(open_sizes(8 << 20, 4 << 20), -EINVAL, path, "initial size 8388608",
+                 "maximum size 4194304", NULL);
     cr_assert(access(path, F_OK) < 0, "half a heap was left");
-    must_explain(shmalloc_set_max_size(f.heap, 1 << 20), -EINVAL, f.path, "1048576", "16 TiB", NULL);
+    must_explain(shmalloc_set_max_size(f.heap, 1 << 20), -EINVAL, f.path, "1048576", "16 TiB",
+                 NULL);
 }
 
 /* ---- blocks ---- */
@@ -514,19 +543,21 @@ Test(messages, blocks_that_are_none)
     must_work(shmalloc_ref_free(f.heap, &ref));
     must_work(shmalloc_ref_alloc(f.heap, 100, &ref));
     other = ref + 16;
-    must_explain(shmalloc_ref_free(f.heap, &other), SHMALLOC_EBADREF, f.path, "not the first byte", "0x",
-                 "what an allocation gave", NULL);
+    must_explain(shmalloc_ref_free(f.heap, &other), SHMALLOC_EBADREF, f.path, "not the first byte",
+                 "0x", "what an allocation gave", NULL);
     must_explain(shmalloc_free(f.heap, &local), SHMALLOC_EBADREF, f.path, "not in this heap", NULL);
     other = 1ull << 43;
-    must_explain(shmalloc_ref_free(f.heap, &other), SHMALLOC_EBADREF, f.path, "0x80000000000", NULL);
+    must_explain(shmalloc_ref_free(f.heap, &other), SHMALLOC_EBADREF, f.path, "0x80000000000",
+                 NULL);
     other = ref;
     must_work(shmalloc_ref_free(f.heap, &ref));
-    must_explain(shmalloc_ref_free(f.heap, &other), SHMALLOC_EDOUBLEFREE, f.path, "free already", "once", NULL);
+    must_explain(shmalloc_ref_free(f.heap, &other), SHMALLOC_EDOUBLEFREE, f.path, "free already",
+                 "once", NULL);
     shmalloc_heap *reader;
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
     options.flags = SHMALLOC_READ_ONLY;
     must_work(shmalloc_open(f.path, &options, &reader));
-    must_explain(shmalloc_ref_alloc(reader, 8, &other), SHMALLOC_EREADONLY, f.path, "read-only", "open it for writing",
-                 NULL);
+    must_explain(shmalloc_ref_alloc(reader, 8, &other), SHMALLOC_EREADONLY, f.path, "read-only",
+                 "open it for writing", NULL);
     must_work(shmalloc_close(reader));
 }

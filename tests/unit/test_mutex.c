@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_mutex.c - shmalloc_mutex: exclusion between threads and processes, time-outs, owners that die.
+ * test_mutex.c - shmalloc_mutex: exclusion between threads and processes, time-outs, owners that
+ * die.
  *
- * Would fail if two owners were inside at once, a dead owner kept the mutex, its death went unreported, a
- * stranger could unlock, or a mutex held at the time of a reboot stayed held.
+ * Would fail if two owners were inside at once, a dead owner kept the mutex, its death went
+ * unreported, a stranger could unlock, or a mutex held at the time of a reboot stayed held.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -110,7 +111,8 @@ static void *try_others_lock(void *arg)
     uint64_t start = now_ns();
     must_code(shmalloc_mutex_timedlock(f.heap, &b->mutex, 20000000), -ETIMEDOUT);
     uint64_t waited = now_ns() - start;
-    must(waited >= 20000000 && waited < 3000000000ull, "waited %llu ns", (unsigned long long)waited);
+    must(waited >= 20000000 && waited < 3000000000ull, "waited %llu ns",
+         (unsigned long long)waited);
     must_code(shmalloc_mutex_timedlock(f.heap, &b->mutex, 0), -ETIMEDOUT);
     must_code(shmalloc_mutex_unlock(f.heap, &b->mutex), SHMALLOC_ENOTOWNER);
     return NULL;
@@ -280,7 +282,8 @@ Test(mutex, an_exit_without_unlock_counts_as_death_of_all_it_held)
     drop_block();
 }
 
-/* Who unlocks without a word hands on what it was told, over more deaths and through its own locks. */
+/* Who unlocks without a word hands on what it was told, over more deaths and through its own
+ * locks. */
 Test(mutex, left_inconsistent_it_says_so_to_each_owner)
 {
     struct block *b = make_block();
@@ -332,7 +335,8 @@ Test(mutex, messages_name_the_holder)
     drop_block();
 }
 
-/* More than are noted, unlocked in another order: notes are for people, and never keep anybody out. */
+/* More than are noted, unlocked in another order: notes are for people, and never keep anybody
+ * out. */
 Test(mutex, many_are_held_and_unlocked_in_any_order)
 {
     enum { MANY = 20 };
@@ -420,7 +424,8 @@ static int link_and_die(void *arg)
     struct block *b = arg;
     int rc = shmalloc_mutex_lock(f.heap, &b->mutex);
     must(rc >= 0, "%d", rc);
-    must_work(b->link ? shmalloc_ref_free(f.heap, &b->link) : shmalloc_ref_alloc(f.heap, 300, &b->link));
+    must_work(b->link ? shmalloc_ref_free(f.heap, &b->link)
+                      : shmalloc_ref_alloc(f.heap, 300, &b->link));
     raise(SIGKILL);
     return 1;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* test_outcome.c - what a step that was cut off comes to: the bounds of what records may name, and each rule. */
+/* test_outcome.c - what a step that was cut off comes to: the bounds of what records may name, and
+ * each rule. */
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,8 +25,8 @@ struct fixture {
 static const void *see(void *source, uint64_t ref, uint64_t len)
 {
     const struct fixture *f = source;
-    cr_assert(ref % 8 == 0 && len <= SIZE && ref <= SIZE - len, "the rules look outside the heap: %#llx",
-              (unsigned long long)ref);
+    cr_assert(ref % 8 == 0 && len <= SIZE && ref <= SIZE - len,
+              "the rules look outside the heap: %#llx", (unsigned long long)ref);
     return f->memory + ref;
 }
 
@@ -65,7 +66,8 @@ static uint64_t stack(const struct fixture *f, uint64_t i)
 static const char *resolve(struct fixture *f, struct smf_link link)
 {
     f->thread->link = link;
-    const char *fault = smi_outcome_of_link(&f->sight, f->thread_ref, f->thread, &link, &f->outcome);
+    const char *fault =
+        smi_outcome_of_link(&f->sight, f->thread_ref, f->thread, &link, &f->outcome);
     for (uint32_t i = 0; !fault && i < f->outcome.count; i++)
         *word(f, f->outcome.change[i].ref) = f->outcome.change[i].value;
     return fault;
@@ -73,7 +75,8 @@ static const char *resolve(struct fixture *f, struct smf_link link)
 
 static struct smf_link give(struct fixture *f, uint64_t dest)
 {
-    return (struct smf_link){.op = SMF_LINK_GIVE, .dest = dest, .old = USER(100), .old_array = stack(f, 0)};
+    return (struct smf_link){
+        .op = SMF_LINK_GIVE, .dest = dest, .old = USER(100), .old_array = stack(f, 0)};
 }
 
 Test(outcome, a_link_names_a_word_behind_the_areas_and_inside_the_heap)
@@ -82,15 +85,19 @@ Test(outcome, a_link_names_a_word_behind_the_areas_and_inside_the_heap)
     cr_expect(!resolve(f, give(f, f->areas.end)));
     cr_expect(!resolve(f, give(f, SIZE - 8)));
     cr_expect(resolve(f, give(f, f->areas.end - 8)) != NULL, "a word of the fixed areas");
-    cr_expect(resolve(f, give(f, SMF_PAGE)) != NULL, "a word of the fixed areas, behind the first page");
+    cr_expect(resolve(f, give(f, SMF_PAGE)) != NULL,
+              "a word of the fixed areas, behind the first page");
     cr_expect(resolve(f, give(f, SIZE)) != NULL, "a word that only the file has");
     cr_expect(resolve(f, give(f, SIZE - 4)) != NULL, "no word of 8 bytes");
     cr_expect(resolve(f, give(f, UINT64_MAX - 7)) != NULL, "a word far outside");
     cr_expect(resolve(f, give(f, 0)) != NULL, "no word");
     *word(f, stack(f, 0)) = SMF_OPEN;
-    cr_expect(resolve(f, (struct smf_link){.op = SMF_LINK_SHORT_GIVE | (f->areas.end - 8), .dest = stack(f, 1)}) != NULL);
-    cr_expect(resolve(f, (struct smf_link){.op = SMF_LINK_SHORT_GIVE | SIZE, .dest = stack(f, 1)}) != NULL);
-    cr_expect(!resolve(f, (struct smf_link){.op = SMF_LINK_SHORT_GIVE | (SIZE - 8), .dest = stack(f, 1)}));
+    cr_expect(resolve(f, (struct smf_link){.op = SMF_LINK_SHORT_GIVE | (f->areas.end - 8),
+                                           .dest = stack(f, 1)}) != NULL);
+    cr_expect(resolve(f, (struct smf_link){.op = SMF_LINK_SHORT_GIVE | SIZE,
+                                           .dest = stack(f, 1)}) != NULL);
+    cr_expect(!resolve(
+        f, (struct smf_link){.op = SMF_LINK_SHORT_GIVE | (SIZE - 8), .dest = stack(f, 1)}));
     finish(f);
 }
 
@@ -112,9 +119,11 @@ Test(outcome, a_give_is_always_finished)
     uint64_t block = USER(100);
     *word(f, USER(0)) = block; /* killed before the user's word changed */
     cr_expect(!resolve(f, give(f, USER(0))));
-    cr_expect(*word(f, USER(0)) == 0 && *word(f, stack(f, 0)) == 1 && *word(f, stack(f, 1)) == block);
+    cr_expect(*word(f, USER(0)) == 0 && *word(f, stack(f, 0)) == 1 &&
+              *word(f, stack(f, 1)) == block);
     cr_expect(!resolve(f, give(f, USER(0))), "twice is harmless");
-    cr_expect(*word(f, USER(0)) == 0 && *word(f, stack(f, 0)) == 1 && *word(f, stack(f, 1)) == block);
+    cr_expect(*word(f, USER(0)) == 0 && *word(f, stack(f, 0)) == 1 &&
+              *word(f, stack(f, 1)) == block);
     cr_expect(f->outcome.large == 0);
     finish(f);
 }
@@ -123,7 +132,11 @@ Test(outcome, a_take_is_finished_when_the_user_has_the_block_and_undone_otherwis
 {
     struct fixture *f = make();
     uint64_t fresh = USER(100), old = USER(200);
-    struct smf_link link = {.op = SMF_LINK_TAKE, .dest = USER(0), .fresh = fresh, .fresh_array = stack(f, 0), .fresh_count = 2};
+    struct smf_link link = {.op = SMF_LINK_TAKE,
+                            .dest = USER(0),
+                            .fresh = fresh,
+                            .fresh_array = stack(f, 0),
+                            .fresh_count = 2};
     *word(f, stack(f, 0)) = 2;
     *word(f, USER(0)) = old;
     cr_expect(!resolve(f, link));
@@ -159,7 +172,8 @@ Test(outcome, stacks_are_those_of_the_thread_slot_and_counts_fit)
 {
     struct fixture *f = make();
     uint64_t most = smi_inline_words(CLASS) - 1;
-    struct smf_link link = {.op = SMF_LINK_TAKE, .dest = USER(0), .fresh = USER(100), .fresh_array = stack(f, 0)};
+    struct smf_link link = {
+        .op = SMF_LINK_TAKE, .dest = USER(0), .fresh = USER(100), .fresh_array = stack(f, 0)};
     cr_expect(resolve(f, link) != NULL, "count 0 has nothing to take");
     link.fresh_count = most;
     cr_expect(!resolve(f, link));
@@ -204,9 +218,11 @@ Test(outcome, steps_on_open_stacks)
     *word(f, stack(f, 1)) = block; /* given: on the stack, and still in the user's word */
     cr_expect(!resolve(f, small(SMF_LINK_SHORT_GIVE, stack(f, 1), 0)));
     cr_expect(*word(f, stack(f, 1)) == block && *word(f, USER(0)) == 0, "finished");
-    uint64_t other = f->thread_ref + smi_inline_offset(CLASS + 1); /* the stack that the old block goes to */
+    /* the stack that the old block goes to */
+    uint64_t other = f->thread_ref + smi_inline_offset(CLASS + 1);
     *word(f, other) = SMF_OPEN;
-    *word(f, USER(0)) = *word(f, other + 8) = USER(200); /* killed before the user got the fresh one */
+    *word(f, USER(0)) = *word(f, other + 8) = USER(200); /* killed before the user got the fresh
+                                                            one */
     cr_expect(!resolve(f, small(SMF_LINK_SHORT_EXCHANGE, stack(f, 1), other + 8)));
     cr_expect(*word(f, other + 8) == 0 && *word(f, stack(f, 1)) == block, "undone");
     *word(f, other + 8) = USER(200);
@@ -237,9 +253,11 @@ Test(outcome, a_log_names_no_process_no_lock_and_nothing_behind_the_file)
 {
     struct fixture *f = make();
     const struct smf_areas *a = &f->areas;
-    const uint64_t yes[] = {SMF_STATE_OFFSET, a->directory, a->page_heap, a->end, SIZE, FILE_SIZE - 8};
-    const uint64_t no[] = {0, SMF_STATE_OFFSET - 8, a->runtime, a->processes, a->locks, a->directory - 8,
-                           FILE_SIZE, FILE_SIZE - 4, a->end + 1, UINT64_MAX - 7, UINT64_MAX};
+    const uint64_t yes[] = {SMF_STATE_OFFSET, a->directory, a->page_heap,
+                            a->end,           SIZE,         FILE_SIZE - 8};
+    const uint64_t no[] = {0,          SMF_STATE_OFFSET - 8, a->runtime, a->processes,
+                           a->locks,   a->directory - 8,     FILE_SIZE,  FILE_SIZE - 4,
+                           a->end + 1, UINT64_MAX - 7,       UINT64_MAX};
     for (size_t i = 0; i < sizeof(yes) / sizeof(*yes); i++)
         cr_expect(smi_log_may_name(a, FILE_SIZE, yes[i]), "%#llx", (unsigned long long)yes[i]);
     for (size_t i = 0; i < sizeof(no) / sizeof(*no); i++)
@@ -258,11 +276,16 @@ Test(outcome, chunks_follow_each_other)
     uint32_t first = (uint32_t)(((a->end + SMF_GRANULE) / SMF_GRANULE + 1) * granule);
     cr_expect(smi_chunk_follows(&(struct smf_chunk){0, first}, 0, first, a));
     cr_expect(smi_chunk_follows(&(struct smf_chunk){first, granule}, first, first + granule, a));
-    cr_expect(!smi_chunk_follows(&(struct smf_chunk){0, first}, 0, first - 1, a), "it ends behind the limit");
-    cr_expect(!smi_chunk_follows(&(struct smf_chunk){first + granule, granule}, first, UINT32_MAX, a), "a gap");
+    cr_expect(!smi_chunk_follows(&(struct smf_chunk){0, first}, 0, first - 1, a),
+              "it ends behind the limit");
+    cr_expect(
+        !smi_chunk_follows(&(struct smf_chunk){first + granule, granule}, first, UINT32_MAX, a),
+        "a gap");
     cr_expect(!smi_chunk_follows(&(struct smf_chunk){first, 0}, first, UINT32_MAX, a), "no page");
-    cr_expect(!smi_chunk_follows(&(struct smf_chunk){first, granule + 1}, first, UINT32_MAX, a), "part of a granule");
-    cr_expect(!smi_chunk_follows(&(struct smf_chunk){0, granule}, 0, UINT32_MAX, a) || a->end < SMF_GRANULE,
+    cr_expect(!smi_chunk_follows(&(struct smf_chunk){first, granule + 1}, first, UINT32_MAX, a),
+              "part of a granule");
+    cr_expect(!smi_chunk_follows(&(struct smf_chunk){0, granule}, 0, UINT32_MAX, a) ||
+                  a->end < SMF_GRANULE,
               "the areas alone fill it");
     finish(f);
 }

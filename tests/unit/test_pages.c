@@ -2,9 +2,9 @@
 /*
  * test_pages.c - spans of pages as large blocks show them: taken, given back, merged, best fit.
  *
- * A block above 64 KiB is a span of its own, so the page heap's choices can be seen from its refs. Would
- * fail if free neighbours stayed apart, an exact length missed its stack, a longer span were cut although
- * a fitting one was free, or a freed span were lost.
+ * A block above 64 KiB is a span of its own, so the page heap's choices can be seen from its refs.
+ * Would fail if free neighbours stayed apart, an exact length missed its stack, a longer span were
+ * cut although a fitting one was free, or a freed span were lost.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -20,8 +20,8 @@
 static struct fixture f;
 static struct usage before;
 
-/* One chunk with one free run that is longer than all that most tests take, so that blocks taken one after
- * the other lie side by side. */
+/* One chunk with one free run that is longer than all that most tests take, so that blocks taken
+ * one after the other lie side by side. */
 static void begin(void)
 {
     fixture_begin(&f);
@@ -134,7 +134,8 @@ Test(pages, taking_all_pages_leaves_no_free_run_and_freeing_brings_all_back)
 
 Test(pages, three_neighbours_merge_in_any_order)
 {
-    static const int orders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+    static const int orders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2},
+                                     {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
     for (int order = 0; order < 6; order++) {
         shmalloc_ref low = take(10), block[3] = {take(20), take(30), take(40)}, high = take(10);
         cr_assert_eq(block[0] + 20 * PAGE, block[1], "side by side");
@@ -171,7 +172,8 @@ Test(pages, aligned_takes_of_every_alignment_and_offset)
         for (uint64_t offset = 9; offset < 14; offset++) {
             shmalloc_ref front = take(offset), blocks[4] = {0};
             for (int i = 0; i < 4; i++) {
-                must_work(shmalloc_ref_alloc_aligned(f.heap, alignment, (9 + (uint64_t)i) * PAGE, &blocks[i]));
+                must_work(shmalloc_ref_alloc_aligned(f.heap, alignment, (9 + (uint64_t)i) * PAGE,
+                                                     &blocks[i]));
                 must(blocks[i] % alignment == 0, "alignment %zu", alignment);
             }
             must_be_sound(f.heap);

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_poison.c - a heap that finds itself damaged stops all mutation and goes on answering readers.
+ * test_poison.c - a heap that finds itself damaged stops all mutation and goes on answering
+ * readers.
  *
- * The damage is done here to words whose places layout.h gives: what a program's stray store could do.
+ * The damage is done here to words whose places layout.h gives: what a program's stray store could
+ * do.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -100,8 +102,8 @@ Test(poison, other_processes_see_it)
     cr_assert_eq(run_child(finds_poison, NULL), 0);
 }
 
-/* Counts and refs of every word of the central heap and page heap, set to nonsense one at a time: calls
- * may fail or work, but nothing crashes and nothing hangs. */
+/* Counts and refs of every word of the central heap and page heap, set to nonsense one at a time:
+ * calls may fail or work, but nothing crashes and nothing hangs. */
 static int survive_nonsense(void *arg)
 {
     uint64_t offset = *(uint64_t *)arg;
@@ -132,7 +134,8 @@ Test(poison, nonsense_in_any_word_of_the_page_heap_never_crashes)
 {
     struct smf_areas areas = areas_of_default();
     uint64_t *offset = shared_memory(8);
-    uint64_t step = 8 * 13; /* every 13th word: thirteen runs of the suite with other steps see all */
+    uint64_t step = 8 * 13; /* every 13th word: thirteen runs of the suite with other steps see
+                               all */
     for (*offset = areas.page_heap; *offset < areas.page_heap + sizeof(struct smf_page_heap);
          *offset += step)
         cr_assert_eq(wait_child_within(start_child(survive_nonsense, offset), 20000), 0,
@@ -151,7 +154,8 @@ Test(poison, nonsense_in_words_of_the_central_heap_never_crashes)
     };
     for (unsigned i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
         *offset = k20 + fields[i];
-        cr_assert_eq(wait_child_within(start_child(survive_nonsense, offset), 20000), 0, "field %u", i);
+        cr_assert_eq(wait_child_within(start_child(survive_nonsense, offset), 20000), 0, "field %u",
+                     i);
     }
 }
 
@@ -171,13 +175,15 @@ static void use_and_ignore(void)
 
 Test(poison, any_value_of_the_count_of_reshaped_slabs)
 {
-    static const uint64_t values[] = {0,          1,          SMF_RESHAPED,        SMF_RESHAPED - 1, SMF_RESHAPED + 77,
-                                      UINT64_MAX, 1ull << 63, UINT64_MAX << 20, 0x123456789abcdefull};
+    static const uint64_t values[] = {
+        0,          1,          SMF_RESHAPED,     SMF_RESHAPED - 1,    SMF_RESHAPED + 77,
+        UINT64_MAX, 1ull << 63, UINT64_MAX << 20, 0x123456789abcdefull};
     for (unsigned i = 0; i < sizeof(values) / sizeof(values[0]); i++) {
         use_and_ignore();
         f.heap->state->reshaped = values[i];
         use_and_ignore();
-        cr_assert(f.heap->state->poison == 0 || f.heap->state->poison == (uint64_t)-SHMALLOC_ECORRUPT);
+        cr_assert(f.heap->state->poison == 0 ||
+                  f.heap->state->poison == (uint64_t)-SHMALLOC_ECORRUPT);
         must_work(shmalloc_close(f.heap));
         must_work(shmalloc_destroy(f.path));
         f.heap = heap_create(f.path, 0);
@@ -243,7 +249,8 @@ Test(poison, a_word_above_a_stack_is_no_slot)
 Test(poison, any_word_of_a_stack)
 {
     for (unsigned i = 0; i < 8; i++) {
-        static const uint64_t values[] = {1, 7, 8, 4096, 1ull << 40, UINT64_MAX, 1ull << 63, 0x7fffffffffffull};
+        static const uint64_t values[] = {1,          7,          8,          4096,
+                                          1ull << 40, UINT64_MAX, 1ull << 63, 0x7fffffffffffull};
         uint64_t count, *array = stack(&count);
         array[count - i % 3] = values[i];
         use_and_ignore();

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_private.c - heaps in memory of one process: what they promise alone, across fork, and with many threads.
+ * test_private.c - heaps in memory of one process: what they promise alone, across fork, and with
+ * many threads.
  *
- * Would fail if a child went on with a half-made change of a thread that it does not have, waited for a lock that
- * nobody has any more, shared memory with its parent, or lost what the parent's threads had cached.
+ * Would fail if a child went on with a half-made change of a thread that it does not have, waited
+ * for a lock that nobody has any more, shared memory with its parent, or lost what the parent's
+ * threads had cached.
  */
 #include <errno.h>
 #include <limits.h>
@@ -99,8 +101,8 @@ Test(private, alignment_up_to_1_GiB)
     open_heap(0);
     for (size_t alignment = 1; alignment <= 1u << 30; alignment *= 2) {
         char *block = shmalloc_aligned_alloc(heap, alignment, 100);
-        must(block && (uintptr_t)block % alignment == 0, "alignment %zu gives %p: %s", alignment, (void *)block,
-             shmalloc_errmsg());
+        must(block && (uintptr_t)block % alignment == 0, "alignment %zu gives %p: %s", alignment,
+             (void *)block, shmalloc_errmsg());
         memset(block, 1, 100);
     }
     must(!shmalloc_aligned_alloc(heap, 1ull << 31, 1) && errno == EINVAL, "2 GiB");
@@ -242,7 +244,10 @@ Test(private, a_child_may_close_it)
     void *block = filled(1, 1);
     pid_t pid = fork();
     if (pid == 0)
-        _exit(shmalloc_close(heap) == 0 && shmalloc_ref_alloc(heap, 1, &(shmalloc_ref){0}) == SHMALLOC_ECLOSED ? 0 : 1);
+        _exit(shmalloc_close(heap) == 0 &&
+                      shmalloc_ref_alloc(heap, 1, &(shmalloc_ref){0}) == SHMALLOC_ECLOSED
+                  ? 0
+                  : 1);
     cr_assert_eq(wait_child(pid), 0);
     check_and_free(block, 1, 1);
     must_work(shmalloc_close(heap));
@@ -304,7 +309,8 @@ Test(private, forks_while_threads_are_in_the_middle)
     fork_under_load(SHMALLOC_HARDENED, 20);
 }
 
-/* The thread that comes first in a forked child brings the copy to rest. Meanwhile the other one forks once more. */
+/* The thread that comes first in a forked child brings the copy to rest. Meanwhile the other one
+ * forks once more. */
 static void *come_first(void *arg)
 {
     (void)arg;
@@ -338,7 +344,8 @@ Test(private, a_child_that_settles_may_fork)
         for (int i = 0; i < COUNT; i++)
             blocks[i] = shmalloc_malloc(heap, (size_t)(8 + i % 60 * 16));
         for (int i = 0; i < COUNT; i++)
-            must_work(shmalloc_free(heap, blocks[i])); /* full stacks, which take their time to give back */
+            must_work(shmalloc_free(heap, blocks[i])); /* full stacks, which take their time to give
+                                                          back */
         pid_t pid = fork();
         if (pid == 0) {
             grandchild_of_a_settling_child((unsigned)rng_below(&rng, 500000));
@@ -356,8 +363,8 @@ static void *allocate_one(void *arg)
     return NULL;
 }
 
-/* A new thread of a forked child is the first to take the long way. What belongs to the one that forked stays its own:
- * it could be in the middle of a call. */
+/* A new thread of a forked child is the first to take the long way. What belongs to the one that
+ * forked stays its own: it could be in the middle of a call. */
 Test(private, a_child_whose_new_thread_settles)
 {
     for (int way = 0; way < 2; way++) {
@@ -370,7 +377,8 @@ Test(private, a_child_whose_new_thread_settles)
         if (pid == 0) {
             must(pthread_create(&thread, NULL, allocate_one, NULL) == 0, "pthread_create");
             pthread_join(thread, NULL);
-            must(mine->serves == heap && mine->slot->owner != 0, "the context of the thread that forked was taken away");
+            must(mine->serves == heap && mine->slot->owner != 0,
+                 "the context of the thread that forked was taken away");
             must(shmalloc_malloc(heap, 100) == block, "its stack is another");
             must(heap_stats(heap).threads == 1, "it has a second slot");
             must_be_sound(heap);
@@ -429,7 +437,8 @@ Test(private, a_mutex_is_free_in_the_child_and_says_if_it_was_held)
 {
     pthread_t thread;
     open_heap(0);
-    shmalloc_mutex *held = shmalloc_calloc(heap, 1, sizeof(*held)), *unheld = shmalloc_calloc(heap, 1, sizeof(*held));
+    shmalloc_mutex *held = shmalloc_calloc(heap, 1, sizeof(*held)),
+                   *unheld = shmalloc_calloc(heap, 1, sizeof(*held));
     must_work(shmalloc_mutex_lock(heap, unheld));
     must_work(shmalloc_mutex_unlock(heap, unheld));
     stop = 0;
@@ -467,7 +476,8 @@ Test(private, a_child_may_begin_with_frees_of_large_blocks)
     open_heap(0);
     for (int i = 0; i < COUNT; i++)
         must((blocks[i] = shmalloc_malloc(heap, LARGE)) != NULL, "%s", shmalloc_errmsg());
-    for (unsigned i = 0; i < SMF_SPANS; i++) /* as many as a thread keeps: each that is freed later takes one's place */
+    for (unsigned i = 0; i < SMF_SPANS; i++) /* as many as a thread keeps: each that is freed later
+                                                takes one's place */
         must_work(shmalloc_free(heap, blocks[i]));
     stop = 0;
     must(pthread_create(&thread, NULL, hold_page_heap, NULL) == 0, "pthread_create");
@@ -508,7 +518,8 @@ static void fork_in_fork(void)
 static int fork_in_fork_beside_a_thread(void *arg)
 {
     pthread_t idle, late;
-    must(pthread_atfork(fork_in_fork, NULL, NULL) == 0, "pthread_atfork"); /* the last to be registered is the first to run */
+    /* the last to be registered is the first to run */
+    must(pthread_atfork(fork_in_fork, NULL, NULL) == 0, "pthread_atfork");
     open_heap(0);
     must(shmalloc_malloc(heap, 8), "%s", shmalloc_errmsg());
     stop = 0;
@@ -643,7 +654,8 @@ static int many_threads(void *arg)
     pthread_attr_setstacksize(&attr, 128 << 10);
     open_heap(0);
     for (uintptr_t i = 0; i < MANY; i++)
-        must(pthread_create(&threads[i], &attr, one_of_many, (void *)i) == 0, "pthread_create %d", (int)i);
+        must(pthread_create(&threads[i], &attr, one_of_many, (void *)i) == 0, "pthread_create %d",
+             (int)i);
     await_word(arrived, MANY);
     must(heap_stats(heap).threads == SMF_THREADS, "all slots are in use, one of them by many");
     pid_t pid = fork();

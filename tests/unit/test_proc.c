@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_proc.c - what the library reads in /proc, where that is missing, masked, or another namespace's.
+ * test_proc.c - what the library reads in /proc, where that is missing, masked, or another
+ * namespace's.
  *
- * Would fail if the answer were about the heap's file, half a heap were left, a text that is no boot id were believed,
- * or somebody who lives were taken for dead because /proc does not show him.
+ * Would fail if the answer were about the heap's file, half a heap were left, a text that is no
+ * boot id were believed, or somebody who lives were taken for dead because /proc does not show him.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -52,8 +53,10 @@ static unsigned files(void)
 static void must_be_told(int rc)
 {
     must_code(rc, SHMALLOC_EPROC);
-    for (const char *const *word = (const char *const[]){"/proc", "mount -t proc", NULL}; *word; word++)
-        must(strstr(shmalloc_errmsg(), *word), "\"%s\" does not say \"%s\"", shmalloc_errmsg(), *word);
+    for (const char *const *word = (const char *const[]){"/proc", "mount -t proc", NULL}; *word;
+         word++)
+        must(strstr(shmalloc_errmsg(), *word), "\"%s\" does not say \"%s\"", shmalloc_errmsg(),
+             *word);
 }
 
 static int open_with(const char *path, unsigned flags)
@@ -97,10 +100,10 @@ static int without_proc(void *arg)
     int way = *(int *)arg;
     if (!own_mounts())
         return NOT_PERMITTED;
-    if (way == UNMOUNTED ? mount("none", "/proc", "tmpfs", 0, NULL) < 0
-        : way == ONLY_PROCESSES
-            ? mount("proc", "/proc", "proc", 0, "subset=pid") < 0
-            : (way == DEVICE ? mount("/dev/null", BOOT_ID, NULL, MS_BIND, NULL) : mask_boot_id(ids[way])) < 0)
+    if (way == UNMOUNTED        ? mount("none", "/proc", "tmpfs", 0, NULL) < 0
+        : way == ONLY_PROCESSES ? mount("proc", "/proc", "proc", 0, "subset=pid") < 0
+                                : (way == DEVICE ? mount("/dev/null", BOOT_ID, NULL, MS_BIND, NULL)
+                                                 : mask_boot_id(ids[way])) < 0)
         return NOT_PERMITTED;
     must_refuse();
     uint8_t id[16], zero[16] = {0};
@@ -129,14 +132,16 @@ static int proc_goes_away(void *arg)
     (void)arg;
     uint64_t started = smi_os_start_time(getpid(), getpid());
     must(started != 0, "no start time");
-    must(smi_os_thread_exists(getpid(), started) && !smi_os_thread_exists(getpid(), started + 1), "threads");
+    must(smi_os_thread_exists(getpid(), started) && !smi_os_thread_exists(getpid(), started + 1),
+         "threads");
     if (!own_mounts() || mount("none", "/proc", "tmpfs", 0, NULL) < 0)
         return NOT_PERMITTED;
     must(smi_os_thread_exists(getpid(), started), "a thread that cannot be seen is taken for dead");
     must_work(shmalloc_ref_alloc(heap, 20 << 20, &ref));
     must_work(shmalloc_ref_free(heap, &ref));
     must_be_sound(heap);
-    must_be_told(shmalloc_ref_alloc(f.heap, 100, &ref)); /* inherited, and this child never called */
+    must_be_told(shmalloc_ref_alloc(f.heap, 100, &ref)); /* inherited, and this child never
+                                                            called */
     return shmalloc_close(heap) < 0;
 }
 
@@ -163,7 +168,8 @@ static int hidden_from_nobody(void *arg)
     usleep(1100000); /* the next long call looks for the dead */
     must_work(shmalloc_ref_alloc(heap, 20 << 20, &ref));
     must_work(shmalloc_ref_free(heap, &ref));
-    must(heap_stats(heap).processes == 2, "%llu processes", (unsigned long long)heap_stats(heap).processes);
+    must(heap_stats(heap).processes == 2, "%llu processes",
+         (unsigned long long)heap_stats(heap).processes);
     return shmalloc_close(heap) < 0;
 }
 

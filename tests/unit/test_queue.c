@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_queue.c - queues: what is sent arrives, once and in order; claims of the dead; refs; waiting; wrong inputs; freeing.
+ * test_queue.c - queues: what is sent arrives, once and in order; claims of the dead; refs;
+ * waiting; wrong inputs; freeing.
  *
- * Would fail if a message were lost, changed, delivered twice unflagged or out of order, a block leaked, a wait missed its
- * wake-up or its end, or a freed, foreign or damaged queue were used.
+ * Would fail if a message were lost, changed, delivered twice unflagged or out of order, a block
+ * leaked, a wait missed its wake-up or its end, or a freed, foreign or damaged queue were used.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -71,11 +72,14 @@ static void send_stamped(shmalloc_queue *q, uint64_t stamp, size_t length)
     must_work(shmalloc_queue_send(q, bytes, length, 0));
 }
 
-static void must_be_stamped(const shmalloc_message *m, uint64_t stamp, size_t length, int redelivered)
+static void must_be_stamped(const shmalloc_message *m, uint64_t stamp, size_t length,
+                            int redelivered)
 {
-    must(m->length == length && m->redelivered == redelivered && m->ref == 0, "message %llu has %zu bytes, redelivered %d",
-         (unsigned long long)stamp, m->length, m->redelivered);
-    must(pattern_check(m->data, length, stamp) == length, "message %llu is another", (unsigned long long)stamp);
+    must(m->length == length && m->redelivered == redelivered && m->ref == 0,
+         "message %llu has %zu bytes, redelivered %d", (unsigned long long)stamp, m->length,
+         m->redelivered);
+    must(pattern_check(m->data, length, stamp) == length, "message %llu is another",
+         (unsigned long long)stamp);
 }
 
 static void take_stamped(shmalloc_queue *q, uint64_t stamp, size_t length, int redelivered)
@@ -104,7 +108,8 @@ Test(queue, messages_of_all_lengths_arrive_in_order)
     for (int round = 0; round < 20; round++) {
         for (size_t i = 0; i < LENGTHS; i++)
             send_stamped(&q, 100 * (unsigned)round + i, lengths[i]);
-        must(shmalloc_queue_count(&q) == LENGTHS, "%lld messages", (long long)shmalloc_queue_count(&q));
+        must(shmalloc_queue_count(&q) == LENGTHS, "%lld messages",
+             (long long)shmalloc_queue_count(&q));
         for (size_t i = 0; i < LENGTHS; i++)
             take_stamped(&q, 100 * (unsigned)round + i, lengths[i], 0);
         must_be_empty(&q);
@@ -120,7 +125,8 @@ Test(queue, a_full_queue_takes_no_more)
         send_stamped(&q, i, 50);
     must_code(shmalloc_queue_send(&q, "x", 1, 0), -EAGAIN);
     must_code(shmalloc_queue_send(&q, "x", 1, 30000000), -ETIMEDOUT);
-    must_work(shmalloc_queue_take(&q, &m, 0)); /* a place is free when its message is acknowledged */
+    must_work(shmalloc_queue_take(&q, &m, 0)); /* a place is free when its message is
+                                                  acknowledged */
     must_code(shmalloc_queue_send(&q, "x", 1, 0), -EAGAIN);
     must_work(shmalloc_queue_ack(&q, &m));
     send_stamped(&q, 4, 50);
@@ -159,7 +165,8 @@ Test(queue, what_is_returned_is_delivered_again)
     must_code(shmalloc_queue_return(&q, &a), SHMALLOC_ENOTOWNER);
     must_work(shmalloc_queue_take(&q, &b, 0));
     must_be_stamped(&b, 1, 300, 1);
-    must_code(shmalloc_queue_ack(&q, &a), 0); /* it is the same message, which this thread has again */
+    must_code(shmalloc_queue_ack(&q, &a), 0); /* it is the same message, which this thread has
+                                                 again */
     must_code(shmalloc_queue_ack(&q, &b), SHMALLOC_ENOTOWNER);
     take_stamped(&q, 2, 30, 0);
     must_be_empty(&q);
@@ -241,7 +248,8 @@ Test(queue, refs_outside_the_heap_work_too)
     shmalloc_ref was = ref, got = 0;
     must_work(shmalloc_queue_send_ref(&q, &ref, 0));
     cr_assert_eq(ref, 0);
-    must_code(shmalloc_queue_receive(&q, &byte, 1, &length, 0), -EMSGSIZE); /* a ref must be taken */
+    /* a ref must be taken */
+    must_code(shmalloc_queue_receive(&q, &byte, 1, &length, 0), -EMSGSIZE);
     must_work(shmalloc_queue_take(&q, &m, 0));
     must_work(shmalloc_queue_ack_ref(&q, &m, &got));
     cr_assert_eq(got, was);
@@ -349,14 +357,18 @@ Test(queue, a_message_is_its_takers_alone)
     must_work(shmalloc_queue_take(&q, &m, 0));
     pid_t child = fork();
     if (child == 0) /* another process: it has not taken it, and there is no other */
-        _exit(shmalloc_queue_ack(&q, &m) == SHMALLOC_ENOTOWNER && shmalloc_queue_take(&q, &other, 0) == -EAGAIN ? 0 : 1);
+        _exit(shmalloc_queue_ack(&q, &m) == SHMALLOC_ENOTOWNER &&
+                      shmalloc_queue_take(&q, &other, 0) == -EAGAIN
+                  ? 0
+                  : 1);
     cr_assert_eq(wait_child(child), 0);
     must_work(shmalloc_queue_ack(&q, &m));
     must_be_empty(&q);
     drop();
 }
 
-/* The states that a kill leaves, planted, at every place of the ring: the thread slot that they name is nobody's. */
+/* The states that a kill leaves, planted, at every place of the ring: the thread slot that they
+ * name is nobody's. */
 static struct smf_cell *cell_of(const shmalloc_queue *q, uint64_t i)
 {
     struct smf_queue *header = shmalloc_ptr(f.heap, shmalloc_queue_ref(q));
@@ -367,7 +379,8 @@ static void plant(const shmalloc_queue *q, uint64_t i, enum smf_cell_state state
 {
     struct smf_cell *cell = cell_of(q, i);
     uint64_t nobody = 1000ull << 24 | 77;
-    cell->state = (cell->state >> SMF_CELL_LAP_SHIFT << SMF_CELL_LAP_SHIFT) | (uint64_t)state << SMF_CELL_STATE_SHIFT | nobody;
+    cell->state = (cell->state >> SMF_CELL_LAP_SHIFT << SMF_CELL_LAP_SHIFT) |
+                  (uint64_t)state << SMF_CELL_STATE_SHIFT | nobody;
 }
 
 Test(queue, a_taker_that_died_before_it_moved_on_loses_no_message)
@@ -631,8 +644,9 @@ Test(queue, damaged_cells_end_in_errors_not_in_loops)
         size_t length;
         int answers[3];
         /* Not `ref`: what a damaged one names may be somebody else's block. */
-        uint64_t *word = rng_below(&rng, 3) == 0 ? (uint64_t *)header + 8 + rng_below(&rng, 48)
-                                                 : (uint64_t *)(at + rng_below(&rng, 16)) + rng_below(&rng, 2);
+        uint64_t *word = rng_below(&rng, 3) == 0
+                             ? (uint64_t *)header + 8 + rng_below(&rng, 48)
+                             : (uint64_t *)(at + rng_below(&rng, 16)) + rng_below(&rng, 2);
         *word = rng_below(&rng, 2) ? rng_next(&rng) : *word ^ 1ull << rng_below(&rng, 64);
         if (shmalloc_queue_take(&q, &m, 0) == 0)
             shmalloc_queue_return(&q, &m);
@@ -641,7 +655,8 @@ Test(queue, damaged_cells_end_in_errors_not_in_loops)
         answers[2] = shmalloc_queue_open_root(f.heap, "queue", NULL, &(shmalloc_queue){0});
         shmalloc_queue_count(&q);
         must(answers[0] <= 0 && answers[1] <= 0 && answers[2] <= 0, "no answers");
-        int is_freed = at->ref != cells[0].ref; /* a claim of nobody's for writing, or acknowledged, is finished */
+        int is_freed = at->ref != cells[0].ref; /* a claim of nobody's for writing, or acknowledged,
+                                                   is finished */
         memcpy(at, cells, sizeof(cells));
         *header = good;
         header->first = first;

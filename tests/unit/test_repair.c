@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_repair.c - every damage is either repaired, with all blocks and roots as they were, or refused, with the
- * file as it was; a repair may be killed after any word that it writes and is then done again.
+ * test_repair.c - every damage is either repaired, with all blocks and roots as they were, or
+ * refused, with the file as it was; a repair may be killed after any word that it writes and is
+ * then done again.
  *
- * Each run takes some kill points and some rounds of random damage, others with each seed. SHMALLOC_TEST_ROUNDS=N
- * takes N times as many: 30 and more before a change of a rule.
+ * Each run takes some kill points and some rounds of random damage, others with each seed.
+ * SHMALLOC_TEST_ROUNDS=N takes N times as many: 30 and more before a change of a rule.
  */
 #include <criterion/criterion.h>
 #include <sys/mman.h>
@@ -111,18 +112,20 @@ static int has_root(const struct holdings *h, const struct named_root *root)
     return 0;
 }
 
-/* `now` has all blocks of `before`, no smaller and with the contents that they have in `m`, damaged as it is; of its
- * roots all but `lost`, and no other. */
-static void must_hold(const struct image *now, const struct holdings *before, const struct image *m, size_t lost,
-                      const char *name)
+/* `now` has all blocks of `before`, no smaller and with the contents that they have in `m`, damaged
+ * as it is; of its roots all but `lost`, and no other. */
+static void must_hold(const struct image *now, const struct holdings *before, const struct image *m,
+                      size_t lost, const char *name)
 {
     struct holdings h = holdings_of(now);
     for (size_t i = 0; i < before->block_count; i++) {
         const shmalloc_block *was = &before->blocks[i];
         size_t at = 0;
         const shmalloc_block *b = block_at(&h, was->ref, &at);
-        must(b && b->size >= was->size, "%s: the block at %#llx is lost", name, (unsigned long long)was->ref);
-        must(was->ref + was->size <= m->size && memcmp(now->bytes + was->ref, m->bytes + was->ref, was->size) == 0,
+        must(b && b->size >= was->size, "%s: the block at %#llx is lost", name,
+             (unsigned long long)was->ref);
+        must(was->ref + was->size <= m->size &&
+                 memcmp(now->bytes + was->ref, m->bytes + was->ref, was->size) == 0,
              "%s: the block at %#llx changed", name, (unsigned long long)was->ref);
     }
     size_t missing = 0;
@@ -182,8 +185,8 @@ static int open_file(void)
 static void show(const struct smi_repair *r)
 {
     for (size_t i = 0; i < r->steps.count && i < 40; i++)
-        fprintf(stderr, "  %s at %#llx: %s\n", r->steps.at[i].invariant, (unsigned long long)r->steps.at[i].ref,
-                r->steps.at[i].text);
+        fprintf(stderr, "  %s at %#llx: %s\n", r->steps.at[i].invariant,
+                (unsigned long long)r->steps.at[i].ref, r->steps.at[i].text);
     for (size_t i = 0; i < r->obstacles.count && i < 40; i++)
         fprintf(stderr, "  obstacle %s at %#llx: %s\n", r->obstacles.at[i].invariant,
                 (unsigned long long)r->obstacles.at[i].ref, r->obstacles.at[i].text);
@@ -224,7 +227,8 @@ static struct image map_file(void)
 static void must_be_unchanged(const struct image *m, const char *name)
 {
     struct image now = map_file();
-    must(now.size == m->size && memcmp(now.bytes, m->bytes, m->size) == 0, "%s: a refused repair changed the file", name);
+    must(now.size == m->size && memcmp(now.bytes, m->bytes, m->size) == 0,
+         "%s: a refused repair changed the file", name);
     munmap(now.bytes, now.size);
 }
 
@@ -239,7 +243,8 @@ static int use_heap(void *arg)
     for (int step = 0; step < 5000; step++) {
         shmalloc_ref *ref = &refs[rng_below(&work, 2000)];
         must_work(*ref ? shmalloc_ref_free(heap, ref)
-                       : shmalloc_ref_alloc_tagged(heap, rng_log_uniform(&work, 17), (uint16_t)(step % 3), ref));
+                       : shmalloc_ref_alloc_tagged(heap, rng_log_uniform(&work, 17),
+                                                   (uint16_t)(step % 3), ref));
     }
     for (int i = 0; i < 2000; i++)
         if (refs[i])
@@ -276,13 +281,15 @@ Test(repair, of_each_damage_leads_to_a_sound_heap_or_is_refused)
             must_be_unchanged(&m, damages[i].name);
         } else {
             must_be_as_held(damages[i].base, &m, outcome == NO_ROOT, damages[i].name);
-            must(run_child(use_heap, NULL) == 0, "%s: the repaired heap is of no use", damages[i].name);
+            must(run_child(use_heap, NULL) == 0, "%s: the repaired heap is of no use",
+                 damages[i].name);
             must_be_as_held(damages[i].base, &m, outcome == NO_ROOT, damages[i].name);
             repaired++;
         }
         free(m.bytes);
     }
-    cr_assert_eq(failed, 0, "%zu of %zu damages have another outcome than they must", failed, DAMAGES);
+    cr_assert_eq(failed, 0, "%zu of %zu damages have another outcome than they must", failed,
+                 DAMAGES);
     cr_assert_geq(repaired, DAMAGES - 10);
 }
 
@@ -293,7 +300,8 @@ static void write_part(const struct smi_repair *r, size_t count)
 {
     int fd = open_file();
     uint64_t poison = (uint64_t)-SHMALLOC_ECORRUPT;
-    must(pwrite(fd, &poison, 8, SMF_STATE_OFFSET + offsetof(struct smf_state, poison)) == 8, "pwrite");
+    must(pwrite(fd, &poison, 8, SMF_STATE_OFFSET + offsetof(struct smf_state, poison)) == 8,
+         "pwrite");
     for (int stage = 0; stage < SMI_REPAIR_STAGES; stage++)
         for (size_t i = 0; i < r->words[stage].count && count > 0; i++, count--) {
             const struct smi_repair_word *word = &r->words[stage].at[i];
@@ -330,7 +338,8 @@ Test(repair, that_is_killed_after_any_word_is_done_again)
                 show(&r);
                 fprintf(stderr, "again:\n");
                 repair_file(1);
-                must(0, "%s: killed after %zu of %zu words the repair is refused", damages[i].name, n, words);
+                must(0, "%s: killed after %zu of %zu words the repair is refused", damages[i].name,
+                     n, words);
             }
             must_be_as_held(damages[i].base, &m, outcome == NO_ROOT, damages[i].name);
         }
@@ -342,7 +351,8 @@ Test(repair, that_is_killed_after_any_word_is_done_again)
 
 /* ---- several damages ------------------------------------------------------------------------- */
 
-/* Damages that do not need what another one of them destroys: one of each group, those of the identity last. */
+/* Damages that do not need what another one of them destroys: one of each group, those of the
+ * identity last. */
 static size_t pick(const char *letters)
 {
     size_t i;
@@ -384,7 +394,8 @@ Test(repair, of_several_damages_loses_no_block)
     cr_assert_gt(repaired, refused);
 }
 
-/* Neither its descriptor nor its word makes a slab, but what is left of both and the class's count do. */
+/* Neither its descriptor nor its word makes a slab, but what is left of both and the class's count
+ * do. */
 Test(repair, of_a_slab_whose_word_and_descriptor_are_wrong_loses_no_block)
 {
     struct image m = {malloc(bases[KILLED].size), bases[KILLED].size};
@@ -399,22 +410,25 @@ Test(repair, of_a_slab_whose_word_and_descriptor_are_wrong_loses_no_block)
 
 /* ---- any damage ------------------------------------------------------------------------------ */
 
-/* A word of the fixed areas, or, more often, one that is not 0 of a chunk's words and descriptors or of what the library
- * keeps in pages: thread slots, roots, bitmaps. */
+/* A word of the fixed areas, or, more often, one that is not 0 of a chunk's words and descriptors
+ * or of what the library keeps in pages: thread slots, roots, bitmaps. */
 static uint64_t some_word(const struct image *m)
 {
     const struct smf_areas *areas = image_areas(m);
     for (;;) {
         uint32_t chunk = (uint32_t)rng_below(&rng, image_state(m)->chunk_count);
         const struct smf_chunk *c = &image_directory(m)[chunk];
-        uint64_t start = smi_chunk_words_offset(c, areas), len = smi_chunk_metadata_bytes(c->page_count), word;
+        uint64_t start = smi_chunk_words_offset(c, areas),
+                 len = smi_chunk_metadata_bytes(c->page_count), word;
         if (rng_below(&rng, 3) == 0) {
             start = SMF_STATE_OFFSET;
             len = areas->end - start;
         } else if (rng_below(&rng, 2) == 0) {
             uint32_t page = c->first_page + (uint32_t)rng_below(&rng, c->page_count);
             const struct smf_page *d = image_page(m, page);
-            if (d->kind != SMF_PAGE_META && !(d->kind == SMF_PAGE_SLAB && (d->arena == image_header(m)->arena_count || d->size_class == 0)))
+            if (d->kind != SMF_PAGE_META &&
+                !(d->kind == SMF_PAGE_SLAB &&
+                  (d->arena == image_header(m)->arena_count || d->size_class == 0)))
                 continue;
             start = image_page_ref(page);
             len = (uint64_t)d->page_count << SMF_PAGE_SHIFT;
@@ -462,7 +476,8 @@ Test(repair, of_any_damage_ends_in_a_sound_heap_or_an_unchanged_file)
         image_write(&m, f.path);
         if (repair_file(0)) {
             must_be_sound_on_disk(f.path);
-            losing += lost_blocks(&held[base]) > 0; /* a truth that nothing else tells cannot come back */
+            losing += lost_blocks(&held[base]) > 0; /* a truth that nothing else tells cannot come
+                                                       back */
             repaired++;
         } else {
             must_be_unchanged(&m, "scratches");
@@ -470,5 +485,6 @@ Test(repair, of_any_damage_ends_in_a_sound_heap_or_an_unchanged_file)
         }
         free(m.bytes);
     }
-    fprintf(stderr, "%zu repaired, of which %zu lost blocks, %zu refused\n", repaired, losing, refused);
+    fprintf(stderr, "%zu repaired, of which %zu lost blocks, %zu refused\n", repaired, losing,
+            refused);
 }

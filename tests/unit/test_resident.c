@@ -2,7 +2,8 @@
 /*
  * test_resident.c - prefault and huge pages: what they obtain, and that holes stay holes.
  *
- * The heaps are made and opened in children, so that nothing of the maker's mapping is there already.
+ * The heaps are made and opened in children, so that nothing of the maker's mapping is there
+ * already.
  */
 #include <sched.h>
 #include <stdio.h>
@@ -38,8 +39,8 @@ static int fill(void *arg)
     struct opening *o = arg;
     shmalloc_heap *heap = heap_create(o->path, 0);
     shmalloc_ref table;
-    must(shmalloc_root_get_or_create(heap, "table", 0, BLOCKS * sizeof(table), NULL, NULL, &table) ==
-             SHMALLOC_CREATED,
+    must(shmalloc_root_get_or_create(heap, "table", 0, BLOCKS * sizeof(table), NULL, NULL,
+                                     &table) == SHMALLOC_CREATED,
          "%s", shmalloc_errmsg());
     shmalloc_ref *refs = shmalloc_ptr(heap, table);
     for (int i = 0; i < BLOCKS; i++) {
@@ -59,9 +60,10 @@ static long faults_so_far(void)
     return usage.ru_minflt + usage.ru_majflt;
 }
 
-/* Look at each page of all blocks; the index of a wrong one, or -1. Without the sanitizer's looks at memory of its own,
- * which cost faults too. */
-__attribute__((no_sanitize("address"))) static int read_all(const shmalloc_heap *heap, const shmalloc_ref *refs)
+/* Look at each page of all blocks; the index of a wrong one, or -1. Without the sanitizer's looks
+ * at memory of its own, which cost faults too. */
+__attribute__((no_sanitize("address"))) static int read_all(const shmalloc_heap *heap,
+                                                            const shmalloc_ref *refs)
 {
     for (int i = 0; i < BLOCKS; i++) {
         const volatile uint8_t *block = shmalloc_ptr(heap, refs[i]);
@@ -157,14 +159,16 @@ static int on_huge_tmpfs(void *arg)
     /* How many there are depends on how scattered the machine's free memory is. */
     must(open_filled(path, SHMALLOC_HUGE_PAGES)->huge >= 2 << 20, "no huge pages");
     struct opening *both = open_filled(path, SHMALLOC_HUGE_PAGES | SHMALLOC_PREFAULT);
-    must(both->huge >= 2 << 20 && both->prefaulted >= 28 << 20 && both->faults <= 8, "too little of both");
+    must(both->huge >= 2 << 20 && both->prefaulted >= 28 << 20 && both->faults <= 8,
+         "too little of both");
     return 0;
 }
 
 Test(resident, huge_pages_where_the_file_system_has_them)
 {
-    int status = access("/sys/kernel/mm/transparent_hugepage", F_OK) == 0 ? run_child(on_huge_tmpfs, NULL)
-                                                                          : NOT_POSSIBLE;
+    int status = access("/sys/kernel/mm/transparent_hugepage", F_OK) == 0
+                     ? run_child(on_huge_tmpfs, NULL)
+                     : NOT_POSSIBLE;
     if (status == NOT_POSSIBLE)
         cr_skip_test("no huge pages, or no mount namespace");
     cr_assert_eq(status, 0, "%d", status);

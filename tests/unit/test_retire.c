@@ -2,8 +2,8 @@
 /*
  * test_retire.c - read sections, and blocks that are retired while others may read them.
  *
- * Bags close at 16 blocks here, so that a few retires go through all that 1,000 do. What a kill at each instruction leaves
- * is tested in tests/crash.
+ * Bags close at 16 blocks here, so that a few retires go through all that 1,000 do. What a kill at
+ * each instruction leaves is tested in tests/crash.
  */
 #include <errno.h>
 #include <linux/filter.h>
@@ -58,7 +58,8 @@ Test(retire, what_is_retired_waits_and_is_counted)
     shmalloc_ref *word = new_word(f.heap, 100), ref = *word;
     uint64_t blocks = heap_stats(f.heap).allocated_blocks;
     must_work(shmalloc_retire(f.heap, word));
-    must(heap_stats(f.heap).retired_blocks == 1 && heap_stats(f.heap).retired >= 100, "not counted");
+    must(heap_stats(f.heap).retired_blocks == 1 && heap_stats(f.heap).retired >= 100,
+         "not counted");
     must(heap_stats(f.heap).allocated_blocks == blocks - 1, "still allocated");
     void *other = shmalloc_malloc(f.heap, 100);
     must(other != shmalloc_ptr(f.heap, ref), "it was given out");
@@ -93,7 +94,8 @@ Test(retire, words_outside_the_heap_and_tagged_blocks)
 {
     shmalloc_ref ref;
     for (int i = 0; i < MANY; i++) {
-        must_work(i % 2 ? shmalloc_ref_alloc(f.heap, 40, &ref) : shmalloc_ref_alloc_tagged(f.heap, 40, 7, &ref));
+        must_work(i % 2 ? shmalloc_ref_alloc(f.heap, 40, &ref)
+                        : shmalloc_ref_alloc_tagged(f.heap, 40, 7, &ref));
         must_work(shmalloc_retire(f.heap, &ref));
         must(ref == 0, "not cleared");
     }
@@ -115,7 +117,8 @@ Test(retire, large_blocks_are_freed_at_once)
         must_work(shmalloc_retire(f.heap, &ref));
         must(!shmalloc_read_valid(f.heap), "the section could still read it");
         must_code(shmalloc_read_end(f.heap), SHMALLOC_EOUSTED);
-        must(heap_stats(f.heap).allocated == allocated && heap_stats(f.heap).retired == 0, "it waits");
+        must(heap_stats(f.heap).allocated == allocated && heap_stats(f.heap).retired == 0,
+             "it waits");
     }
 }
 
@@ -125,7 +128,9 @@ Test(retire, bad_input)
     must_work(shmalloc_retire(f.heap, &ref));
     must_code(shmalloc_retire(f.heap, NULL), -EINVAL);
     must_code(shmalloc_retire(f.heap, (shmalloc_ref *)(void *)((char *)word + 4)), -EINVAL);
-    uint64_t bad[] = {1, 8, *word + 8, *word + 1, 1ull << 40, UINT64_MAX, 4096, shmalloc_ref_of(f.heap, word) + 4096 * 100};
+    uint64_t bad[] = {
+        1,          8,          *word + 8, *word + 1,
+        1ull << 40, UINT64_MAX, 4096,      shmalloc_ref_of(f.heap, word) + 4096 * 100};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         ref = bad[i];
         must_code(shmalloc_retire(f.heap, &ref), SHMALLOC_EBADREF);
@@ -305,8 +310,9 @@ Test(retire, a_forked_child_has_no_section)
     retire_many(f.heap, 3, 100);
     pid_t child = fork();
     if (child == 0) {
-        int bad = shmalloc_read_valid(f.heap) || shmalloc_read_end(f.heap) != -EINVAL || shmalloc_read_begin(f.heap) != 0 ||
-                  shmalloc_read_end(f.heap) != 0 || shmalloc_close(f.heap) != 0;
+        int bad = shmalloc_read_valid(f.heap) || shmalloc_read_end(f.heap) != -EINVAL ||
+                  shmalloc_read_begin(f.heap) != 0 || shmalloc_read_end(f.heap) != 0 ||
+                  shmalloc_close(f.heap) != 0;
         _exit(bad);
     }
     must(wait_child_within(child, 20000) == 0, "the child has one");
@@ -324,7 +330,8 @@ Test(retire, private_heaps)
     must_work(shmalloc_read_begin(heap));
     pid_t child = fork();
     if (child == 0) {
-        int bad = !shmalloc_read_valid(heap) || shmalloc_read_end(heap) != 0 || shmalloc_check(heap) != 0;
+        int bad =
+            !shmalloc_read_valid(heap) || shmalloc_read_end(heap) != 0 || shmalloc_check(heap) != 0;
         retire_many(heap, 4 * BAG, 100);
         _exit(bad || shmalloc_check(heap) != 0);
     }
@@ -346,7 +353,8 @@ static void forbid_membarrier(void)
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = {sizeof(code) / sizeof(code[0]), code};
-    must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0,
+    must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+             prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0,
          "no filter: %s", strerror(errno));
 }
 
@@ -419,12 +427,14 @@ static void put(shmalloc_heap *heap, uint64_t *word, size_t size, uint64_t bits)
 static void put_many(shmalloc_heap *heap)
 {
     static const size_t sizes[] = {16, 16, 100, 5000, 65536, 100000, 40, 300000, 300000, 24};
-    uint64_t blocks = heap_stats(heap).allocated_blocks, *word = shmalloc_calloc(heap, 1, sizeof(*word));
+    uint64_t blocks = heap_stats(heap).allocated_blocks,
+             *word = shmalloc_calloc(heap, 1, sizeof(*word));
     for (uint64_t i = 0; i < MANY; i++) {
         size_t size = sizes[i % 10];
         put(heap, word, size, (i | 1ull << 19) << 44);
         uint64_t ref = *word & SMF_REF_MASK;
-        must(pattern_check(smi_at(heap, ref), size, ref) == size, "block %llu", (unsigned long long)i);
+        must(pattern_check(smi_at(heap, ref), size, ref) == size, "block %llu",
+             (unsigned long long)i);
         must(heap_stats(heap).allocated_blocks == blocks + 2, "%llu blocks", (unsigned long long)i);
     }
     must_be_sound(heap);
@@ -473,7 +483,8 @@ Test(retire, hardened_heaps_find_what_is_retired_twice)
         must_be_sound(heap);
     }
     shmalloc_trim(heap);
-    must(heap_stats(heap).allocated_blocks == 0 && heap_stats(heap).retired_blocks == 0, "not all was freed");
+    must(heap_stats(heap).allocated_blocks == 0 && heap_stats(heap).retired_blocks == 0,
+         "not all was freed");
     must_be_sound(heap);
     must_work(shmalloc_close(heap));
 }

@@ -2,8 +2,8 @@
 /*
  * test_roots.c - named roots: thousands of names, odd names, types, iteration, creation at once.
  *
- * Would fail if a name were lost or confused with another, a type id ignored, two creators both won, or a
- * loser's block or a removed name leaked.
+ * Would fail if a name were lost or confused with another, a type id ignored, two creators both
+ * won, or a loser's block or a removed name leaked.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -129,8 +129,8 @@ static int count_root(const shmalloc_root *root, void *arg)
     uint8_t *seen = arg;
     const char *number = strrchr(root->name, ' ');
     int i = number ? atoi(number) : -1;
-    must(i >= 0 && i < MANY && root->ref == block((size_t)i) && strcmp(root->name, name_of(i)) == 0 &&
-             root->type == (uint64_t)i % 3,
+    must(i >= 0 && i < MANY && root->ref == block((size_t)i) &&
+             strcmp(root->name, name_of(i)) == 0 && root->type == (uint64_t)i % 3,
          "%s names %llu", root->name, (unsigned long long)root->ref);
     seen[i]++;
     return 0;
@@ -244,7 +244,8 @@ Test(roots, get_or_create_creates_once)
     must_code(shmalloc_root_get_or_create(f.heap, "x", 3, 1000, init_pattern, &stamp, &second), 0);
     cr_assert_eq(first, second);
     cr_assert_eq(pattern_check(shmalloc_ptr(f.heap, first), 1000, 12), 1000);
-    must_code(shmalloc_root_get_or_create(f.heap, "x", 4, 1000, NULL, NULL, &second), SHMALLOC_ETYPE);
+    must_code(shmalloc_root_get_or_create(f.heap, "x", 4, 1000, NULL, NULL, &second),
+              SHMALLOC_ETYPE);
     drop_root("x");
 }
 
@@ -253,7 +254,8 @@ Test(roots, get_or_create_creates_once)
 static void must_say(const char *const *fragments)
 {
     for (; *fragments; fragments++)
-        cr_assert_not_null(strstr(shmalloc_errmsg(), *fragments), "\"%s\" lacks \"%s\"", shmalloc_errmsg(), *fragments);
+        cr_assert_not_null(strstr(shmalloc_errmsg(), *fragments), "\"%s\" lacks \"%s\"",
+                           shmalloc_errmsg(), *fragments);
 }
 #define MUST_SAY(...) must_say((const char *const[]){__VA_ARGS__, NULL})
 
@@ -261,17 +263,21 @@ Test(roots, a_block_that_is_smaller_than_asked_is_refused)
 {
     shmalloc_ref first = 0, second = 5;
     must_code(shmalloc_root_get_or_create(f.heap, "users", 7, 64, NULL, NULL, &first), 1);
-    must_code(shmalloc_root_get_or_create(f.heap, "users", 7, 4096, NULL, NULL, &second), SHMALLOC_ESIZE);
+    must_code(shmalloc_root_get_or_create(f.heap, "users", 7, 4096, NULL, NULL, &second),
+              SHMALLOC_ESIZE);
     MUST_SAY("users", " 64 bytes", "4096 were asked for");
     cr_assert_eq(second, 5);
-    must_code(shmalloc_root_get_or_create(f.heap, "users", 7, 65, NULL, NULL, &second), SHMALLOC_ESIZE);
+    must_code(shmalloc_root_get_or_create(f.heap, "users", 7, 65, NULL, NULL, &second),
+              SHMALLOC_ESIZE);
     must_code(shmalloc_root_get_or_create(f.heap, "users", 7, 64, NULL, NULL, &second), 0);
     cr_assert_eq(second, first);
     must_code(shmalloc_root_get_or_create(f.heap, "users", 7, 0, NULL, NULL, &second), 0);
-    must_code(shmalloc_root_get_or_create(f.heap, "users", 8, 4096, NULL, NULL, &second), SHMALLOC_ETYPE);
+    must_code(shmalloc_root_get_or_create(f.heap, "users", 8, 4096, NULL, NULL, &second),
+              SHMALLOC_ETYPE);
     drop_root("users");
     must_code(shmalloc_root_get_or_create(f.heap, "large", 0, 100000, NULL, NULL, &first), 1);
-    must_code(shmalloc_root_get_or_create(f.heap, "large", 0, 200000, NULL, NULL, &second), SHMALLOC_ESIZE);
+    must_code(shmalloc_root_get_or_create(f.heap, "large", 0, 200000, NULL, NULL, &second),
+              SHMALLOC_ESIZE);
     drop_root("large");
     must_work(shmalloc_root_set(f.heap, "nothing", 0, 0));
     must_code(shmalloc_root_get_or_create(f.heap, "nothing", 0, 4096, NULL, NULL, &second), 0);
@@ -286,7 +292,8 @@ Test(roots, only_blocks_are_bound)
     must_work(shmalloc_ref_alloc(f.heap, 300000, &large));
     must_work(shmalloc_root_set(f.heap, "it", 0, ref));
     must_work(shmalloc_root_set(f.heap, "it", 0, large));
-    const shmalloc_ref none[] = {12345, 1, 8192, ref + 1, ref + 8, ref + 32, large + 8192, large + 16, end, ~0ull, 1ull << 40};
+    const shmalloc_ref none[] = {12345,        1,          8192, ref + 1, ref + 8,   ref + 32,
+                                 large + 8192, large + 16, end,  ~0ull,   1ull << 40};
     for (size_t i = 0; i < sizeof(none) / sizeof(none[0]); i++) {
         must_code(shmalloc_root_set(f.heap, "it", 9, none[i]), SHMALLOC_EBADREF);
         must_code(shmalloc_root_set(f.heap, "new", 9, none[i]), SHMALLOC_EBADREF);
@@ -302,7 +309,8 @@ Test(roots, only_blocks_are_bound)
     must_code(shmalloc_root_set(f.heap, "other", 0, kept), SHMALLOC_EBADREF);
     must_code(shmalloc_root_get_or_create(f.heap, "it", 0, 8, NULL, NULL, &ref), SHMALLOC_EBADREF);
     MUST_SAY("\"it\"", "no block any more");
-    must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg()); /* the central heap and the page heap have them */
+    must(shmalloc_trim(f.heap) >= 0, "%s", shmalloc_errmsg()); /* the central heap and the page heap
+                                                                  have them */
     must_code(shmalloc_root_set(f.heap, "it", 0, other), SHMALLOC_EBADREF);
     must_code(shmalloc_root_set(f.heap, "it", 0, kept), SHMALLOC_EBADREF);
     must_work(shmalloc_root_remove(f.heap, "it"));
@@ -341,7 +349,8 @@ static void must_offer(const char *name, const char *offer)
     int offers = strstr(shmalloc_errmsg(), offer ? wanted : "there is one") != NULL;
     must(offers == (offer != NULL), "%s", shmalloc_errmsg());
     must_code(shmalloc_root_remove(f.heap, name), SHMALLOC_ENOROOT);
-    must((strstr(shmalloc_errmsg(), offer ? wanted : "there is one") != NULL) == (offer != NULL), "%s", shmalloc_errmsg());
+    must((strstr(shmalloc_errmsg(), offer ? wanted : "there is one") != NULL) == (offer != NULL),
+         "%s", shmalloc_errmsg());
 }
 
 Test(roots, a_close_name_is_offered)
@@ -384,10 +393,12 @@ Test(roots, init_that_fails_leaves_nothing)
 {
     int code = -4242;
     shmalloc_ref ref = 5;
-    cr_assert_eq(shmalloc_root_get_or_create(f.heap, "x", 0, 100000, init_refuses, &code, &ref), -4242);
+    cr_assert_eq(shmalloc_root_get_or_create(f.heap, "x", 0, 100000, init_refuses, &code, &ref),
+                 -4242);
     cr_assert_eq(ref, 5);
     must_not_exist("x");
-    cr_assert_eq(shmalloc_root_get_or_create(f.heap, "x", 0, 100, init_refuses, &code, &ref), -4242);
+    cr_assert_eq(shmalloc_root_get_or_create(f.heap, "x", 0, 100, init_refuses, &code, &ref),
+                 -4242);
     must_not_exist("x");
 }
 
@@ -405,7 +416,8 @@ Test(roots, init_may_use_the_heap)
 Test(roots, a_heap_that_is_full_creates_nothing)
 {
     shmalloc_ref ref = 5;
-    must_code(shmalloc_root_get_or_create(f.heap, "x", 0, 1ull << 50, NULL, NULL, &ref), SHMALLOC_EFULL);
+    must_code(shmalloc_root_get_or_create(f.heap, "x", 0, 1ull << 50, NULL, NULL, &ref),
+              SHMALLOC_EFULL);
     cr_assert_eq(ref, 5);
     must_not_exist("x");
 }
@@ -428,7 +440,8 @@ static int racer(void *arg)
     for (int i = 0; i < RACES; i++) {
         signal_word(&race->ready[i]);
         await_word(&race->ready[i], RACERS);
-        int rc = shmalloc_root_get_or_create(heap, name_of(i), 0, 100, NULL, NULL, &race->refs[i][me]);
+        int rc =
+            shmalloc_root_get_or_create(heap, name_of(i), 0, 100, NULL, NULL, &race->refs[i][me]);
         must(rc >= 0, "%d %s", rc, shmalloc_errmsg());
         if (rc == 1)
             signal_word(&race->created[i]);

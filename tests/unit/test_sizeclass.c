@@ -21,7 +21,8 @@ static uint32_t expected_size(unsigned k)
     return (512u << doubling) + step * (64u << doubling);
 }
 
-/* The fewest of 1..8 pages that leave at most 1/64 over, else those that leave the smallest share. */
+/* The fewest of 1..8 pages that leave at most 1/64 over, else those that leave the smallest
+ * share. */
 static unsigned expected_pages(uint32_t size)
 {
     unsigned best = 0;
@@ -74,7 +75,8 @@ Test(sizeclass, a_request_fits_and_no_smaller_class_would_do)
         cr_assert_lt(k, SMF_CLASSES, "%zu", n);
         cr_assert_geq(smi_classes[k].size, n, "%zu bytes go to class %u of %u", n, k,
                       smi_classes[k].size);
-        cr_assert(k == 0 || smi_classes[k - 1].size < n, "%zu bytes go to class %u, too large", n, k);
+        cr_assert(k == 0 || smi_classes[k - 1].size < n, "%zu bytes go to class %u, too large", n,
+                  k);
     }
     cr_assert_eq(smi_class_of(0), 0, "0 counts as 1");
 }
@@ -110,12 +112,14 @@ Test(sizeclass, tops_tell_where_slots_begin)
 {
     for (unsigned k = 0; k < SMF_CLASSES; k++) {
         const struct smi_class *c = &smi_classes[k];
-        struct smi_top top = {.inverse = UINT64_MAX / c->size + 1, .length = (uint32_t)c->slots * c->size};
+        struct smi_top top = {.inverse = UINT64_MAX / c->size + 1,
+                              .length = (uint32_t)c->slots * c->size};
         uint64_t begin = c->bitmap_pages * SMF_PAGE;
         for (uint64_t n = 0; n < smi_class_span_pages(k) * SMF_PAGE; n++) {
-            int begins = n >= begin && (n - begin) % c->size == 0 && (n - begin) / c->size < c->slots;
-            cr_assert_eq(smi_begins_slot(&top, (uint32_t)(n - begin)), begins, "class %u, offset %llu", k,
-                         (unsigned long long)n);
+            int begins =
+                n >= begin && (n - begin) % c->size == 0 && (n - begin) / c->size < c->slots;
+            cr_assert_eq(smi_begins_slot(&top, (uint32_t)(n - begin)), begins,
+                         "class %u, offset %llu", k, (unsigned long long)n);
         }
     }
 }

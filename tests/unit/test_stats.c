@@ -33,7 +33,8 @@ static void must_agree(int count)
              (unsigned long long)blocks[i].ref, (unsigned long long)sorted[i]);
         must(blocks[i].size == shmalloc_usable_size(f.heap, shmalloc_ptr(f.heap, sorted[i])),
              "block %d has %llu bytes", i, (unsigned long long)blocks[i].size);
-        must(blocks[i].tag == shmalloc_tag(f.heap, sorted[i]), "block %d has tag %u", i, blocks[i].tag);
+        must(blocks[i].tag == shmalloc_tag(f.heap, sorted[i]), "block %d has tag %u", i,
+             blocks[i].tag);
         bytes += blocks[i].size;
     }
     free(blocks);
@@ -53,7 +54,8 @@ Test(stats, agree_with_each_block_and_the_model)
         if (count < COUNT && rng_below(&rng, 5) < 3) {
             size_t size = 1 + rng_log_uniform(&rng, 18);
             if (rng_below(&rng, 4) == 0)
-                must_work(shmalloc_ref_alloc_tagged(f.heap, size, (uint16_t)(step | 1), &refs[count]));
+                must_work(
+                    shmalloc_ref_alloc_tagged(f.heap, size, (uint16_t)(step | 1), &refs[count]));
             else
                 must_work(shmalloc_ref_alloc(f.heap, size, &refs[count]));
             count++;
@@ -81,7 +83,8 @@ Test(stats, every_byte_of_the_file_has_one_place)
     shmalloc_stats s = heap_stats(f.heap);
     uint64_t sum = s.metadata + s.allocated + s.cached + s.central_free + s.free_pages;
     cr_assert_leq(sum, s.file_size);
-    cr_assert_geq(sum * 100, s.file_size * 95, "more than 5 %% of the file (%llu of %llu bytes) is nowhere",
+    cr_assert_geq(sum * 100, s.file_size * 95,
+                  "more than 5 %% of the file (%llu of %llu bytes) is nowhere",
                   (unsigned long long)(s.file_size - sum), (unsigned long long)s.file_size);
     cr_assert_leq(s.free_reserved, s.free_pages);
     cr_assert_leq(s.largest_free_run, s.free_pages);
@@ -184,7 +187,8 @@ Test(stats, structs_of_older_programs_are_filled_as_far_as_they_go)
         must_work(shmalloc_get_stats(f.heap, &o.stats));
         cr_assert_eq(o.stats.struct_size, size);
         cr_assert_eq(o.stats.file_size, whole.file_size);
-        cr_assert_eq(memcmp((char *)&o.stats + 8, (char *)&whole + 8, size - 8), 0, "%zu bytes", size);
+        cr_assert_eq(memcmp((char *)&o.stats + 8, (char *)&whole + 8, size - 8), 0, "%zu bytes",
+                     size);
         for (size_t i = size; i < sizeof(o); i++)
             cr_assert_eq(((unsigned char *)&o)[i], 0x5a, "byte %zu behind %zu", i, size);
     }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* test_sync.c - which ranges shmalloc_sync takes; what it makes durable needs a power cut to see. */
+/* test_sync.c - which ranges shmalloc_sync takes; what it makes durable needs a power cut to
+ * see. */
 #include <stdio.h>
 
 #include "heap_suite.h"

@@ -2,8 +2,8 @@
 /*
  * test_threads.c - threads and processes that come and go, and how many there may be at once.
  *
- * Would fail if a thread's cache or slot were lost at its end, if a slot were given to two threads, or if
- * the thread beyond the last slot got anything but its error code.
+ * Would fail if a thread's cache or slot were lost at its end, if a slot were given to two threads,
+ * or if the thread beyond the last slot got anything but its error code.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -73,8 +73,8 @@ static void *free_what_main_allocated(void *arg)
     return NULL;
 }
 
-/* A block that went through other hands before its allocator frees it, with nothing allocated in between: the thread
- * remembers it as a block of 8 KiB, or as one without a tag. */
+/* A block that went through other hands before its allocator frees it, with nothing allocated in
+ * between: the thread remembers it as a block of 8 KiB, or as one without a tag. */
 enum { SMALL_BLOCKS = 20000 };
 
 static void *free_and_allocate_small_there(void *block)
@@ -142,7 +142,8 @@ Test(threads, a_remembered_block_may_come_back_with_a_tag)
     pthread_join(start_thread(free_and_allocate_tagged_there, block), NULL);
     must_work(shmalloc_free(f.heap, block));
     cr_assert_eq(shmalloc_malloc(f.heap, 64), block);
-    cr_assert_eq(shmalloc_tag(f.heap, shmalloc_ref_of(f.heap, block)), 0, "it still has the tag that it was freed with");
+    cr_assert_eq(shmalloc_tag(f.heap, shmalloc_ref_of(f.heap, block)), 0,
+                 "it still has the tag that it was freed with");
     must_work(shmalloc_free(f.heap, block));
     must_work(shmalloc_free(f.heap, first));
 }
@@ -291,7 +292,8 @@ Test(threads, one_thread_may_use_many_heaps)
     for (int i = 0; i < HEAPS; i++) {
         for (int k = 0; k < 50; k++) {
             cr_assert_eq(
-                pattern_check(shmalloc_ptr(heaps[i], refs[i][k]), 100, (uint64_t)(i * 100 + k)), 100);
+                pattern_check(shmalloc_ptr(heaps[i], refs[i][k]), 100, (uint64_t)(i * 100 + k)),
+                100);
             must_work(shmalloc_ref_free(heaps[i], &refs[i][k]));
         }
         cr_assert_eq(heap_stats(heaps[i]).allocated, 0);

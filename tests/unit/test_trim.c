@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_trim.c - memory goes back to the file system and the file gets shorter, and what is kept stays.
+ * test_trim.c - memory goes back to the file system and the file gets shorter, and what is kept
+ * stays.
  *
- * Would fail if a page in use were punched, a punched page handed out without storage or believed to be
- * dirty, or a tail in use cut off.
+ * Would fail if a page in use were punched, a punched page handed out without storage or believed
+ * to be dirty, or a tail in use cut off.
  */
 #include <errno.h>
 #include <string.h>
@@ -42,7 +43,8 @@ Test(trim, everything_freed_goes_back)
     cr_assert_leq(trim(), 0, "nothing left to give");
 }
 
-/* 64 MiB are used and freed while nothing goes back by itself; then the heap gets this policy and is closed `wait_ms` later. */
+/* 64 MiB are used and freed while nothing goes back by itself; then the heap gets this policy and
+ * is closed `wait_ms` later. */
 static uint64_t stored_after_close(uint64_t decay_ms, uint64_t retain, unsigned wait_ms)
 {
     shmalloc_ref ref = 0;
@@ -155,7 +157,8 @@ static void ask_about_everything(const uint8_t *base)
 {
     for (uint64_t ref = 1; ref < 24 << 20; ref += 9973) {
         size_t size = shmalloc_usable_size(f.heap, base + ref);
-        cr_assert(size == 0 || shmalloc_ptr_range(f.heap, ref, size), "%#llx: %zu", (unsigned long long)ref, size);
+        cr_assert(size == 0 || shmalloc_ptr_range(f.heap, ref, size), "%#llx: %zu",
+                  (unsigned long long)ref, size);
         cr_assert_eq(shmalloc_tag(f.heap, ref), 0);
     }
 }
@@ -202,7 +205,8 @@ static int count_block(const shmalloc_block *block, void *arg)
     return 0;
 }
 
-/* Walkers look at metadata of a tail that another process is cutting off: no SIGBUS; nor in front of it. */
+/* Walkers look at metadata of a tail that another process is cutting off: no SIGBUS; nor in front
+ * of it. */
 Test(trim, readers_survive_a_file_that_is_cut_under_them)
 {
     uint32_t *stop = shared_memory(4);

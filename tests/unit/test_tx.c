@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_tx.c - transactions: all or nothing at commits, aborts, ends of threads and deaths; each bad input.
+ * test_tx.c - transactions: all or nothing at commits, aborts, ends of threads and deaths; each bad
+ * input.
  *
- * Would fail if a rollback missed a byte, a block leaked or was freed twice, a deferred word or free came early or not at
- * all, a dead owner's transaction stayed half done or was undone twice, or a mutex was left held.
+ * Would fail if a rollback missed a byte, a block leaked or was freed twice, a deferred word or
+ * free came early or not at all, a dead owner's transaction stayed half done or was undone twice,
+ * or a mutex was left held.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -77,7 +79,8 @@ Test(tx, any_bytes_come_back)
     for (int round = 0; round < 300; round++) {
         must_work(shmalloc_tx_begin(f.heap));
         for (int i = 0; i < 40; i++) {
-            size_t len = 1 + rng_below(&rng, round % 10 == 0 ? 9000 : 200), from = rng_below(&rng, sizeof(w->bytes) - len);
+            size_t len = 1 + rng_below(&rng, round % 10 == 0 ? 9000 : 200),
+                   from = rng_below(&rng, sizeof(w->bytes) - len);
             must_work(shmalloc_tx_add(f.heap, w->bytes + from, len));
             for (size_t j = from; j < from + len; j++)
                 w->bytes[j] = (uint8_t)rng_next(&rng);
@@ -215,13 +218,15 @@ Test(tx, mutexes_that_are_held_are_not_put_back)
         must_work(shmalloc_tx_add(f.heap, w, sizeof(*w)));
         shmalloc_mutex low = w->low, high = w->high;
         w->word[0] = 1;
-        if (beside) /* while it is held nothing of it changes; were it put back unlocked, these would differ */
+        if (beside) /* while it is held nothing of it changes; were it put back unlocked, these
+                       would differ */
             must_work(shmalloc_mutex_unlock(f.heap, &w->high)), high = w->high;
         w->bytes[100] ^= 1;
         must_work(shmalloc_tx_abort(f.heap));
         (void)low;
         cr_assert(memcmp(&high, &w->high, sizeof(high)) == 0 || !beside);
-        cr_assert(w->word[0] == 0 && pattern_check(w->bytes, sizeof(w->bytes), 1) == sizeof(w->bytes));
+        cr_assert(w->word[0] == 0 &&
+                  pattern_check(w->bytes, sizeof(w->bytes), 1) == sizeof(w->bytes));
         must_work(shmalloc_mutex_trylock(f.heap, &w->low));
         must_work(shmalloc_mutex_unlock(f.heap, &w->low));
         must_work(shmalloc_mutex_trylock(f.heap, &w->high));
@@ -391,7 +396,8 @@ Test(tx, a_death_inside_is_a_rollback)
         if (way == BY_ADOPTION)
             fixture_reopen(&f), w = world_in(f.heap);
         find_the_dead(w, way);
-        cr_assert(w->word[0] == 0 && w->word[1] == 0 && w->ref[0] == 0 && w->ref[1] == 0 && w->ref[2] == third);
+        cr_assert(w->word[0] == 0 && w->word[1] == 0 && w->ref[0] == 0 && w->ref[1] == 0 &&
+                  w->ref[2] == third);
         cr_assert_eq(pattern_check(w->bytes, sizeof(w->bytes), 1), sizeof(w->bytes));
         must_be_sound(f.heap);
         cr_assert_eq(blocks(), 2);
@@ -409,7 +415,8 @@ Test(tx, a_death_after_is_none)
     must_work(shmalloc_ref_alloc(f.heap, 300, &w->ref[2]));
     cr_assert_eq(run_child(die_after, NULL), -SIGKILL);
     find_the_dead(w, BY_LOW);
-    cr_assert(w->word[0] == 1 && w->word[1] == 1 && w->ref[0] != 0 && w->ref[1] != 0 && w->ref[2] == 0);
+    cr_assert(w->word[0] == 1 && w->word[1] == 1 && w->ref[0] != 0 && w->ref[1] != 0 &&
+              w->ref[2] == 0);
     cr_assert_eq(blocks(), 3);
     must_be_sound(f.heap);
     drop_world();

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_vector.c - vectors: what is appended and set is read, at every length and element size; truncating; the dead; wrong inputs;
- * readers beside a writer.
+ * test_vector.c - vectors: what is appended and set is read, at every length and element size;
+ * truncating; the dead; wrong inputs; readers beside a writer.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -22,7 +22,8 @@
 static struct fixture f;
 static struct usage before;
 
-/* Headers that were used once stay, and what a thread needs to retire blocks; so both are there before the counting begins. */
+/* Headers that were used once stay, and what a thread needs to retire blocks; so both are there
+ * before the counting begins. */
 static void suite_begin(void)
 {
     shmalloc_ref refs[2], retired;
@@ -65,8 +66,8 @@ static void must_hold(const shmalloc_vector *v, uint64_t index, size_t element, 
 {
     char bytes[5000];
     must_work(shmalloc_vector_get(v, index, bytes));
-    must(pattern_check(bytes, element, stamp) == element, "element %llu of %zu bytes is another", (unsigned long long)index,
-         element);
+    must(pattern_check(bytes, element, stamp) == element, "element %llu of %zu bytes is another",
+         (unsigned long long)index, element);
 }
 
 Test(vector, elements_of_all_sizes)
@@ -99,7 +100,8 @@ static int sum_up(uint64_t index, const void *element, void *arg)
 {
     uint64_t value;
     memcpy(&value, element, sizeof(value));
-    must(value == index * index, "element %llu is %llu", (unsigned long long)index, (unsigned long long)value);
+    must(value == index * index, "element %llu is %llu", (unsigned long long)index,
+         (unsigned long long)value);
     return ++*(uint64_t *)arg == 500 ? 17 : 0;
 }
 

@@ -344,7 +344,8 @@ static uint64_t *open_cache(struct settled *s, uint32_t k, uint64_t *count)
     uint64_t *array = cache(s, k);
     *count = array[0];
     must(*count > 0, "a stack with slots");
-    memset(&array[*count + 1], 0, 8 * (smi_stack_words(image_thread_slot(&s->m, 0)->stacks[k], k) - *count - 1));
+    memset(&array[*count + 1], 0,
+           8 * (smi_stack_words(image_thread_slot(&s->m, 0)->stacks[k], k) - *count - 1));
     array[0] = SMF_OPEN;
     return array;
 }
@@ -352,14 +353,16 @@ static uint64_t *open_cache(struct settled *s, uint32_t k, uint64_t *count)
 Test(view, settles_a_short_take_from_every_point)
 {
     struct settled s = begin_settling();
-    uint64_t count, dest = a_user_word(&s), *array = open_cache(&s, smi_class_of(64), &count), ref = array[count];
+    uint64_t count, dest = a_user_word(&s), *array = open_cache(&s, smi_class_of(64), &count),
+                    ref = array[count];
     for (int stored = 0; stored < 3; stored++) { /* armed; the user's word; the word of the stack */
         *(uint64_t *)image_at(&s.m, dest) = stored > 0 ? ref : 0;
         array[count] = stored > 1 ? 0 : ref;
-        image_thread_slot(&s.m, 0)->link =
-            (struct smf_link){.op = dest | SMF_LINK_SHORT_TAKE, .dest = image_ref(&s.m, &array[count])};
+        image_thread_slot(&s.m, 0)->link = (struct smf_link){
+            .op = dest | SMF_LINK_SHORT_TAKE, .dest = image_ref(&s.m, &array[count])};
         settle(&s);
-        cr_expect_eq(settled_word(&s, image_at(&s.m, dest)), stored > 0 ? ref : 0, "point %d", stored);
+        cr_expect_eq(settled_word(&s, image_at(&s.m, dest)), stored > 0 ? ref : 0, "point %d",
+                     stored);
         cr_expect_eq(settled_word(&s, &array[count]), stored > 0 ? 0 : ref, "point %d", stored);
         cr_expect_eq(settled_word(&s, &image_thread_slot(&s.m, 0)->link.op), SMF_LINK_NONE);
         smi_view_finish(&s.view);
@@ -370,14 +373,16 @@ Test(view, settles_a_short_take_from_every_point)
 Test(view, settles_a_short_give_from_every_point)
 {
     struct settled s = begin_settling();
-    uint64_t count, dest = a_user_word(&s), *array = open_cache(&s, smi_class_of(64), &count), ref = array[count];
+    uint64_t count, dest = a_user_word(&s), *array = open_cache(&s, smi_class_of(64), &count),
+                    ref = array[count];
     for (int stored = 0; stored < 3; stored++) { /* armed; the word of the stack; the user's word */
         array[count] = stored > 0 ? ref : 0;
         *(uint64_t *)image_at(&s.m, dest) = stored > 1 ? 0 : ref;
-        image_thread_slot(&s.m, 0)->link =
-            (struct smf_link){.op = dest | SMF_LINK_SHORT_GIVE, .dest = image_ref(&s.m, &array[count])};
+        image_thread_slot(&s.m, 0)->link = (struct smf_link){
+            .op = dest | SMF_LINK_SHORT_GIVE, .dest = image_ref(&s.m, &array[count])};
         settle(&s);
-        cr_expect_eq(settled_word(&s, image_at(&s.m, dest)), stored > 0 ? 0 : ref, "point %d", stored);
+        cr_expect_eq(settled_word(&s, image_at(&s.m, dest)), stored > 0 ? 0 : ref, "point %d",
+                     stored);
         cr_expect_eq(settled_word(&s, &array[count]), stored > 0 ? ref : 0, "point %d", stored);
         smi_view_finish(&s.view);
     }
@@ -388,17 +393,20 @@ Test(view, settles_a_short_exchange_from_every_point)
 {
     struct settled s = begin_settling();
     uint64_t count, old_count, dest = a_user_word(&s);
-    uint64_t *array = open_cache(&s, smi_class_of(64), &count), *old = open_cache(&s, smi_class_of(8), &old_count);
+    uint64_t *array = open_cache(&s, smi_class_of(64), &count),
+             *old = open_cache(&s, smi_class_of(8), &old_count);
     uint64_t ref = array[count], given = old[old_count];
     for (int stored = 0; stored < 4; stored++) { /* armed; pushed; the user's word; popped */
         old[old_count] = stored > 0 ? given : 0;
         *(uint64_t *)image_at(&s.m, dest) = stored > 1 ? ref : given;
         array[count] = stored > 2 ? 0 : ref;
-        image_thread_slot(&s.m, 0)->link = (struct smf_link){.op = dest | SMF_LINK_SHORT_EXCHANGE,
-                                                             .dest = image_ref(&s.m, &array[count]),
-                                                             .fresh = image_ref(&s.m, &old[old_count])};
+        image_thread_slot(&s.m, 0)->link =
+            (struct smf_link){.op = dest | SMF_LINK_SHORT_EXCHANGE,
+                              .dest = image_ref(&s.m, &array[count]),
+                              .fresh = image_ref(&s.m, &old[old_count])};
         settle(&s);
-        cr_expect_eq(settled_word(&s, image_at(&s.m, dest)), stored > 1 ? ref : given, "point %d", stored);
+        cr_expect_eq(settled_word(&s, image_at(&s.m, dest)), stored > 1 ? ref : given, "point %d",
+                     stored);
         cr_expect_eq(settled_word(&s, &array[count]), stored > 1 ? 0 : ref, "point %d", stored);
         cr_expect_eq(settled_word(&s, &old[old_count]), stored > 1 ? given : 0, "point %d", stored);
         smi_view_finish(&s.view);

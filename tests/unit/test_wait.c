@@ -2,8 +2,8 @@
 /*
  * test_wait.c - sleeping on words in the heap, and condition variables.
  *
- * Would fail if a change of a word, a signal or a death went unnoticed by who sleeps, a time-out came early, or a call
- * that is not allowed were done.
+ * Would fail if a change of a word, a signal or a death went unnoticed by who sleeps, a time-out
+ * came early, or a call that is not allowed were done.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -157,7 +157,8 @@ static void add_items(struct place *p, uint64_t count)
 {
     must_work(shmalloc_mutex_lock(f.heap, &p->mutex));
     p->items += count;
-    must_work(count == 1 ? shmalloc_cond_signal(f.heap, &p->cond) : shmalloc_cond_broadcast(f.heap, &p->cond));
+    must_work(count == 1 ? shmalloc_cond_signal(f.heap, &p->cond)
+                         : shmalloc_cond_broadcast(f.heap, &p->cond));
     must_work(shmalloc_mutex_unlock(f.heap, &p->mutex));
 }
 
@@ -276,7 +277,8 @@ Test(wait, a_waiter_that_is_killed_takes_no_signal_along)
         struct place *p = make_place();
         pid_t pid = start_child(wait_to_be_killed, p);
         await_word(&p->woken, 1);
-        must_work(shmalloc_mutex_lock(f.heap, &p->mutex)); /* so it does not hold it when it stops */
+        must_work(shmalloc_mutex_lock(f.heap, &p->mutex)); /* so it does not hold it when it
+                                                              stops */
         kill(pid, SIGSTOP);
         must_work(shmalloc_mutex_unlock(f.heap, &p->mutex));
         pthread_t thread;

@@ -70,7 +70,8 @@ static void show(const char *invariant, uint64_t ref, const char *text, void *ar
     if (report->violations)
         inspect_add_finding(report->violations, invariant, ref, text);
     else
-        inspect_print_finding(report->in, strcmp(invariant, SMI_DANGLING) == 0 ? YELLOW : RED, invariant, ref, text);
+        inspect_print_finding(report->in, strcmp(invariant, SMI_DANGLING) == 0 ? YELLOW : RED,
+                              invariant, ref, text);
 }
 
 static void print_counts(struct inspect *in, const struct smi_check_result *r)
@@ -81,7 +82,8 @@ static void print_counts(struct inspect *in, const struct smi_check_result *r)
                inspect_count(r->violations, "violation", "violations", n[0]));
     else if (r->dangling)
         printf("%ssound, but %s%s: ", inspect_color(in, YELLOW),
-               inspect_count(r->dangling, "root names no block", "roots name no block", n[0]), inspect_color(in, PLAIN));
+               inspect_count(r->dangling, "root names no block", "roots name no block", n[0]),
+               inspect_color(in, PLAIN));
     else
         printf("%ssound%s: ", inspect_color(in, GREEN), inspect_color(in, PLAIN));
     printf("%s, %s, %s, %s, %s, %s\n", inspect_count(r->pages, "page", "pages", n[0]),

@@ -148,11 +148,11 @@ static void read_record(struct tally *tally, uint32_t arena, unsigned k)
     struct smi_view *view = &tally->in->view;
     struct figures *f = &tally->of[arena][k];
     uint64_t index = (uint64_t)arena * SMF_CLASSES + k;
-    const struct smf_central *central =
-        smi_view_record(view, view->header.areas.central + index * sizeof(*central), sizeof(*central));
-    const struct smf_lock *lock =
-        smi_view_record(view, view->header.areas.locks + (SMF_LOCK_CLASS_FIRST + index) * sizeof(*lock),
-                        sizeof(*lock));
+    const struct smf_central *central = smi_view_record(
+        view, view->header.areas.central + index * sizeof(*central), sizeof(*central));
+    const struct smf_lock *lock = smi_view_record(
+        view, view->header.areas.locks + (SMF_LOCK_CLASS_FIRST + index) * sizeof(*lock),
+        sizeof(*lock));
     f->used_bytes = f->used * smi_classes[k].size;
     if (central) {
         f->refills = central->refills;
@@ -361,7 +361,8 @@ static void print_rest(const struct tally *tally)
     printf("\nlarge blocks    %s in %s\n", inspect_bytes(tally->large_bytes, a),
            inspect_count(tally->large_blocks, "block", "blocks", n));
     if (tally->kept_blocks)
-        printf("                %s in %s that threads freed and keep\n", inspect_bytes(tally->kept_bytes, a),
+        printf("                %s in %s that threads freed and keep\n",
+               inspect_bytes(tally->kept_bytes, a),
                inspect_count(tally->kept_blocks, "block", "blocks", n));
     printf("free            %s in %s, the largest %s\n", inspect_bytes(tally->free_bytes, a),
            inspect_count(tally->free_runs, "run", "runs", n),

@@ -33,7 +33,8 @@ static const char help[] =
     "  identity                uuid, format_version, created_at (seconds since 1970), machine\n"
     "                          (ELF number), word_bits, os_page_bytes, arenas, hardened,\n"
     "                          fixed_base, layout, layout_version\n"
-    "  state                   \"clean\", \"in-use\", \"died\", \"unclean\", \"unknown\"; missing on\n"
+    "  state                   \"clean\", \"in-use\", \"died\", \"unclean\", \"unknown\"; missing "
+    "on\n"
     "                          failure\n"
     "  moving                  true when processes use the heap\n"
     "  poisoned, sync_failed   0, or the code of the damage, the errno\n"
@@ -150,12 +151,14 @@ static struct state state_of(struct inspect *in)
         return (struct state){"clean", "clean: closed in order", GREEN};
     if (inspect_cannot_tell(in))
         return (struct state){"unknown",
-                              "unknown: every process ended without closing it, or the machine stopped, which without the machine's "
+                              "unknown: every process ended without closing it, or the machine "
+                              "stopped, which without the machine's "
                               "boot id (in /proc) cannot be told",
                               YELLOW};
     if (!inspect_is_unclean(in))
-        return (struct state){"died", "every process ended without closing it; the next open finds it as it was",
-                              YELLOW};
+        return (struct state){
+            "died", "every process ended without closing it; the next open finds it as it was",
+            YELLOW};
     return (struct state){"unclean",
                           "unclean: in use when the machine stopped or the file was copied", RED};
 }
@@ -246,7 +249,8 @@ static void print_space(struct inspect *in, const shmalloc_stats *s)
            inspect_bytes(s->max_size, b), inspect_bytes(bytes_on_disk(in), c));
     printf("  allocated   %s in %s\n", inspect_bytes(s->allocated, a),
            inspect_count(s->allocated_blocks, "block", "blocks", n));
-    printf("  cached      %s in free slots and large blocks that threads keep\n", inspect_bytes(s->cached, a));
+    printf("  cached      %s in free slots and large blocks that threads keep\n",
+           inspect_bytes(s->cached, a));
     printf("  free slots  %s in slabs\n", inspect_bytes(s->central_free, a));
     printf("  free runs   %s, the largest %s; %s of it with storage\n",
            inspect_bytes(s->free_pages, a), inspect_bytes(s->largest_free_run, b),

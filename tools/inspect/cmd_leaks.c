@@ -5,7 +5,8 @@
  * The library does not know where programs keep refs, so every aligned word of a reachable block is
  * taken for one if it could be (Boehm and Weiser's conservative marking). The blocks are listed
  * once, in ascending order; a word is looked up by binary search; a block is put on the worklist
- * when it is first reached, so each is read once and the worklist never holds more than all of them.
+ * when it is first reached, so each is read once and the worklist never holds more than all of
+ * them.
  */
 #include "inspect.h"
 
@@ -63,8 +64,8 @@ static const struct option options[] = {{"interior", no_argument, NULL, 'i'},
                                         {"relative", no_argument, NULL, 'r'},
                                         {"samples", required_argument, NULL, 'n'},
                                         {NULL, 0, NULL, 0}};
-const struct command_line inspect_leaks_line = {"[--json] [--interior] [--relative] [--samples N] FILE", "",
-                                                options, 0};
+const struct command_line inspect_leaks_line = {
+    "[--json] [--interior] [--relative] [--samples N] FILE", "", options, 0};
 
 enum mark {
     REACHED = 1,
@@ -165,7 +166,8 @@ static uint64_t at_ref(const struct search *s, uint64_t word)
 static uint64_t named_by(const struct search *s, uint64_t word)
 {
     uint64_t base = s->in->view.header.fixed_base;
-    return at_ref(s, base && word >= base && word - base < s->in->view.file_size ? word - base : word);
+    return at_ref(s,
+                  base && word >= base && word - base < s->in->view.file_size ? word - base : word);
 }
 
 /* ---- marking -------------------------------------------------------------------------------- */
@@ -186,8 +188,8 @@ static void refer(struct search *s, uint64_t i, uint64_t from)
 
 typedef void found_fn(struct search *s, uint64_t named, uint64_t from);
 
-/* A word of block `i`, at `own`. A pointer that is relative to itself, as offset_ptr of Boost.Interprocess is, leads as many
- * bytes from there. */
+/* A word of block `i`, at `own`. A pointer that is relative to itself, as offset_ptr of
+ * Boost.Interprocess is, leads as many bytes from there. */
 static void read_word(struct search *s, uint64_t word, uint64_t own, uint64_t i, found_fn *found)
 {
     if (word >= SMF_PAGE)
@@ -494,9 +496,9 @@ static void add_all(struct search *s)
 /* ---- looks ---------------------------------------------------------------------------------- */
 
 /*
- * While a heap is in use, what links two blocks may be read before it is stored and the block after that; then the block
- * looks leaked. So the heap is looked at until a look takes no block away any more: those that stay were leaked in each
- * look, and nobody wrote to them in between.
+ * While a heap is in use, what links two blocks may be read before it is stored and the block after
+ * that; then the block looks leaked. So the heap is looked at until a look takes no block away any
+ * more: those that stay were leaked in each look, and nobody wrote to them in between.
  */
 #define MOST_LOOKS 8
 #define HASHED 512u /* bytes of a block */
@@ -510,7 +512,8 @@ static struct suspect suspect_of(struct search *s, uint64_t i)
     return (struct suspect){block->ref, block->size, rc < 0 ? 0 : smi_hash(bytes, len), block->tag};
 }
 
-/* The suspects become those of them that this look found leaked, too; the first look's are all that it found. */
+/* The suspects become those of them that this look found leaked, too; the first look's are all that
+ * it found. */
 static int agree(struct search *s)
 {
     uint64_t kept = 0, at = 0;
@@ -523,8 +526,9 @@ static int agree(struct search *s)
         while (s->looks > 1 && at < s->suspect_count && s->suspects[at].ref < now.ref)
             at++;
         const struct suspect *was = &s->suspects[at];
-        if (s->looks == 1 || (at < s->suspect_count && was->ref == now.ref && was->size == now.size &&
-                              was->tag == now.tag && was->hash == now.hash))
+        if (s->looks == 1 ||
+            (at < s->suspect_count && was->ref == now.ref && was->size == now.size &&
+             was->tag == now.tag && was->hash == now.hash))
             s->suspects[kept++] = now;
     }
     s->left_out += s->looks > 1 ? s->suspect_count - kept : 0;
@@ -584,7 +588,8 @@ static int look_until_agreed(struct search *s)
         if (!inspect_is_live(s->in))
             return 0;
         rc = agree(s);
-    } while (rc == 0 && s->suspect_count > 0 && s->looks < MOST_LOOKS && (s->looks == 1 || s->suspect_count != before));
+    } while (rc == 0 && s->suspect_count > 0 && s->looks < MOST_LOOKS &&
+             (s->looks == 1 || s->suspect_count != before));
     if (rc == 0)
         acquit(s);
     return rc;

@@ -213,8 +213,8 @@ static void end_run(struct picture *p)
 static void extend_run(struct picture *p, const struct run *more)
 {
     struct run *run = &p->run;
-    if (run->kind != more->kind || run->arena != more->arena || run->size_class != more->size_class ||
-        run->purpose != more->purpose)
+    if (run->kind != more->kind || run->arena != more->arena ||
+        run->size_class != more->size_class || run->purpose != more->purpose)
         end_run(p);
     if (run->pages == 0) {
         *run = *more;

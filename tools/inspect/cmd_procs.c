@@ -90,7 +90,8 @@ static const struct step *step_of(const struct smf_link *link)
         [SMF_LINK_SHORT_GIVE] = {"short-give", ", freeing"},
         [SMF_LINK_SHORT_EXCHANGE] = {"short-exchange", ", reallocating"},
     };
-    static const struct step exchange = {"take", ", reallocating"}, unknown = {"unknown", ", in an unknown step"};
+    static const struct step exchange = {"take", ", reallocating"},
+                             unknown = {"unknown", ", in an unknown step"};
     uint64_t op = smi_link_is_short(link) ? link->op & SMF_LINK_OP : link->op;
     if (op == SMF_LINK_TAKE && link->old != 0)
         return &exchange;
@@ -145,8 +146,8 @@ static void read_kept(struct inspect *in, struct census *census)
 static void read_locks(struct inspect *in, struct census *census)
 {
     for (uint32_t i = 0; i < in->view.header.lock_count; i++) {
-        const struct smf_lock *lock =
-            smi_view_record(&in->view, in->view.header.areas.locks + i * sizeof(*lock), sizeof(*lock));
+        const struct smf_lock *lock = smi_view_record(
+            &in->view, in->view.header.areas.locks + i * sizeof(*lock), sizeof(*lock));
         uint32_t tid = lock ? holder_of(lock) : 0;
         if (tid && census->lock_count < 256)
             census->locks[census->lock_count++] = (struct held_lock){i, tid, 0};
@@ -220,7 +221,8 @@ static void print_thread(struct inspect *in, struct census *census, const struct
     printf("      thread %-8u %s cached slots, %s", thread->tid,
            inspect_number(thread->cached_slots, slots), inspect_bytes(thread->cached_bytes, bytes));
     if (thread->kept.blocks)
-        printf(", keeps %s, %s", inspect_count(thread->kept.blocks, "large block", "large blocks", blocks),
+        printf(", keeps %s, %s",
+               inspect_count(thread->kept.blocks, "large block", "large blocks", blocks),
                inspect_bytes(thread->kept.bytes, bytes));
     printf("%s", thread->step->doing);
     const char *before = ", holds ";

@@ -28,12 +28,14 @@ static void name_users(struct inspect *in, char *out, size_t size)
     out[0] = 0;
     for (uint32_t i = 0; i < SMF_PROCESSES; i++) {
         const struct smf_process *p =
-            in->users.alive[i] ? smi_view_record(&in->view, in->view.header.areas.processes + i * sizeof(*p),
-                                                 sizeof(*p))
-                               : NULL;
+            in->users.alive[i]
+                ? smi_view_record(&in->view, in->view.header.areas.processes + i * sizeof(*p),
+                                  sizeof(*p))
+                : NULL;
         if (p && used < size)
-            used += (size_t)snprintf(out + used, size - used, "%s%u (%.*s)", used ? ", " : "process ",
-                                     p->pid, (int)sizeof(p->name), p->name);
+            used +=
+                (size_t)snprintf(out + used, size - used, "%s%u (%.*s)", used ? ", " : "process ",
+                                 p->pid, (int)sizeof(p->name), p->name);
     }
 }
 
@@ -41,15 +43,16 @@ int inspect_need_rest(struct inspect *in)
 {
     char names[300];
     if (!in->users.known)
-        return smi_error(-EOPNOTSUPP,
-                         "%s: its file system does not tell whether somebody uses it; copy it to another "
-                         "and do it there",
-                         in->path);
+        return smi_error(
+            -EOPNOTSUPP,
+            "%s: its file system does not tell whether somebody uses it; copy it to another "
+            "and do it there",
+            in->path);
     if (!inspect_is_live(in))
         return 0;
     name_users(in, names, sizeof(names));
-    return smi_error(SHMALLOC_EBUSY, "%s: is in use by %s; end that first: nothing was changed", in->path,
-                     names[0] ? names : "a process that attaches or leaves");
+    return smi_error(SHMALLOC_EBUSY, "%s: is in use by %s; end that first: nothing was changed",
+                     in->path, names[0] ? names : "a process that attaches or leaves");
 }
 
 /* The same after opening a heap whose header and state may be damaged. */
@@ -65,7 +68,8 @@ static void print_steps(struct inspect *in, const struct smi_repair_steps *steps
 {
     for (size_t i = 0; i < steps->count; i++) {
         printf("%4zu. ", i + 1);
-        inspect_print_finding(in, color, steps->at[i].invariant, steps->at[i].ref, steps->at[i].text);
+        inspect_print_finding(in, color, steps->at[i].invariant, steps->at[i].ref,
+                              steps->at[i].text);
     }
 }
 
@@ -81,7 +85,8 @@ static void say_older(struct inspect *in)
 {
     if (!smi_format_is_older(&in->view.header) || inspect_is_live(in))
         return;
-    printf("It is of file format version %u and becomes one of version %u when it is opened for writing,\n"
+    printf("It is of file format version %u and becomes one of version %u when it is opened for "
+           "writing,\n"
            "or by `shmalloc-inspect check --repair --yes ",
            in->view.header.format_version, SMF_FORMAT_VERSION);
     inspect_print_text(in->path);
@@ -91,7 +96,8 @@ static void say_older(struct inspect *in)
 void inspect_say_unclean(struct inspect *in)
 {
     if (inspect_cannot_tell(in))
-        printf("Whether it can be opened cannot be told: its processes died, or the machine stopped, and\n"
+        printf("Whether it can be opened cannot be told: its processes died, or the machine "
+               "stopped, and\n"
                "the machine's boot id, in /proc, cannot be read.\n");
     if (!inspect_is_unclean(in)) {
         say_older(in);
@@ -187,19 +193,21 @@ static void show_done(struct inspect *in, size_t steps)
     if (in->out)
         inspect_add_flag(json_object_object_get(in->out, "repair"), "applied", 1);
     else
-        printf("%srepaired%s: %s carried out.\n", inspect_color(in, GREEN), inspect_color(in, PLAIN),
-               inspect_count(steps, "step was", "steps were", n));
+        printf("%srepaired%s: %s carried out.\n", inspect_color(in, GREEN),
+               inspect_color(in, PLAIN), inspect_count(steps, "step was", "steps were", n));
 }
 
-/* The heap is as after a machine that stopped: taking it into use once brings back what the dead had cached,
- * checks it and closes it in order. Then it is looked at again. Nobody may have it open, so `*fd` is closed. */
+/* The heap is as after a machine that stopped: taking it into use once brings back what the dead
+ * had cached, checks it and closes it in order. Then it is looked at again. Nobody may have it
+ * open, so `*fd` is closed. */
 static enum verdict settle(struct inspect *in, int *fd)
 {
     smi_os_close(*fd);
     *fd = -1;
     int rc = shmalloc_recover(in->path);
     if (rc < 0 && !in->out)
-        fprintf(stderr, "shmalloc-inspect: the heap cannot be used yet, for it could not be closed in order:\n");
+        fprintf(stderr, "shmalloc-inspect: the heap cannot be used yet, for it could not be closed "
+                        "in order:\n");
     if (rc < 0)
         inspect_report_error(in, rc);
     else if (in->out)
@@ -247,7 +255,8 @@ enum verdict inspect_repair(struct inspect *in)
         if (verdict == DAMAGED && repair.obstacles.count == 0 && in->given['y'])
             verdict = carry_out(in, &repair, &fd);
         else if (verdict == SOUND && in->given['y'] &&
-                 (inspect_is_unclean(in) || inspect_cannot_tell(in) || smi_format_is_older(&in->view.header)))
+                 (inspect_is_unclean(in) || inspect_cannot_tell(in) ||
+                  smi_format_is_older(&in->view.header)))
             verdict = settle(in, &fd);
     }
     smi_repair_finish(&repair);

@@ -322,9 +322,11 @@ static void put_verdict(FILE *page, const struct figures *f)
     else if (in->view.state.mark == SMF_CLEAN)
         put(page, "It was closed in order.</p>\n");
     else if (inspect_runtime_is_valid(in))
-        put(page, "Every process ended without closing it; the next open finds the heap as it was.</p>\n");
+        put(page, "Every process ended without closing it; the next open finds the heap as it "
+                  "was.</p>\n");
     else if (inspect_cannot_tell(in))
-        put(page, "Every process ended without closing it, or the machine stopped: the machine's boot id cannot be read.</p>\n");
+        put(page, "Every process ended without closing it, or the machine stopped: the machine's "
+                  "boot id cannot be read.</p>\n");
     else
         put(page, "It was in use when the machine stopped or the file was copied.</p>\n");
     if (in->view.state.poison)
@@ -428,7 +430,8 @@ static void put_large(FILE *page, const struct figures *f)
     put(page,
         "<tr><td>large</td><td class=\"wide\"></td><td>%s</td><td class=\"wide\">%s</td>"
         "<td class=\"wide\"></td><td>%s</td><td class=\"bar\"><div class=\"stack\">",
-        inspect_number(f->large_blocks, a), inspect_number(f->kept_blocks, b), inspect_bytes(f->large_bytes, c));
+        inspect_number(f->large_blocks, a), inspect_number(f->kept_blocks, b),
+        inspect_bytes(f->large_bytes, c));
     put_part(page, "large", f->large_bytes, f->large_bytes + f->kept_bytes);
     put_part(page, "cached", f->kept_bytes, f->large_bytes + f->kept_bytes);
     put(page, "</div></td></tr>\n");
@@ -507,7 +510,8 @@ static void put_fragmentation(FILE *page, const struct figures *f)
 {
     const shmalloc_stats *s = &f->stats;
     char a[32], b[64];
-    uint64_t slots = s->cached > f->kept_bytes ? s->cached - f->kept_bytes : 0; /* less if the heap moves */
+    /* less if the heap moves */
+    uint64_t slots = s->cached > f->kept_bytes ? s->cached - f->kept_bytes : 0;
     uint64_t idle = slots + s->central_free, largest = s->largest_free_run;
     open_card(page, "", "Fragmentation", "Where bytes are that are in nobody's block.");
     put(page, "<dl><dt>slabs</dt><dd>%s, of which %s (%.1f %%) are free or cached slots</dd>\n",
@@ -525,7 +529,8 @@ static void put_fragmentation(FILE *page, const struct figures *f)
         percent(s->metadata, f->in->view.state.size));
     for (unsigned i = 1; i < INSPECT_PURPOSES; i++)
         if (f->purposes[i])
-            put(page, "; %s %s", inspect_purpose_text(i), inspect_bytes(f->purposes[i] << SMF_PAGE_SHIFT, a));
+            put(page, "; %s %s", inspect_purpose_text(i),
+                inspect_bytes(f->purposes[i] << SMF_PAGE_SHIFT, a));
     put(page, "</dd></dl>\n</section>\n");
 }
 
@@ -570,7 +575,8 @@ static void put_threads_of(FILE *page, struct smi_view *view, uint32_t process)
             (unsigned long long)t->tid, inspect_number(count, slots), inspect_bytes(sum, bytes));
         struct smi_view_kept kept = smi_view_kept(view, i, t);
         if (kept.blocks)
-            put(page, "; keeps %s, %s", inspect_count(kept.blocks, "large block", "large blocks", blocks),
+            put(page, "; keeps %s, %s",
+                inspect_count(kept.blocks, "large block", "large blocks", blocks),
                 inspect_bytes(kept.bytes, bytes));
         put(page, "</td></tr>\n");
     }
@@ -597,8 +603,8 @@ static void put_processes(FILE *page, struct inspect *in)
     int any = 0, table_is_valid = inspect_runtime_is_valid(in);
     open_card(page, " all", "Processes and threads", NULL);
     for (uint32_t i = 0; i < SMF_PROCESSES; i++) {
-        const struct smf_process *p =
-            smi_view_record(&in->view, in->view.header.areas.processes + i * sizeof(*p), sizeof(*p));
+        const struct smf_process *p = smi_view_record(
+            &in->view, in->view.header.areas.processes + i * sizeof(*p), sizeof(*p));
         if (!p || !(in->users.alive[i] || (table_is_valid && p->state == 1)))
             continue;
         if (!any++)
@@ -684,7 +690,8 @@ static void put_structures(FILE *page, struct inspect *in)
         put(page, "<div class=\"scroll\"><table>\n<tr><th>ref</th><th class=\"text\">type</th>"
                   "<th class=\"text\"></th></tr>\n%s</table></div>\n", text);
         if (structures.count > MOST_ROOTS)
-            put(page, "<p class=\"note\">and %llu more</p>\n", (unsigned long long)(structures.count - MOST_ROOTS));
+            put(page, "<p class=\"note\">and %llu more</p>\n",
+                (unsigned long long)(structures.count - MOST_ROOTS));
         put(page, "</section>\n");
     }
     free(text);
@@ -727,7 +734,8 @@ static void put_page(FILE *page, const struct figures *f)
 
 static enum verdict cannot_write(struct inspect *in, const char *path, int error)
 {
-    const char *why = error == EEXIST ? "that is a shmalloc heap; name another file" : strerror(error);
+    const char *why =
+        error == EEXIST ? "that is a shmalloc heap; name another file" : strerror(error);
     if (in->out) {
         struct json_object *object = json_object_new_object();
         inspect_add(object, "code", json_object_new_int(-error));
@@ -747,7 +755,8 @@ static int is_a_heap(struct inspect *in, const char *path)
     uint64_t magic = 0;
     if (strcmp(path, "-") == 0 || smi_os_stat_path(path, 1, &out) < 0)
         return 0;
-    if (smi_os_stat(in->view.fd, &heap) == 0 && heap.device == out.device && heap.inode == out.inode)
+    if (smi_os_stat(in->view.fd, &heap) == 0 && heap.device == out.device &&
+        heap.inode == out.inode)
         return 1;
     int fd = S_ISREG(out.mode) ? smi_os_open(path, 1) : -1;
     int is_heap = fd >= 0 && smi_os_read(fd, &magic, sizeof(magic), 0) >= 0 && magic == SMF_MAGIC;
@@ -788,9 +797,10 @@ static enum verdict finish_page(struct inspect *in, const char *path, const char
             printf("%sdamaged%s: %s\n", inspect_color(in, RED), inspect_color(in, PLAIN),
                    inspect_count(f->check.violations, "violation", "violations", v));
         else if (f->check.dangling)
-            printf("%ssound, but %s%s\n", inspect_color(in, YELLOW),
-                   inspect_count(f->check.dangling, "root names no block", "roots name no block", v),
-                   inspect_color(in, PLAIN));
+            printf(
+                "%ssound, but %s%s\n", inspect_color(in, YELLOW),
+                inspect_count(f->check.dangling, "root names no block", "roots name no block", v),
+                inspect_color(in, PLAIN));
         else
             printf("%ssound%s\n", inspect_color(in, GREEN), inspect_color(in, PLAIN));
     }
@@ -805,7 +815,8 @@ static enum verdict run(struct inspect *in)
     char *text = NULL;
     size_t len = 0;
     if (!path || !path[0] || (in->out && strcmp(path, "-") == 0)) {
-        int rc = smi_error(-EINVAL, "say where to write the page: -o PAGE%s", in->out ? ", a file" : "");
+        int rc =
+            smi_error(-EINVAL, "say where to write the page: -o PAGE%s", in->out ? ", a file" : "");
         return inspect_report_error(in, rc);
     }
     int rc = inspect_open(in);

@@ -87,8 +87,8 @@ static int find_blocks(struct inspect *in, struct roots *roots)
     return 0;
 }
 
-/* The roots and their blocks as of one moment: while the lists change, the sequence does, too. What was named all the
- * time that the blocks were looked at, and is none, is dangling. */
+/* The roots and their blocks as of one moment: while the lists change, the sequence does, too. What
+ * was named all the time that the blocks were looked at, and is none, is dangling. */
 static int read_roots(struct inspect *in, struct roots *roots)
 {
     int rc = 0;
@@ -135,8 +135,9 @@ static void print_root(struct inspect *in, const struct roots *roots, const stru
     int dangling = is_dangling(roots, root);
     if (root->has_block)
         inspect_number(root->block.size, size);
-    printf("0x%012llx  %s%14s%s  %#18llx  ", (unsigned long long)root->ref, inspect_color(in, dangling ? RED : PLAIN),
-           dangling ? "no block" : size, inspect_color(in, PLAIN), (unsigned long long)root->type);
+    printf("0x%012llx  %s%14s%s  %#18llx  ", (unsigned long long)root->ref,
+           inspect_color(in, dangling ? RED : PLAIN), dangling ? "no block" : size,
+           inspect_color(in, PLAIN), (unsigned long long)root->type);
     inspect_print_text(root->name);
     printf("\n");
 }
@@ -154,12 +155,15 @@ static void print_all(struct inspect *in, const struct roots *roots)
     for (size_t i = 0; i < roots->count; i++)
         print_root(in, roots, &roots->at[i]);
     if (dangling > 0)
-        printf("\n%s%s%s where no block begins that a program has: it was freed, or never was one.\n"
-               "Bind such a root anew, or remove it, before somebody follows it.\n",
-               inspect_color(in, RED), inspect_count(dangling, "root names a place", "roots name places", n),
-               inspect_color(in, PLAIN));
+        printf(
+            "\n%s%s%s where no block begins that a program has: it was freed, or never was one.\n"
+            "Bind such a root anew, or remove it, before somebody follows it.\n",
+            inspect_color(in, RED),
+            inspect_count(dangling, "root names a place", "roots name places", n),
+            inspect_color(in, PLAIN));
     if (roots->moved)
-        printf("%sThe roots changed each time they were read: the blocks are those of a moment later.%s\n",
+        printf("%sThe roots changed each time they were read: the blocks are those of a moment "
+               "later.%s\n",
                inspect_color(in, DIM), inspect_color(in, PLAIN));
 }
 

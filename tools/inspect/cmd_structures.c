@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * cmd_structures.c - queues, vectors and other structures of the library: a list, and what is in one.
+ * cmd_structures.c - queues, vectors and other structures of the library: a list, and what is in
+ * one.
  *
- * What a structure is comes from the library's table (structures/structures.h): a type that is added there is listed,
- * described and dumped here without a change.
+ * What a structure is comes from the library's table (structures/structures.h): a type that is
+ * added there is listed, described and dumped here without a change.
  */
 #include "inspect.h"
 
@@ -92,12 +93,15 @@ static int resolve_name(struct wanted *wanted)
 static const char *life_text(uint64_t life)
 {
     uint64_t state = life & SMF_LIFE_STATE;
-    return state == SMF_LIFE_LIVE ? "live" : state == SMF_LIFE_MAKING ? "being made" : "being freed";
+    return state == SMF_LIFE_LIVE     ? "live"
+           : state == SMF_LIFE_MAKING ? "being made"
+                                      : "being freed";
 }
 
 /* ---- the list ---- */
 
-static void add_structure(struct wanted *wanted, const struct smi_structure_seen *seen, const char *root, const char *text)
+static void add_structure(struct wanted *wanted, const struct smi_structure_seen *seen,
+                          const char *root, const char *text)
 {
     struct json_object *object = json_object_new_object();
     inspect_add_number(object, "ref", seen->ref);
@@ -128,7 +132,8 @@ static int list_one(const struct smi_structure_seen *seen, void *arg)
         add_structure(wanted, seen, naming.name, text);
         return 0;
     }
-    printf("0x%012llx  %-8s  ", (unsigned long long)seen->ref, seen->type ? seen->type->name : "unknown");
+    printf("0x%012llx  %-8s  ", (unsigned long long)seen->ref,
+           seen->type ? seen->type->name : "unknown");
     printf("%s%s%s  ", text, (seen->head->life & SMF_LIFE_STATE) == SMF_LIFE_LIVE ? "" : ", ",
            (seen->head->life & SMF_LIFE_STATE) == SMF_LIFE_LIVE ? "" : life_text(seen->head->life));
     inspect_print_text(naming.name);
@@ -139,8 +144,10 @@ static int list_one(const struct smi_structure_seen *seen, void *arg)
 static enum verdict no_such(struct inspect *in, const char *name)
 {
     if (!in->out)
-        fprintf(stderr, "shmalloc-inspect: %s: no structure \"%s\"; `shmalloc-inspect structures` lists them\n", in->path,
-                name);
+        fprintf(
+            stderr,
+            "shmalloc-inspect: %s: no structure \"%s\"; `shmalloc-inspect structures` lists them\n",
+            in->path, name);
     return CANNOT_TELL;
 }
 
@@ -202,7 +209,8 @@ static char *as_text(const uint8_t *bytes, uint64_t length)
     return text;
 }
 
-static void add_item(struct json_object *list, const struct smi_item *item, const char *text, const char *hexadecimal)
+static void add_item(struct json_object *list, const struct smi_item *item, const char *text,
+                     const char *hexadecimal)
 {
     struct json_object *object = json_object_new_object();
     inspect_add_number(object, "index", item->index);
@@ -223,12 +231,13 @@ static int show_item(const struct smi_item *item, void *arg)
         return 0;
     wanted->found++;
     char *text = as_text(item->bytes, item->length);
-    char *hexadecimal = item->bytes && (!text || wanted->list) ? as_hexadecimal(item->bytes, item->length) : NULL;
+    char *hexadecimal =
+        item->bytes && (!text || wanted->list) ? as_hexadecimal(item->bytes, item->length) : NULL;
     if (wanted->list) {
         add_item(wanted->list, item, text, hexadecimal);
     } else {
-        printf("%llu%s%s%s\t", (unsigned long long)item->index, item->note ? " (" : "", item->note ? item->note : "",
-               item->note ? ")" : "");
+        printf("%llu%s%s%s\t", (unsigned long long)item->index, item->note ? " (" : "",
+               item->note ? item->note : "", item->note ? ")" : "");
         if (item->key) {
             inspect_print_text(item->key);
             printf("\t");
@@ -249,7 +258,8 @@ static int show_item(const struct smi_item *item, void *arg)
 static int find_one(const struct smi_structure_seen *seen, void *arg)
 {
     struct wanted *wanted = arg;
-    if (seen->ref != wanted->ref || (seen->head->life & SMF_LIFE_STATE) != SMF_LIFE_LIVE || !seen->type)
+    if (seen->ref != wanted->ref || (seen->head->life & SMF_LIFE_STATE) != SMF_LIFE_LIVE ||
+        !seen->type)
         return 0;
     wanted->seen = *seen;
     return 1;
@@ -281,7 +291,8 @@ static enum verdict show_contents(struct inspect *in, struct wanted *wanted)
     if (rc == SHMALLOC_ECORRUPT)
         return DAMAGED;
     if (wanted->has_index && wanted->found == 0 && !in->out)
-        fprintf(stderr, "shmalloc-inspect: %s: there is no %llu in it\n", in->path, (unsigned long long)wanted->index);
+        fprintf(stderr, "shmalloc-inspect: %s: there is no %llu in it\n", in->path,
+                (unsigned long long)wanted->index);
     return wanted->has_index && wanted->found == 0 ? CANNOT_TELL : inspect_conclude(in);
 }
 
@@ -290,7 +301,8 @@ static enum verdict run_dump(struct inspect *in)
     struct wanted wanted = {.in = in, .name = in->operand[0], .has_index = in->operand[1] != NULL};
     char *end = NULL;
     if (!wanted.name) {
-        fprintf(stderr, "shmalloc-inspect: which structure? `shmalloc-inspect structures` lists them\n");
+        fprintf(stderr,
+                "shmalloc-inspect: which structure? `shmalloc-inspect structures` lists them\n");
         return CANNOT_TELL;
     }
     wanted.index = wanted.has_index ? strtoull(in->operand[1], &end, 0) : 0;
@@ -305,7 +317,8 @@ static enum verdict run_dump(struct inspect *in)
 static enum verdict run_get(struct inspect *in)
 {
     if (!in->operand[1]) {
-        fprintf(stderr, "shmalloc-inspect: which one? Give FILE, NAME and a number, as `dump` shows it\n");
+        fprintf(stderr,
+                "shmalloc-inspect: which one? Give FILE, NAME and a number, as `dump` shows it\n");
         return CANNOT_TELL;
     }
     return run_dump(in);
@@ -315,7 +328,10 @@ const struct command_line inspect_structures_line = {"[--json] FILE [NAME]", "",
 const struct command_line inspect_dump_line = {"[--json] FILE NAME", "", NULL, 0};
 const struct command_line inspect_get_line = {"[--json] FILE NAME NUMBER", "", NULL, 0};
 
-const struct subcommand inspect_structures = {"structures", "queues, vectors and other structures of the library",
+const struct subcommand inspect_structures = {"structures",
+                                              "queues, vectors and other structures of the library",
                                               structures_help, run_structures, NULL};
-const struct subcommand inspect_dump = {"dump", "what is in a queue or vector", dump_help, run_dump, NULL};
-const struct subcommand inspect_get = {"get", "one message of a queue, or one element of a vector", dump_help, run_get, NULL};
+const struct subcommand inspect_dump = {"dump", "what is in a queue or vector", dump_help, run_dump,
+                                        NULL};
+const struct subcommand inspect_get = {"get", "one message of a queue, or one element of a vector",
+                                       dump_help, run_get, NULL};

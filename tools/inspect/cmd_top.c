@@ -341,7 +341,8 @@ static void print_threads(struct inspect *in, const struct pair *pair, unsigned 
     print_more(look->thread_count, shown, "threads");
 }
 
-/* Threads get a third of the rows that are left, or what the classes leave. A low screen has the summary only. */
+/* Threads get a third of the rows that are left, or what the classes leave. A low screen has the
+ * summary only. */
 static void print_look(struct inspect *in, const struct pair *pair, unsigned rows)
 {
     unsigned order[SMF_CLASSES], classes = busiest(pair, order);
@@ -359,7 +360,8 @@ static void print_look(struct inspect *in, const struct pair *pair, unsigned row
     print_threads(in, pair, for_threads ? for_threads : 1);
 }
 
-/* Lines of the screen for the two tables; without a terminal, enough for both; 0: not enough for any. */
+/* Lines of the screen for the two tables; without a terminal, enough for both; 0: not enough for
+ * any. */
 static unsigned rows_for_tables(void)
 {
     enum {

@@ -47,10 +47,13 @@ static void show_trim(struct inspect *in, uint64_t given, const struct smi_file_
     if (given == 0)
         printf("nothing to give back: ");
     else
-        printf("%sgave back %s%s: ", inspect_color(in, GREEN), inspect_bytes(given, a), inspect_color(in, PLAIN));
-    printf("%s stored before, %s now", inspect_bytes(before->blocks, a), inspect_bytes(after->blocks, b));
+        printf("%sgave back %s%s: ", inspect_color(in, GREEN), inspect_bytes(given, a),
+               inspect_color(in, PLAIN));
+    printf("%s stored before, %s now", inspect_bytes(before->blocks, a),
+           inspect_bytes(after->blocks, b));
     if (before->size != after->size)
-        printf("; the file is %s long, it was %s", inspect_bytes(after->size, a), inspect_bytes(before->size, c));
+        printf("; the file is %s long, it was %s", inspect_bytes(after->size, a),
+               inspect_bytes(before->size, c));
     printf(".\n");
 }
 
@@ -89,4 +92,5 @@ static enum verdict run(struct inspect *in)
     return SOUND;
 }
 
-const struct subcommand inspect_trim = {"trim", "give unused memory of a heap at rest back", help, run, NULL};
+const struct subcommand inspect_trim = {"trim", "give unused memory of a heap at rest back", help,
+                                        run, NULL};

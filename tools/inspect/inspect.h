@@ -3,8 +3,9 @@
  * inspect.h - what the subcommands of shmalloc-inspect share.
  *
  * A subcommand reads one heap through a view and prints text or one JSON object. It never writes to
- * the file, takes no lock and waits for nobody; only check --repair --yes and trim do. To add one: a file cmd_<name>.c with its `struct
- * subcommand`, a line in main.c's table and one in meson.build.
+ * the file, takes no lock and waits for nobody; only check --repair --yes and trim do. To add one:
+ * a file cmd_<name>.c with its `struct subcommand`, a line in main.c's table and one in
+ * meson.build.
  */
 #ifndef INSPECT_H
 #define INSPECT_H
@@ -41,7 +42,8 @@ struct command_line {
 
 extern const struct subcommand inspect_info, inspect_check, inspect_roots, inspect_procs,
     inspect_top, inspect_report, inspect_selftest;
-extern const struct command_line inspect_check_line, inspect_top_line, inspect_report_line, inspect_selftest_line;
+extern const struct command_line inspect_check_line, inspect_top_line, inspect_report_line,
+    inspect_selftest_line;
 
 extern const struct subcommand inspect_trim;
 
@@ -76,7 +78,8 @@ struct inspect {
 
 /* ---- run.c ---------------------------------------------------------------------------------- */
 
-/* Run in->command with what the command line said: command, path, json and given are filled, the rest is zero. */
+/* Run in->command with what the command line said: command, path, json and given are filled, the
+ * rest is zero. */
 enum verdict inspect_run(struct inspect *in);
 
 /* ---- open.c --------------------------------------------------------------------------------- */
@@ -91,10 +94,12 @@ int inspect_is_live(const struct inspect *in);
 /* The runtime area is about this file on this machine since it started. */
 int inspect_runtime_is_valid(struct inspect *in);
 
-/* The machine stopped, or the file was copied, while the heap was in use: it cannot be opened until it was checked. */
+/* The machine stopped, or the file was copied, while the heap was in use: it cannot be opened until
+ * it was checked. */
 int inspect_is_unclean(struct inspect *in);
 
-/* Or is that not to be known, since the machine's boot id cannot be read? Then it is not said to be unclean. */
+/* Or is that not to be known, since the machine's boot id cannot be read? Then it is not said to be
+ * unclean. */
 int inspect_cannot_tell(struct inspect *in);
 
 /* If so, say it, and what helps. */
@@ -103,8 +108,8 @@ void inspect_say_unclean(struct inspect *in);
 /* PIDs of the heap's process table are of the PID namespace this tool is in. */
 int inspect_same_namespace(struct inspect *in);
 
-/* Page faults, of the whole program, of a process that is alive in this PID namespace: 0 when /proc tells, and it
- * still is that process. */
+/* Page faults, of the whole program, of a process that is alive in this PID namespace: 0 when /proc
+ * tells, and it still is that process. */
 int inspect_faults(const struct smf_process *process, uint64_t *minor, uint64_t *major);
 
 /* What a code of the library means for the exit status. */
@@ -126,7 +131,8 @@ enum verdict inspect_report_error(struct inspect *in, int code);
 /* Open, check, print what is wrong and what was looked at. */
 enum verdict inspect_check_now(struct inspect *in);
 
-/* Of a heap that was opened: 0 when nobody uses it, as far as the locks tell, else SHMALLOC_EBUSY and others. */
+/* Of a heap that was opened: 0 when nobody uses it, as far as the locks tell, else SHMALLOC_EBUSY
+ * and others. */
 int inspect_need_rest(struct inspect *in);
 
 /* check --repair */
@@ -162,8 +168,8 @@ int inspect_option_number(const struct inspect *in, int letter, const char *name
  * read. Returns the verdict. */
 enum verdict inspect_conclude(struct inspect *in);
 
-/* What a span of the library is for (enum smf_purpose): 1 to INSPECT_PURPOSES - 1, of which the last stands for
- * those that this tool does not know. */
+/* What a span of the library is for (enum smf_purpose): 1 to INSPECT_PURPOSES - 1, of which the
+ * last stands for those that this tool does not know. */
 #define INSPECT_PURPOSES 6
 unsigned inspect_purpose(const struct smf_page *page);
 /* "thread slots"; for JSON "thread-slot". */

@@ -59,7 +59,9 @@ static const struct command_line *line_of(const struct subcommand *command)
 /* What a command may have behind the file. */
 static int operands_of(const struct subcommand *command)
 {
-    return command == &inspect_get ? 2 : command == &inspect_dump || command == &inspect_structures ? 1 : 0;
+    return command == &inspect_get                                      ? 2
+           : command == &inspect_dump || command == &inspect_structures ? 1
+                                                                        : 0;
 }
 
 #define OPTIONS_MAX 32

@@ -67,7 +67,8 @@ int inspect_runtime_is_valid(struct inspect *in)
 int inspect_is_unclean(struct inspect *in)
 {
     uint64_t mark = in->view.state.mark;
-    return !inspect_is_live(in) && mark != SMF_CLEAN && !(mark == SMF_IN_USE && kinship(in) != OTHERS);
+    return !inspect_is_live(in) && mark != SMF_CLEAN &&
+           !(mark == SMF_IN_USE && kinship(in) != OTHERS);
 }
 
 int inspect_cannot_tell(struct inspect *in)

@@ -3,8 +3,8 @@
  * report_style.h - the style sheet of the page that `report` writes.
  *
  * Colours are variables with a light and a dark value; the kinds of pages and the parts of bars
- * have the same colours everywhere. One column below 720 pixels, where columns of class "wide" are left
- * out and tables that are still too wide scroll by themselves.
+ * have the same colours everywhere. One column below 720 pixels, where columns of class "wide" are
+ * left out and tables that are still too wide scroll by themselves.
  */
 #ifndef INSPECT_REPORT_STYLE_H
 #define INSPECT_REPORT_STYLE_H

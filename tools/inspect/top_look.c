@@ -87,9 +87,9 @@ static uint64_t look_at_classes(struct smi_view *view, struct look *look)
     uint64_t pages = 0;
     for (uint32_t arena = 0; arena <= h->arena_count; arena++) {
         for (unsigned k = 0; k < SMF_CLASSES; k++) {
-            const struct smf_central *central =
-                smi_view_record(view, h->areas.central + (arena * SMF_CLASSES + k) * sizeof(*central),
-                                sizeof(*central));
+            const struct smf_central *central = smi_view_record(
+                view, h->areas.central + (arena * SMF_CLASSES + k) * sizeof(*central),
+                sizeof(*central));
             if (!central)
                 continue;
             struct class_look *class = &look->classes[k];

@@ -2,8 +2,8 @@
 /*
  * main.c - shmalloc-run: run a program with its malloc replaced.
  *
- * It sets LD_PRELOAD and what the library reads from the environment, says beforehand what could not work, and
- * becomes the program: its exit status, signals and process id are the program's own.
+ * It sets LD_PRELOAD and what the library reads from the environment, says beforehand what could
+ * not work, and becomes the program: its exit status, signals and process id are the program's own.
  */
 #include <elf.h>
 #include <errno.h>
@@ -83,8 +83,8 @@ static void warn(const char *program, const char *what, const char *consequence)
 
 /* ---- the library ---- */
 
-/* Beside this program, as in a build folder; where it is installed relative to this program; where it was to be
- * installed. */
+/* Beside this program, as in a build folder; where it is installed relative to this program; where
+ * it was to be installed. */
 static int find_library(char out[PATH_MAX])
 {
     static const char *const places[] = {"/../../src/" LIBRARY, "/" RUN_LIBRARY_FOLDER "/" LIBRARY};
@@ -135,9 +135,11 @@ static const char *find_program(const char *name, char out[PATH_MAX])
         errno = cannot_execute(name);
         return errno ? NULL : name;
     }
-    for (const char *at = path ? path : "/bin:/usr/bin", *end; at && *name; at = *end ? end + 1 : NULL) {
+    for (const char *at = path ? path : "/bin:/usr/bin", *end; at && *name;
+         at = *end ? end + 1 : NULL) {
         end = strchrnul(at, ':');
-        if (snprintf(out, PATH_MAX, "%.*s%s%s", (int)(end - at), at, end > at ? "/" : "", name) >= PATH_MAX)
+        if (snprintf(out, PATH_MAX, "%.*s%s%s", (int)(end - at), at, end > at ? "/" : "", name) >=
+            PATH_MAX)
             continue;
         if ((rc = cannot_execute(out)) == 0)
             return out;
@@ -148,10 +150,12 @@ static const char *find_program(const char *name, char out[PATH_MAX])
 }
 
 /* The program header of a type, the first from number *i on. */
-static int find_segment(int fd, const Elf64_Ehdr *header, uint32_t type, unsigned *i, Elf64_Phdr *out)
+static int find_segment(int fd, const Elf64_Ehdr *header, uint32_t type, unsigned *i,
+                        Elf64_Phdr *out)
 {
     for (; *i < header->e_phnum; ++*i)
-        if (pread(fd, out, sizeof(*out), (off_t)(header->e_phoff + *i * sizeof(*out))) == (ssize_t)sizeof(*out) &&
+        if (pread(fd, out, sizeof(*out), (off_t)(header->e_phoff + *i * sizeof(*out))) ==
+                (ssize_t)sizeof(*out) &&
             out->p_type == type)
             return 1;
     return 0;
@@ -167,12 +171,15 @@ static char *text_at(int fd, uint64_t offset, uint64_t len)
     return NULL;
 }
 
-/* The file that the kernel starts for a program, its dynamic linker, to be freed; NULL: none, it is static. */
+/* The file that the kernel starts for a program, its dynamic linker, to be freed; NULL: none, it is
+ * static. */
 static char *dynamic_linker(int fd, const Elf64_Ehdr *header)
 {
     Elf64_Phdr segment;
     unsigned i = 0;
-    return find_segment(fd, header, PT_INTERP, &i, &segment) ? text_at(fd, segment.p_offset, segment.p_filesz) : NULL;
+    return find_segment(fd, header, PT_INTERP, &i, &segment)
+               ? text_at(fd, segment.p_offset, segment.p_filesz)
+               : NULL;
 }
 
 /* All names that the dynamic linker sees of a program, one behind another; to be freed. */
@@ -197,8 +204,8 @@ static char *dynamic_names(int fd, const Elf64_Ehdr *header, uint64_t *len)
     return NULL;
 }
 
-/* The sanitizer that a program was built with, of those that have a malloc; NULL: none. Its library begins with a call
- * of the program's, or lies in the program. */
+/* The sanitizer that a program was built with, of those that have a malloc; NULL: none. Its library
+ * begins with a call of the program's, or lies in the program. */
 static const char *sanitizer_of(int fd, const Elf64_Ehdr *header)
 {
     static const struct {
@@ -237,8 +244,9 @@ static int judge_script(const char *path, char *line, const char *heap)
     char *name = line + strspn(line, " \t");
     name[strcspn(name, " \t\n")] = 0;
     if (heap && starts_another(name))
-        warn(path, "is a script", "the heap file is its interpreter's, which may go on to run another program; "
-                                  "name that program instead");
+        warn(path, "is a script",
+             "the heap file is its interpreter's, which may go on to run another program; "
+             "name that program instead");
     return *name ? judge(name, heap, 1) : SERVED;
 }
 
@@ -250,7 +258,8 @@ static int judge_binary(const char *path, int fd, const Elf64_Ehdr *header, cons
         why = "is not a 64-bit program";
     else if (!(linker = dynamic_linker(fd, header)))
         why = "is linked statically";
-    else if (((st->st_mode & S_ISUID) && st->st_uid != geteuid()) || ((st->st_mode & S_ISGID) && st->st_gid != getegid()))
+    else if (((st->st_mode & S_ISUID) && st->st_uid != geteuid()) ||
+             ((st->st_mode & S_ISGID) && st->st_gid != getegid()))
         why = "is set-user-ID or set-group-ID";
     else if (geteuid() != 0 && fgetxattr(fd, "security.capability", NULL, 0) > 0)
         why = "has file capabilities";
@@ -265,14 +274,18 @@ static int judge_binary(const char *path, int fd, const Elf64_Ehdr *header, cons
     }
     if ((sanitizer = sanitizer_of(fd, header))) {
         snprintf(text, sizeof(text), "is built with %s", sanitizer);
-        warn(path, text, "that has a malloc of its own; beside this one it may refuse to start, crash, miss errors, or report "
-                         "some that are none. Run the program without shmalloc-run, or build it without the sanitizer");
+        warn(path, text,
+             "that has a malloc of its own; beside this one it may refuse to start, crash, miss "
+             "errors, or report "
+             "some that are none. Run the program without shmalloc-run, or build it without the "
+             "sanitizer");
     }
     return SERVED;
 }
 
-/* Say what will keep the library out of the program in `path`, or out of the interpreter that its first line names. Of
- * what is not known here, such as a script without a first line, the kernel or a shell makes something. */
+/* Say what will keep the library out of the program in `path`, or out of the interpreter that its
+ * first line names. Of what is not known here, such as a script without a first line, the kernel or
+ * a shell makes something. */
 static int judge(const char *path, const char *heap, int is_interpreter)
 {
     union {
@@ -299,7 +312,8 @@ static int judge(const char *path, const char *heap, int is_interpreter)
 
 /* ---- options ---- */
 
-/* Did an earlier run make the file? 0 yes, whatever state it is in; SHMALLOC_ELAYOUT: an application; or another code. */
+/* Did an earlier run make the file? 0 yes, whatever state it is in; SHMALLOC_ELAYOUT: an
+ * application; or another code. */
 static int probe_earlier_run(const char *path)
 {
     shmalloc_options options = SHMALLOC_OPTIONS_INIT;
@@ -318,14 +332,16 @@ static int prepare_heap(const char *path)
     char *absolute = NULL, *folder = NULL;
     int rc = probe_earlier_run(path);
     if (rc == SHMALLOC_ELAYOUT)
-        return fail(OWN_FAILURE, path, "holds the heap of a program that has it for its data, not of an earlier run; "
-                                       "give another name");
+        return fail(OWN_FAILURE, path,
+                    "holds the heap of a program that has it for its data, not of an earlier run; "
+                    "give another name");
     if (rc == 0)
         rc = shmalloc_destroy(path);
     if (rc < 0 && rc != -ENOENT)
         return fail(OWN_FAILURE, "cannot replace the heap file", shmalloc_errmsg());
     /* The program may change its folder before its first allocation. */
-    if (path[0] != '/' && (!(folder = getcwd(NULL, 0)) || asprintf(&absolute, "%s/%s", folder, path) < 0))
+    if (path[0] != '/' &&
+        (!(folder = getcwd(NULL, 0)) || asprintf(&absolute, "%s/%s", folder, path) < 0))
         return fail(OWN_FAILURE, "cannot name the heap file", strerror(errno));
     rc = setenv("SHMALLOC_HEAP", absolute ? absolute : path, 1);
     free(folder);
@@ -336,9 +352,12 @@ static int prepare_heap(const char *path)
 enum { OPTION_HEAP = 256, OPTION_HUGE, OPTION_STATS, OPTION_STRICT, OPTION_VERSION };
 
 static const struct option options[] = {
-    {"heap", required_argument, NULL, OPTION_HEAP},   {"huge-pages", no_argument, NULL, OPTION_HUGE},
-    {"stats", no_argument, NULL, OPTION_STATS},       {"strict", no_argument, NULL, OPTION_STRICT},
-    {"help", no_argument, NULL, 'h'},                 {"version", no_argument, NULL, OPTION_VERSION},
+    {"heap", required_argument, NULL, OPTION_HEAP},
+    {"huge-pages", no_argument, NULL, OPTION_HUGE},
+    {"stats", no_argument, NULL, OPTION_STATS},
+    {"strict", no_argument, NULL, OPTION_STRICT},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, OPTION_VERSION},
     {NULL, 0, NULL, 0},
 };
 
@@ -353,13 +372,15 @@ static int read_options(int argc, char **argv, const char **heap)
         case OPTION_STATS: rc = setenv("SHMALLOC_STATS", "1", 1); break;
         case OPTION_STRICT: rc = setenv("SHMALLOC_STRICT", "1", 1); break;
         case 'h': return fputs(help, stdout) < 0 || fflush(stdout) < 0 ? OWN_FAILURE : 0;
-        case OPTION_VERSION: return printf("shmalloc-run %s\n", shmalloc_version()) < 0 ? OWN_FAILURE : 0;
+        case OPTION_VERSION:
+            return printf("shmalloc-run %s\n", shmalloc_version()) < 0 ? OWN_FAILURE : 0;
         default: return fail(OWN_FAILURE, "shmalloc-run --help explains the options", NULL);
         }
     if (rc < 0)
         return fail(OWN_FAILURE, "setenv", strerror(errno));
     if (optind == argc)
-        return fail(OWN_FAILURE, "which program? Usage: shmalloc-run [OPTION]... PROGRAM [ARGUMENT]...", NULL);
+        return fail(OWN_FAILURE,
+                    "which program? Usage: shmalloc-run [OPTION]... PROGRAM [ARGUMENT]...", NULL);
     if (*heap && huge)
         return fail(OWN_FAILURE, "--huge-pages is for heaps that are not in a file", NULL);
     if (huge && setenv("SHMALLOC_HUGE_PAGES", "1", 1) < 0)
@@ -367,7 +388,8 @@ static int read_options(int argc, char **argv, const char **heap)
     return -1;
 }
 
-/* What is wrong is said before anything is done: the heap of an earlier run goes only for that of a program that runs. */
+/* What is wrong is said before anything is done: the heap of an earlier run goes only for that of a
+ * program that runs. */
 int main(int argc, char **argv)
 {
     char library[PATH_MAX], place[PATH_MAX];
@@ -377,7 +399,8 @@ int main(int argc, char **argv)
         return rc;
     char **program = argv + optind;
     if (find_library(library) < 0)
-        return fail(OWN_FAILURE, LIBRARY " is neither beside this program nor at " RUN_LIBRARY, NULL);
+        return fail(OWN_FAILURE, LIBRARY " is neither beside this program nor at " RUN_LIBRARY,
+                    NULL);
     if (strpbrk(library, " :"))
         return fail(OWN_FAILURE, library, "LD_PRELOAD takes no path with a blank or a colon");
     const char *found = find_program(program[0], place);

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * make_old_heaps.c - makes the heaps that old_heaps.pack has. It is built with the sources of the library of the older
- * format, which is why the build leaves it alone:
+ * make_old_heaps.c - makes the heaps that old_heaps.pack has. It is built with the sources of the
+ * library of the older format, which is why the build leaves it alone:
  *
  *   cc -D_GNU_SOURCE -IOLD/include -IOLD/src -o make_old_heaps make_old_heaps.c \
  *      OLD/build/src/libshmalloc_internal.a -pthread
  *   ./make_old_heaps FOLDER old_heaps.pack
  *
- * Those of the killed: a child works, its parent stops it again and again and looks into the file, until it shows what
- * is wanted; then it is killed.
+ * Those of the killed: a child works, its parent stops it again and again and looks into the file,
+ * until it shows what is wanted; then it is killed.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -44,8 +44,9 @@ static struct old_model *model_of(shmalloc_heap *heap)
 
 static void fill(shmalloc_heap *heap)
 {
-    static const uint64_t sizes[] = {8,    16,   24,    48,    100,   200,    500,    520,    1000,  3000,  9000, 30000,
-                                     8192, 65536, 65537, 70000, 100000, 200000, 1 << 20, 12345, 4096, 64,   32,   2048};
+    static const uint64_t sizes[] = {8,      16,     24,      48,    100,  200,   500,   520,
+                                     1000,   3000,   9000,    30000, 8192, 65536, 65537, 70000,
+                                     100000, 200000, 1 << 20, 12345, 4096, 64,    32,    2048};
     shmalloc_ref ref = 0;
     must(shmalloc_alloc_zeroed(heap, sizeof(struct old_model), &ref) == 0);
     must(shmalloc_root_set(heap, "model", 7, ref) == 0);
@@ -85,7 +86,8 @@ static void work_linked(shmalloc_heap *heap)
     struct old_model *m = model_of(heap);
     for (unsigned i = 0;; i++) {
         shmalloc_ref *busy = &m->busy[i % OLD_BUSY];
-        must((*busy ? shmalloc_free(heap, busy) : shmalloc_alloc(heap, 16 + i % 7 * 40, busy)) == 0);
+        must((*busy ? shmalloc_free(heap, busy) : shmalloc_alloc(heap, 16 + i % 7 * 40, busy)) ==
+             0);
     }
 }
 
@@ -226,8 +228,8 @@ static int has_link(void)
 static int has_taken(void) /* stored, not counted out yet */
 {
     const struct smf_thread *t = first_slot();
-    return has_link() && t->link.op == SMF_LINK_TAKE && t->link.fresh_array != 0 && t->link.old_array != 0 &&
-           *(const uint64_t *)(seen + t->link.dest) == t->link.fresh &&
+    return has_link() && t->link.op == SMF_LINK_TAKE && t->link.fresh_array != 0 &&
+           t->link.old_array != 0 && *(const uint64_t *)(seen + t->link.dest) == t->link.fresh &&
            *(const uint64_t *)(seen + t->link.fresh_array) == t->link.fresh_count;
 }
 
@@ -352,7 +354,8 @@ static uint32_t hash_of(const uint8_t *at)
 static void compress(const uint8_t *data, size_t size, FILE *out)
 {
     static size_t last[HASHES];
-    size_t *before = calloc(size, sizeof(*before)), literal = 0, at = 0; /* one more than the place, 0 none */
+    /* one more than the place, 0 none */
+    size_t *before = calloc(size, sizeof(*before)), literal = 0, at = 0;
     memset(last, 0, sizeof(last));
     while (at < size) {
         size_t longest = 0, distance = 0, place = at + 8 <= size ? last[hash_of(data + at)] : 0;

@@ -2,10 +2,11 @@
 /*
  * repair.c - the plan as a whole: its parts in order, the check of the result, and carrying it out.
  *
- * Crash: the plan's words reach the file in stages (repair.h), with the heap poisoned before the first and until
- * the file was read again and passed the check. Each word is one pwrite. Whatever prefix of them a killed repair
- * leaves, planning again leads to the same heap: settled words are in place before their log is disarmed, truths
- * change before anything derived from them, and what is derived is no evidence but where the text says so.
+ * Crash: the plan's words reach the file in stages (repair.h), with the heap poisoned before the
+ * first and until the file was read again and passed the check. Each word is one pwrite. Whatever
+ * prefix of them a killed repair leaves, planning again leads to the same heap: settled words are
+ * in place before their log is disarmed, truths change before anything derived from them, and what
+ * is derived is no evidence but where the text says so.
  */
 #include "repair_plan.h"
 
@@ -24,7 +25,8 @@
 
 /* ---- lists ---- */
 
-void smi_repair_note(struct smi_repair *r, struct smi_repair_words *list, uint64_t ref, uint64_t value)
+void smi_repair_note(struct smi_repair *r, struct smi_repair_words *list, uint64_t ref,
+                     uint64_t value)
 {
     if (list->count == list->room) {
         size_t room = 2 * list->room + 64;
@@ -72,7 +74,8 @@ add_step(struct smi_repair *r, struct smi_repair_steps *list, const char *invari
         r->failed = 1;
 }
 
-void smi_repair_say(struct smi_repair *r, const char *invariant, uint64_t ref, const char *format, ...)
+void smi_repair_say(struct smi_repair *r, const char *invariant, uint64_t ref, const char *format,
+                    ...)
 {
     va_list args;
     va_start(args, format);
@@ -80,7 +83,8 @@ void smi_repair_say(struct smi_repair *r, const char *invariant, uint64_t ref, c
     va_end(args);
 }
 
-void smi_repair_refuse(struct smi_repair *r, const char *invariant, uint64_t ref, const char *format, ...)
+void smi_repair_refuse(struct smi_repair *r, const char *invariant, uint64_t ref,
+                       const char *format, ...)
 {
     va_list args;
     va_start(args, format);
@@ -115,16 +119,16 @@ void smi_repair_put(struct smi_repair *r, enum smi_repair_stage stage, uint64_t 
         smi_repair_note(r, &r->words[stage], ref, value);
 }
 
-void smi_repair_put_part(struct smi_repair *r, enum smi_repair_stage stage, uint64_t ref, unsigned bytes,
-                         uint64_t value)
+void smi_repair_put_part(struct smi_repair *r, enum smi_repair_stage stage, uint64_t ref,
+                         unsigned bytes, uint64_t value)
 {
     uint64_t at = ref & ~7ull, word = smi_repair_word(r, at);
     memcpy((uint8_t *)&word + (ref - at), &value, bytes); /* little-endian, as the file */
     smi_repair_put(r, stage, at, word);
 }
 
-/* Words that changed in two stages reach the file with the value of the later stage; see that this is the
- * one that the check has seen. */
+/* Words that changed in two stages reach the file with the value of the later stage; see that this
+ * is the one that the check has seen. */
 static void add_last_values(struct smi_repair *r)
 {
     for (int stage = 0; stage < SMI_LAST; stage++)
@@ -145,7 +149,8 @@ int smi_repair_claim(int fd, const char *path)
     if (rc == 0 && (rc = smi_os_is_locked(fd, SMF_LOCK_BYTES, SMF_PROCESSES)) > 0)
         busy = 1;
     if (busy)
-        return smi_error(SHMALLOC_EBUSY, "%s: processes have the heap open; nothing was changed", path);
+        return smi_error(SHMALLOC_EBUSY, "%s: processes have the heap open; nothing was changed",
+                         path);
     return rc < 0 ? smi_error(rc, "%s: cannot lock the file: %s", path, shmalloc_strerror(rc)) : 0;
 }
 
@@ -155,13 +160,15 @@ static void still_wrong(const char *invariant, uint64_t ref, const char *text, v
         smi_repair_refuse(arg, invariant, ref, "no safe rule: %s", text);
 }
 
-/* The state that the heap has when the repair is over. Not among the plan's words: apply stores it last. */
+/* The state that the heap has when the repair is over. Not among the plan's words: apply stores it
+ * last. */
 static void assume_state(struct smi_repair *r)
 {
     uint64_t at = SMF_STATE_OFFSET + offsetof(struct smf_state, poison);
     uint64_t poison = smi_repair_word(r, at);
     if (poison != 0)
-        smi_repair_say(r, "H2", at, "the heap may be changed again (it was poisoned with code %lld)",
+        smi_repair_say(r, "H2", at,
+                       "the heap may be changed again (it was poisoned with code %lld)",
                        -(long long)poison);
     smi_view_store(&r->view, at, 0);
     smi_view_store(&r->view, SMF_STATE_OFFSET + offsetof(struct smf_state, mark), SMF_UNCHECKED);
@@ -183,7 +190,9 @@ static void mend(struct smi_repair *r)
 static int cannot_read(struct smi_repair *r)
 {
     int rc = r->failed ? -ENOMEM : -r->view.read_error;
-    return rc < 0 ? smi_error(rc, "%s: cannot plan a repair: %s", r->view.path, shmalloc_strerror(rc)) : 0;
+    return rc < 0
+               ? smi_error(rc, "%s: cannot plan a repair: %s", r->view.path, shmalloc_strerror(rc))
+               : 0;
 }
 
 static int verify(struct smi_repair *r)
@@ -206,8 +215,10 @@ int smi_repair_plan(struct smi_repair *r, int fd, const char *path,
         return rc;
     if (rc == 0) /* to be written, not only read */
         rc = smi_layout_validate(&r->view.header, &r->view.state, r->file_size, 0, path);
-    if (rc < 0 && r->file_size > 0 && r->view.state.size > r->file_size && r->view.state.size <= SMF_MAX_SIZE) {
-        r->view.missing = r->view.state.size - r->file_size; /* cut, or said to be: room to look at it */
+    if (rc < 0 && r->file_size > 0 && r->view.state.size > r->file_size &&
+        r->view.state.size <= SMF_MAX_SIZE) {
+        r->view.missing = r->view.state.size - r->file_size; /* cut, or said to be: room to look at
+                                                                it */
         r->view.file_size = r->view.state.size;
     }
     if (rc < 0 && (rc = smi_mend_header(r)) < 0)
@@ -283,7 +294,8 @@ static int write_words(const struct smi_repair *r, int fd, smi_repair_progress_f
     return 0;
 }
 
-/* What is wrong in a heap that was just written, other than that it is poisoned still: the state's turn comes later. */
+/* What is wrong in a heap that was just written, other than that it is poisoned still: the state's
+ * turn comes later. */
 static void note_second(const char *invariant, uint64_t ref, const char *text, void *arg)
 {
     if (strcmp(invariant, "H2") != 0 && strcmp(invariant, "H3") != 0)
@@ -302,11 +314,13 @@ static int read_again(const struct smi_repair *r, int fd)
     smi_view_finish(&view);
     if (rc < 0 || finding.count == 0)
         return rc;
-    return smi_error(SHMALLOC_ECORRUPT, "%s: is still damaged after the repair (%s); did something else write to it?",
+    return smi_error(SHMALLOC_ECORRUPT,
+                     "%s: is still damaged after the repair (%s); did something else write to it?",
                      r->view.path, finding.text);
 }
 
-/* A mark that is no mark forbids to look again; the others wait for the end, as the clean mark is evidence. */
+/* A mark that is no mark forbids to look again; the others wait for the end, as the clean mark is
+ * evidence. */
 static int make_mark_possible(const struct smi_repair *r, int fd)
 {
     struct smf_state state;
@@ -327,7 +341,8 @@ int smi_repair_apply(struct smi_repair *r, int fd, smi_repair_progress_fn *progr
     if (rc < 0)
         return cannot(r, rc, "mark the heap as under repair");
     rc = write_words(r, fd, progress); /* kill from here: poisoned, to be repaired again */
-    if (rc == 0 && r->view.file_size > r->file_size && (rc = smi_os_truncate(fd, r->view.file_size)) < 0)
+    if (rc == 0 && r->view.file_size > r->file_size &&
+        (rc = smi_os_truncate(fd, r->view.file_size)) < 0)
         cannot(r, rc, "lengthen the file");
     if (rc == 0)
         rc = make_mark_possible(r, fd);
@@ -352,8 +367,8 @@ static uint64_t stored_run(struct smi_repair *r, uint64_t page, uint64_t end)
     return at - page;
 }
 
-/* Storage that was not written to yet looks like a hole; the page words know. A heap that is put back from a copy must
- * not find out on a full disk. */
+/* Storage that was not written to yet looks like a hole; the page words know. A heap that is put
+ * back from a copy must not find out on a full disk. */
 static int reserve_in_copy(struct smi_repair *r, int to)
 {
     const struct smf_areas *areas = &r->view.header.areas;
@@ -361,8 +376,10 @@ static int reserve_in_copy(struct smi_repair *r, int to)
     for (uint32_t i = 0; rc == 0 && i < r->view.chunk_count; i++) {
         const struct smf_chunk *chunk = &r->view.chunks[i];
         uint64_t end = (uint64_t)chunk->first_page + chunk->page_count, run;
-        rc = smi_os_reserve(to, smi_chunk_words_offset(chunk, areas), smi_chunk_metadata_bytes(chunk->page_count));
-        for (uint64_t page = smi_chunk_data_page(chunk, areas); rc == 0 && page < end; page += run + (run == 0)) {
+        rc = smi_os_reserve(to, smi_chunk_words_offset(chunk, areas),
+                            smi_chunk_metadata_bytes(chunk->page_count));
+        for (uint64_t page = smi_chunk_data_page(chunk, areas); rc == 0 && page < end;
+             page += run + (run == 0)) {
             run = stored_run(r, page, end);
             rc = run > 0 ? smi_os_reserve(to, smi_repair_ref(page), run << SMF_PAGE_SHIFT) : 0;
         }
@@ -406,6 +423,7 @@ int smi_repair_save(struct smi_repair *r, int fd, const char *to, smi_repair_pro
         smi_os_close(copy);
     }
     if (rc < 0)
-        return smi_error(rc, "%s: cannot save a copy as %s: %s; nothing was changed", r->view.path, to, shmalloc_strerror(rc));
+        return smi_error(rc, "%s: cannot save a copy as %s: %s; nothing was changed", r->view.path,
+                         to, shmalloc_strerror(rc));
     return 0;
 }

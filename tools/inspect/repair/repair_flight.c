@@ -2,12 +2,12 @@
 /*
  * repair_flight.c - what was in flight in a heap under repair: undo logs and link records.
  *
- * What is possible is resolved as the next owner of each lock would. What is not is discarded: then the words of
- * the operation keep what they have, and the rest of the plan sees to it that a slot or page of which it is not
- * known who has it stays allocated.
+ * What is possible is resolved as the next owner of each lock would. What is not is discarded: then
+ * the words of the operation keep what they have, and the rest of the plan sees to it that a slot
+ * or page of which it is not known who has it stays allocated.
  *
- * A heap that is marked clean and has no thread slot with an owner has nothing in flight: a log or link that says
- * otherwise is damage, and its old entries would do harm.
+ * A heap that is marked clean and has no thread slot with an owner has nothing in flight: a log or
+ * link that says otherwise is damage, and its old entries would do harm.
  */
 #include "repair_plan.h"
 
@@ -18,7 +18,8 @@
 /* ---- logs ---- */
 
 /* Why a log that is armed must not be undone; NULL when it may. */
-static const char *fault_of_log(struct smi_repair *r, uint64_t ref, uint64_t capacity, const char **invariant)
+static const char *fault_of_log(struct smi_repair *r, uint64_t ref, uint64_t capacity,
+                                const char **invariant)
 {
     uint64_t count = smi_repair_word(r, ref);
     *invariant = "L1";
@@ -26,13 +27,15 @@ static const char *fault_of_log(struct smi_repair *r, uint64_t ref, uint64_t cap
         return "has more entries than fit";
     *invariant = "L2";
     const struct smf_undo *log = smi_view_record(&r->view, ref + 8, count * sizeof(*log));
-    if (count > 0 && (!log || smi_log_fault(&r->view.header.areas, r->view.file_size, log, count) < count))
+    if (count > 0 &&
+        (!log || smi_log_fault(&r->view.header.areas, r->view.file_size, log, count) < count))
         return "names a word that cannot be";
     *invariant = "H3";
     return r->was_clean ? "is armed in a heap that was closed in order" : NULL;
 }
 
-/* Undo or discard. Here and not in smi_view_settle, because undoing may arm a link record that has to be looked at. */
+/* Undo or discard. Here and not in smi_view_settle, because undoing may arm a link record that has
+ * to be looked at. */
 static void look_at_log(struct smi_repair *r, uint64_t ref, uint64_t capacity, const char *whose)
 {
     const char *invariant, *fault = fault_of_log(r, ref, capacity, &invariant);
@@ -57,11 +60,12 @@ static void look_at_logs(struct smi_repair *r)
 
 /* ---- links ---- */
 
-static const char *fault_of_link(struct smi_repair *r, uint64_t thread_ref, const struct smf_thread *thread,
-                                 struct smi_outcome *out)
+static const char *fault_of_link(struct smi_repair *r, uint64_t thread_ref,
+                                 const struct smf_thread *thread, struct smi_outcome *out)
 {
-    return thread->owner == 0 || r->was_clean ? "nobody has the thread slot"
-                                              : smi_view_link_outcome(&r->view, thread_ref, thread, out);
+    return thread->owner == 0 || r->was_clean
+               ? "nobody has the thread slot"
+               : smi_view_link_outcome(&r->view, thread_ref, thread, out);
 }
 
 /* A change that note_changes finds, or one that comes later and is noted at once. */
@@ -90,14 +94,17 @@ static void take_out(struct smi_repair *r, enum smi_repair_stage stage, uint64_t
     }
 }
 
-static void discard_link(struct smi_repair *r, enum smi_repair_stage stage, uint32_t i, uint64_t ref,
-                         const struct smf_thread *thread, const char *why)
+static void discard_link(struct smi_repair *r, enum smi_repair_stage stage, uint32_t i,
+                         uint64_t ref, const struct smf_thread *thread, const char *why)
 {
     uint64_t at = ref + offsetof(struct smf_thread, link);
-    smi_repair_say(r, thread->owner ? "L3" : "T5", at,
-                   "the link record of thread slot %u is discarded: %s; a block that it takes stays allocated", i, why);
+    smi_repair_say(
+        r, thread->owner ? "L3" : "T5", at,
+        "the link record of thread slot %u is discarded: %s; a block that it takes stays allocated",
+        i, why);
     take_out(r, stage, ref, thread,
-             smi_link_is_short(&thread->link) ? smi_repair_word(r, smi_link_dest(&thread->link)) : thread->link.fresh);
+             smi_link_is_short(&thread->link) ? smi_repair_word(r, smi_link_dest(&thread->link))
+                                              : thread->link.fresh);
     change(r, stage, at, SMF_LINK_NONE);
 }
 
@@ -106,11 +113,13 @@ void smi_mend_link(struct smi_repair *r, uint32_t i)
     uint64_t ref;
     const struct smf_thread *thread = smi_view_thread(&r->view, i, &ref);
     if (thread && thread->link.op != SMF_LINK_NONE)
-        discard_link(r, SMI_TRUTHS, i, ref, thread, "it was not looked at before the thread slot came back");
+        discard_link(r, SMI_TRUTHS, i, ref, thread,
+                     "it was not looked at before the thread slot came back");
 }
 
-/* The real recovery gives a large block back that a step replaced or freed and that is nobody's yet. Here `scratch`, which
- * is empty by then, takes it: what that names is given back when the thread slot is adopted. */
+/* The real recovery gives a large block back that a step replaced or freed and that is nobody's
+ * yet. Here `scratch`, which is empty by then, takes it: what that names is given back when the
+ * thread slot is adopted. */
 static void keep_large(struct smi_repair *r, uint64_t ref, uint64_t large)
 {
     uint64_t at = ref + offsetof(struct smf_thread, scratch);
@@ -155,7 +164,8 @@ static int disarms(struct smi_repair *r, uint64_t ref)
          (ref - areas->central) % sizeof(struct smf_central) == 0))
         return 1;
     for (uint32_t i = 0; i < SMF_THREADS; i++)
-        if (smi_repair_word(r, areas->threads + 8ull * i) == ref - offsetof(struct smf_thread, link))
+        if (smi_repair_word(r, areas->threads + 8ull * i) ==
+            ref - offsetof(struct smf_thread, link))
             return 1;
     return 0;
 }
@@ -166,7 +176,8 @@ static int is_plan_word(uint64_t ref)
     return state != offsetof(struct smf_state, poison) && state != offsetof(struct smf_state, mark);
 }
 
-/* Words of the copy that differ from the file, of one of the two sorts. Only what settling looked at was loaded. */
+/* Words of the copy that differ from the file, of one of the two sorts. Only what settling looked
+ * at was loaded. */
 static int note_changes(struct smi_repair *r, int disarming)
 {
     uint64_t *now = malloc(SMI_VIEW_BLOCK);
@@ -176,11 +187,13 @@ static int note_changes(struct smi_repair *r, int disarming)
     for (uint64_t ref = 0; view->loaded && ref < r->file_size; ref += SMI_VIEW_BLOCK) {
         uint64_t block = ref / SMI_VIEW_BLOCK, left = r->file_size - ref;
         uint64_t len = left < SMI_VIEW_BLOCK ? left : SMI_VIEW_BLOCK;
-        if (!(view->loaded[block / 8] >> block % 8 & 1) || smi_view_read_now(view, ref, len, now) < 0)
+        if (!(view->loaded[block / 8] >> block % 8 & 1) ||
+            smi_view_read_now(view, ref, len, now) < 0)
             continue;
         for (uint64_t i = 0; i < len / 8; i++) {
             uint64_t at = ref + 8 * i, value = smi_repair_word(r, at);
-            if (value != now[i] && at >= SMF_STATE_OFFSET && is_plan_word(at) && disarms(r, at) == disarming)
+            if (value != now[i] && at >= SMF_STATE_OFFSET && is_plan_word(at) &&
+                disarms(r, at) == disarming)
                 smi_repair_note(r, &r->words[SMI_SETTLED], at, value);
         }
     }
@@ -211,7 +224,8 @@ int smi_mend_flight(struct smi_repair *r)
     r->was_clean = clean && !owners;
     if (r->was_clean && r->view.state.sync_failed) {
         uint64_t at = SMF_STATE_OFFSET + offsetof(struct smf_state, sync_failed);
-        smi_repair_say(r, "H3", at, "the heap was closed in order, so no sync of it failed (it says code %lld)",
+        smi_repair_say(r, "H3", at,
+                       "the heap was closed in order, so no sync of it failed (it says code %lld)",
                        -(long long)r->view.state.sync_failed);
         smi_repair_put(r, SMI_TRUTHS, at, 0);
     }

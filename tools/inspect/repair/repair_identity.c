@@ -2,12 +2,13 @@
 /*
  * repair_identity.c - header, state and directory of a heap under repair.
  *
- * The header has a checksum. What follows from the number of arenas or from this machine is computed; one
- * byte that is wrong anywhere is searched for. Only a header whose checksum is right in the end is believed.
+ * The header has a checksum. What follows from the number of arenas or from this machine is
+ * computed; one byte that is wrong anywhere is searched for. Only a header whose checksum is right
+ * in the end is believed.
  *
- * Chunks follow each other without a gap, so each tells where the next begins. How long one is, is said by its
- * entry and by the begin of the next, or by the end of the heap; where they disagree, the chunk's own
- * descriptors decide: only in the right place do they tile it with spans.
+ * Chunks follow each other without a gap, so each tells where the next begins. How long one is, is
+ * said by its entry and by the begin of the next, or by the end of the heap; where they disagree,
+ * the chunk's own descriptors decide: only in the right place do they tile it with spans.
  */
 #include "repair_plan.h"
 
@@ -48,7 +49,8 @@ static void derive(struct smf_header *h, uint32_t arenas)
     h->mutex_fingerprint = here.mutex_fingerprint;
 }
 
-/* One wrong byte: FNV-1a goes on from the byte before it, so each try costs the bytes behind only. */
+/* One wrong byte: FNV-1a goes on from the byte before it, so each try costs the bytes behind
+ * only. */
 static int find_wrong_byte(struct smf_header *h)
 {
     uint8_t *bytes = (uint8_t *)h;
@@ -80,7 +82,9 @@ static int find_header(const struct smf_header *found, struct smf_header *out)
 {
     for (uint32_t arenas = 0; arenas <= SMF_ARENAS_MAX; arenas++) {
         *out = *found;
-        derive(out, arenas ? arenas : found->arena_count <= SMF_ARENAS_MAX ? found->arena_count : 1);
+        derive(out, arenas                                 ? arenas
+                    : found->arena_count <= SMF_ARENAS_MAX ? found->arena_count
+                                                           : 1);
         if (is_intact(out))
             return 1;
     }
@@ -88,7 +92,8 @@ static int find_header(const struct smf_header *found, struct smf_header *out)
     return mend_checksum(out) || find_wrong_byte(out);
 }
 
-/* Is this the identity of a heap that could be used here, whatever its state? Codes of smi_layout_validate. */
+/* Is this the identity of a heap that could be used here, whatever its state? Codes of
+ * smi_layout_validate. */
 static int validate_alone(const struct smi_repair *r, const struct smf_header *header)
 {
     const struct smf_state possible = {
@@ -100,9 +105,11 @@ int smi_mend_header(struct smi_repair *r)
 {
     struct smf_header found = r->view.header, right;
     uint64_t size = r->file_size;
-    if (size < SMF_STATE_OFFSET + sizeof(struct smf_state) || is_intact(&found) || !find_header(&found, &right)) {
+    if (size < SMF_STATE_OFFSET + sizeof(struct smf_state) || is_intact(&found) ||
+        !find_header(&found, &right)) {
         int rc = smi_layout_validate(&found, &r->view.state, size, 0, r->view.path);
-        return is_intact(&found) && rc == SHMALLOC_ECORRUPT ? validate_alone(r, &found) : rc; /* 0: the state is wrong */
+        /* 0: the state is wrong */
+        return is_intact(&found) && rc == SHMALLOC_ECORRUPT ? validate_alone(r, &found) : rc;
     }
     r->view.header = right;
     for (size_t at = 0; at < sizeof(right); at += 8) {
@@ -125,9 +132,10 @@ void smi_mend_state(struct smi_repair *r)
 {
     const struct smf_state *s = &r->view.state;
     if (s->mark < SMF_CLEAN || s->mark > SMF_UNCHECKED)
-        smi_repair_say(r, "H1", state_ref(offsetof(struct smf_state, mark)),
-                       "the state mark, which is %llu, says from now on that the heap was not closed in order",
-                       (unsigned long long)s->mark);
+        smi_repair_say(
+            r, "H1", state_ref(offsetof(struct smf_state, mark)),
+            "the state mark, which is %llu, says from now on that the heap was not closed in order",
+            (unsigned long long)s->mark);
 }
 
 /* ---- directory ---- */
@@ -161,18 +169,20 @@ static int suppose(struct directory *d, uint32_t i, uint64_t page, uint64_t coun
     struct smf_chunk chunk = {(uint32_t)page, (uint32_t)count};
     uint64_t limit = d->size_pages > d->file_pages ? d->size_pages : d->file_pages;
     if (!smi_chunk_follows(&chunk, page, limit, &view->header.areas) ||
-        smi_chunk_words_offset(&chunk, &view->header.areas) + smi_chunk_metadata_bytes(count) > d->r->file_size)
+        smi_chunk_words_offset(&chunk, &view->header.areas) + smi_chunk_metadata_bytes(count) >
+            d->r->file_size)
         return 0;
     view->chunks[i] = chunk;
     view->chunk_count = i + 1;
     return 1;
 }
 
-/* The length of chunk i, which begins at `page`: of those that something speaks for, the one that fits its
- * descriptors best. 0 when there is none. */
+/* The length of chunk i, which begins at `page`: of those that something speaks for, the one that
+ * fits its descriptors best. 0 when there is none. */
 static uint64_t find_length(struct directory *d, uint32_t i, uint64_t page)
 {
-    const uint64_t next = i + 1 < SMF_CHUNKS ? d->entry[i + 1].first_page : 0, said = d->entry[i].page_count;
+    const uint64_t next = i + 1 < SMF_CHUNKS ? d->entry[i + 1].first_page : 0,
+                   said = d->entry[i].page_count;
     const uint64_t lengths[] = {said, next > page ? next - page : 0,
                                 d->size_pages > page ? d->size_pages - page : 0,
                                 d->file_pages > page ? d->file_pages - page : 0};
@@ -186,7 +196,8 @@ static uint64_t find_length(struct directory *d, uint32_t i, uint64_t page)
             best = lengths[n];
         }
     }
-    return least <= best / 64 ? best : 0; /* elsewhere than in the right place hardly anything fits */
+    return least <= best / 64 ? best : 0; /* elsewhere than in the right place hardly anything
+                                             fits */
 }
 
 static int is_consistent(struct directory *d)
@@ -202,8 +213,8 @@ static int is_consistent(struct directory *d)
     return page == d->size_pages;
 }
 
-/* Number of chunks: where the state's size or count says, with the later one if they disagree; what was
- * taken off the heap is not in the file any more. */
+/* Number of chunks: where the state's size or count says, with the later one if they disagree; what
+ * was taken off the heap is not in the file any more. */
 static uint32_t find_chunks(struct directory *d)
 {
     uint64_t page = 0;
@@ -234,21 +245,25 @@ static void store_directory(struct directory *d)
         if (memcmp(chunk, &d->entry[i], sizeof(*chunk)) != 0)
             smi_repair_say(r, "D1", at + i * sizeof(*chunk),
                            "chunk %u has %u pages from page %u (its entry says %u from page %u)", i,
-                           chunk->page_count, chunk->first_page, d->entry[i].page_count, d->entry[i].first_page);
+                           chunk->page_count, chunk->first_page, d->entry[i].page_count,
+                           d->entry[i].first_page);
         smi_repair_put(r, SMI_TRUTHS, at + i * sizeof(*chunk),
                        (uint64_t)chunk->page_count << 32 | chunk->first_page);
         end += chunk->page_count;
     }
     if (view->state.size != smi_repair_ref(end) || view->state.chunk_count != view->chunk_count)
-        smi_repair_say(r, "D1", SMF_STATE_OFFSET, "the heap has %llu bytes in %u chunks (it says %llu in %llu)",
+        smi_repair_say(r, "D1", SMF_STATE_OFFSET,
+                       "the heap has %llu bytes in %u chunks (it says %llu in %llu)",
                        (unsigned long long)smi_repair_ref(end), view->chunk_count,
-                       (unsigned long long)view->state.size, (unsigned long long)view->state.chunk_count);
+                       (unsigned long long)view->state.size,
+                       (unsigned long long)view->state.chunk_count);
     smi_repair_put(r, SMI_TRUTHS, state_ref(offsetof(struct smf_state, size)), smi_repair_ref(end));
-    smi_repair_put(r, SMI_TRUTHS, state_ref(offsetof(struct smf_state, chunk_count)), view->chunk_count);
+    smi_repair_put(r, SMI_TRUTHS, state_ref(offsetof(struct smf_state, chunk_count)),
+                   view->chunk_count);
 }
 
-/* Entries behind the last chunk are of chunks that were cut off, each beginning where the one before ends; another one
- * is forgotten, so that growth makes a new one. */
+/* Entries behind the last chunk are of chunks that were cut off, each beginning where the one
+ * before ends; another one is forgotten, so that growth makes a new one. */
 static void mend_entries_behind(struct directory *d)
 {
     struct smi_repair *r = d->r;
@@ -259,20 +274,22 @@ static void mend_entries_behind(struct directory *d)
         const struct smf_chunk entry = d->entry[i];
         if (entry.first_page == 0 && entry.page_count == 0)
             continue;
-        if (entry.first_page == page && entry.page_count != 0 && entry.page_count % GRANULE_PAGES == 0) {
+        if (entry.first_page == page && entry.page_count != 0 &&
+            entry.page_count % GRANULE_PAGES == 0) {
             page += entry.page_count;
             continue;
         }
         uint64_t at = view->header.areas.directory + i * sizeof(entry);
         smi_repair_say(r, "D1", at,
-                       "the entry of chunk %u, which the heap has not got, is forgotten (it said %u pages from page %u)", i,
-                       entry.page_count, entry.first_page);
+                       "the entry of chunk %u, which the heap has not got, is forgotten (it said "
+                       "%u pages from page %u)",
+                       i, entry.page_count, entry.first_page);
         smi_repair_put(r, SMI_TRUTHS, at, 0);
     }
 }
 
-/* The end of the heap is known. Of a file that was cut, what is missing reads as zeros and has no storage;
- * smi_mend_spans sees whose it was. */
+/* The end of the heap is known. Of a file that was cut, what is missing reads as zeros and has no
+ * storage; smi_mend_spans sees whose it was. */
 static void end_at(struct smi_repair *r, uint64_t end)
 {
     struct smi_view *view = &r->view;
@@ -282,14 +299,15 @@ static void end_at(struct smi_repair *r, uint64_t end)
         most = end > USUAL_MAX_SIZE ? SMF_MAX_SIZE : USUAL_MAX_SIZE;
     if (max_size != most) {
         smi_repair_say(r, "H1", state_ref(offsetof(struct smf_state, max_size)),
-                       "the maximum size, which is %llu, becomes %llu", (unsigned long long)max_size,
-                       (unsigned long long)most);
+                       "the maximum size, which is %llu, becomes %llu",
+                       (unsigned long long)max_size, (unsigned long long)most);
         smi_repair_put(r, SMI_TRUTHS, state_ref(offsetof(struct smf_state, max_size)), most);
     }
     view->file_size = end > r->file_size ? end : r->file_size;
     view->missing = view->file_size - r->file_size;
     if (view->missing)
-        smi_repair_say(r, "H1", r->file_size, "the file, which was cut at %llu bytes, gets its length of %llu again",
+        smi_repair_say(r, "H1", r->file_size,
+                       "the file, which was cut at %llu bytes, gets its length of %llu again",
                        (unsigned long long)r->file_size, (unsigned long long)end);
 }
 
@@ -297,12 +315,15 @@ static void refuse_directory(struct directory *d)
 {
     if (d->size_pages > d->file_pages)
         smi_repair_refuse(d->r, "H1", d->r->file_size,
-                          "the file was cut at %llu bytes, the heap had %llu; what lay beyond is lost, descriptors of "
+                          "the file was cut at %llu bytes, the heap had %llu; what lay beyond is "
+                          "lost, descriptors of "
                           "pages among it: restore the file from a copy",
-                          (unsigned long long)d->r->file_size, (unsigned long long)smi_repair_ref(d->size_pages));
+                          (unsigned long long)d->r->file_size,
+                          (unsigned long long)smi_repair_ref(d->size_pages));
     else
         smi_repair_refuse(d->r, "D1", d->r->view.header.areas.directory,
-                          "nothing that the directory, the size of the heap and the length of the file say fits what is in "
+                          "nothing that the directory, the size of the heap and the length of the "
+                          "file say fits what is in "
                           "the file");
 }
 

@@ -2,13 +2,13 @@
 /*
  * repair_own.c - the library's own blocks in a heap under repair: root records and side arrays.
  *
- * A record says its name, the name's length and its hash, and lies in the chain of its hash: what one of them
- * lost, the others give back. A block that nothing names but that is a whole record was cut off its chain, and is
- * bound again. One that is no record, and no side array that a slab misses, is given back: nobody but the library
- * ever had it.
+ * A record says its name, the name's length and its hash, and lies in the chain of its hash: what
+ * one of them lost, the others give back. A block that nothing names but that is a whole record was
+ * cut off its chain, and is bound again. One that is no record, and no side array that a slab
+ * misses, is given back: nobody but the library ever had it.
  *
- * A record that cannot be read, or whose name another has too, is dropped, and said to be. What it named stays
- * allocated.
+ * A record that cannot be read, or whose name another has too, is dropped, and said to be. What it
+ * named stays allocated.
  */
 #include "repair_plan.h"
 
@@ -39,7 +39,8 @@ struct own {
     struct record *records;
     size_t record_count, record_room;
     struct smi_repair_words orphans; /* ref, class */
-    struct smi_repair_words needy;   /* slabs without the side array they should have: page, class of it */
+    struct smi_repair_words needy;   /* slabs without the side array they should have: page, class
+                                        of it */
     uint64_t said_roots;
     int changed; /* chains have to be stored anew */
 };
@@ -63,8 +64,8 @@ static int has(const struct refs *set, uint64_t ref)
 static int add(struct own *o, struct refs *set, uint64_t ref)
 {
     if (2 * (set->count + 1) > set->room) {
-        struct refs more = {calloc(set->room ? 2 * set->room : 1024, sizeof(uint64_t)), set->room ? 2 * set->room : 1024,
-                            set->count};
+        struct refs more = {calloc(set->room ? 2 * set->room : 1024, sizeof(uint64_t)),
+                            set->room ? 2 * set->room : 1024, set->count};
         if (!more.at) {
             o->r->failed = 1;
             return 0;
@@ -100,7 +101,8 @@ static void keep(struct own *o, uint64_t ref)
     uint32_t slab, index;
     if (own_class(o->r, ref, &slab, &index) < 0 || !smi_repair_bit(o->r, slab, index))
         return;
-    smi_repair_say(o->r, "R1", ref, "the library's own block at %#llx, which is in use, is not free",
+    smi_repair_say(o->r, "R1", ref,
+                   "the library's own block at %#llx, which is in use, is not free",
                    (unsigned long long)ref);
     smi_repair_put_bit(o->r, SMI_TRUTHS, slab, index, 0);
 }
@@ -142,8 +144,8 @@ static int find_name(char *name, size_t len, uint32_t hash)
     return 0;
 }
 
-/* Mend a record found in a chain, or one that nothing names (`bucket` NO_CHAIN), which its hash alone proves to be one.
- * Returns what was mended, "" for nothing, NULL when it cannot be. */
+/* Mend a record found in a chain, or one that nothing names (`bucket` NO_CHAIN), which its hash
+ * alone proves to be one. Returns what was mended, "" for nothing, NULL when it cannot be. */
 #define NO_CHAIN SMF_ROOT_BUCKETS
 static const char *mend_record(struct own *o, uint64_t ref, uint32_t bucket, uint32_t size)
 {
@@ -153,7 +155,8 @@ static const char *mend_record(struct own *o, uint64_t ref, uint32_t bucket, uin
     } *copy = malloc(sizeof(*copy));
     const struct smf_root *root = smi_view_at(&o->r->view, ref, size);
     const char *done = NULL;
-    size_t most = size - sizeof(*root) - 1 < SMF_ROOT_NAME_MAX ? size - sizeof(*root) - 1 : SMF_ROOT_NAME_MAX;
+    size_t most =
+        size - sizeof(*root) - 1 < SMF_ROOT_NAME_MAX ? size - sizeof(*root) - 1 : SMF_ROOT_NAME_MAX;
     if (!copy || !root) {
         o->r->failed |= !copy;
         free(copy);
@@ -194,7 +197,8 @@ static const char *mend_record(struct own *o, uint64_t ref, uint32_t bucket, uin
 static int is_record(struct smi_repair *r, uint64_t ref, uint32_t size)
 {
     const struct smf_root *root = size > sizeof(*root) ? smi_view_root(&r->view, ref) : NULL;
-    return root && sizeof(*root) + root->name_len + 1 <= size && hash_of(name_of(root), root->name_len) == root->hash;
+    return root && sizeof(*root) + root->name_len + 1 <= size &&
+           hash_of(name_of(root), root->name_len) == root->hash;
 }
 
 static void add_record(struct own *o, uint64_t ref)
@@ -219,7 +223,8 @@ static void drop_record(struct own *o, const char *invariant, uint64_t ref, cons
 {
     const struct smf_root *root = smi_view_at(&o->r->view, ref, sizeof(*root));
     smi_repair_say(o->r, invariant, ref,
-                   "the root record at %#llx is dropped: %s; its name begins \"%.40s\", its type is %#llx, and it names "
+                   "the root record at %#llx is dropped: %s; its name begins \"%.40s\", its type "
+                   "is %#llx, and it names "
                    "%#llx, which stays allocated",
                    (unsigned long long)ref, why, name_of(root), (unsigned long long)root->type,
                    (unsigned long long)root->ref);
@@ -234,13 +239,15 @@ static uint64_t follow(struct own *o, uint32_t bucket, uint64_t ref)
     uint32_t slab, index;
     int k = own_class(r, ref, &slab, &index);
     if (k < 0 || smi_classes[k].size <= sizeof(struct smf_root)) {
-        smi_repair_say(r, "R1", ref, "chain %u of the roots ends before %#llx, where no record is", bucket,
-                       (unsigned long long)ref);
+        smi_repair_say(r, "R1", ref, "chain %u of the roots ends before %#llx, where no record is",
+                       bucket, (unsigned long long)ref);
         o->changed = 1;
         return 0;
     }
     if (has(&o->named, ref) || has(&o->dropped, ref)) {
-        smi_repair_say(r, "R1", ref, "chain %u of the roots ends before the record at %#llx, which it or another has already",
+        smi_repair_say(r, "R1", ref,
+                       "chain %u of the roots ends before the record at %#llx, which it or another "
+                       "has already",
                        bucket, (unsigned long long)ref);
         o->changed = 1;
         return 0;
@@ -256,7 +263,8 @@ static uint64_t follow(struct own *o, uint32_t bucket, uint64_t ref)
         add(o, &o->named, ref);
         add_record(o, ref);
         if (root->hash % SMF_ROOT_BUCKETS != bucket) {
-            smi_repair_say(r, "R1", ref, "root \"%.80s\" goes to the chain of its hash", name_of(root));
+            smi_repair_say(r, "R1", ref, "root \"%.80s\" goes to the chain of its hash",
+                           name_of(root));
             o->changed = 1;
         }
     }
@@ -271,21 +279,25 @@ static uint64_t roots_ref(const struct own *o, size_t offset)
 static void walk_chains(struct own *o)
 {
     for (uint32_t i = 0; i < SMF_ROOT_BUCKETS && !o->r->failed; i++)
-        for (uint64_t ref = smi_repair_word(o->r, roots_ref(o, offsetof(struct smf_roots, bucket) + 8ull * i));
+        for (uint64_t ref =
+                 smi_repair_word(o->r, roots_ref(o, offsetof(struct smf_roots, bucket) + 8ull * i));
              ref != 0 && !o->r->failed;)
             ref = follow(o, i, ref);
 }
 
 static void mend_scratch(struct own *o)
 {
-    uint64_t at = roots_ref(o, offsetof(struct smf_roots, scratch)), ref = smi_repair_word(o->r, at);
+    uint64_t at = roots_ref(o, offsetof(struct smf_roots, scratch)),
+             ref = smi_repair_word(o->r, at);
     uint32_t slab, index;
     if (ref == 0)
         return;
-    int usable = own_class(o->r, ref, &slab, &index) >= 0 && !smi_repair_bit(o->r, slab, index) && !has(&o->dropped, ref);
+    int usable = own_class(o->r, ref, &slab, &index) >= 0 && !smi_repair_bit(o->r, slab, index) &&
+                 !has(&o->dropped, ref);
     if (usable && add(o, &o->named, ref))
         return;
-    smi_repair_say(o->r, "O1", at, "no root is being made or removed: %#llx %s", (unsigned long long)ref,
+    smi_repair_say(o->r, "O1", at, "no root is being made or removed: %#llx %s",
+                   (unsigned long long)ref,
                    usable ? "is bound" : "is no block of the library's own");
     smi_repair_put(o->r, SMI_TRUTHS, at, 0);
 }
@@ -302,7 +314,8 @@ static uint64_t page_word_ref(struct smi_repair *r, uint64_t page)
     for (uint32_t i = 0; i < r->view.chunk_count; i++) {
         const struct smf_chunk *chunk = &r->view.chunks[i];
         if (page >= chunk->first_page && page - chunk->first_page < chunk->page_count)
-            return smi_chunk_words_offset(chunk, &r->view.header.areas) + (page - chunk->first_page) * sizeof(uint16_t);
+            return smi_chunk_words_offset(chunk, &r->view.header.areas) +
+                   (page - chunk->first_page) * sizeof(uint16_t);
     }
     return 0;
 }
@@ -313,7 +326,8 @@ static void flag_side(struct smi_repair *r, const struct smi_piece *piece, int f
         uint16_t word = smi_view_word(&r->view, (uint64_t)piece->page + i);
         uint16_t right = (uint16_t)(flag ? word | SMF_WORD_SIDE : word & ~SMF_WORD_SIDE);
         if (word != right)
-            smi_repair_put_part(r, SMI_TRUTHS, page_word_ref(r, (uint64_t)piece->page + i), sizeof(right), right);
+            smi_repair_put_part(r, SMI_TRUTHS, page_word_ref(r, (uint64_t)piece->page + i),
+                                sizeof(right), right);
     }
 }
 
@@ -324,7 +338,9 @@ static size_t tag_bytes(uint32_t k)
 
 static uint32_t side_class(const struct smi_repair *r, uint32_t k)
 {
-    size_t bits = r->view.header.mode & SMF_HEAP_HARDENED ? (smi_classes[k].slots + 63u) / 64 * sizeof(uint64_t) : 0;
+    size_t bits = r->view.header.mode & SMF_HEAP_HARDENED
+                      ? (smi_classes[k].slots + 63u) / 64 * sizeof(uint64_t)
+                      : 0;
     return smi_class_of(tag_bytes(k) + bits);
 }
 
@@ -337,7 +353,8 @@ static void look_at_side(struct own *o, const struct smi_piece *piece)
     int flagged = (smi_view_word(&r->view, piece->page) & SMF_WORD_SIDE) != 0;
     if (piece->arena == r->view.header.arena_count) {
         if (side || flagged)
-            smi_repair_say(r, "S1", smi_repair_ref(piece->page), "the slab at page %u of the library's own has no side array",
+            smi_repair_say(r, "S1", smi_repair_ref(piece->page),
+                           "the slab at page %u of the library's own has no side array",
                            piece->page);
         smi_repair_put(r, SMI_TRUTHS, side_ref(r, piece->page), 0);
         flag_side(r, piece, 0);
@@ -379,12 +396,15 @@ static uint64_t take_block(struct own *o, uint32_t k)
     }
     for (i = 0; i < r->pieces.count; i++) {
         const struct smi_piece *piece = &r->pieces.at[i];
-        if (piece->kind != SMF_PAGE_SLAB || piece->arena != r->view.header.arena_count || piece->size_class != k ||
-            smi_repair_is_pending(r, piece) || smi_repair_free_slots(r, piece, &first) == 0)
+        if (piece->kind != SMF_PAGE_SLAB || piece->arena != r->view.header.arena_count ||
+            piece->size_class != k || smi_repair_is_pending(r, piece) ||
+            smi_repair_free_slots(r, piece, &first) == 0)
             continue;
-        uint32_t index = first * 64 + (uint32_t)__builtin_ctzll(smi_view_slab_bits(&r->view, piece->page, k, first));
+        uint32_t index = first * 64 + (uint32_t)__builtin_ctzll(
+                                          smi_view_slab_bits(&r->view, piece->page, k, first));
         smi_repair_put_bit(r, SMI_TRUTHS, piece->page, index, 0);
-        return smi_repair_ref(piece->page + smi_classes[k].bitmap_pages) + (uint64_t)index * smi_classes[k].size;
+        return smi_repair_ref(piece->page + smi_classes[k].bitmap_pages) +
+               (uint64_t)index * smi_classes[k].size;
     }
     return 0;
 }
@@ -404,7 +424,8 @@ static int is_cached(const struct smi_cached *cached, size_t count, uint64_t ref
     return 0;
 }
 
-/* A new side array of a slab of a hardened heap: no tags, and a bit for each slot that a user has. */
+/* A new side array of a slab of a hardened heap: no tags, and a bit for each slot that a user
+ * has. */
 static void fill_side(struct smi_repair *r, const struct smi_piece *piece, uint64_t side)
 {
     struct smi_cached *cached = NULL;
@@ -416,7 +437,8 @@ static void fill_side(struct smi_repair *r, const struct smi_piece *piece, uint6
     for (uint32_t w = 0; w < (slots + 63u) / 64 && !r->failed; w++) {
         uint64_t users = 0;
         for (uint32_t i = w * 64; i < slots && i < w * 64 + 64; i++) {
-            uint64_t ref = smi_repair_ref(piece->page + smi_classes[k].bitmap_pages) + (uint64_t)i * smi_classes[k].size;
+            uint64_t ref = smi_repair_ref(piece->page + smi_classes[k].bitmap_pages) +
+                           (uint64_t)i * smi_classes[k].size;
             if (!smi_repair_bit(r, piece->page, i) && !is_cached(cached, count, ref))
                 users |= 1ull << i % 64;
         }
@@ -435,21 +457,23 @@ static void give_side(struct own *o, const struct smi_repair_word *needy)
     if (count_value(&o->needy, k, &n) == 1 && count_value(&o->orphans, k, &orphan) == 1) {
         side = o->orphans.at[orphan].ref;
         o->orphans.at[orphan].value = TAKEN;
-        smi_repair_say(r, "S1", smi_repair_ref(piece->page), "the slab at page %u gets its side array at %#llx again",
-                       piece->page, (unsigned long long)side);
+        smi_repair_say(r, "S1", smi_repair_ref(piece->page),
+                       "the slab at page %u gets its side array at %#llx again", piece->page,
+                       (unsigned long long)side);
     } else if (r->view.header.mode & SMF_HEAP_HARDENED) {
         if ((side = take_block(o, k)) == 0) {
             smi_repair_refuse(r, "S1", smi_repair_ref(piece->page),
-                              "the slab at page %u needs a side array, and no block of the library's own is free for it",
+                              "the slab at page %u needs a side array, and no block of the "
+                              "library's own is free for it",
                               piece->page);
             return;
         }
         fill_side(r, piece, side);
-        smi_repair_say(r, "S1", smi_repair_ref(piece->page), "the slab at page %u gets a new side array: its tags are lost",
-                       piece->page);
+        smi_repair_say(r, "S1", smi_repair_ref(piece->page),
+                       "the slab at page %u gets a new side array: its tags are lost", piece->page);
     } else {
-        smi_repair_say(r, "S1", smi_repair_ref(piece->page), "the slab at page %u has no side array: its tags are lost",
-                       piece->page);
+        smi_repair_say(r, "S1", smi_repair_ref(piece->page),
+                       "the slab at page %u has no side array: its tags are lost", piece->page);
     }
     if (side)
         add(o, &o->named, side);
@@ -459,14 +483,17 @@ static void give_side(struct own *o, const struct smi_repair_word *needy)
 
 /* ---- blocks that nothing names ---- */
 
-/* A removed root leaves its record in a free slot: a bit that was lost must not bring it back. The counts tell. */
+/* A removed root leaves its record in a free slot: a bit that was lost must not bring it back. The
+ * counts tell. */
 static int is_bound(struct own *o, const struct smi_piece *piece, uint64_t ref)
 {
     uint32_t first;
     uint32_t size = smi_classes[piece->size_class].size;
-    return size > sizeof(struct smf_root) && !has(&o->dropped, ref) && mend_record(o, ref, NO_CHAIN, size) &&
+    return size > sizeof(struct smf_root) && !has(&o->dropped, ref) &&
+           mend_record(o, ref, NO_CHAIN, size) &&
            (o->record_count < o->said_roots ||
-            smi_view_page(&o->r->view, piece->page)->free_slots == smi_repair_free_slots(o->r, piece, &first));
+            smi_view_page(&o->r->view, piece->page)->free_slots ==
+                smi_repair_free_slots(o->r, piece, &first));
 }
 
 static void look_for_orphans(struct own *o, const struct smi_piece *piece)
@@ -474,7 +501,8 @@ static void look_for_orphans(struct own *o, const struct smi_piece *piece)
     struct smi_repair *r = o->r;
     uint32_t k = piece->size_class;
     for (uint32_t i = 0; i < smi_classes[k].slots; i++) {
-        uint64_t ref = smi_repair_ref(piece->page + smi_classes[k].bitmap_pages) + (uint64_t)i * smi_classes[k].size;
+        uint64_t ref = smi_repair_ref(piece->page + smi_classes[k].bitmap_pages) +
+                       (uint64_t)i * smi_classes[k].size;
         if (smi_repair_bit(r, piece->page, i) || has(&o->named, ref))
             continue;
         if (!is_bound(o, piece, ref)) {
@@ -482,7 +510,8 @@ static void look_for_orphans(struct own *o, const struct smi_piece *piece)
             continue;
         }
         const struct smf_root *root = smi_view_at(&r->view, ref, sizeof(*root));
-        smi_repair_say(r, "R1", ref, "root \"%.80s\", which no chain has, is bound again", name_of(root));
+        smi_repair_say(r, "R1", ref, "root \"%.80s\", which no chain has, is bound again",
+                       name_of(root));
         add(o, &o->named, ref);
         add_record(o, ref);
         o->changed = 1;
@@ -496,7 +525,8 @@ static void free_orphans(struct own *o)
         uint64_t ref = o->orphans.at[i].ref;
         if (o->orphans.at[i].value == TAKEN || own_class(o->r, ref, &slab, &index) < 0)
             continue;
-        smi_repair_say(o->r, "O1", ref, "the library's own block at %#llx, which nothing names, is given back",
+        smi_repair_say(o->r, "O1", ref,
+                       "the library's own block at %#llx, which nothing names, is given back",
                        (unsigned long long)ref);
         smi_repair_put_bit(o->r, SMI_DERIVED, slab, index, 1);
     }
@@ -519,7 +549,8 @@ static void drop_doubles(struct own *o)
         for (size_t j = i; j-- > 0 && o->records[j].bucket == o->records[i].bucket;) {
             const struct smf_root *a = smi_view_root(&o->r->view, o->records[j].ref),
                                   *b = smi_view_root(&o->r->view, o->records[i].ref);
-            if (has(&o->dropped, o->records[j].ref) || !a || !b || strcmp(name_of(a), name_of(b)) != 0)
+            if (has(&o->dropped, o->records[j].ref) || !a || !b ||
+                strcmp(name_of(a), name_of(b)) != 0)
                 continue;
             drop_record(o, "R3", o->records[i].ref, "another root has its name");
             smi_repair_note(o->r, &o->orphans, o->records[i].ref, NO_SIDE);
@@ -559,7 +590,8 @@ void smi_mend_own(struct smi_repair *r)
         if (r->pieces.at[i].kind == SMF_PAGE_SLAB)
             look_at_side(&o, &r->pieces.at[i]);
     for (size_t i = 0; i < r->pieces.count && !r->failed; i++)
-        if (r->pieces.at[i].kind == SMF_PAGE_SLAB && r->pieces.at[i].arena == r->view.header.arena_count &&
+        if (r->pieces.at[i].kind == SMF_PAGE_SLAB &&
+            r->pieces.at[i].arena == r->view.header.arena_count &&
             !smi_repair_is_pending(r, &r->pieces.at[i]))
             look_for_orphans(&o, &r->pieces.at[i]);
     for (size_t i = 0; i < o.needy.count && !r->failed; i++)

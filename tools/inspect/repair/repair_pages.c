@@ -2,17 +2,22 @@
 /*
  * repair_pages.c - what each page of a heap under repair is for.
  *
- * A span is said by its first descriptor and by its pages' words; a free one also by its last descriptor. One
- * whose witnesses agree stands. Between those that stand, gaps are filled by what is left of the evidence:
+ * A span is said by its first descriptor and by its pages' words; a free one also by its last
+ * descriptor. One whose witnesses agree stands. Between those that stand, gaps are filled by what
+ * is left of the evidence:
  *
- *   - words that make a whole slab of two pages or more outvote its descriptor, and a descriptor outvotes words that
- *     make none; one word against one descriptor is decided by the classes' slab counts, or not at all;
- *   - a large block whose length cannot be, or that would swallow spans that stand, ends where the next begins;
+ *   - words that make a whole slab of two pages or more outvote its descriptor, and a descriptor
+ *     outvotes words that make none; one word against one descriptor is decided by the classes'
+ *     slab counts, or not at all;
+ *   - a large block whose length cannot be, or that would swallow spans that stand, ends where the
+ *     next begins;
  *   - a free span needs a descriptor and pages without kind, or a last page that says so;
- *   - pages that nothing speaks for belong to the large block before them, or become one of their own: allocated.
+ *   - pages that nothing speaks for belong to the large block before them, or become one of their
+ *     own: allocated.
  *
- * A slab of which too little is left to be seen would become part of one block, and its slots could not be given back
- * or found any more. The slab counts of the classes tell: while one lacks a slab, no guess about pages is good enough.
+ * A slab of which too little is left to be seen would become part of one block, and its slots could
+ * not be given back or found any more. The slab counts of the classes tell: while one lacks a slab,
+ * no guess about pages is good enough.
  */
 #include "repair_plan.h"
 
@@ -24,7 +29,8 @@
 #define FACTS (SMF_WORD_ZERO | SMF_WORD_RESERVED)
 #define UNKNOWN_ARENA 0xff
 
-/* A piece whose witnesses contradict each other, and the other thing it may be: of kind NONE when nobody knows. */
+/* A piece whose witnesses contradict each other, and the other thing it may be: of kind NONE when
+ * nobody knows. */
 struct doubt {
     size_t piece;
     struct smi_piece rival;
@@ -34,7 +40,8 @@ struct tiling {
     struct smi_repair *r;
     struct doubt *doubts;
     size_t doubt_count;
-    uint64_t next; /* the next span that stands, at or behind the page looked at; `end` when there is none */
+    uint64_t next; /* the next span that stands, at or behind the page looked at; `end` when there
+                      is none */
     uint64_t end;
 };
 
@@ -45,11 +52,13 @@ static uint16_t word_of(struct smi_repair *r, uint64_t page)
     return smi_view_word(&r->view, page) & (uint16_t)~FACTS;
 }
 
-/* The class that a word names as its slab's, if the page is number `i` of it; SMF_CLASSES when none. */
+/* The class that a word names as its slab's, if the page is number `i` of it; SMF_CLASSES when
+ * none. */
 static uint32_t class_in(uint16_t word, uint32_t i)
 {
     uint32_t k = (word & SMF_WORD_KIND) - 1u;
-    return k < SMF_CLASSES && (word & SMF_WORD_INDEX) >> SMF_WORD_INDEX_SHIFT == i ? k : SMF_CLASSES;
+    return k < SMF_CLASSES && (word & SMF_WORD_INDEX) >> SMF_WORD_INDEX_SHIFT == i ? k
+                                                                                   : SMF_CLASSES;
 }
 
 /* Words from `page` on that say what a slab of class k has to say. */
@@ -88,7 +97,8 @@ uint32_t smi_repair_stands(struct smi_repair *r, uint64_t page, uint64_t end)
     if (!d || d->page_count == 0 || d->page_count > end - page)
         return 0;
     uint16_t word = word_of(r, page);
-    int stands = d->kind == SMF_PAGE_FREE    ? word == 0 && (d->page_count == 1 || has_tail(r, page, d->page_count))
+    int stands = d->kind == SMF_PAGE_FREE
+                     ? word == 0 && (d->page_count == 1 || has_tail(r, page, d->page_count))
                  : d->kind == SMF_PAGE_LARGE ? word == SMF_WORD_LARGE
                  : d->kind == SMF_PAGE_META  ? word == SMF_WORD_META
                                              : slab_stands(r, page, d, end);
@@ -101,12 +111,14 @@ static int may_begin(struct smi_repair *r, uint64_t page, uint64_t end)
     const struct smf_page *d = smi_view_page(&r->view, page);
     uint16_t word = word_of(r, page);
     int kind = d ? d->kind : SMF_PAGE_NONE;
-    int claims = kind == SMF_PAGE_FREE || kind == SMF_PAGE_SLAB || kind == SMF_PAGE_LARGE || kind == SMF_PAGE_META;
+    int claims = kind == SMF_PAGE_FREE || kind == SMF_PAGE_SLAB || kind == SMF_PAGE_LARGE ||
+                 kind == SMF_PAGE_META;
     return class_in(word, 0) < SMF_CLASSES || word == SMF_WORD_LARGE || word == SMF_WORD_META ||
            (claims && d->page_count > 0 && d->page_count <= end - page);
 }
 
-/* Pages that the thread table, or a stack of it, gives a span of the library at `page`; 0 when nothing names it. */
+/* Pages that the thread table, or a stack of it, gives a span of the library at `page`; 0 when
+ * nothing names it. */
 static uint32_t named_length(struct smi_repair *r, uint64_t page)
 {
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
@@ -115,7 +127,8 @@ static uint32_t named_length(struct smi_repair *r, uint64_t page)
         if (ref == smi_repair_ref(page))
             return SMF_THREAD_PAGES;
         for (uint32_t k = 0; thread && k < SMF_CLASSES; k++)
-            if ((thread->stacks[k] & SMF_STACK_PAGES) && thread->stacks[k] >> SMF_PAGE_SHIFT == page &&
+            if ((thread->stacks[k] & SMF_STACK_PAGES) &&
+                thread->stacks[k] >> SMF_PAGE_SHIFT == page &&
                 smi_view_stack_is_possible(&r->view, ref, thread->stacks[k], k))
                 return thread->stacks[k] & SMF_STACK_PAGES;
     }
@@ -138,7 +151,8 @@ static void add_piece(struct tiling *t, struct smi_piece piece)
         list->at = more;
         list->room = room;
     }
-    piece.was_free = d && d->kind == SMF_PAGE_FREE && smi_repair_stands(t->r, piece.page, t->end) != 0;
+    piece.was_free =
+        d && d->kind == SMF_PAGE_FREE && smi_repair_stands(t->r, piece.page, t->end) != 0;
     list->at[list->count++] = piece;
 }
 
@@ -171,15 +185,18 @@ static void doubt_last(struct tiling *t, struct smi_piece rival)
 
 static void say_filled(struct tiling *t, const struct smi_piece *piece, const char *what)
 {
-    smi_repair_say(t->r, "P1", smi_repair_ref(piece->page), "%u pages from page %u are %s", piece->count, piece->page,
-                   what);
+    smi_repair_say(t->r, "P1", smi_repair_ref(piece->page), "%u pages from page %u are %s",
+                   piece->count, piece->page, what);
 }
 
-/* The arena of a slab of class k whose words are believed: the descriptor's, if it says so of such a slab. */
+/* The arena of a slab of class k whose words are believed: the descriptor's, if it says so of such
+ * a slab. */
 static uint32_t arena_for(struct smi_repair *r, const struct smf_page *d, uint32_t k, int own)
 {
     uint32_t arenas = r->view.header.arena_count;
-    return own ? arenas : d->kind == SMF_PAGE_SLAB && d->size_class == k && d->arena < arenas ? d->arena : UNKNOWN_ARENA;
+    return own                                                                   ? arenas
+           : d->kind == SMF_PAGE_SLAB && d->size_class == k && d->arena < arenas ? d->arena
+                                                                                 : UNKNOWN_ARENA;
 }
 
 /* The class of which most words from `page` on make a slab; SMF_CLASSES when there is none. */
@@ -204,12 +221,14 @@ static uint32_t own_words(struct smi_repair *r, uint64_t page, uint32_t count)
     return own;
 }
 
-/* The class of a slab at `page` that has only its descriptor's kind and length and its first word's class left. */
-static uint32_t class_of_rest(struct smi_repair *r, uint64_t page, const struct smf_page *d, uint64_t end)
+/* The class of a slab at `page` that has only its descriptor's kind and length and its first word's
+ * class left. */
+static uint32_t class_of_rest(struct smi_repair *r, uint64_t page, const struct smf_page *d,
+                              uint64_t end)
 {
     uint32_t k = (word_of(r, page) & SMF_WORD_KIND) - 1u;
-    return d->kind == SMF_PAGE_SLAB && k < SMF_CLASSES && d->page_count == smi_class_span_pages(k) &&
-                   d->page_count <= end - page
+    return d->kind == SMF_PAGE_SLAB && k < SMF_CLASSES &&
+                   d->page_count == smi_class_span_pages(k) && d->page_count <= end - page
                ? k
                : SMF_CLASSES;
 }
@@ -219,7 +238,8 @@ static uint32_t fill_slab(struct tiling *t, uint64_t page, uint64_t end)
 {
     struct smi_repair *r = t->r;
     const struct smf_page *d = smi_view_page(&r->view, page);
-    uint32_t agree = 0, kw = class_of_words(r, page, end, &agree), kd = SMF_CLASSES, arenas = r->view.header.arena_count;
+    uint32_t agree = 0, kw = class_of_words(r, page, end, &agree), kd = SMF_CLASSES,
+             arenas = r->view.header.arena_count;
     uint16_t word = word_of(r, page);
     if (d->kind == SMF_PAGE_SLAB && d->size_class < SMF_CLASSES &&
         d->page_count == smi_class_span_pages(d->size_class) && d->page_count <= end - page)
@@ -228,9 +248,13 @@ static uint32_t fill_slab(struct tiling *t, uint64_t page, uint64_t end)
         uint32_t k = class_of_rest(r, page, d, end);
         if (k == SMF_CLASSES)
             return 0;
-        add_piece(t, slab_piece(page, k, is_own_word(word) ? arenas : d->arena < arenas ? d->arena : UNKNOWN_ARENA));
+        add_piece(t, slab_piece(page, k,
+                                is_own_word(word)   ? arenas
+                                : d->arena < arenas ? d->arena
+                                                    : UNKNOWN_ARENA));
         doubt_last(t, plain_piece(page, 0, SMF_PAGE_NONE));
-    } else if (kw == SMF_CLASSES || (kd < SMF_CLASSES && kd != kw && agree == 1)) { /* the descriptor, unless one word objects */
+    /* the descriptor, unless one word objects */
+    } else if (kw == SMF_CLASSES || (kd < SMF_CLASSES && kd != kw && agree == 1)) {
         add_piece(t, slab_piece(page, kd, d->arena <= arenas ? d->arena : UNKNOWN_ARENA));
         if (kw < SMF_CLASSES)
             doubt_last(t, slab_piece(page, kw, arena_for(r, d, kw, is_own_word(word))));
@@ -238,14 +262,16 @@ static uint32_t fill_slab(struct tiling *t, uint64_t page, uint64_t end)
             doubt_last(t, plain_piece(page, 1, SMF_PAGE_LARGE));
     } else {
         uint32_t count = smi_class_span_pages(kw), own = own_words(r, page, count);
-        int is_own = 2 * own > count, contradicted = d->arena <= arenas && (d->arena == arenas) != is_own;
+        int is_own = 2 * own > count,
+            contradicted = d->arena <= arenas && (d->arena == arenas) != is_own;
         if (kd == kw && contradicted && count == 1) {
             add_piece(t, slab_piece(page, kd, d->arena));
             doubt_last(t, slab_piece(page, kw, arena_for(r, d, kw, is_own)));
         } else {
             add_piece(t, slab_piece(page, kw, arena_for(r, d, kw, is_own)));
-            if (kd == SMF_CLASSES && count == 1 && (d->kind == SMF_PAGE_LARGE || d->kind == SMF_PAGE_META) &&
-                d->page_count > 0 && d->page_count <= end - page)
+            if (kd == SMF_CLASSES && count == 1 &&
+                (d->kind == SMF_PAGE_LARGE || d->kind == SMF_PAGE_META) && d->page_count > 0 &&
+                d->page_count <= end - page)
                 doubt_last(t, plain_piece(page, d->page_count, SMF_PAGE_LARGE));
         }
     }
@@ -276,7 +302,8 @@ static int is_free_gap(struct smi_repair *r, uint64_t page, uint64_t end)
     const struct smf_page *tail = smi_view_page(&r->view, page + count - 1);
     uint16_t word = word_of(r, page);
     if (word == SMF_WORD_LARGE || word == SMF_WORD_META)
-        return d->kind == SMF_PAGE_FREE && d->page_count <= end - page && has_tail(r, page, d->page_count);
+        return d->kind == SMF_PAGE_FREE && d->page_count <= end - page &&
+               has_tail(r, page, d->page_count);
     return d->kind == SMF_PAGE_FREE ||
            (count > 1 && tail && tail->kind == SMF_PAGE_FREE_TAIL && tail->page_count >= count);
 }
@@ -309,13 +336,15 @@ static uint64_t fill(struct tiling *t, uint64_t page, uint64_t end)
         piece.count = named;
         piece.kind = SMF_PAGE_META;
         say_filled(t, &piece, "a span of the library");
-    } else if (word == SMF_WORD_LARGE || d->kind == SMF_PAGE_LARGE || word == SMF_WORD_META || d->kind == SMF_PAGE_META) {
+    } else if (word == SMF_WORD_LARGE || d->kind == SMF_PAGE_LARGE || word == SMF_WORD_META ||
+               d->kind == SMF_PAGE_META) {
         piece.kind = SMF_PAGE_LARGE;
         say_filled(t, &piece, "a large block");
     } else if (last && last->kind == SMF_PAGE_LARGE && last->page + last->count == page) {
         last->count += (uint32_t)count;
         last->guessed = 1;
-        say_filled(t, &piece, "the end of the large block before them: nothing else speaks for them");
+        say_filled(t, &piece,
+                   "the end of the large block before them: nothing else speaks for them");
         return count;
     } else {
         piece.kind = SMF_PAGE_LARGE;
@@ -340,13 +369,15 @@ static uint64_t take_standing(struct tiling *t, uint64_t page)
     uint64_t count = d->page_count;
     uint8_t is_cut = 0;
     find_next(t, page + 1);
-    uint32_t named = d->kind == SMF_PAGE_META && t->next != page + count ? named_length(r, page) : 0;
+    uint32_t named =
+        d->kind == SMF_PAGE_META && t->next != page + count ? named_length(r, page) : 0;
     if (named > count && page + named <= t->end) /* its length is what is wrong */
         count = named;
     if (t->next < page + count) {
         count = t->next - page;
         is_cut = 1;
-        smi_repair_say(r, "P1", smi_repair_ref(page), "the span at page %llu ends after %llu pages, where the next begins",
+        smi_repair_say(r, "P1", smi_repair_ref(page),
+                       "the span at page %llu ends after %llu pages, where the next begins",
                        (unsigned long long)page, (unsigned long long)count);
     }
     struct smi_piece piece = plain_piece(page, count, d->kind);
@@ -375,7 +406,8 @@ static int64_t lacks(struct tiling *t, const uint32_t *tally, const struct smi_p
     uint32_t index = piece->arena * SMF_CLASSES + piece->size_class;
     if (piece->kind != SMF_PAGE_SLAB || piece->arena > r->view.header.arena_count)
         return 0;
-    uint64_t said = smi_repair_word(r, smi_repair_central(r, index, offsetof(struct smf_central, slab_count)));
+    uint64_t said =
+        smi_repair_word(r, smi_repair_central(r, index, offsetof(struct smf_central, slab_count)));
     return (int64_t)(said < UINT32_MAX ? said : UINT32_MAX) - tally[index];
 }
 
@@ -400,7 +432,8 @@ static void decide(struct tiling *t, uint32_t *tally, struct doubt *doubt)
         other = 1;
     if (one == other || (rival->kind != SMF_PAGE_NONE && rival->count != piece->count))
         smi_repair_refuse(t->r, "P4", smi_repair_ref(piece->page),
-                          "the words and the descriptor of the span at page %u contradict each other, and nothing "
+                          "the words and the descriptor of the span at page %u contradict each "
+                          "other, and nothing "
                           "else says which are right",
                           piece->page);
     else if (other)
@@ -410,7 +443,8 @@ static void decide(struct tiling *t, uint32_t *tally, struct doubt *doubt)
         tally[piece->arena * SMF_CLASSES + piece->size_class]++;
 }
 
-/* Slabs of class k that the arenas of users, or the library's own, say to have more than there are. */
+/* Slabs of class k that the arenas of users, or the library's own, say to have more than there
+ * are. */
 static int64_t lacks_in_all(struct tiling *t, const uint32_t *tally, uint32_t k, int own)
 {
     uint32_t arenas = t->r->view.header.arena_count;
@@ -431,10 +465,12 @@ static void look_for_lost_slabs(struct tiling *t, const uint32_t *tally)
         k++;
     for (size_t i = 0; k < 2 * SMF_CLASSES && i < r->pieces.count; i++) {
         const struct smi_piece *piece = &r->pieces.at[i];
-        if (piece->guessed && (piece->kind != SMF_PAGE_SLAB ||
-                               lacks_in_all(t, tally, piece->size_class, piece->arena == arenas) < 0))
+        if (piece->guessed &&
+            (piece->kind != SMF_PAGE_SLAB ||
+             lacks_in_all(t, tally, piece->size_class, piece->arena == arenas) < 0))
             smi_repair_refuse(r, "P4", smi_repair_ref(piece->page),
-                              "class %u lacks a slab, and the %u pages from page %u, of which too little is left to say "
+                              "class %u lacks a slab, and the %u pages from page %u, of which too "
+                              "little is left to say "
                               "what they are, may be that",
                               k / 2, piece->count, piece->page);
     }
@@ -497,7 +533,8 @@ void smi_mend_spans(struct smi_repair *r)
 
 static uint64_t word_ref(struct smi_repair *r, const struct smf_chunk *chunk, uint64_t page)
 {
-    return smi_chunk_words_offset(chunk, &r->view.header.areas) + (page - chunk->first_page) * sizeof(uint16_t);
+    return smi_chunk_words_offset(chunk, &r->view.header.areas) +
+           (page - chunk->first_page) * sizeof(uint16_t);
 }
 
 /* Kind bits of page `i` of a piece. SIDE is smi_mend_own's. */
@@ -511,9 +548,10 @@ static uint16_t kind_word(const struct smi_repair *r, const struct smi_piece *pi
     return piece->kind == SMF_PAGE_LARGE ? SMF_WORD_LARGE : SMF_WORD_META;
 }
 
-/* Facts of a page: those of one in use follow from that; one that becomes free is not known to be zero; what the
- * file lost is a hole. */
-static uint16_t facts(const struct smi_repair *r, const struct smi_piece *piece, uint64_t page, uint16_t word)
+/* Facts of a page: those of one in use follow from that; one that becomes free is not known to be
+ * zero; what the file lost is a hole. */
+static uint16_t facts(const struct smi_repair *r, const struct smi_piece *piece, uint64_t page,
+                      uint16_t word)
 {
     if (smi_repair_ref(page + 1) > r->file_size)
         return SMF_WORD_ZERO;
@@ -524,14 +562,16 @@ static uint16_t facts(const struct smi_repair *r, const struct smi_piece *piece,
 
 static void note_unstored(struct smi_repair *r, uint64_t ref)
 {
-    struct smi_repair_word *last = r->unstored.count ? &r->unstored.at[r->unstored.count - 1] : NULL;
+    struct smi_repair_word *last =
+        r->unstored.count ? &r->unstored.at[r->unstored.count - 1] : NULL;
     if (last && last->ref + last->value == ref)
         last->value += SMF_PAGE;
     else
         smi_repair_note(r, &r->unstored, ref, SMF_PAGE);
 }
 
-static void mend_words(struct smi_repair *r, const struct smf_chunk *chunk, const struct smi_piece *piece)
+static void mend_words(struct smi_repair *r, const struct smf_chunk *chunk,
+                       const struct smi_piece *piece)
 {
     uint32_t kinds = 0, stores = 0;
     for (uint32_t i = 0; i < piece->count; i++) {
@@ -547,12 +587,14 @@ static void mend_words(struct smi_repair *r, const struct smf_chunk *chunk, cons
             smi_repair_put_part(r, SMI_TRUTHS, word_ref(r, chunk, page), sizeof(right), right);
     }
     if (kinds)
-        smi_repair_say(r, "P4", smi_repair_ref(piece->page), "%u page words of the span of %u pages at page %u say its kind",
-                       kinds, piece->count, piece->page);
+        smi_repair_say(r, "P4", smi_repair_ref(piece->page),
+                       "%u page words of the span of %u pages at page %u say its kind", kinds,
+                       piece->count, piece->page);
     if (stores && piece->kind != SMF_PAGE_FREE)
-        smi_repair_say(r, "P5", smi_repair_ref(piece->page),
-                       "%u pages in use of the span at page %u are said to have storage and not to be zeros", stores,
-                       piece->page);
+        smi_repair_say(
+            r, "P5", smi_repair_ref(piece->page),
+            "%u pages in use of the span at page %u are said to have storage and not to be zeros",
+            stores, piece->page);
 }
 
 static uint64_t span_word(uint64_t count, uint64_t kind, uint64_t size_class, uint64_t arena)
@@ -567,21 +609,24 @@ static void mend_descriptors(struct smi_repair *r, const struct smi_piece *piece
     uint64_t at = smi_view_descriptor_ref(&r->view, piece->page);
     uint64_t right = span_word(piece->count, piece->kind, piece->size_class, piece->arena);
     if (smi_repair_word(r, at + second) != right) {
-        smi_repair_say(r, "P1", smi_repair_ref(piece->page), "the descriptor of page %u says what its span is",
-                       piece->page);
+        smi_repair_say(r, "P1", smi_repair_ref(piece->page),
+                       "the descriptor of page %u says what its span is", piece->page);
         smi_repair_put(r, SMI_TRUTHS, at + second, right);
     }
     for (uint32_t i = 1; i < piece->count; i++) {
         const struct smf_page *d = smi_view_page(&r->view, (uint64_t)piece->page + i);
         int tail = piece->kind == SMF_PAGE_FREE && i == piece->count - 1;
-        if (!d || (tail ? d->kind == SMF_PAGE_FREE_TAIL && d->page_count == piece->count : d->kind == SMF_PAGE_NONE))
+        if (!d || (tail ? d->kind == SMF_PAGE_FREE_TAIL && d->page_count == piece->count
+                        : d->kind == SMF_PAGE_NONE))
             continue;
         inside++;
-        smi_repair_put(r, SMI_DERIVED, smi_view_descriptor_ref(&r->view, (uint64_t)piece->page + i) + second,
+        smi_repair_put(r, SMI_DERIVED,
+                       smi_view_descriptor_ref(&r->view, (uint64_t)piece->page + i) + second,
                        tail ? span_word(piece->count, SMF_PAGE_FREE_TAIL, 0, 0) : 0);
     }
     if (inside)
-        smi_repair_say(r, "P1", smi_repair_ref(piece->page), "%u descriptors inside the span of %u pages at page %u are set right",
+        smi_repair_say(r, "P1", smi_repair_ref(piece->page),
+                       "%u descriptors inside the span of %u pages at page %u are set right",
                        inside, piece->count, piece->page);
 }
 
@@ -594,10 +639,12 @@ static void mend_metadata_pages(struct smi_repair *r, const struct smf_chunk *ch
         if (has_word)
             smi_repair_put_part(r, SMI_DERIVED, word_ref(r, chunk, page), sizeof(uint16_t), 0);
         if (has_kind)
-            smi_repair_put(r, SMI_DERIVED, smi_view_descriptor_ref(&r->view, page) + offsetof(struct smf_page, page_count), 0);
+            smi_repair_put(
+                r, SMI_DERIVED,
+                smi_view_descriptor_ref(&r->view, page) + offsetof(struct smf_page, page_count), 0);
         if (has_word || has_kind)
-            smi_repair_say(r, has_word ? "P4" : "P1", smi_repair_ref(page), "page %llu, which holds metadata, is no span",
-                           (unsigned long long)page);
+            smi_repair_say(r, has_word ? "P4" : "P1", smi_repair_ref(page),
+                           "page %llu, which holds metadata, is no span", (unsigned long long)page);
     }
 }
 
@@ -609,11 +656,12 @@ static void merge(struct smi_repair *r)
     for (size_t i = 0; i < r->pieces.count; i++) {
         struct smi_piece *piece = &r->pieces.at[i], *last = kept ? &r->pieces.at[kept - 1] : NULL;
         uint32_t was = chunk;
-        while (chunk + 1 < r->view.chunk_count && piece->page >= r->view.chunks[chunk + 1].first_page)
+        while (chunk + 1 < r->view.chunk_count &&
+               piece->page >= r->view.chunks[chunk + 1].first_page)
             chunk++;
         if (last && was == chunk && last->kind == SMF_PAGE_FREE && piece->kind == SMF_PAGE_FREE) {
-            smi_repair_say(r, "P2", smi_repair_ref(piece->page), "the free spans at pages %u and %u become one", last->page,
-                           piece->page);
+            smi_repair_say(r, "P2", smi_repair_ref(piece->page),
+                           "the free spans at pages %u and %u become one", last->page, piece->page);
             last->count += piece->count;
             last->was_free &= piece->was_free;
         } else {
@@ -629,7 +677,8 @@ static void look_for_lost(struct smi_repair *r, const struct smi_piece *piece)
     uint64_t end = smi_repair_ref((uint64_t)piece->page + piece->count);
     if (end > r->file_size && piece->kind != SMF_PAGE_FREE)
         smi_repair_refuse(r, "H1", smi_repair_ref(piece->page),
-                          "the file was cut at %llu bytes, and %u pages from page %u, which are in use, reach beyond; "
+                          "the file was cut at %llu bytes, and %u pages from page %u, which are in "
+                          "use, reach beyond; "
                           "what they held is lost: restore the file from a copy",
                           (unsigned long long)r->file_size, piece->count, piece->page);
 }
@@ -642,7 +691,8 @@ void smi_mend_pages(struct smi_repair *r)
         mend_metadata_pages(r, &r->view.chunks[i]);
     for (size_t i = 0; i < r->pieces.count && !r->failed; i++) {
         const struct smi_piece *piece = &r->pieces.at[i];
-        while (chunk + 1 < r->view.chunk_count && piece->page >= r->view.chunks[chunk + 1].first_page)
+        while (chunk + 1 < r->view.chunk_count &&
+               piece->page >= r->view.chunks[chunk + 1].first_page)
             chunk++;
         look_for_lost(r, piece);
         mend_descriptors(r, piece);

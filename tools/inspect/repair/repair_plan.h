@@ -2,7 +2,8 @@
 /*
  * repair_plan.h - what the parts of a plan share: changing the private copy, and saying so.
  *
- * Each mends one kind of thing and relies on those before it, in the order in which they stand here.
+ * Each mends one kind of thing and relies on those before it, in the order in which they stand
+ * here.
  */
 #ifndef SMI_REPAIR_PLAN_H
 #define SMI_REPAIR_PLAN_H
@@ -12,30 +13,32 @@
 /* ---- repair.c ---- */
 
 /* A word of the copy, and of the file when the plan is carried out, gets a value. */
-void smi_repair_put(struct smi_repair *r, enum smi_repair_stage stage, uint64_t ref, uint64_t value);
+void smi_repair_put(struct smi_repair *r, enum smi_repair_stage stage, uint64_t ref,
+                    uint64_t value);
 
 /* The same for 1, 2 or 4 bytes inside a word. */
-void smi_repair_put_part(struct smi_repair *r, enum smi_repair_stage stage, uint64_t ref, unsigned bytes,
-                         uint64_t value);
+void smi_repair_put_part(struct smi_repair *r, enum smi_repair_stage stage, uint64_t ref,
+                         unsigned bytes, uint64_t value);
 
 /* Say what is done for which invariant, or what stands against the repair. */
-void smi_repair_say(struct smi_repair *r, const char *invariant, uint64_t ref, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
-void smi_repair_refuse(struct smi_repair *r, const char *invariant, uint64_t ref, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
+void smi_repair_say(struct smi_repair *r, const char *invariant, uint64_t ref, const char *format,
+                    ...) __attribute__((format(printf, 4, 5)));
+void smi_repair_refuse(struct smi_repair *r, const char *invariant, uint64_t ref,
+                       const char *format, ...) __attribute__((format(printf, 4, 5)));
 
 /* A word of the copy; 0 when there is none. */
 uint64_t smi_repair_word(struct smi_repair *r, uint64_t ref);
 
 /* Append to a list; a lack of memory is remembered. */
-void smi_repair_note(struct smi_repair *r, struct smi_repair_words *list, uint64_t ref, uint64_t value);
+void smi_repair_note(struct smi_repair *r, struct smi_repair_words *list, uint64_t ref,
+                     uint64_t value);
 
 /* Is `ref` in a list? */
 int smi_repair_noted(const struct smi_repair_words *list, uint64_t ref);
 
 /* Set or clear the bit of a slot that smi_view_slot found. */
-void smi_repair_put_bit(struct smi_repair *r, enum smi_repair_stage stage, uint32_t slab, uint32_t index,
-                        int value);
+void smi_repair_put_bit(struct smi_repair *r, enum smi_repair_stage stage, uint32_t slab,
+                        uint32_t index, int value);
 int smi_repair_bit(struct smi_repair *r, uint32_t slab, uint32_t index);
 
 static inline uint64_t smi_repair_ref(uint64_t page)
@@ -76,8 +79,8 @@ void smi_mend_spans(struct smi_repair *r);
 void smi_mend_pages(struct smi_repair *r);
 /* The span that `page` lies in, NULL when none does. */
 struct smi_piece *smi_repair_piece(struct smi_repair *r, uint64_t page);
-/* What the used span that `page` is said to begin with is, from its descriptor or words alone: does a span of the
- * page heap stand on its own there? Its length, 0 when not. */
+/* What the used span that `page` is said to begin with is, from its descriptor or words alone: does
+ * a span of the page heap stand on its own there? Its length, 0 when not. */
 uint32_t smi_repair_stands(struct smi_repair *r, uint64_t page, uint64_t end);
 
 /* ---- repair_threads.c: thread slots and stacks ---- */
@@ -100,7 +103,8 @@ void smi_mend_users(struct smi_repair *r);
 /* Is this slab on its way between the page heap and its class? */
 int smi_repair_is_pending(struct smi_repair *r, const struct smi_piece *piece);
 /* Slots of a slab whose bit is set; *first is the first word of the bitmap that has one. */
-uint32_t smi_repair_free_slots(struct smi_repair *r, const struct smi_piece *piece, uint32_t *first);
+uint32_t smi_repair_free_slots(struct smi_repair *r, const struct smi_piece *piece,
+                               uint32_t *first);
 
 /* ---- repair_sets.c: everything derived ---- */
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * repair_sets.c - what is derived in a heap under repair: counts, and the ordered sets of free spans and slabs.
+ * repair_sets.c - what is derived in a heap under repair: counts, and the ordered sets of free
+ * spans and slabs.
  *
  * A set that is whole stays as it is; of another none of the old links is used.
  */
@@ -18,27 +19,32 @@ static uint64_t at_of(const struct smi_repair *r, const void *address)
     return (uint64_t)((const uint8_t *)address - r->view.memory);
 }
 
-static void mend_slab_counts(struct smi_repair *r, const struct smi_piece *piece, uint32_t free_slots, uint32_t first)
+static void mend_slab_counts(struct smi_repair *r, const struct smi_piece *piece,
+                             uint32_t free_slots, uint32_t first)
 {
     const struct smf_page *d = smi_view_page(&r->view, piece->page);
     uint32_t hint = free_slots && d->hint > first ? first : d->hint;
-    uint64_t right = (uint64_t)free_slots | (uint64_t)hint << 16 | (uint64_t)d->tag << 32 | (uint64_t)(free_slots > 0) << 48;
+    uint64_t right = (uint64_t)free_slots | (uint64_t)hint << 16 | (uint64_t)d->tag << 32 |
+                     (uint64_t)(free_slots > 0) << 48;
     uint64_t at = at_of(r, &d->free_slots);
     if (smi_repair_word(r, at) == right)
         return;
     const char *invariant = d->free_slots != free_slots ? "C1" : hint != d->hint ? "C6" : "C2";
-    smi_repair_say(r, invariant, smi_repair_ref(piece->page),
-                   "the slab at page %u says %u free slots from word %u on (it said %u from %u, in a set %u)", piece->page,
-                   free_slots, hint, d->free_slots, d->hint, d->in_set);
+    smi_repair_say(
+        r, invariant, smi_repair_ref(piece->page),
+        "the slab at page %u says %u free slots from word %u on (it said %u from %u, in a set %u)",
+        piece->page, free_slots, hint, d->free_slots, d->hint, d->in_set);
     smi_repair_put(r, SMI_DERIVED, at, right);
 }
 
-static void mend_number(struct smi_repair *r, const char *invariant, uint64_t at, uint64_t right, const char *what)
+static void mend_number(struct smi_repair *r, const char *invariant, uint64_t at, uint64_t right,
+                        const char *what)
 {
     uint64_t was = smi_repair_word(r, at);
     if (was == right)
         return;
-    smi_repair_say(r, invariant, at, "%s is %llu, not %llu", what, (unsigned long long)right, (unsigned long long)was);
+    smi_repair_say(r, invariant, at, "%s is %llu, not %llu", what, (unsigned long long)right,
+                   (unsigned long long)was);
     smi_repair_put(r, SMI_DERIVED, at, right);
 }
 
@@ -62,20 +68,26 @@ void smi_mend_counts(struct smi_repair *r)
     }
     for (uint32_t i = 0; i < smi_repair_centrals(r) && !r->failed; i++) {
         char what[64];
-        snprintf(what, sizeof(what), "slab_count of arena %u, class %u", i / SMF_CLASSES, i % SMF_CLASSES);
-        mend_number(r, "C3", smi_repair_central(r, i, offsetof(struct smf_central, slab_count)), tally[i].slabs, what);
-        snprintf(what, sizeof(what), "free_slots of arena %u, class %u", i / SMF_CLASSES, i % SMF_CLASSES);
-        mend_number(r, "C3", smi_repair_central(r, i, offsetof(struct smf_central, free_slots)), tally[i].free_slots, what);
+        snprintf(what, sizeof(what), "slab_count of arena %u, class %u", i / SMF_CLASSES,
+                 i % SMF_CLASSES);
+        mend_number(r, "C3", smi_repair_central(r, i, offsetof(struct smf_central, slab_count)),
+                    tally[i].slabs, what);
+        snprintf(what, sizeof(what), "free_slots of arena %u, class %u", i / SMF_CLASSES,
+                 i % SMF_CLASSES);
+        mend_number(r, "C3", smi_repair_central(r, i, offsetof(struct smf_central, free_slots)),
+                    tally[i].free_slots, what);
     }
     if (!r->failed)
-        mend_number(r, "P8", r->view.header.areas.page_heap + offsetof(struct smf_page_heap, free_pages), free_pages,
-                    "free_pages");
+        mend_number(r, "P8",
+                    r->view.header.areas.page_heap + offsetof(struct smf_page_heap, free_pages),
+                    free_pages, "free_pages");
     free(tally);
 }
 
 /* ---- sets ---- */
 
-/* A span and the set it belongs to: of free spans by length, 0..SMF_EXACT_SETS, then of slabs by class. */
+/* A span and the set it belongs to: of free spans by length, 0..SMF_EXACT_SETS, then of slabs by
+ * class. */
 struct member {
     uint32_t set, page;
     uint64_t key;
@@ -103,10 +115,12 @@ static struct member member_of(const struct smi_piece *piece)
 {
     uint32_t index = piece->count <= SMF_EXACT_SETS ? piece->count - 1 : SMF_EXACT_SETS;
     if (piece->kind == SMF_PAGE_SLAB)
-        return (struct member){SLAB_SETS + piece->arena * SMF_CLASSES + piece->size_class, piece->page,
-                               (uint64_t)piece->page << 32, 0};
+        return (struct member){SLAB_SETS + piece->arena * SMF_CLASSES + piece->size_class,
+                               piece->page, (uint64_t)piece->page << 32, 0};
     return (struct member){index, piece->page,
-                           index == SMF_EXACT_SETS ? (uint64_t)piece->count << 32 | piece->page : (uint64_t)piece->page << 32, 0};
+                           index == SMF_EXACT_SETS ? (uint64_t)piece->count << 32 | piece->page
+                                                   : (uint64_t)piece->page << 32,
+                           0};
 }
 
 /* The member that a descriptor's page is, NULL when it is none: its key follows from the piece. */
@@ -114,7 +128,8 @@ static struct member *find_member(struct set *set, uint32_t page)
 {
     const struct smi_piece *piece = smi_repair_piece(set->r, page);
     size_t low = 0, high = set->count;
-    if (!piece || piece->page != page || (piece->kind != SMF_PAGE_SLAB && piece->kind != SMF_PAGE_FREE))
+    if (!piece || piece->page != page ||
+        (piece->kind != SMF_PAGE_SLAB && piece->kind != SMF_PAGE_FREE))
         return NULL;
     struct member key = member_of(piece);
     while (low < high) {
@@ -149,7 +164,8 @@ static int is_whole(struct set *set)
     while (used > 0) {
         struct node node = stack[--used];
         struct member *member = find_member(set, node.page);
-        if (!member || member->seen || (node.depth > 0 && (member->key ^ node.prefix) >> (64 - node.depth) != 0))
+        if (!member || member->seen ||
+            (node.depth > 0 && (member->key ^ node.prefix) >> (64 - node.depth) != 0))
             return 0;
         member->seen = 1;
         found++;
@@ -157,7 +173,8 @@ static int is_whole(struct set *set)
         if ((d->left || d->right) && node.depth == 63)
             return 0;
         if (d->right)
-            stack[used++] = (struct node){node.prefix | 1ull << (63 - node.depth), d->right, node.depth + 1};
+            stack[used++] =
+                (struct node){node.prefix | 1ull << (63 - node.depth), d->right, node.depth + 1};
         if (d->left)
             stack[used++] = (struct node){node.prefix, d->left, node.depth + 1};
     }
@@ -185,7 +202,8 @@ static void build(struct set *set)
     struct smi_repair *r = set->r;
     smi_repair_put(r, SMI_DERIVED, set->root, 0);
     for (size_t i = 0; i < set->count; i++)
-        smi_repair_put(r, SMI_DERIVED, at_of(r, &smi_view_page(&r->view, set->members[i].page)->left), 0);
+        smi_repair_put(r, SMI_DERIVED,
+                       at_of(r, &smi_view_page(&r->view, set->members[i].page)->left), 0);
     for (size_t i = 0; i < set->count; i++)
         insert(set, &set->members[i]);
 }
@@ -195,10 +213,12 @@ static void mend_set(struct set *set, uint32_t id)
     if (is_whole(set))
         return;
     if (id < SLAB_SETS)
-        smi_repair_say(set->r, "P3", set->root, "the set of free spans of length %u%s is built anew, with %zu in it", id + 1,
+        smi_repair_say(set->r, "P3", set->root,
+                       "the set of free spans of length %u%s is built anew, with %zu in it", id + 1,
                        id == SMF_EXACT_SETS ? " and more" : "", set->count);
     else
-        smi_repair_say(set->r, "C2", set->root, "the set of slabs of arena %u, class %u is built anew, with %zu in it",
+        smi_repair_say(set->r, "C2", set->root,
+                       "the set of slabs of arena %u, class %u is built anew, with %zu in it",
                        (id - SLAB_SETS) / SMF_CLASSES, (id - SLAB_SETS) % SMF_CLASSES, set->count);
     build(set);
 }
@@ -207,15 +227,20 @@ static void mend_set_bits(struct smi_repair *r)
 {
     uint64_t at = r->view.header.areas.page_heap;
     for (uint32_t w = 0; w < 4; w++) {
-        uint64_t ref = at + offsetof(struct smf_page_heap, set_bits) + 8ull * w, bits = 0, mask = w < 3 ? UINT64_MAX : UINT64_MAX >> 1;
+        uint64_t ref = at + offsetof(struct smf_page_heap, set_bits) + 8ull * w, bits = 0,
+                 mask = w < 3 ? UINT64_MAX : UINT64_MAX >> 1;
         for (uint32_t i = 0; i < 64; i++)
-            if (smi_repair_word(r, at + offsetof(struct smf_page_heap, set) + 8ull * (w * 64 + i)) != 0)
+            if (smi_repair_word(r, at + offsetof(struct smf_page_heap, set) +
+                                       8ull * (w * 64 + i)) != 0)
                 bits |= 1ull << i;
-        uint64_t was = smi_repair_word(r, ref); /* nobody looks at the bit of the set of all longer spans */
+        uint64_t was = smi_repair_word(r, ref); /* nobody looks at the bit of the set of all longer
+                                                   spans */
         if (((was ^ bits) & mask) == 0)
             continue;
-        smi_repair_say(r, "P7", ref, "word %u of the bits of sets of free spans that have members is %#llx, not %#llx", w,
-                       (unsigned long long)((bits & mask) | (was & ~mask)), (unsigned long long)was);
+        smi_repair_say(
+            r, "P7", ref,
+            "word %u of the bits of sets of free spans that have members is %#llx, not %#llx", w,
+            (unsigned long long)((bits & mask) | (was & ~mask)), (unsigned long long)was);
         smi_repair_put(r, SMI_DERIVED, ref, (bits & mask) | (was & ~mask));
     }
 }
@@ -244,10 +269,12 @@ void smi_mend_sets(struct smi_repair *r)
     struct member *list = r->failed ? NULL : members(r, &count);
     r->failed |= !list;
     for (uint32_t id = 0; id < SLAB_SETS + smi_repair_centrals(r) && !r->failed; id++) {
-        struct set set = {r, id < SLAB_SETS
-                                 ? r->view.header.areas.page_heap + offsetof(struct smf_page_heap, set) + 8ull * id
-                                 : smi_repair_central(r, id - SLAB_SETS, offsetof(struct smf_central, set)),
-                          list + at, 0};
+        struct set set = {
+            r,
+            id < SLAB_SETS
+                ? r->view.header.areas.page_heap + offsetof(struct smf_page_heap, set) + 8ull * id
+                : smi_repair_central(r, id - SLAB_SETS, offsetof(struct smf_central, set)),
+            list + at, 0};
         while (at < count && list[at].set == id)
             at++, set.count++;
         mend_set(&set, id);

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * repair_slabs.c - bitmaps of slabs under repair, slabs on their way, and the user bits of hardened heaps.
+ * repair_slabs.c - bitmaps of slabs under repair, slabs on their way, and the user bits of hardened
+ * heaps.
  *
- * A bitmap is a truth. But when a slab has other bits than its count says, a bit may stand for a slot that somebody
- * uses: then none of the slab's free slots is handed out again, unless all else that its class says confirms the
- * bits. The same when a word of it has bits that stand for no slot. In a hardened heap the user bits say which.
+ * A bitmap is a truth. But when a slab has other bits than its count says, a bit may stand for a
+ * slot that somebody uses: then none of the slab's free slots is handed out again, unless all else
+ * that its class says confirms the bits. The same when a word of it has bits that stand for no
+ * slot. In a hardened heap the user bits say which.
  */
 #include "repair_plan.h"
 
@@ -34,7 +36,8 @@ int smi_repair_bit(struct smi_repair *r, uint32_t slab, uint32_t index)
     return (int)(smi_view_slab_bits(&r->view, slab, k, index / 64) >> index % 64 & 1);
 }
 
-void smi_repair_put_bit(struct smi_repair *r, enum smi_repair_stage stage, uint32_t slab, uint32_t index, int value)
+void smi_repair_put_bit(struct smi_repair *r, enum smi_repair_stage stage, uint32_t slab,
+                        uint32_t index, int value)
 {
     uint32_t k = smi_view_page(&r->view, slab)->size_class;
     uint64_t bits = smi_view_slab_bits(&r->view, slab, k, index / 64), bit = 1ull << index % 64;
@@ -50,7 +53,8 @@ static uint64_t valid_bits(uint32_t k, uint32_t w)
 
 static uint32_t bitmap_words(uint32_t k)
 {
-    return smi_classes[k].bitmap_pages ? (smi_classes[k].slots + 63u) / 64 : smi_class_span_pages(k) * 4;
+    return smi_classes[k].bitmap_pages ? (smi_classes[k].slots + 63u) / 64
+                                       : smi_class_span_pages(k) * 4;
 }
 
 uint32_t smi_repair_free_slots(struct smi_repair *r, const struct smi_piece *piece, uint32_t *first)
@@ -58,7 +62,8 @@ uint32_t smi_repair_free_slots(struct smi_repair *r, const struct smi_piece *pie
     uint32_t count = 0;
     *first = UINT32_MAX;
     for (uint32_t w = 0; w < bitmap_words(piece->size_class); w++) {
-        uint64_t bits = smi_view_slab_bits(&r->view, piece->page, piece->size_class, w) & valid_bits(piece->size_class, w);
+        uint64_t bits = smi_view_slab_bits(&r->view, piece->page, piece->size_class, w) &
+                        valid_bits(piece->size_class, w);
         if (bits && *first == UINT32_MAX)
             *first = w;
         count += (uint32_t)__builtin_popcountll(bits);
@@ -79,8 +84,8 @@ static void clear_excess(struct smi_repair *r, struct smi_piece *piece)
         smi_repair_put(r, SMI_TRUTHS, bits_ref(r, piece->page, k, w), bits & valid_bits(k, w));
     }
     if (cleared)
-        smi_repair_say(r, "C1", smi_repair_ref(piece->page), "bits of the slab at page %u beyond its last slot are cleared",
-                       piece->page);
+        smi_repair_say(r, "C1", smi_repair_ref(piece->page),
+                       "bits of the slab at page %u beyond its last slot are cleared", piece->page);
 }
 
 /* ---- slabs on their way ---- */
@@ -88,14 +93,16 @@ static void clear_excess(struct smi_repair *r, struct smi_piece *piece)
 int smi_repair_is_pending(struct smi_repair *r, const struct smi_piece *piece)
 {
     uint32_t index = index_of(piece);
-    return smi_repair_word(r, smi_repair_central(r, index, offsetof(struct smf_central, pending))) == piece->page;
+    return smi_repair_word(r, smi_repair_central(
+                                  r, index, offsetof(struct smf_central, pending))) == piece->page;
 }
 
-/* What `pending` names is given back at the next attach. So it must be a slab of the class, and one that the class
- * does not count any more, or not yet. */
+/* What `pending` names is given back at the next attach. So it must be a slab of the class, and one
+ * that the class does not count any more, or not yet. */
 static void mend_pending(struct smi_repair *r, uint32_t index, uint64_t tally)
 {
-    uint64_t at = smi_repair_central(r, index, offsetof(struct smf_central, pending)), page = smi_repair_word(r, at);
+    uint64_t at = smi_repair_central(r, index, offsetof(struct smf_central, pending)),
+             page = smi_repair_word(r, at);
     const struct smi_piece *piece = smi_repair_piece(r, page);
     if (page == 0)
         return;
@@ -103,13 +110,15 @@ static void mend_pending(struct smi_repair *r, uint32_t index, uint64_t tally)
     if (piece && piece->page == page && piece->kind == SMF_PAGE_SLAB &&
         index_of(piece) == index) {
         const struct smf_page *d = smi_view_page(&r->view, page);
-        uint64_t said = smi_repair_word(r, smi_repair_central(r, index, offsetof(struct smf_central, slab_count)));
-        wrong = d->in_set || d->free_slots || said >= tally ? "its class counts that slab as in use" : NULL;
+        uint64_t said = smi_repair_word(
+            r, smi_repair_central(r, index, offsetof(struct smf_central, slab_count)));
+        wrong = d->in_set || d->free_slots || said >= tally ? "its class counts that slab as in use"
+                                                            : NULL;
     }
     if (!wrong)
         return;
-    smi_repair_say(r, "C7", at, "page %llu is not pending in arena %u, class %u: %s", (unsigned long long)page,
-                   index / SMF_CLASSES, index % SMF_CLASSES, wrong);
+    smi_repair_say(r, "C7", at, "page %llu is not pending in arena %u, class %u: %s",
+                   (unsigned long long)page, index / SMF_CLASSES, index % SMF_CLASSES, wrong);
     smi_repair_put(r, SMI_TRUTHS, at, 0);
 }
 
@@ -121,18 +130,23 @@ struct tally {
     uint64_t differing; /* slabs whose count is not that of their bits */
 };
 
-/* Slots of a slab that nobody can vouch for stay allocated. The counts that tell are made void first, so that a
- * repair that is killed half way does not believe the rest. */
+/* Slots of a slab that nobody can vouch for stay allocated. The counts that tell are made void
+ * first, so that a repair that is killed half way does not believe the rest. */
 static void keep_allocated(struct smi_repair *r, const struct smi_piece *piece, uint32_t free_slots)
 {
     uint32_t k = piece->size_class, index = index_of(piece);
     const struct smf_page *d = smi_view_page(&r->view, piece->page);
     smi_repair_say(r, "C1", smi_repair_ref(piece->page),
-                   "the slab at page %u has %u free slots, its count says %u and %s: all of them stay allocated",
+                   "the slab at page %u has %u free slots, its count says %u and %s: all of them "
+                   "stay allocated",
                    piece->page, free_slots, d->free_slots,
-                   piece->torn ? "bits next to theirs stood for no slot" : "the counts of its class do not confirm them");
-    smi_repair_put(r, SMI_VOIDED, smi_repair_central(r, index, offsetof(struct smf_central, free_slots)), UINT64_MAX);
-    smi_repair_put_part(r, SMI_VOIDED, (uint64_t)((const uint8_t *)&d->free_slots - r->view.memory), 2, 0);
+                   piece->torn ? "bits next to theirs stood for no slot"
+                               : "the counts of its class do not confirm them");
+    smi_repair_put(r, SMI_VOIDED,
+                   smi_repair_central(r, index, offsetof(struct smf_central, free_slots)),
+                   UINT64_MAX);
+    smi_repair_put_part(r, SMI_VOIDED, (uint64_t)((const uint8_t *)&d->free_slots - r->view.memory),
+                        2, 0);
     for (uint32_t w = 0; w < bitmap_words(k); w++)
         smi_repair_put(r, SMI_TRUTHS, bits_ref(r, piece->page, k, w), 0);
 }
@@ -147,16 +161,21 @@ static void tally_bitmap(struct smi_repair *r, struct smi_piece *piece, struct t
     tally->differing += smi_view_page(&r->view, piece->page)->free_slots != bits;
 }
 
-/* Does all else of the class say that a slab's bits are right and its own count is wrong? Two wrong bitmaps may make
- * the sum right, and so may a slab that was taken for another class's. */
+/* Does all else of the class say that a slab's bits are right and its own count is wrong? Two wrong
+ * bitmaps may make the sum right, and so may a slab that was taken for another class's. */
 static int confirms(struct smi_repair *r, uint32_t index, const struct tally *tally)
 {
     return tally->differing == 1 &&
-           smi_repair_word(r, smi_repair_central(r, index, offsetof(struct smf_central, slab_count))) == tally->slabs &&
-           smi_repair_word(r, smi_repair_central(r, index, offsetof(struct smf_central, free_slots))) == tally->free_slots;
+           smi_repair_word(
+               r, smi_repair_central(r, index, offsetof(struct smf_central, slab_count))) ==
+               tally->slabs &&
+           smi_repair_word(
+               r, smi_repair_central(r, index, offsetof(struct smf_central, free_slots))) ==
+               tally->free_slots;
 }
 
-static void mend_bitmap(struct smi_repair *r, const struct smi_piece *piece, const struct tally *tally)
+static void mend_bitmap(struct smi_repair *r, const struct smi_piece *piece,
+                        const struct tally *tally)
 {
     uint32_t first, bits = smi_repair_free_slots(r, piece, &first);
     if (bits && (piece->torn || (smi_view_page(&r->view, piece->page)->free_slots != bits &&
@@ -185,7 +204,8 @@ void smi_mend_bitmaps(struct smi_repair *r)
         if (is_slab_at_rest(r, &pieces->at[i]))
             tally_bitmap(r, &pieces->at[i], &tally[index_of(&pieces->at[i])]);
     for (size_t i = 0; i < pieces->count && !r->failed; i++)
-        if (is_slab_at_rest(r, &pieces->at[i]) && pieces->at[i].arena < r->view.header.arena_count && !hardened)
+        if (is_slab_at_rest(r, &pieces->at[i]) &&
+            pieces->at[i].arena < r->view.header.arena_count && !hardened)
             mend_bitmap(r, &pieces->at[i], &tally[index_of(&pieces->at[i])]);
     free(tally);
     free(slabs);
@@ -216,7 +236,8 @@ static void look_at_users(struct users *u, const struct smi_piece *piece)
     uint64_t tags = (smi_classes[k].slots * sizeof(uint16_t) + 7) & ~7ull;
     uint64_t users = smi_view_page(&r->view, piece->page)->side + tags;
     for (uint32_t i = 0; i < smi_classes[k].slots; i++) {
-        uint64_t ref = smi_repair_ref(piece->page + smi_classes[k].bitmap_pages) + (uint64_t)i * smi_classes[k].size;
+        uint64_t ref = smi_repair_ref(piece->page + smi_classes[k].bitmap_pages) +
+                       (uint64_t)i * smi_classes[k].size;
         const struct smi_cached *cached = cached_at(u, ref);
         uint64_t word = users + i / 64 * 8, bit = 1ull << i % 64, value = smi_repair_word(r, word);
         int is_free = smi_repair_bit(r, piece->page, i);
@@ -235,10 +256,12 @@ static void look_at_users(struct users *u, const struct smi_piece *piece)
     }
     if (kept)
         smi_repair_say(r, "S2", smi_repair_ref(piece->page),
-                       "%u slots of the slab at page %u, which are free and have their user's bit, stay allocated", kept,
-                       piece->page);
+                       "%u slots of the slab at page %u, which are free and have their user's bit, "
+                       "stay allocated",
+                       kept, piece->page);
     if (set)
-        smi_repair_say(r, "S2", smi_repair_ref(piece->page), "%u slots of the slab at page %u in use get their user's bit", set,
+        smi_repair_say(r, "S2", smi_repair_ref(piece->page),
+                       "%u slots of the slab at page %u in use get their user's bit", set,
                        piece->page);
 }
 
@@ -253,7 +276,8 @@ static uint32_t owned_threads(struct smi_repair *r)
     return count;
 }
 
-/* Each thread may have been giving one slot back. When more lack their bit than that, all get it. */
+/* Each thread may have been giving one slot back. When more lack their bit than that, all get
+ * it. */
 void smi_mend_users(struct smi_repair *r)
 {
     struct users u = {.r = r};

@@ -2,9 +2,10 @@
 /*
  * repair_threads.c - thread slots and their stacks in a heap under repair.
  *
- * Nobody is attached, so every owner is dead, and the next process that attaches adopts what it left: here it only
- * has to be possible. What a stack can no longer tell, because its count, its array or a ref in it is damaged, stays
- * allocated. A slot that a stack and the central heap both have stays in the stack.
+ * Nobody is attached, so every owner is dead, and the next process that attaches adopts what it
+ * left: here it only has to be possible. What a stack can no longer tell, because its count, its
+ * array or a ref in it is damaged, stays allocated. A slot that a stack and the central heap both
+ * have stays in the stack.
  */
 #include "repair_plan.h"
 
@@ -14,8 +15,8 @@
 #include "format/entry.h"
 #include "format/sizeclass.h"
 
-/* By piece: the thread slot that has this span of the library, + 1, and IS_LOG when it is a chunk of its log; SPARE_ONLY
- * when a `spare` alone names it. */
+/* By piece: the thread slot that has this span of the library, + 1, and IS_LOG when it is a chunk
+ * of its log; SPARE_ONLY when a `spare` alone names it. */
 #define SPARE_ONLY UINT32_MAX
 #define IS_LOG (1u << 30)
 struct naming {
@@ -28,10 +29,12 @@ static uint64_t table_ref(const struct smi_repair *r, uint32_t i)
     return r->view.header.areas.threads + 8ull * i;
 }
 
-/* The piece of the library that begins at `ref`, with `pages` pages (0: any); NULL when there is none. */
+/* The piece of the library that begins at `ref`, with `pages` pages (0: any); NULL when there is
+ * none. */
 static struct smi_piece *span_at(struct smi_repair *r, uint64_t ref, uint32_t pages)
 {
-    struct smi_piece *piece = ref % SMF_PAGE == 0 ? smi_repair_piece(r, ref >> SMF_PAGE_SHIFT) : NULL;
+    struct smi_piece *piece =
+        ref % SMF_PAGE == 0 ? smi_repair_piece(r, ref >> SMF_PAGE_SHIFT) : NULL;
     return piece && piece->kind == SMF_PAGE_META && smi_repair_ref(piece->page) == ref &&
                    (pages == 0 || piece->count == pages)
                ? piece
@@ -55,8 +58,10 @@ static void mend_entry(struct naming *n, uint32_t i)
         *namer(n, piece) = i + 1;
         return;
     }
-    smi_repair_say(n->r, "T4", table_ref(n->r, i), "entry %u of the thread table names %#llx, %s: it is cleared", i,
-                   (unsigned long long)ref, piece ? "as another entry does" : "where no thread slot is");
+    smi_repair_say(n->r, "T4", table_ref(n->r, i),
+                   "entry %u of the thread table names %#llx, %s: it is cleared", i,
+                   (unsigned long long)ref,
+                   piece ? "as another entry does" : "where no thread slot is");
     smi_repair_put(n->r, SMI_TRUTHS, table_ref(n->r, i), 0);
 }
 
@@ -84,7 +89,8 @@ static void find_lost_slots(struct naming *n)
             i++;
         if (i == SMF_THREADS)
             return;
-        smi_repair_say(r, "T4", table_ref(r, i), "entry %u of the thread table names the thread slot at page %u again", i,
+        smi_repair_say(r, "T4", table_ref(r, i),
+                       "entry %u of the thread table names the thread slot at page %u again", i,
                        piece->page);
         smi_repair_put(r, SMI_TRUTHS, table_ref(r, i), smi_repair_ref(piece->page));
         smi_mend_link(r, i);
@@ -103,26 +109,32 @@ static int is_at_rest(struct smi_repair *r, uint64_t ref, const struct smf_threa
     }
     if (!smi_format_is_older(&r->view.header) && (thread->limbo || thread->section_epoch))
         return 0;
-    return !thread->link.op && !thread->scratch && !thread->building && !thread->spare[0] && !thread->spare[1] &&
-           !smi_view_keeps_any(&r->view, thread) &&
-           (smi_format_is_older(&r->view.header) || (!thread->tx_log && (thread->tx_state & SMF_TX_PHASE) == SMF_TX_IDLE));
+    return !thread->link.op && !thread->scratch && !thread->building && !thread->spare[0] &&
+           !thread->spare[1] && !smi_view_keeps_any(&r->view, thread) &&
+           (smi_format_is_older(&r->view.header) ||
+            (!thread->tx_log && (thread->tx_state & SMF_TX_PHASE) == SMF_TX_IDLE));
 }
 
-/* Whoever gives a thread slot up clears `tid` before `owner`: without both it is at rest, and what it seems to hold is
- * not its own any more. */
-static void mend_owner(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+/* Whoever gives a thread slot up clears `tid` before `owner`: without both it is at rest, and what
+ * it seems to hold is not its own any more. */
+static void mend_owner(struct smi_repair *r, uint32_t i, uint64_t ref,
+                       const struct smf_thread *thread)
 {
-    if (thread->owner > SMF_PROCESSES || (thread->owner == 0 && thread->tid != 0 && !is_at_rest(r, ref, thread))) {
-        smi_repair_say(r, thread->owner ? "T4" : "T5", ref,
-                       "thread slot %u, whose owner is lost, goes to a dead process: what it holds comes back", i);
+    if (thread->owner > SMF_PROCESSES ||
+        (thread->owner == 0 && thread->tid != 0 && !is_at_rest(r, ref, thread))) {
+        smi_repair_say(
+            r, thread->owner ? "T4" : "T5", ref,
+            "thread slot %u, whose owner is lost, goes to a dead process: what it holds comes back",
+            i);
         smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, owner), 1);
     }
     if (thread->owner == 0) {
         if (is_at_rest(r, ref, thread))
             return;
         smi_repair_say(r, "T5", ref, "thread slot %u, which nobody has, is empty", i);
-        static const size_t words[] = {offsetof(struct smf_thread, scratch), offsetof(struct smf_thread, building),
-                                       offsetof(struct smf_thread, spare), offsetof(struct smf_thread, spare) + 8};
+        static const size_t words[] = {
+            offsetof(struct smf_thread, scratch), offsetof(struct smf_thread, building),
+            offsetof(struct smf_thread, spare), offsetof(struct smf_thread, spare) + 8};
         for (unsigned w = 0; w < sizeof(words) / sizeof(words[0]); w++)
             smi_repair_put(r, SMI_TRUTHS, ref + words[w], 0);
         for (unsigned w = 0; w < SMF_SPANS; w++)
@@ -132,13 +144,15 @@ static void mend_owner(struct smi_repair *r, uint32_t i, uint64_t ref, const str
         return;
     }
     /* what a process leaves is looked for while its entry is in use */
-    uint64_t entry = r->view.header.areas.processes + (thread->owner - 1) * sizeof(struct smf_process);
+    uint64_t entry =
+        r->view.header.areas.processes + (thread->owner - 1) * sizeof(struct smf_process);
     if ((uint32_t)smi_repair_word(r, entry) == 0)
         smi_repair_put_part(r, SMI_TRUTHS, entry, 4, 1);
 }
 
 /* The stack uses its inside array; empty, unless that is where its refs have been all the time. */
-static void reset_stack(struct smi_repair *r, uint32_t k, uint64_t ref, const struct smf_thread *thread, int keep)
+static void reset_stack(struct smi_repair *r, uint32_t k, uint64_t ref,
+                        const struct smf_thread *thread, int keep)
 {
     uint64_t array = smi_view_inside_array(&r->view, ref, k);
     if (!keep)
@@ -148,46 +162,54 @@ static void reset_stack(struct smi_repair *r, uint32_t k, uint64_t ref, const st
 }
 
 /* All that follows is about closed stacks; the next owner opens it. */
-static void close_stack(struct smi_repair *r, uint32_t i, uint32_t k, uint64_t ref, const struct smf_thread *thread)
+static void close_stack(struct smi_repair *r, uint32_t i, uint32_t k, uint64_t ref,
+                        const struct smf_thread *thread)
 {
     struct smi_view_stack stack;
     if (smi_view_read_stack(&r->view, ref, thread, k, &stack))
         return;
     if (stack.has_gap)
         smi_repair_say(r, "T1", stack.array + 8ull * (stack.count + 1),
-                       "the stack of class %u of thread slot %u ends at its first 0, behind %u refs: what lies behind that "
+                       "the stack of class %u of thread slot %u ends at its first 0, behind %u "
+                       "refs: what lies behind that "
                        "stays allocated",
                        k, i, stack.count);
     smi_repair_put(r, SMI_TRUTHS, stack.array, stack.count);
 }
 
-static void mend_stack(struct naming *n, uint32_t i, uint32_t k, uint64_t ref, const struct smf_thread *thread)
+static void mend_stack(struct naming *n, uint32_t i, uint32_t k, uint64_t ref,
+                       const struct smf_thread *thread)
 {
     struct smi_repair *r = n->r;
     uint64_t stack = thread->stacks[k], array = stack & ~(uint64_t)SMF_STACK_PAGES;
     uint64_t at = ref + offsetof(struct smf_thread, stacks) + 8ull * k;
     uint32_t pages = stack & SMF_STACK_PAGES;
     if (thread->owner == 0) {
-        if (stack != 0 && (pages || array != smi_view_inside_array(&r->view, ref, k) || smi_repair_word(r, array) != 0))
+        if (stack != 0 && (pages || array != smi_view_inside_array(&r->view, ref, k) ||
+                           smi_repair_word(r, array) != 0))
             reset_stack(r, k, ref, thread, 0);
         return;
     }
     if (pages == 0) {
-        uint32_t begin = smi_format_is_older(&r->view.header) ? SMF_THREAD_ARRAYS_2 : SMF_THREAD_ARRAYS;
+        uint32_t begin =
+            smi_format_is_older(&r->view.header) ? SMF_THREAD_ARRAYS_2 : SMF_THREAD_ARRAYS;
         int inside = array >= ref + begin && array < ref + SMF_THREAD_PAGES * SMF_PAGE;
         if (array != smi_view_inside_array(&r->view, ref, k)) {
-            smi_repair_say(r, "T1", at, "the stack of class %u of thread slot %u uses its inside array%s", k, i,
+            smi_repair_say(r, "T1", at,
+                           "the stack of class %u of thread slot %u uses its inside array%s", k, i,
                            inside ? "" : ", empty: what it held stays allocated");
             reset_stack(r, k, ref, thread, inside);
         }
     } else {
-        const struct smi_piece *piece =
-            smi_view_stack_is_possible(&r->view, ref, stack, k) ? span_at(r, array - smi_span_offset(k), pages) : NULL;
+        const struct smi_piece *piece = smi_view_stack_is_possible(&r->view, ref, stack, k)
+                                            ? span_at(r, array - smi_span_offset(k), pages)
+                                            : NULL;
         if (piece && *namer(n, piece) == 0) {
             *namer(n, piece) = i + 1;
         } else {
             smi_repair_say(r, piece ? "T3" : "T1", at,
-                           "the stack of class %u of thread slot %u begins anew: its array %s; what it held stays allocated",
+                           "the stack of class %u of thread slot %u begins anew: its array %s; "
+                           "what it held stays allocated",
                            k, i, piece ? "is another's" : "is none");
             reset_stack(r, k, ref, thread, 0);
         }
@@ -196,8 +218,10 @@ static void mend_stack(struct naming *n, uint32_t i, uint32_t k, uint64_t ref, c
     if (smi_repair_word(r, array) == SMF_OPEN)
         close_stack(r, i, k, ref, thread);
     if (smi_repair_word(r, array) >= smi_stack_words(thread->stacks[k], k)) {
-        smi_repair_say(r, "T1", at, "the stack of class %u of thread slot %u, whose count of %llu is not possible, is empty: "
-                                    "what it held stays allocated",
+        smi_repair_say(r, "T1", at,
+                       "the stack of class %u of thread slot %u, whose count of %llu is not "
+                       "possible, is empty: "
+                       "what it held stays allocated",
                        k, i, (unsigned long long)smi_repair_word(r, array));
         smi_repair_put(r, SMI_TRUTHS, array, 0);
     }
@@ -214,18 +238,20 @@ static void mend_limbo(struct naming *n, uint32_t i, uint64_t ref, const struct 
         return;
     }
     smi_repair_say(n->r, "B1", ref + offsetof(struct smf_thread, limbo),
-                   "thread slot %u has no limbo: %#llx is %s; what it had retired stays allocated", i,
-                   (unsigned long long)thread->limbo, piece ? "another's" : "none");
+                   "thread slot %u has no limbo: %#llx is %s; what it had retired stays allocated",
+                   i, (unsigned long long)thread->limbo, piece ? "another's" : "none");
     smi_repair_put(n->r, SMI_TRUTHS, ref + offsetof(struct smf_thread, limbo), 0);
 }
 
 /* All sections are over, because nobody is attached. */
-static void mend_section(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+static void mend_section(struct smi_repair *r, uint32_t i, uint64_t ref,
+                         const struct smf_thread *thread)
 {
     const uint64_t epoch = smi_repair_word(r, SMF_STATE_OFFSET + offsetof(struct smf_state, epoch));
     if (thread->section_epoch <= epoch && thread->ousted < epoch)
         return;
-    smi_repair_say(r, "B3", ref + offsetof(struct smf_thread, section_epoch), "thread slot %u is in no read section", i);
+    smi_repair_say(r, "B3", ref + offsetof(struct smf_thread, section_epoch),
+                   "thread slot %u is in no read section", i);
     smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, section_epoch), 0);
     smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, ousted), 0);
 }
@@ -239,7 +265,8 @@ static void mend_epoch(struct smi_repair *r)
     smi_repair_put(r, SMI_TRUTHS, at, 1);
 }
 
-/* Spares that nothing names are given back at adoption: they must be spans of the library, and this slot's. */
+/* Spares that nothing names are given back at adoption: they must be spans of the library, and this
+ * slot's. */
 static void mend_spares(struct naming *n, uint32_t i, uint64_t ref, const struct smf_thread *thread)
 {
     for (uint32_t s = 0; s < 2; s++) {
@@ -250,8 +277,10 @@ static void mend_spares(struct naming *n, uint32_t i, uint64_t ref, const struct
         if (piece && *namer(n, piece) == 0) {
             *namer(n, piece) = SPARE_ONLY;
         } else if (!piece || *namer(n, piece) != i + 1 || thread->spare[s] == ref) {
-            smi_repair_say(n->r, "T3", at, "a spare of thread slot %u names %#llx, which is not its own: it is cleared", i,
-                           (unsigned long long)thread->spare[s]);
+            smi_repair_say(
+                n->r, "T3", at,
+                "a spare of thread slot %u names %#llx, which is not its own: it is cleared", i,
+                (unsigned long long)thread->spare[s]);
             smi_repair_put(n->r, SMI_TRUTHS, at, 0);
         }
     }
@@ -268,11 +297,13 @@ static void look_at_logged(const struct smi_logged *logged, uint64_t at, void *a
 {
     struct log_walk *l = arg;
     const struct smf_state *state = &l->r->view.state;
-    uint64_t len = logged->type == SMF_ENTRY_ADD ? logged->len : 8, begin = l->r->view.header.areas.end;
+    uint64_t len = logged->type == SMF_ENTRY_ADD ? logged->len : 8,
+             begin = l->r->view.header.areas.end;
     (void)at;
     if (logged->ref == 0 && logged->type != SMF_ENTRY_ADD)
         return;
-    l->is_wrong |= logged->ref < begin || logged->ref >= state->size || len > state->size - logged->ref ||
+    l->is_wrong |= logged->ref < begin || logged->ref >= state->size ||
+                   len > state->size - logged->ref ||
                    (logged->type == SMF_ENTRY_STORE && logged->ref % 8 != 0);
 }
 
@@ -283,15 +314,18 @@ static int mend_chunk(struct naming *n, uint32_t i, uint64_t ref)
     if (!piece || *namer(n, piece) != 0)
         return 0;
     *namer(n, piece) = (i + 1) | IS_LOG;
-    uint64_t at = smi_view_descriptor_ref(&n->r->view, piece->page) + offsetof(struct smf_page, tag);
+    uint64_t at =
+        smi_view_descriptor_ref(&n->r->view, piece->page) + offsetof(struct smf_page, tag);
     if (smi_view_page(&n->r->view, piece->page)->tag != SMF_PURPOSE_LOG) {
-        smi_repair_say(n->r, "T3", ref, "the span of the library at page %u says what it is for", piece->page);
+        smi_repair_say(n->r, "T3", ref, "the span of the library at page %u says what it is for",
+                       piece->page);
         smi_repair_put_part(n->r, SMI_TRUTHS, at, sizeof(uint16_t), SMF_PURPOSE_LOG);
     }
     return 1;
 }
 
-/* Why the transaction can be neither rolled back nor finished; NULL when it can, or there is none. */
+/* Why the transaction can be neither rolled back nor finished; NULL when it can, or there is
+ * none. */
 static const char *fault_of_entries(struct smi_repair *r, const struct smf_thread *thread)
 {
     struct log_walk l = {r, 0};
@@ -307,14 +341,19 @@ static const char *fault_of_entries(struct smi_repair *r, const struct smf_threa
     return wrong ? wrong : l.is_wrong ? "has an entry for what is not in the heap" : NULL;
 }
 
-/* What cannot be rolled back stays as it is, and blocks that it took or was to free stay allocated. */
-static void discard(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread, const char *why)
+/* What cannot be rolled back stays as it is, and blocks that it took or was to free stay
+ * allocated. */
+static void discard(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread,
+                    const char *why)
 {
-    smi_repair_say(r, "X2", ref + offsetof(struct smf_thread, tx_state),
-                   "the transaction of thread slot %u is forgotten, because it %s: what it changed stays", i, why);
+    smi_repair_say(
+        r, "X2", ref + offsetof(struct smf_thread, tx_state),
+        "the transaction of thread slot %u is forgotten, because it %s: what it changed stays", i,
+        why);
     if (smi_view_log(&r->view, thread))
         smi_repair_put(r, SMI_TRUTHS, thread->tx_log + offsetof(struct smf_log, used), 0);
-    smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, tx_state), thread->tx_state & ~SMF_TX_PHASE);
+    smi_repair_put(r, SMI_TRUTHS, ref + offsetof(struct smf_thread, tx_state),
+                   thread->tx_state & ~SMF_TX_PHASE);
 }
 
 static void mend_log(struct naming *n, uint32_t i, uint64_t ref, const struct smf_thread *thread)
@@ -323,7 +362,8 @@ static void mend_log(struct naming *n, uint32_t i, uint64_t ref, const struct sm
     uint64_t at = ref + offsetof(struct smf_thread, tx_log);
     const char *why = NULL;
     if (thread->tx_log != 0 && (!thread->owner || !mend_chunk(n, i, thread->tx_log))) {
-        smi_repair_say(r, thread->owner ? "X1" : "X3", at, "thread slot %u has no log of transactions any more: it %s", i,
+        smi_repair_say(r, thread->owner ? "X1" : "X3", at,
+                       "thread slot %u has no log of transactions any more: it %s", i,
                        thread->owner ? "names none" : "has no owner");
         smi_repair_put(r, SMI_TRUTHS, at, 0);
     }
@@ -332,10 +372,13 @@ static void mend_log(struct naming *n, uint32_t i, uint64_t ref, const struct sm
         uint64_t chunk_at = thread->tx_log + offsetof(struct smf_log, chunk) + 8ull * c;
         if (log->chunk[c] == 0 || mend_chunk(n, i, log->chunk[c]))
             continue;
-        smi_repair_say(r, "X1", chunk_at, "chunk %u of the log of thread slot %u is none: it is cleared", c, i);
+        smi_repair_say(r, "X1", chunk_at,
+                       "chunk %u of the log of thread slot %u is none: it is cleared", c, i);
         smi_repair_put(r, SMI_TRUTHS, chunk_at, 0);
     }
-    why = thread->tx_log == 0 && (thread->tx_state & SMF_TX_PHASE) != SMF_TX_IDLE ? "has no log" : fault_of_entries(r, thread);
+    why = thread->tx_log == 0 && (thread->tx_state & SMF_TX_PHASE) != SMF_TX_IDLE
+              ? "has no log"
+              : fault_of_entries(r, thread);
     if (why)
         discard(r, i, ref, thread, why);
 }
@@ -349,7 +392,8 @@ static void mend_purposes(struct naming *n)
     for (size_t p = 0; p < r->pieces.count; p++) {
         const struct smi_piece *piece = &r->pieces.at[p];
         const struct smf_page *d = smi_view_page(&r->view, piece->page);
-        if (piece->kind != SMF_PAGE_META || n->by[p] == 0 || n->by[p] == SPARE_ONLY || (n->by[p] & IS_LOG) || !d)
+        if (piece->kind != SMF_PAGE_META || n->by[p] == 0 || n->by[p] == SPARE_ONLY ||
+            (n->by[p] & IS_LOG) || !d)
             continue;
         uint64_t slot, ref = smi_repair_ref(piece->page);
         const struct smf_thread *thread = smi_view_thread(&r->view, n->by[p] - 1, &slot);
@@ -358,9 +402,11 @@ static void mend_purposes(struct naming *n)
                                                             : SMF_PURPOSE_ARRAY;
         if (d->tag == purpose)
             continue;
-        smi_repair_say(r, "T3", smi_repair_ref(piece->page), "the span of the library at page %u says what it is for",
-                       piece->page);
-        smi_repair_put_part(r, SMI_TRUTHS, smi_view_descriptor_ref(&r->view, piece->page) + offsetof(struct smf_page, tag),
+        smi_repair_say(r, "T3", smi_repair_ref(piece->page),
+                       "the span of the library at page %u says what it is for", piece->page);
+        smi_repair_put_part(r, SMI_TRUTHS,
+                            smi_view_descriptor_ref(&r->view, piece->page) +
+                                offsetof(struct smf_page, tag),
                             sizeof(d->tag), purpose);
     }
 }
@@ -373,7 +419,8 @@ static void free_unnamed(struct naming *n)
         if (piece->kind != SMF_PAGE_META || n->by[p])
             continue;
         smi_repair_say(r, "T3", smi_repair_ref(piece->page),
-                       "the span of the library at page %u, which nothing names, becomes free", piece->page);
+                       "the span of the library at page %u, which nothing names, becomes free",
+                       piece->page);
         piece->kind = SMF_PAGE_FREE;
     }
 }
@@ -419,12 +466,15 @@ void smi_mend_thread_table(struct smi_repair *r)
 
 /* ---- cached slots ---- */
 
-/* Take entry `e` out of a stack; the order of the others, of which the last is the next to go, stays. */
+/* Take entry `e` out of a stack; the order of the others, of which the last is the next to go,
+ * stays. */
 static void drop(struct smi_repair *r, const struct smi_view_stack *stack, uint32_t e)
 {
     uint64_t count = smi_repair_word(r, stack->array);
-    for (uint64_t at = e + 1ull; at < count; at++) /* kill here: one is there twice, of which one goes */
-        smi_repair_put(r, SMI_TRUTHS, stack->array + 8 * at, smi_repair_word(r, stack->array + 8 * (at + 1)));
+    for (uint64_t at = e + 1ull; at < count; at++) /* kill here: one is there twice, of which one
+                                                      goes */
+        smi_repair_put(r, SMI_TRUTHS, stack->array + 8 * at,
+                       smi_repair_word(r, stack->array + 8 * (at + 1)));
     smi_repair_put(r, SMI_TRUTHS, stack->array, count - 1);
 }
 
@@ -437,7 +487,8 @@ static int is_slot_of(struct smi_repair *r, uint64_t ref, uint32_t k)
     return d->size_class == k && d->arena < r->view.header.arena_count;
 }
 
-static void drop_impossible(struct smi_repair *r, uint32_t i, uint64_t ref, const struct smf_thread *thread)
+static void drop_impossible(struct smi_repair *r, uint32_t i, uint64_t ref,
+                            const struct smf_thread *thread)
 {
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         struct smi_view_stack stack;
@@ -453,8 +504,10 @@ static void drop_impossible(struct smi_repair *r, uint32_t i, uint64_t ref, cons
             drop(r, &stack, e);
         }
         if (dropped)
-            smi_repair_say(r, "T2", first, "the stack of class %u of thread slot %u drops %u refs that are no slots of it", k,
-                           i, dropped);
+            smi_repair_say(
+                r, "T2", first,
+                "the stack of class %u of thread slot %u drops %u refs that are no slots of it", k,
+                i, dropped);
     }
 }
 
@@ -497,8 +550,9 @@ static void mend_bags(struct smi_repair *r, uint32_t i, const struct smf_thread 
             dropped++;
         }
         if (dropped)
-            smi_repair_say(r, "B2", bag, "bag %u of thread slot %u drops %llu words that are no retired blocks", b, i,
-                           (unsigned long long)dropped);
+            smi_repair_say(r, "B2", bag,
+                           "bag %u of thread slot %u drops %llu words that are no retired blocks",
+                           b, i, (unsigned long long)dropped);
         if (bags[b].stamp > epoch)
             smi_repair_put(r, SMI_TRUTHS, bag + offsetof(struct smf_bag, stamp), epoch);
     }
@@ -537,8 +591,10 @@ static void mend_cached(struct smi_repair *r, const struct smi_cached *c, size_t
             smi_repair_say(r, "C4", c[i].ref, "slot %#llx, which is on stacks twice, stays on one",
                            (unsigned long long)c[i].ref);
             smi_repair_drop_cached(r, &c[i]);
-        } else if (smi_view_slot(&r->view, c[i].ref, &slab, &index) == 0 && smi_repair_bit(r, slab, index)) {
-            smi_repair_say(r, "C4", c[i].ref, "slot %#llx, which is on a stack, is not free in the central heap",
+        } else if (smi_view_slot(&r->view, c[i].ref, &slab, &index) == 0 &&
+                   smi_repair_bit(r, slab, index)) {
+            smi_repair_say(r, "C4", c[i].ref,
+                           "slot %#llx, which is on a stack, is not free in the central heap",
                            (unsigned long long)c[i].ref);
             smi_repair_put_bit(r, SMI_TRUTHS, slab, index, 0);
         }
@@ -551,12 +607,14 @@ static void mend_built(struct smi_repair *r, uint32_t i, uint64_t at)
     uint32_t slab, index;
     uint64_t ref = smi_repair_word(r, at);
     const struct smi_piece *piece = smi_repair_piece(r, ref >> SMF_PAGE_SHIFT);
-    int is_block = smi_view_slot(&r->view, ref, &slab, &index) == 0
-                       ? !smi_repair_bit(r, slab, index)
-                       : piece && piece->kind == SMF_PAGE_LARGE && smi_repair_ref(piece->page) == ref;
+    int is_block =
+        smi_view_slot(&r->view, ref, &slab, &index) == 0
+            ? !smi_repair_bit(r, slab, index)
+            : piece && piece->kind == SMF_PAGE_LARGE && smi_repair_ref(piece->page) == ref;
     if (ref == 0 || is_block)
         return;
-    smi_repair_say(r, "T6", at, "thread slot %u builds nothing: %#llx is no allocated block", i, (unsigned long long)ref);
+    smi_repair_say(r, "T6", at, "thread slot %u builds nothing: %#llx is no allocated block", i,
+                   (unsigned long long)ref);
     smi_repair_put(r, SMI_TRUTHS, at, 0);
 }
 
@@ -566,11 +624,14 @@ static void mend_marks(struct smi_repair *r)
     for (size_t p = 0; p < r->pieces.count; p++) {
         const struct smi_piece *piece = &r->pieces.at[p];
         uint64_t ref = smi_repair_ref(piece->page),
-                 side = smi_view_descriptor_ref(&r->view, piece->page) + offsetof(struct smf_page, side);
+                 side = smi_view_descriptor_ref(&r->view, piece->page) +
+                        offsetof(struct smf_page, side);
         if (piece->kind != SMF_PAGE_LARGE || smi_repair_word(r, side) == 0 ||
             smi_view_is_kept(&r->view, ref, piece->count, smi_repair_word(r, side)))
             continue;
-        smi_repair_say(r, "K1", ref, "the large block at page %u, which no thread slot keeps, stays allocated", piece->page);
+        smi_repair_say(r, "K1", ref,
+                       "the large block at page %u, which no thread slot keeps, stays allocated",
+                       piece->page);
         smi_repair_put(r, SMI_TRUTHS, side, 0);
     }
 }
