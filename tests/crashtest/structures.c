@@ -80,11 +80,12 @@ static int lock(shmalloc_heap *heap)
 {
     struct world *w = world_of(heap);
     int rc = shmalloc_mutex_lock(heap, &w->mutex);
-    if (rc != 1)
+    if (rc != SHMALLOC_OWNER_DIED)
         return rc;
     if (w->ref[1] == w->ref[0])
         shmalloc_store(&w->ref[1], 0);
-    return shmalloc_ref_free(heap, &w->ref[1]);
+    rc = shmalloc_ref_free(heap, &w->ref[1]);
+    return rc < 0 ? rc : shmalloc_mutex_consistent(heap, &w->mutex);
 }
 
 CALLBACK(recover)
