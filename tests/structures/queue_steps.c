@@ -337,7 +337,6 @@ int main(int argc, char **argv)
         test.describe = describe_all;
         test.proceed = go_on;
         test.seconds = 20;
-        test.keep = "/tmp";
         int rc = shmalloc_crashtest_run(&test);
         printf("%s: %s\n", cases[i].name, rc == 0 ? "no fault" : "FAULTS");
         fflush(stdout);
