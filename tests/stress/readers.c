@@ -89,6 +89,7 @@ int main(int argc, char **argv)
             return 2;
     }
     must(threads <= MOST_THREADS, "at most %d threads", MOST_THREADS);
+    test_seed(); /* drawn before there are threads */
     fixture_begin_heap(&f, 0);
     table = shmalloc_calloc(f.heap, 1, sizeof(*table));
     for (unsigned i = 0; i < threads; i++)

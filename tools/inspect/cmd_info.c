@@ -45,7 +45,8 @@ static const char help[] =
     "  memory                  bytes: allocated, cached, central_free, free, free_reserved,\n"
     "                          largest_free_run, metadata; number of allocated_blocks;\n"
     "                          cached: free slots in caches of threads, and large blocks that\n"
-    "                          they freed and keep\n"
+    "                          they freed and keep; retired, retired_blocks: no longer in\n"
+    "                          use, not yet freed, because somebody may still read them\n"
     "  roots, repairs, lock_waits, double_frees   counts\n"
     "  faults                  page faults of the processes alive, whole programs: minor (from\n"
     "                          memory), major (from disk); number of processes that /proc tells\n"
@@ -251,6 +252,9 @@ static void print_space(struct inspect *in, const shmalloc_stats *s)
            inspect_count(s->allocated_blocks, "block", "blocks", n));
     printf("  cached      %s in free slots and large blocks that threads keep\n",
            inspect_bytes(s->cached, a));
+    if (s->retired_blocks)
+        printf("  retired     %s in %s, not yet freed: they may still be read\n", inspect_bytes(s->retired, a),
+               inspect_count(s->retired_blocks, "block", "blocks", n));
     printf("  free slots  %s in slabs\n", inspect_bytes(s->central_free, a));
     printf("  free runs   %s, the largest %s; %s of it with storage\n",
            inspect_bytes(s->free_pages, a), inspect_bytes(s->largest_free_run, b),
@@ -281,6 +285,8 @@ static void add_space(struct inspect *in, const shmalloc_stats *s)
     inspect_add_number(memory, "allocated", s->allocated);
     inspect_add_number(memory, "allocated_blocks", s->allocated_blocks);
     inspect_add_number(memory, "cached", s->cached);
+    inspect_add_number(memory, "retired", s->retired);
+    inspect_add_number(memory, "retired_blocks", s->retired_blocks);
     inspect_add_number(memory, "central_free", s->central_free);
     inspect_add_number(memory, "free", s->free_pages);
     inspect_add_number(memory, "free_reserved", s->free_reserved);
