@@ -307,8 +307,8 @@ static int make_slot(shmalloc_heap *heap, uint32_t count, struct smi_thread *t)
                                   of a fault for each */
             smi_os_populate(slot, SMF_THREAD_PAGES * SMF_PAGE, 1);
         smi_stacks_count_claims(heap, slot);
-        slot->serial++;
-        slot->tid = smi_os_thread_id();
+        SMI_STORE(&slot->serial, slot->serial + 1); /* who cannot lock a mutex looks who has it */
+        SMI_STORE(&slot->tid, smi_os_thread_id());
         slot->start_time = start_time_of(heap, (pid_t)slot->tid);
         smi_stacks_format(slot, (uint64_t)((uint8_t *)slot - heap->base), untouched_slot);
         SMI_STORE(&slot->owner, (uint64_t)heap->process_index + 1);

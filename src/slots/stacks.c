@@ -130,8 +130,9 @@ void smi_stacks_format(struct smf_thread *slot, uint64_t own_ref, int zero)
     slot->scratch = slot->building = slot->spare[0] = slot->spare[1] = 0;
     slot->structure = slot->nested = slot->using_structure = 0;
     slot->refilled = slot->flushed = slot->large = 0;
-    memset(slot->held, 0, sizeof(slot->held) + sizeof(slot->held_since));
-    slot->waits_for = slot->waits_since = 0;
+    for (unsigned i = 0; i < SMF_HELD; i++)
+        SMI_STORE(&slot->held[i], 0);
+    SMI_STORE(&slot->waits_for, 0);
     for (uint32_t k = 0; k < SMF_CLASSES; k++) {
         uint64_t offset = smi_inline_offset(k);
         if (!zero)

@@ -2,6 +2,7 @@
 /* judge.c - opening, describing and emptying what somebody died in; see judge.h. */
 #include "judge.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,6 +113,16 @@ static void describe_mutex(shmalloc_heap *heap, struct world *world)
 
 /* ---- using it ---- */
 
+void judge_use_cond(shmalloc_heap *heap, struct world *world)
+{
+    works(shmalloc_mutex_lock(heap, &world->cond_mutex));
+    works(shmalloc_mutex_consistent(heap, &world->cond_mutex));
+    int rc = shmalloc_cond_timedwait(heap, &world->cond, &world->cond_mutex, 1);
+    right(rc == 0 || rc == -ETIMEDOUT || rc == SHMALLOC_OWNER_DIED, "cond_timedwait: %d %s", rc, shmalloc_errmsg());
+    works(shmalloc_cond_broadcast(heap, &world->cond));
+    works(shmalloc_mutex_unlock(heap, &world->cond_mutex));
+}
+
 static int collect(const shmalloc_block *block, void *arg)
 {
     shmalloc_ref **next = arg;
@@ -203,6 +214,8 @@ static void judge_here(const void *arg)
     judge_describe(heap, world, NULL);
     if (op->traits & OP_MUTEX)
         describe_mutex(heap, world);
+    if (world)
+        judge_use_cond(heap, world);
     judge_use_and_empty(heap);
     works(shmalloc_check(heap));
     works(shmalloc_close(heap));

@@ -43,6 +43,9 @@ void judge_describe(shmalloc_heap *heap, const struct world *world, const struct
 void judge_word_line(shmalloc_heap *heap, const struct world *world, unsigned i, char *text,
                      size_t size);
 
+/* Lock world.cond_mutex, wait for a moment, signal: all of it works whatever a death left. */
+void judge_use_cond(shmalloc_heap *heap, struct world *world);
+
 /* The heap still does what it is for, and all of it can be freed. */
 void judge_use_and_empty(shmalloc_heap *heap);
 

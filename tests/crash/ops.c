@@ -661,6 +661,59 @@ static void lock_unlock(struct stage *s)
     unlock(s);
 }
 
+static void *lock_and_end(void *arg)
+{
+    lock(arg);
+    return NULL;
+}
+
+/* An owner died, and the next one unlocked without a word. */
+static void leave_inconsistent(struct stage *s)
+{
+    pthread_t thread;
+    must(pthread_create(&thread, NULL, lock_and_end, s) == 0, "no thread");
+    pthread_join(thread, NULL);
+    must_code(shmalloc_mutex_lock(s->heap, &s->world->mutex), SHMALLOC_OWNER_DIED);
+    unlock(s);
+}
+static void lock_inconsistent(struct stage *s)
+{
+    must_code(shmalloc_mutex_lock(s->heap, &s->world->mutex), SHMALLOC_OWNER_DIED);
+}
+static void hold_inconsistent(struct stage *s)
+{
+    leave_inconsistent(s);
+    lock_inconsistent(s);
+}
+static void consistent(struct stage *s)
+{
+    must_work(shmalloc_mutex_consistent(s->heap, &s->world->mutex));
+}
+
+/* ---- conditions, with a mutex of their own ---- */
+
+static void lock_for_cond(struct stage *s)
+{
+    must_work(shmalloc_mutex_lock(s->heap, &s->world->cond_mutex));
+}
+static void cond_wait(struct stage *s)
+{
+    must_code(shmalloc_cond_timedwait(s->heap, &s->world->cond, &s->world->cond_mutex, 1), -ETIMEDOUT);
+}
+static void waited(struct stage *s)
+{
+    lock_for_cond(s);
+    cond_wait(s);
+}
+static void cond_signal(struct stage *s)
+{
+    must_work(shmalloc_cond_signal(s->heap, &s->world->cond));
+}
+static void cond_broadcast(struct stage *s)
+{
+    must_work(shmalloc_cond_broadcast(s->heap, &s->world->cond));
+}
+
 /* ---- threads and processes ---- */
 
 static void *first_call(void *arg)
@@ -894,6 +947,12 @@ const struct op ops[] = {
     {"mutex lock, first", OP_MUTEX, nothing, lock},
     {"mutex lock", OP_MUTEX, lock_unlock, lock},
     {"mutex unlock", OP_MUTEX, lock, unlock},
+    {"mutex lock, left inconsistent", OP_MUTEX, leave_inconsistent, lock_inconsistent},
+    {"mutex consistent", OP_MUTEX, hold_inconsistent, consistent},
+    {"mutex unlock, left inconsistent", OP_MUTEX, hold_inconsistent, unlock},
+    {"cond wait", 0, lock_for_cond, cond_wait},
+    {"cond signal, somebody may wait", 0, waited, cond_signal},
+    {"cond broadcast, somebody may wait", 0, waited, cond_broadcast},
     {"thread's first call", OP_OWN_MARK, four_small, thread_begin},
     {"thread's end", OP_OWN_MARK, four_small, thread_end},
     {"create", OP_NO_FILE, nothing, create},

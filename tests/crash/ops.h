@@ -19,6 +19,8 @@ struct world {
     shmalloc_ref word[WORDS];
     uint64_t valid[WORDS]; /* leading bytes of the block word[i] that must keep what they are */
     shmalloc_mutex mutex;
+    shmalloc_mutex cond_mutex;
+    shmalloc_cond cond;
 };
 
 enum trait {

@@ -18,6 +18,8 @@
  *   churn              print "ready", allocate and free for ever in two threads
  *   stop-in-lock       a child allocates and is stopped where the log of a class lock is armed;
  *                      print "ready PID", wait for end of input, let the child go on
+ *   deadlock           two threads hold a mutex each and wait for the other's, one waits for a word, one has a
+ *                      mutex that another left by ending; print "ready", wait for end of input, end without a word
  *   die                die by SIGKILL
  */
 #include <pthread.h>
@@ -196,6 +198,75 @@ static void churn_for_ever(void)
     churn(&churners[0]);
 }
 
+/* In the heap. */
+struct waited_for {
+    shmalloc_mutex first, second, left;
+    uint32_t word;
+};
+
+struct waiter {
+    struct waited_for *at;
+    pthread_barrier_t *all;
+};
+
+static void lock(shmalloc_mutex *mutex)
+{
+    if (shmalloc_mutex_lock(heap, mutex) < 0)
+        fail("mutex_lock");
+}
+
+static void *lock_first_then_second(void *arg)
+{
+    struct waiter *me = arg;
+    lock(&me->at->first);
+    pthread_barrier_wait(me->all);
+    lock(&me->at->second);
+    return NULL;
+}
+
+static void *lock_second_then_first(void *arg)
+{
+    struct waiter *me = arg;
+    lock(&me->at->second);
+    pthread_barrier_wait(me->all);
+    lock(&me->at->first);
+    return NULL;
+}
+
+static void *wait_for_word(void *arg)
+{
+    struct waiter *me = arg;
+    while (shmalloc_wait(heap, &me->at->word, 0, SHMALLOC_FOREVER) == 0)
+        continue;
+    return NULL;
+}
+
+static void *lock_and_end(void *arg)
+{
+    lock(&((struct waited_for *)arg)->left);
+    return NULL;
+}
+
+static void deadlock(void)
+{
+    pthread_t thread;
+    pthread_barrier_t all;
+    struct waiter me = {shmalloc_calloc(heap, 1, sizeof(*me.at)), &all};
+    if (!me.at)
+        fail("calloc");
+    pthread_create(&thread, NULL, lock_and_end, me.at);
+    pthread_join(thread, NULL);
+    lock(&me.at->left);
+    pthread_barrier_init(&all, NULL, 3);
+    pthread_create(&thread, NULL, lock_first_then_second, &me);
+    pthread_create(&thread, NULL, lock_second_then_first, &me);
+    pthread_create(&thread, NULL, wait_for_word, &me);
+    pthread_barrier_wait(&all);
+    say("ready");
+    wait_for_end_of_input();
+    _exit(0);
+}
+
 /* Is the log of a class that the child allocates from armed in the file, half full? */
 static int log_is_armed(struct smi_view *view)
 {
@@ -273,6 +344,8 @@ static void run(const char *step)
         churn_for_ever();
     else if (strcmp(step, "stop-in-lock") == 0)
         stop_in_lock();
+    else if (strcmp(step, "deadlock") == 0)
+        deadlock();
     else if (strcmp(step, "die") == 0)
         raise(SIGKILL);
     else if (strcmp(step, "close") != 0)

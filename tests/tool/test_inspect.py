@@ -20,7 +20,7 @@ from inspect_support import (BINS, BUCKETS, CANNOT_TELL, DAMAGED, END_OF_AREAS_A
                              POISON, ROOTS_AT, SOUND, SPANS, THREADS_AT, Held, InspectTest, fnv, run,
                              run_in_terminal, run_json, terminal_env)
 
-COMMANDS = ("info", "check", "roots", "procs")
+COMMANDS = ("info", "check", "roots", "procs", "mutexes")
 GENERATION = 4128  # smf_state.generation
 
 
@@ -208,6 +208,41 @@ class HeapsInUse(InspectTest):
             self.assertRegex(thread["locks"][0], r"^class 208 of arena \d$")
             self.assertRegex(run("procs", self.heap)[1], r"holds class 208 of arena \d")
         self.assertEqual(held.status, 0)
+
+    def mutexes_at_rest(self):
+        """Of the heap in which threads soon wait for each other."""
+        for _ in range(2000):
+            status, answer = run_json("mutexes", self.heap)
+            self.assertEqual(status, SOUND)
+            if sum(len(m["waiters"]) for m in answer["mutexes"]) + len(answer["waits"]) == 3:
+                return answer
+            time.sleep(0.01)
+        self.fail("three threads do not wait: %r" % answer)
+
+    def test_mutexes(self):
+        with Held(self.heap, "create", "deadlock") as held:
+            answer = self.mutexes_at_rest()
+            self.assertEqual(len(answer["mutexes"]), 3)
+            for m in answer["mutexes"]:
+                self.assertEqual((m["holder"]["pid"], m["holder"]["alive"]), (held.process.pid, True))
+                self.assertEqual(m["holder"]["name"], "heap_maker")
+            circle = [m for m in answer["mutexes"] if m["deadlock"]]
+            self.assertEqual(len(circle), 2)
+            self.assertEqual([m["waiters"][0]["tid"] for m in circle], [m["holder"]["tid"] for m in reversed(circle)])
+            [left] = [m for m in answer["mutexes"] if m["inconsistent"]]
+            self.assertEqual((left["holder"]["tid"], left["waiters"]), (held.process.pid, []))
+            [wait] = answer["waits"]
+            self.assertEqual(wait["pid"], held.process.pid)
+            text = run("mutexes", self.heap)[1]
+            self.assertRegex(text, r"held by process %d \(heap_maker\), thread \d+" % held.process.pid)
+            self.assertIn("inconsistent since an owner's death", text)
+            self.assertEqual(text.count("deadlock"), 2)
+            self.assertIn("a condition or word: process", text)
+        dead = run_json("mutexes", self.heap)[1]
+        self.assertEqual([m["holder"]["alive"] for m in dead["mutexes"]], [False] * 3)
+        self.assertIn("held by dead process", run("mutexes", self.heap)[1])
+        self.make("create", "close")  # who adopts and closes leaves the mutexes to who locks them
+        self.assertRegex(run("mutexes", self.heap)[1], "held by a thread that ended|no mutex is held")
 
     def test_everybody_died(self):
         self.make("create", "fill=1000", "die", ends_by=-signal.SIGKILL)
@@ -464,7 +499,7 @@ class CommandLine(InspectTest):
             status, out, err = run(*args)
             self.assertEqual((status, out), (CANNOT_TELL, ""), args)
             self.assertTrue(err.startswith("shmalloc-inspect: "), args)
-        self.assertIn("info check roots procs", run("nonsense", "file")[2])
+        self.assertIn("info check roots procs mutexes", run("nonsense", "file")[2])
 
     def test_options_in_any_place(self):
         self.make("create", "close")

@@ -41,7 +41,7 @@ struct command_line {
 };
 
 extern const struct subcommand inspect_info, inspect_check, inspect_roots, inspect_procs,
-    inspect_top, inspect_report, inspect_selftest;
+    inspect_mutexes, inspect_top, inspect_report, inspect_selftest;
 extern const struct command_line inspect_check_line, inspect_top_line, inspect_report_line,
     inspect_selftest_line;
 

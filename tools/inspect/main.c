@@ -15,6 +15,7 @@ static const struct subcommand *const subcommands[] = {
     &inspect_check,
     &inspect_roots,
     &inspect_procs,
+    &inspect_mutexes,
     &inspect_map,
     &inspect_classes,
     &inspect_blocks,
