@@ -26,7 +26,8 @@
  *
  * Who may write a field is in square brackets: [I] nobody after creation; [A] under the attach
  * lock of the file; [R] RECOVER lock; [O] roots lock; [P] page lock; [C] the class lock of its
- * class and arena; [T] the owning thread, or who adopted it under the RECOVER lock.
+ * class and arena; [T] the owning thread, or who adopted it under the RECOVER
+ * lock; [S] the stripe's mutex.
  */
 #ifndef SMI_LAYOUT_H
 #define SMI_LAYOUT_H
@@ -748,6 +749,7 @@ _Static_assert(sizeof(struct smf_user_cond) == 32, "src/README.md");
 enum smf_structure_tag {
     SMF_TAG_QUEUE = SMF_TAG_RESERVED + 1,
     SMF_TAG_VECTOR = SMF_TAG_RESERVED + 2,
+    SMF_TAG_MAP = SMF_TAG_RESERVED + 3,
 };
 
 /* How far a structure's life is, in the low 3 bits of smf_structure.life. */
@@ -864,6 +866,68 @@ struct smf_vector {
     uint64_t reserved1[2];
 };
 _Static_assert(sizeof(struct smf_vector) <= SMF_STRUCTURE_BYTES, "one size for all");
+
+/* One part of a map's keys: a table of its own, under a lock of its own. What readers look at, what
+ * writers store often and the lock lie on a line each. */
+struct smf_stripe {
+    struct smf_user_mutex mutex;
+    uint64_t shape; /* buckets << SMF_MOVES_BITS | moves; 0 = no bucket yet. `moves` counts words that
+                       moved within a chain, and wraps [S] */
+    uint64_t dir;   /* ref of a block that is an array of refs of segments; 0 = none. Segments have 8,
+                       8, 16, 32 .. 512 and from the eighth on 1,024 buckets [S] */
+    uint64_t reserved0[6];
+    uint64_t count; /* entries [S] */
+    uint64_t split; /* 0, or the number of the bucket that is being filled by a split, plus 1 [S] */
+    uint64_t in_dest;   /* 0, or ref of the word that is about to become 0 or something else; then the
+                           count is to be `in_count`, less 1 if the word was no 0, plus 1 if it is
+                           none [S] */
+    uint64_t in_before; /* 1: it was no 0 [S] */
+    uint64_t in_count;  /* the count before [S] */
+    uint64_t reserved1[3];
+};
+_Static_assert(sizeof(struct smf_stripe) == 192, "src/README.md");
+
+/* A map. A key with hash h is in stripe h modulo their number. */
+struct smf_map {
+    struct smf_structure head;
+    uint64_t stripes; /* a power of two up to SMF_MAP_STRIPES_MAX [I] */
+    uint64_t table;   /* ref of smf_stripe[stripes], a multiple of 64 [I] */
+    uint64_t options; /* SMF_MAP_NESTED or 0 [I] */
+    uint64_t seed[2]; /* of its hash [I] */
+    uint64_t reserved[3];
+};
+_Static_assert(sizeof(struct smf_map) <= SMF_STRUCTURE_BYTES, "one size for all");
+#define SMF_MAP_STRIPES_MAX 256u
+/* Values are 8 bytes: refs of structures, which are freed with the map. */
+#define SMF_MAP_NESTED 1ull
+
+/* A bucket, one cache line: words, 0 or tag << SMF_MAP_TAG_SHIFT | ref of an entry, and the ref of
+ * the next bucket of the chain. The tag's top bit is 1, the others are bits 16..34 of the hash. */
+#define SMF_MAP_SLOTS 7u
+struct smf_bucket {
+    uint64_t word[SMF_MAP_SLOTS];
+    uint64_t next;
+};
+_Static_assert(sizeof(struct smf_bucket) == 64, "one cache line");
+#define SMF_MAP_TAG_SHIFT 44
+#define SMF_MAP_REF ((1ull << SMF_MAP_TAG_SHIFT) - 1)
+#define SMF_MOVES_BITS 20
+#define SMF_MAP_BUCKETS_MAX (1ull << 40) /* of a stripe */
+#define SMF_MAP_CHAIN_MAX 4096u          /* buckets of a chain */
+
+/* An entry: this, the key, the value, each filled up to a multiple of 8; then, while it is pending,
+ * smf_map_pending. What is there does not change, but for a counter's value and the flags. */
+struct smf_map_entry {
+    uint64_t hash;
+    uint64_t meta; /* flags << 48 | bytes of the key << 32 | bytes of the value */
+};
+#define SMF_MAP_PENDING (1ull << 48) /* of a transaction that may not be committed */
+#define SMF_MAP_ABSENT (1ull << 49)  /* says that there is no such key; only while pending */
+
+struct smf_map_pending {
+    uint64_t transaction; /* whose */
+    uint64_t prev;        /* the word that counts until it is committed; 0 = the key is new */
+};
 
 /* ---- derived --------------------------------------------------------------------------------- */
 

@@ -30,6 +30,7 @@ struct smi_ending {
 struct smi_item {
     uint64_t index;     /* place: position, number */
     const char *key;    /* NULL: none, as in queues and vectors */
+    uint64_t key_length;
     const void *bytes;  /* of the value; NULL when it is a ref, or cannot be read */
     uint64_t length;
     uint64_t ref;       /* of the block that the value is in, or that it is; 0 none */
@@ -56,7 +57,7 @@ struct smi_structure_type {
     int (*free)(struct smi_ending *ending, struct smf_structure *head);
 };
 
-extern const struct smi_structure_type smi_queue_type, smi_vector_type;
+extern const struct smi_structure_type smi_map_type, smi_queue_type, smi_vector_type;
 
 /* NULL when the library has none of that tag. */
 const struct smi_structure_type *smi_structure_type(uint64_t tag);

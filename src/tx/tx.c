@@ -629,6 +629,21 @@ int smi_tx_note(struct smi_tx *x, uint32_t kind, uint64_t ref, const uint64_t *w
     return 0;
 }
 
+int smi_tx_note_block(struct smi_tx *x, uint32_t kind, const struct smi_request *request,
+                      const uint64_t *words, uint32_t count, uint64_t **name)
+{
+    int rc = 0;
+    uint64_t len = count * sizeof(*words);
+    struct smf_entry *entry = place(x, (enum smf_entry_type)(SMF_ENTRY_KIND + kind), 0, len, &rc);
+    if (!entry)
+        return rc;
+    memcpy(entry + 1, words, len);
+    append(x, len);
+    x->deferred++;
+    *name = &entry->ref;
+    return take_logged(x, request, &entry->ref); /* if it fails the entry stays, for nothing */
+}
+
 void smi_tx_drop(struct smi_thread *t)
 {
     if (t->tx)

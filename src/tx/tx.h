@@ -104,6 +104,10 @@ int smi_tx_store(struct smi_tx *x, uint64_t *word, uint64_t value);
 /* An entry of a structure: see smi_log_register(). At most 8 words. */
 int smi_tx_note(struct smi_tx *x, uint32_t kind, uint64_t ref, const uint64_t *words,
                 uint32_t count);
+/* The same of a new block, which the entry names from the start; *name is its ref. The structure's
+ * handlers free it, or not. */
+int smi_tx_note_block(struct smi_tx *x, uint32_t kind, const struct smi_request *request,
+                      const uint64_t *words, uint32_t count, uint64_t **name);
 
 /* Wait, with nothing held, till the mutex that was refused last may be free. It may be no mutex any
  * more, so it is only looked at. */

@@ -143,7 +143,7 @@ static int call_kind(const struct smi_log *log, const struct smi_logged *logged,
                          "lacks; use a newer library",
                          log->heap->path, log->index, kind);
     memcpy(words, entry + 1, logged->len);
-    int rc = (commit ? kinds[kind]->commit : kinds[kind]->rollback)(log, logged->ref, words,
+    int rc = (commit ? kinds[kind]->commit : kinds[kind]->rollback)(log, &entry->ref, words,
                                                                     logged->len / 8);
     if (rc == 0)
         SMI_STORE(&entry->ref, 0);

@@ -65,13 +65,16 @@ int smi_log_release(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index
 /*
  * What a structure keeps in a log: an entry with the number of its kind, a ref and words. Its
  * handlers are called for each such entry when the transaction commits, after the words of
- * smi_tx_store() and before blocks are freed, or is rolled back. They run on behalf of the owner
+ * smi_tx_store() and before blocks are freed, or is rolled back. `*name` is the entry's ref: who
+ * frees what it names clears it in that step. They run on behalf of the owner
  * (log->t) or of a dead one (log->t is NULL, RECOVER held), may be killed and called again, and
  * after the commit must not fail for lack of room.
  */
 struct smi_tx_kind {
-    int (*commit)(const struct smi_log *log, uint64_t ref, const uint64_t *words, uint32_t count);
-    int (*rollback)(const struct smi_log *log, uint64_t ref, const uint64_t *words, uint32_t count);
+    int (*commit)(const struct smi_log *log, uint64_t *name, const uint64_t *words,
+                  uint32_t count);
+    int (*rollback)(const struct smi_log *log, uint64_t *name, const uint64_t *words,
+                    uint32_t count);
 };
 /* `kind` is less than SMF_ENTRY_KINDS. Before any heap is open. */
 void smi_log_register(uint32_t kind, const struct smi_tx_kind *handlers);
