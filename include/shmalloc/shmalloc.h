@@ -95,7 +95,9 @@
  *    in which the process frees blocks.
  *  - After fork() the child has the heap too and attaches by itself at its first call; a child that
  *    only calls exec costs nothing.
- *  - The heap file is not a backup of itself. Copy it while no process has it open.
+ *  - The heap file is not a backup of itself. Copy it while no process has it open, or with
+ *    `shmalloc-inspect copy`, which makes a copy that is sound for the allocator; what programs
+ *    keep in their blocks may be torn in it.
  *  - Processes with write access are trusted not to be hostile; they need not be free of bugs.
  */
 #ifndef SHMALLOC_SHMALLOC_H

@@ -26,7 +26,7 @@ struct smi_thread;
 
 /* How what a dead owner of a lock left half done is repaired: a row for each range of locks, by the
  * module whose words they guard. The lock is held, or nobody else is attached. */
-struct smi_repair {
+struct smi_repair_row {
     uint32_t first, last; /* locks, as in enum smf_lock_index */
     int (*repair)(shmalloc_heap *heap, uint32_t index);
 };
@@ -73,7 +73,7 @@ struct shmalloc_heap {
     struct smf_central *central;
     uint32_t arena_count;
     uint32_t lock_count;
-    struct smi_repair repairs[SMI_REPAIRS]; /* ends where `repair` is NULL */
+    struct smi_repair_row repairs[SMI_REPAIRS]; /* ends where `repair` is NULL */
     /* smi_adopt_settle() */
     int (*settle_slot)(shmalloc_heap *heap, struct smf_thread *slot, uint32_t index);
     int hardened;

@@ -48,7 +48,7 @@ void smi_lock_forget(void)
 
 int smi_lock_repair(shmalloc_heap *heap, uint32_t index)
 {
-    for (const struct smi_repair *row = heap->repairs; row->repair; row++)
+    for (const struct smi_repair_row *row = heap->repairs; row->repair; row++)
         if (index >= row->first && index <= row->last)
             return row->repair(heap, index);
     return 0; /* a lock that nothing takes yet */
@@ -150,6 +150,30 @@ void smi_lock_release(shmalloc_heap *heap, uint32_t index)
 {
     note_released(index);
     pthread_mutex_unlock((pthread_mutex_t *)heap->locks[index].mutex);
+}
+
+int smi_lock_acquire_all(shmalloc_heap *heap)
+{
+    uint32_t last = smi_lock_of_pages(heap);
+    for (uint32_t i = SMF_LOCK_ROOTS; i <= last; i++) {
+        int rc = smi_lock_acquire(heap, i);
+        if (rc < 0) {
+            while (i-- > SMF_LOCK_ROOTS)
+                pthread_mutex_unlock((pthread_mutex_t *)heap->locks[i].mutex);
+            held.count = 0;
+            return rc;
+        }
+        held.index[0] = i; /* the highest stands for all */
+        held.count = 1;
+    }
+    return 0;
+}
+
+void smi_lock_release_all(shmalloc_heap *heap)
+{
+    held.count = 0;
+    for (uint32_t i = smi_lock_of_pages(heap) + 1; i-- > SMF_LOCK_ROOTS;)
+        pthread_mutex_unlock((pthread_mutex_t *)heap->locks[i].mutex);
 }
 
 int smi_raw_inherit(uint64_t mutex[SMF_MUTEX_WORDS])

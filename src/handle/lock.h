@@ -30,6 +30,13 @@ int smi_lock_acquire(shmalloc_heap *heap, uint32_t index);
 int smi_lock_try(shmalloc_heap *heap, uint32_t index);
 void smi_lock_release(shmalloc_heap *heap, uint32_t index);
 
+/* All of them, in their order, from that of roots on: then nothing moves but the stacks of threads
+ * and what they keep. A thread that has them takes no other. Not for heaps with more of them than
+ * SMI_LOCKS_AT_ONCE: of a thread that dies the kernel marks no more than 2,048 mutexes. */
+#define SMI_LOCKS_AT_ONCE 2000u
+int smi_lock_acquire_all(shmalloc_heap *heap);
+void smi_lock_release_all(shmalloc_heap *heap);
+
 /* Repair what the owner of lock `index` may have left, with the lock held or nobody else attached.
  * The owner may have died holding higher locks, too, under which words of this one were half
  * changed: those are passed first. */

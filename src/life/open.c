@@ -36,7 +36,7 @@
 static void set_repairs(shmalloc_heap *heap)
 {
     uint32_t pages = smi_lock_of_pages(heap);
-    const struct smi_repair rows[] = {
+    const struct smi_repair_row rows[] = {
         {SMF_LOCK_ROOTS, SMF_LOCK_ROOTS, smi_roots_repair},
         {SMF_LOCK_RECOVER, SMF_LOCK_RECOVER, smi_adopt_repair},
         {SMF_LOCK_CLASS_FIRST, pages - 1, smi_central_repair},

@@ -16,6 +16,9 @@ import re
 import shutil
 import signal
 import struct
+import subprocess
+import time
+import unittest
 
 import inspect_support as support
 from inspect_support import (BUCKETS, CANNOT_TELL, DAMAGED, END_OF_AREAS_AT, KEPT_BYTES, POISON, ROOTS_AT, SOUND,
@@ -69,6 +72,133 @@ class Trim(InspectTest):
         self.assertEqual(run("trim", self.heap + ".text")[0], CANNOT_TELL)
         self.patch(POISON, struct.pack("<Q", 20005))
         self.assertEqual(run("trim", self.heap)[0], DAMAGED)
+
+
+class Copy(InspectTest):
+    def setUp(self):
+        super().setUp()
+        self.out = os.path.join(self.dir, "out")
+
+    def copy(self, **expected):
+        if os.path.exists(self.out):
+            os.unlink(self.out)
+        status, answer = run_json("copy", self.heap, "-o", self.out)
+        self.assertEqual((status, answer.get("error")), (SOUND, None))
+        stored = os.stat(self.out)
+        self.assertEqual((answer["output"], answer["length"], answer["storage"]),
+                         (self.out, stored.st_size, stored.st_blocks * 512))
+        self.assertEqual(run_json("info", self.out)[1]["state"], "clean")
+        self.assertEqual(run_json("check", self.out)[0], SOUND)
+        for key, value in expected.items():
+            self.assertEqual(answer[key], value)
+        return answer
+
+    def blocks(self, path):
+        return run_json("blocks", path, "--limit", "all")[1]["blocks"]
+
+    def test_at_rest(self):
+        self.make("create", "fill=3000", "roots=9", "keep=12", "close")
+        with open(self.heap, "rb") as file:
+            before = file.read()
+        self.copy(in_use=False, locked_us=0)
+        with open(self.heap, "rb") as file:
+            self.assertEqual(file.read(), before, "the heap was written to")
+        self.assertEqual(self.blocks(self.out), self.blocks(self.heap))
+        self.assertEqual(run_json("roots", self.out)[1]["roots"], run_json("roots", self.heap)[1]["roots"])
+        self.make("create", "fill=100", "close", heap=self.out)
+
+    def test_after_a_death(self):
+        self.make("create", "fill=3000", "roots=9", "keep=12", "die", ends_by=-signal.SIGKILL)
+        self.copy(in_use=False)
+        self.assertEqual(self.blocks(self.out), self.blocks(self.heap))
+        self.assertEqual(run_json("info", self.heap)[1]["state"], "died")
+
+    def test_in_use_and_still(self):
+        with Held(self.heap, "create", "fill=3000", "roots=9", "keep=12", "hold"):
+            self.copy(in_use=True)
+            self.assertEqual(self.blocks(self.out), self.blocks(self.heap))
+            self.assertEqual(run_json("roots", self.out)[1]["roots"], run_json("roots", self.heap)[1]["roots"])
+            os.unlink(self.out)
+            status, out, err = run("copy", "-o", self.out, self.heap)
+            self.assertEqual((status, err), (SOUND, ""))
+            self.assertIn("may be torn", out)
+        self.make("create", "fill=100", "close", heap=self.out)
+
+    def test_beside_processes_at_full_speed(self):
+        for kind in ("create", "hardened"):
+            self.make(kind, "fill=1000", "roots=3", "close")
+            with Held(self.heap, "create", "weave") as one, Held(self.heap, "create", "churn") as other:
+                for _ in range(12):
+                    self.copy(in_use=True)
+                    self.make("create", "fill=300", "close", heap=self.out)
+                self.assertEqual((one.process.poll(), other.process.poll()), (None, None))
+            os.unlink(self.heap)
+
+    def test_killed_in_the_middle(self):
+        self.make("create", "fill=20000", "close")
+        with Held(self.heap, "create", "weave") as held:
+            for delay in range(30):
+                process = subprocess.Popen([support.INSPECT, "copy", "-o", self.out, self.heap], stdout=subprocess.DEVNULL)
+                time.sleep(delay * 0.004)
+                process.kill()
+                process.wait()
+                self.assertIn(sorted(os.listdir(self.dir)), (["heap"], ["heap", "out"]))
+                if os.path.exists(self.out):
+                    self.assertEqual(run_json("check", self.out)[0], SOUND)
+                    os.unlink(self.out)
+            self.assertIsNone(held.process.poll())
+            self.assertEqual(run_json("check", self.heap)[0], SOUND)
+
+    def test_refusals(self):
+        self.make("create", "fill=100", "close")
+        with open(self.out, "w") as file:
+            file.write("mine\n")
+        cases = [(("-o", self.out, self.heap), "exists"), ((self.heap,), "--output"),
+                 (("-o", self.out + "/x", self.heap), "Not a directory"),
+                 (("-o", self.dir + "/none/x", self.heap), "No such file"),
+                 (("-o", self.out + "2", self.dir), "directory"), (("-o", self.out + "2", self.out), "not a shmalloc heap"),
+                 (("-o", self.out + "2", self.heap + "3"), "No such file")]
+        for args, word in cases:
+            status, out, err = run("copy", *args)
+            self.assertEqual((status, out), (CANNOT_TELL, ""))
+            self.assertIn(word, err)
+        self.patch(POISON, struct.pack("<Q", 20005))
+        self.assertEqual(run("copy", "-o", self.out + "2", self.heap)[0], DAMAGED)
+        self.assertEqual(sorted(os.listdir(self.dir)), ["heap", "out"])
+
+    @unittest.skipIf(os.getuid() != 0, "needs a file system of its own")
+    def test_full_disk(self):
+        small = os.path.join(self.dir, "small")
+        os.mkdir(small)
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "small", small], capture_output=True).returncode:
+            self.skipTest("no mounts here")
+        try:
+            self.make("create", "fill=3000", "close")
+            with Held(self.heap, "create", "hold"):
+                status, _, err = run("copy", "-o", small + "/out", self.heap)
+            self.assertEqual(status, CANNOT_TELL)
+            self.assertIn("No space left", err)
+            status, _, err = run("copy", "-o", small + "/out", self.heap)
+            self.assertEqual(status, CANNOT_TELL)
+            self.assertIn("No space left", err)
+            self.assertEqual(os.listdir(small), [])
+        finally:
+            subprocess.run(["umount", small])
+
+
+class RelativePointers(InspectTest):
+    def test_they_are_followed_when_asked_for(self):
+        self.make("create", "roots=1", "fill=20", "close")
+        root = run_json("roots", self.heap)[1]["roots"][0]["ref"]
+        leaked = run_json("leaks", self.heap, "--samples", "100")[1]["samples"]
+        refs = sorted(block["ref"] for block in leaked)
+        self.assertGreater(len(refs), 5)
+        places = [root] + [ref for ref in refs if ref % 16 == 0][:4]
+        for place, target in zip(places, places[1:]):  # a chain, each from a place of its own
+            self.patch(place, struct.pack("<q", target - place))
+        self.assertEqual(run_json("leaks", self.heap)[1]["leaked"]["count"], len(refs))
+        status, answer = run_json("leaks", self.heap, "--relative", "--samples", "100")
+        self.assertEqual(sorted(block["ref"] for block in answer["samples"]), sorted(set(refs) - set(places)))
 
 
 class LeaksInUse(InspectTest):

@@ -45,7 +45,8 @@ extern const struct subcommand inspect_info, inspect_check, inspect_roots, inspe
 extern const struct command_line inspect_check_line, inspect_top_line, inspect_report_line,
     inspect_selftest_line;
 
-extern const struct subcommand inspect_trim;
+extern const struct subcommand inspect_trim, inspect_copy;
+extern const struct command_line inspect_copy_line;
 
 extern const struct subcommand inspect_map, inspect_classes, inspect_blocks, inspect_leaks;
 extern const struct subcommand inspect_structures, inspect_dump, inspect_get;
@@ -87,6 +88,9 @@ enum verdict inspect_run(struct inspect *in);
 /* Open in->path: 0, or the code of smi_view_open, whose message has not been printed yet. Header
  * and state are filled as far as the file goes. */
 int inspect_open(struct inspect *in);
+
+/* Look anew at what was opened. */
+int inspect_open_again(struct inspect *in);
 
 /* Somebody uses the heap, so what is read may be moving. */
 int inspect_is_live(const struct inspect *in);

@@ -27,6 +27,7 @@ static const struct subcommand *const subcommands[] = {
     &inspect_selftest,
     &inspect_top,
     &inspect_trim,
+    &inspect_copy,
 };
 #define SUBCOMMANDS (sizeof(subcommands) / sizeof(subcommands[0]))
 
@@ -46,6 +47,7 @@ static const struct {
     {&inspect_report, &inspect_report_line},
     {&inspect_selftest, &inspect_selftest_line},
     {&inspect_top, &inspect_top_line},
+    {&inspect_copy, &inspect_copy_line},
 };
 
 static const struct command_line *line_of(const struct subcommand *command)
@@ -73,7 +75,7 @@ static const char before_commands[] =
     "Look into a shmalloc heap without disturbing it. The file is only read: no lock\n"
     "is taken and no process is waited for, so it may be in use, or its users may be\n"
     "stopped or dead. Only `check --repair --yes` and `trim` write, to a heap that nobody\n"
-    "uses.\n"
+    "uses, and `copy` takes the locks of one that is in use.\n"
     "\n"
     "Commands\n";
 

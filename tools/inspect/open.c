@@ -37,6 +37,13 @@ int inspect_open(struct inspect *in)
     return rc;
 }
 
+int inspect_open_again(struct inspect *in)
+{
+    int rc = smi_view_reload(&in->view);
+    look_for_users(in);
+    return rc;
+}
+
 int inspect_is_live(const struct inspect *in)
 {
     return !in->users.known || in->users.attaching || in->users.processes > 0;
