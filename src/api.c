@@ -870,6 +870,29 @@ int shmalloc_wake(shmalloc_heap *heap, const uint32_t *word, uint32_t count)
     return rc < 0 ? rc : smi_wake(heap, word, count);
 }
 
+#define DEATH_SLICE_NS 20000000ull
+
+static int wait_death(const shmalloc_heap *heap, uint64_t id, uint64_t timeout_ns)
+{
+    uint64_t start = smi_os_clock(), waited = 0;
+    int rc;
+    while ((rc = shmalloc_is_alive(heap, id)) == 1 && waited < timeout_ns) {
+        uint64_t left = timeout_ns - waited;
+        smi_os_sleep(left < DEATH_SLICE_NS ? left : DEATH_SLICE_NS);
+        waited = smi_os_clock() - start;
+    }
+    return rc == 1 ? smi_error(-ETIMEDOUT, "%s: the thread %#llx lives on", heap->path, (unsigned long long)id)
+                   : rc;
+}
+
+int shmalloc_wait_death(const shmalloc_heap *heap, uint64_t id, uint64_t timeout_ns)
+{
+    int state = smi_os_cancel_off();
+    int rc = wait_death(heap, id, timeout_ns);
+    smi_os_cancel_restore(state);
+    return rc;
+}
+
 int shmalloc_cond_timedwait(shmalloc_heap *heap, shmalloc_cond *cond, shmalloc_mutex *mutex,
                             uint64_t timeout_ns)
 {

@@ -719,6 +719,17 @@ SHMALLOC_API int shmalloc_wait(shmalloc_heap *heap, const uint32_t *word, uint32
  *  sleeps. */
 SHMALLOC_API int shmalloc_wake(shmalloc_heap *heap, const uint32_t *word, uint32_t count);
 
+/**
+ * Sleep until the attachment `id` of shmalloc_self() has ended, at most `timeout_ns` nanoseconds. Noticed
+ * within some 20 ms, by system calls of this thread; no other thread has to look.
+ *
+ * @return 0: as shmalloc_is_alive() says 0, for good; -ETIMEDOUT; the errors of shmalloc_is_alive().
+ *
+ * Threads and processes: any, also a reader. No cancellation point.
+ */
+SHMALLOC_API SHMALLOC_USE_RESULT
+int shmalloc_wait_death(const shmalloc_heap *heap, uint64_t id, uint64_t timeout_ns);
+
 /** A condition variable that lives in the heap, for use with a shmalloc_mutex. Zeroed bytes are a
  * valid one. Valid
  *  again after reboot or copy. 32 bytes, 8-aligned; free it only when nobody waits. */

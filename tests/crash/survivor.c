@@ -325,7 +325,7 @@ static void plunder(struct stage *s, struct loot *loot)
         }
 }
 
-/* Lock and unlock world.mutex: did its owner die? */
+/* Lock and unlock world.mutex: what it answers. */
 static int pass_mutex(struct stage *s, struct loot *loot)
 {
     int rc = shmalloc_mutex_lock(s->heap, &s->world->mutex);
@@ -335,7 +335,7 @@ static int pass_mutex(struct stage *s, struct loot *loot)
     if (rc == SHMALLOC_OWNER_DIED)
         works(shmalloc_mutex_consistent(s->heap, &s->world->mutex));
     works(shmalloc_mutex_unlock(s->heap, &s->world->mutex));
-    return rc == SHMALLOC_OWNER_DIED;
+    return rc;
 }
 
 struct claim {

@@ -140,6 +140,34 @@ Test(wait, a_death_ends_it)
     drop_place();
 }
 
+struct mortal {
+    uint64_t id;
+    uint32_t known;
+};
+
+static int live_on(void *arg)
+{
+    struct mortal *m = arg;
+    m->id = shmalloc_self(f.heap);
+    signal_word(&m->known);
+    pause();
+    return 1;
+}
+
+Test(wait, the_end_of_a_process_is_waited_for)
+{
+    struct mortal *m = shared_memory(sizeof(*m));
+    pid_t pid = start_child(live_on, m);
+    await_word(&m->known, 1);
+    must_code(shmalloc_wait_death(f.heap, m->id, 0), -ETIMEDOUT);
+    must_code(shmalloc_wait_death(f.heap, m->id, 1000000), -ETIMEDOUT);
+    kill(pid, SIGKILL);
+    must_work(shmalloc_wait_death(f.heap, m->id, SHMALLOC_FOREVER));
+    wait_child(pid);
+    must_work(shmalloc_wait_death(f.heap, m->id, 0));
+    must_work(shmalloc_wait_death(f.heap, 0, 0));
+}
+
 /* ---- conditions ---- */
 
 static void *take_item(void *arg)
