@@ -44,6 +44,7 @@
 #include "life/adopt.h"
 #include "platform/cpu.h"
 #include "platform/os.h"
+#include "platform/sized.h"
 #include "slots/block.h"
 #include "structures/queue.h"
 
@@ -793,12 +794,13 @@ int shmalloc_queue_receive(shmalloc_queue *queue, void *buffer, size_t room, siz
 static int check_shape(const shmalloc_heap *heap, const shmalloc_queue_options *options,
                        uint64_t *capacity, uint64_t *most)
 {
-    static const shmalloc_queue_options usual = SHMALLOC_QUEUE_OPTIONS_INIT;
-    const shmalloc_queue_options *o = options ? options : &usual;
-    if (o->struct_size != sizeof(*o))
-        return smi_error(-EINVAL, "%s: start from SHMALLOC_QUEUE_OPTIONS_INIT", heap->path);
-    *most = o->most ? o->most : 1 << 20;
-    *capacity = o->capacity ? o->capacity : 1024;
+    shmalloc_queue_options o = SHMALLOC_QUEUE_OPTIONS_INIT;
+    if (options && smi_sized_copy(&o, options, sizeof(o), sizeof(o)) < 0)
+        return smi_error(-EINVAL, "%s: the options' struct_size is %zu, or they ask for what this library does not know; start "
+                                  "from SHMALLOC_QUEUE_OPTIONS_INIT",
+                         heap->path, options->struct_size);
+    *most = o.most ? o.most : 1 << 20;
+    *capacity = o.capacity ? o.capacity : 1024;
     if (*capacity > SMF_QUEUE_MOST_CELLS || *most > UINT32_MAX)
         return smi_error(
             -EINVAL,

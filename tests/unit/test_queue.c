@@ -552,8 +552,18 @@ Test(queue, wrong_options_and_lengths)
     o.capacity = 16;
     o.most = 1ull << 32;
     must_code(shmalloc_queue_create(f.heap, &o, &ref), -EINVAL);
+    o.most = 0;
     o.struct_size = 8;
     must_code(shmalloc_queue_create(f.heap, &o, &ref), -EINVAL);
+    struct {
+        shmalloc_queue_options known;
+        uint64_t later;
+    } newer = {SHMALLOC_QUEUE_OPTIONS_INIT, 0};
+    newer.known.struct_size = sizeof(newer);
+    must_work(shmalloc_queue_create(f.heap, &newer.known, &ref));
+    must_work(shmalloc_queue_free(f.heap, &ref));
+    newer.later = 1;
+    must_code(shmalloc_queue_create(f.heap, &newer.known, &ref), -EINVAL);
     must_code(shmalloc_queue_create(f.heap, NULL, NULL), -EINVAL);
     shmalloc_queue q = make(16, 200), none = {0};
     char bytes[201] = {0};
@@ -626,6 +636,55 @@ Test(queue, a_private_heap_has_queues)
 }
 
 /* ---- damage ---- */
+
+static int note_invariant(const char *wanted)
+{
+    int rc = shmalloc_check(f.heap);
+    char place[16];
+    snprintf(place, sizeof(place), "%s at ", wanted);
+    return rc == SHMALLOC_ECORRUPT && strstr(shmalloc_errmsg(), place) != NULL;
+}
+
+/* Store a value to a word: the check must name the invariant. Then the word is what it was. */
+static void must_trip(const char *invariant, void *word, size_t bytes, uint64_t value)
+{
+    uint64_t good = 0;
+    memcpy(&good, word, bytes);
+    memcpy(word, &value, bytes);
+    must(note_invariant(invariant), "%#llx should trip %s; the check says: %s", (unsigned long long)value, invariant,
+         shmalloc_errmsg());
+    memcpy(word, &good, bytes);
+    must_work(shmalloc_check(f.heap));
+}
+
+Test(queue, the_check_finds_each_damage)
+{
+    shmalloc_queue q = make(16, 0);
+    shmalloc_ref ref;
+    struct smf_queue *header = shmalloc_ptr(f.heap, shmalloc_queue_ref(&q));
+    send_stamped(&q, 1, 1000);
+    must_work(shmalloc_ref_alloc(f.heap, 100, &ref));
+    must_work(shmalloc_queue_send_ref(&q, &ref, 0));
+    must_trip("Q1", &header->head.life, 8, header->head.life | 7);
+    must_trip("Q1", &header->head.tag, 8, SMF_TAG_VECTOR);
+    must_trip("Q1", &f.heap->state->structure_headers, 8, shmalloc_queue_ref(&q));
+    must_trip("Q1", &f.heap->state->structure_headers, 8, 12345);
+    must_trip("Q1", &smi_current->slot->structure, 8, f.heap->state->size);
+    must_trip("Q2", &header->capacity, 8, 15);
+    must_trip("Q2", &header->capacity, 8, 1 << 20);
+    must_trip("Q2", &header->cells, 8, 64);
+    must_trip("Q2", &header->cells, 8, UINT64_MAX - 63);
+    must_trip("Q3", &cell_of(&q, 3)->state, 8, 7ull << SMF_CELL_STATE_SHIFT);
+    must_trip("Q3", &cell_of(&q, 3)->state, 8, 5ull << SMF_CELL_LAP_SHIFT);
+    must_trip("Q3", &cell_of(&q, 3)->state, 8, (uint64_t)SMF_CELL_WRITING << SMF_CELL_STATE_SHIFT | 1500ull << 24);
+    must_trip("Q4", &cell_of(&q, 3)->flags, 4, SMF_CELL_BLOCK);
+    must_trip("Q4", &cell_of(&q, 0)->ref, 8, 8192);
+    must_trip("Q4", &cell_of(&q, 0)->length, 4, 100000);
+    must_trip("Q4", &cell_of(&q, 0)->flags, 4, 0);
+    must_trip("Q4", &cell_of(&q, 1)->ref, 8, 12345);
+    must_trip("Q5", &header->tail, 8, 1000);
+    drop();
+}
 
 Test(queue, damaged_cells_end_in_errors_not_in_loops)
 {

@@ -275,6 +275,39 @@ Test(vector, read_only_reads)
     drop();
 }
 
+static void must_trip(const char *invariant, uint64_t *word, uint64_t value)
+{
+    uint64_t good = *word;
+    *word = value;
+    char place[16];
+    snprintf(place, sizeof(place), "%s at ", invariant);
+    must(shmalloc_check(f.heap) == SHMALLOC_ECORRUPT && strstr(shmalloc_errmsg(), place),
+         "%#llx should trip %s; the check says: %s", (unsigned long long)value, invariant, shmalloc_errmsg());
+    *word = good;
+    must_work(shmalloc_check(f.heap));
+}
+
+Test(vector, the_check_finds_each_damage)
+{
+    shmalloc_vector v = make(24);
+    char bytes[24] = {0};
+    for (int i = 0; i < 100; i++)
+        must_work(shmalloc_vector_append(&v, bytes, NULL));
+    struct smf_vector *header = shmalloc_ptr(f.heap, shmalloc_vector_ref(&v));
+    must_trip("V1", &header->element, 0);
+    must_trip("V1", &header->element, 1ull << 40);
+    must_trip("V1", &header->first, 3);
+    must_trip("V1", &header->redo, 0);
+    must_trip("V1", &header->redo, 8192);
+    must_trip("V1", &header->sequence, 1);
+    must_trip("V2", &header->length, 5000);
+    must_trip("V2", &header->length, UINT64_MAX);
+    must_trip("V2", &header->segment[1], 0);
+    must_trip("V2", &header->segment[2], 64);
+    must_trip("V2", &header->segment[29], header->segment[0]);
+    drop();
+}
+
 Test(vector, damage_ends_in_errors)
 {
     struct rng rng = rng_from(test_seed());
