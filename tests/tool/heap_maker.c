@@ -10,6 +10,7 @@
  *   pile=N             allocate N small blocks of one size and free them all (10,000 at most)
  *   roots=N            bind N roots
  *   dangle             bind the root "freed" to a block, free that
+ *   structures         bind a queue of three messages, of which one is taken, and a vector; leave a header out of use
  *   odd-names          bind roots whose names hold control characters and invalid UTF-8
  *   close              close the heap in order
  *   hold               print "ready", wait for end of input
@@ -31,7 +32,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <shmalloc/shmalloc.h>
+#include <shmalloc/queue.h>
+#include <shmalloc/vector.h>
 
 #include "format/sizeclass.h"
 #include "look/view.h"
@@ -58,6 +60,27 @@ static void open_heap(unsigned flags)
     options.layout_version = 7;
     if (shmalloc_open(path, &options, &heap) < 0)
         fail("open");
+}
+
+static void make_structures(void)
+{
+    char bytes[300];
+    shmalloc_ref ref;
+    shmalloc_queue queue;
+    shmalloc_vector vector;
+    shmalloc_message message;
+    shmalloc_queue_options options = SHMALLOC_QUEUE_OPTIONS_INIT;
+    memset(bytes, 0xab, sizeof(bytes));
+    if (shmalloc_queue_open_root(heap, "jobs", &options, &queue) < 0 ||
+        shmalloc_queue_send(&queue, "make coffee", 12, 0) < 0 || shmalloc_queue_send(&queue, bytes, 300, 0) < 0 ||
+        shmalloc_ref_alloc(heap, 100, &ref) < 0 || shmalloc_queue_send_ref(&queue, &ref, 0) < 0 ||
+        shmalloc_queue_take(&queue, &message, 0) < 0 || shmalloc_vector_open_root(heap, "values", 8, &vector) < 0)
+        fail("structures");
+    for (uint64_t i = 0; i < 100; i++)
+        if (shmalloc_vector_append(&vector, &i, NULL) < 0)
+            fail("append");
+    if (shmalloc_queue_create(heap, NULL, &ref) < 0 || shmalloc_queue_free(heap, &ref) < 0)
+        fail("a header out of use");
 }
 
 static void fill(long count)
@@ -334,6 +357,8 @@ static void run(const char *step)
         make_roots(count);
     else if (strcmp(step, "odd-names") == 0)
         make_odd_roots();
+    else if (strcmp(step, "structures") == 0)
+        make_structures();
     else if (strcmp(step, "dangle") == 0)
         make_dangling_root();
     else if (strcmp(step, "hold") == 0)
