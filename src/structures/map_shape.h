@@ -233,7 +233,8 @@ static inline int smi_map_equal(const void *shared, const void *own, size_t leng
 #else
 static inline void smi_map_copy(void *to, const void *from, size_t length)
 {
-    memcpy(to, from, length);
+    if (length > 0) /* one of them may be NULL else */
+        memcpy(to, from, length);
 }
 
 static inline int smi_map_equal(const void *shared, const void *own, size_t length)

@@ -23,6 +23,11 @@
 
 #include "slots/block.h"
 
+/* tests/structures/map_steps.c plants faults, to show that it finds them. */
+#ifndef SMI_PLANTED
+#define SMI_PLANTED(fault) 0
+#endif
+
 int smi_stripe_damaged(const struct smi_stripe *m, const char *what)
 {
     return smi_error(SHMALLOC_ECORRUPT,
@@ -347,6 +352,10 @@ static int clear_doubles(struct smi_stripe *m, uint64_t number)
  * leave words behind that name what it is about to free. */
 static int finish_split(struct smi_stripe *m)
 {
+    if (SMI_PLANTED(SPLIT_NOT_FINISHED))
+        SMI_STORE(&m->s->split, 0);
+    if (SMI_PLANTED(SPLIT_NOT_FINISHED) || (SMI_PLANTED(MOVED_NOT_CLEARED) && !m->t))
+        return 0;
     int rc = smi_stripe_clear_moved(m);
     if (rc == 0)
         rc = (m->t ? shorten : clear_doubles)(m, source_of(m->s->split - 1));
@@ -479,7 +488,8 @@ int smi_stripe_repair(struct smi_stripe *m)
         const uint64_t *word = smi_map_at(m->heap, s->in_dest, sizeof(*word));
         if (!word || s->in_before > 1)
             return smi_stripe_damaged(m, "the change under way names no word");
-        SMI_STORE(&s->count, s->in_count + (SMI_LOAD(word) != 0) - s->in_before);
+        if (!SMI_PLANTED(COUNT_NOT_MENDED))
+            SMI_STORE(&s->count, s->in_count + (SMI_LOAD(word) != 0) - s->in_before);
         SMI_STORE(&s->in_dest, 0);
     }
     if (s->split == 0 || smi_stripe_buckets(s) < s->split)

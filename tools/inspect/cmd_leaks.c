@@ -263,6 +263,23 @@ static int reach_unused(const struct smi_structure_seen *seen, void *arg)
     return 0;
 }
 
+static int reach_part(uint64_t part, void *arg)
+{
+    struct search *s = arg;
+    reach(s, find(s, part, 0));
+    return 0;
+}
+
+/* The words of a structure may be more than refs; its type knows what they name. */
+static void reach_parts(struct search *s, const shmalloc_block *block)
+{
+    const struct smi_structure_type *type = smi_structure_type(block->tag);
+    const struct smf_structure *head =
+        type ? smi_view_at(&s->in->view, block->ref, sizeof(*head)) : NULL;
+    if (head && (head->life & SMF_LIFE_STATE) != SMF_LIFE_NONE)
+        type->each_ref(&s->in->view, block->ref, reach_part, s);
+}
+
 static int mark(struct search *s)
 {
     int rc = smi_view_each_root(&s->in->view, reach_root, s);
@@ -271,8 +288,11 @@ static int mark(struct search *s)
     if (rc < 0)
         return rc;
     reach_steps_under_way(s);
-    while (s->waiting > 0)
-        read_words(s, s->worklist[--s->waiting], reach_from);
+    while (s->waiting > 0) {
+        uint64_t i = s->worklist[--s->waiting];
+        read_words(s, i, reach_from);
+        reach_parts(s, &s->blocks[i]);
+    }
     return 0;
 }
 

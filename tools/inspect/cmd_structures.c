@@ -50,7 +50,7 @@ struct wanted {
     const char *name; /* NULL: all */
     uint64_t ref;     /* that it names */
     uint64_t found, unused, index;
-    int has_index;
+    int has_index, no_number; /* one item was asked for; not by a number */
     struct json_object *list;
     struct smi_structure_seen seen; /* the last that was found */
 };
@@ -209,13 +209,32 @@ static char *as_text(const uint8_t *bytes, uint64_t length)
     return text;
 }
 
-static void add_item(struct json_object *list, const struct smi_item *item, const char *text,
-                     const char *hexadecimal)
+/* The item's key, as text if it is one; NULL: it has none. */
+static char *key_of_item(const struct smi_item *item)
+{
+    const uint8_t *key = (const uint8_t *)item->key;
+    char *text = as_text(key, item->key_length);
+    return text || !key ? text : as_hexadecimal(key, item->key_length);
+}
+
+/* Is it the one that was asked for: by its key, if items have keys, else by its number? */
+static int is_wanted(const struct wanted *wanted, const struct smi_item *item)
+{
+    if (!wanted->has_index)
+        return 1;
+    const char *key = wanted->in->operand[1];
+    return item->key ? item->key_length == strlen(key) &&
+                           memcmp(item->key, key, item->key_length) == 0
+                     : item->index == wanted->index;
+}
+
+static void add_item(struct json_object *list, const struct smi_item *item, const char *key,
+                     const char *text, const char *hexadecimal)
 {
     struct json_object *object = json_object_new_object();
     inspect_add_number(object, "index", item->index);
-    if (item->key)
-        inspect_add_text(object, "key", item->key);
+    if (key)
+        inspect_add(object, "key", inspect_json_text(key));
     inspect_add_number(object, "length", item->length);
     inspect_add(object, "text", text ? inspect_json_text(text) : NULL);
     inspect_add(object, "bytes", hexadecimal ? json_object_new_string(hexadecimal) : NULL);
@@ -227,19 +246,20 @@ static void add_item(struct json_object *list, const struct smi_item *item, cons
 static int show_item(const struct smi_item *item, void *arg)
 {
     struct wanted *wanted = arg;
-    if (wanted->has_index && item->index != wanted->index)
+    if (!is_wanted(wanted, item))
         return 0;
     wanted->found++;
+    char *key = key_of_item(item);
     char *text = as_text(item->bytes, item->length);
     char *hexadecimal =
         item->bytes && (!text || wanted->list) ? as_hexadecimal(item->bytes, item->length) : NULL;
     if (wanted->list) {
-        add_item(wanted->list, item, text, hexadecimal);
+        add_item(wanted->list, item, key, text, hexadecimal);
     } else {
         printf("%llu%s%s%s\t", (unsigned long long)item->index, item->note ? " (" : "",
                item->note ? item->note : "", item->note ? ")" : "");
-        if (item->key) {
-            inspect_print_text(item->key);
+        if (key) {
+            inspect_print_text(key);
             printf("\t");
         }
         if (text)
@@ -250,6 +270,7 @@ static int show_item(const struct smi_item *item, void *arg)
             printf("ref 0x%llx", (unsigned long long)item->ref);
         printf("\n");
     }
+    free(key);
     free(text);
     free(hexadecimal);
     return wanted->has_index;
@@ -274,6 +295,10 @@ static enum verdict show_contents(struct inspect *in, struct wanted *wanted)
     rc = rc == 0 ? smi_structures_each(&in->view, find_one, wanted) : rc;
     if (rc == 0)
         return no_such(in, wanted->name);
+    if (rc > 0 && wanted->no_number && wanted->seen.type->tag != SMF_TAG_MAP) {
+        fprintf(stderr, "shmalloc-inspect: \"%s\" is no number\n", in->operand[1]);
+        return CANNOT_TELL;
+    }
     if (rc > 0) {
         wanted->seen.type->describe(&in->view, wanted->ref, text, sizeof(text));
         wanted->list = in->out ? json_object_new_array() : NULL;
@@ -291,8 +316,7 @@ static enum verdict show_contents(struct inspect *in, struct wanted *wanted)
     if (rc == SHMALLOC_ECORRUPT)
         return DAMAGED;
     if (wanted->has_index && wanted->found == 0 && !in->out)
-        fprintf(stderr, "shmalloc-inspect: %s: there is no %llu in it\n", in->path,
-                (unsigned long long)wanted->index);
+        fprintf(stderr, "shmalloc-inspect: %s: there is no %s in it\n", in->path, in->operand[1]);
     return wanted->has_index && wanted->found == 0 ? CANNOT_TELL : inspect_conclude(in);
 }
 
@@ -306,10 +330,7 @@ static enum verdict run_dump(struct inspect *in)
         return CANNOT_TELL;
     }
     wanted.index = wanted.has_index ? strtoull(in->operand[1], &end, 0) : 0;
-    if (wanted.has_index && (*in->operand[1] == 0 || *end != 0)) {
-        fprintf(stderr, "shmalloc-inspect: \"%s\" is no number\n", in->operand[1]);
-        return CANNOT_TELL;
-    }
+    wanted.no_number = wanted.has_index && (*in->operand[1] == 0 || *end != 0);
     enum verdict verdict = inspect_open_or_report(in);
     return verdict == SOUND ? show_contents(in, &wanted) : verdict;
 }
@@ -326,12 +347,14 @@ static enum verdict run_get(struct inspect *in)
 
 const struct command_line inspect_structures_line = {"[--json] FILE [NAME]", "", NULL, 0};
 const struct command_line inspect_dump_line = {"[--json] FILE NAME", "", NULL, 0};
-const struct command_line inspect_get_line = {"[--json] FILE NAME NUMBER", "", NULL, 0};
+const struct command_line inspect_get_line = {"[--json] FILE NAME NUMBER|KEY", "", NULL, 0};
 
 const struct subcommand inspect_structures = {"structures",
                                               "queues, vectors and other structures of the library",
                                               structures_help, run_structures, NULL};
-const struct subcommand inspect_dump = {"dump", "what is in a queue or vector", dump_help, run_dump,
+const struct subcommand inspect_dump = {"dump", "what is in a queue, vector or map", dump_help,
+                                        run_dump,
                                         NULL};
-const struct subcommand inspect_get = {"get", "one message of a queue, or one element of a vector",
+const struct subcommand inspect_get = {"get",
+                                       "a queue's message, a vector's element, a map's value",
                                        dump_help, run_get, NULL};

@@ -1,15 +1,22 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * map.c - shmalloc_map, killed at every instruction of each of its operations: everybody dies, or
- * one of two processes.
+ * map_steps.c - shmalloc_map, killed at every instruction of each of its operations: everybody dies,
+ * or one of two processes.
  *
  *   map_steps [--op "part of a name"] [options of the kit]
+ *   map_steps --planted             each planted fault has to be found
  *
  * A map of one stripe, whose seed and keys are always the same, so that each operation takes the
  * wanted way: keys are looked for that fall into one bucket. What is left after each death must be
  * the map before or after, with no block lost, must be sound where a repair was due and not done
  * yet, and must take further changes, after which nothing is under way any more.
  */
+static int planted;
+enum { NO_FAULT, COUNT_NOT_MENDED, SPLIT_NOT_FINISHED, MOVED_NOT_CLEARED, FAULTS };
+#define SMI_PLANTED(fault) (planted == (fault))
+#include "../../src/structures/map_stripe.c"
+
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -191,6 +198,41 @@ static int put_if(shmalloc_heap *heap, void *arg)
     return shmalloc_map_put_if(&map, "counter", 7, &five, 8, &six, 8) != 1;
 }
 
+/* A new key, one with another value, one with a longer one twice, one that goes, a counter. */
+static int change_all(const shmalloc_map *map)
+{
+    return put(map, 0, 60, 20) || put(map, 0, 0, 21) || put(map, 1, 0, 60) || put(map, 1, 0, 300) ||
+           remove_key(map, 2, 0) || shmalloc_map_add(map, "counter", 7, 3, NULL) < 0;
+}
+
+static int commits(shmalloc_heap *heap, void *arg)
+{
+    (void)arg;
+    shmalloc_map map = open_map(heap);
+    return shmalloc_tx_begin(heap) < 0 || change_all(&map) || shmalloc_tx_commit(heap) < 0;
+}
+static int aborts(shmalloc_heap *heap, void *arg)
+{
+    (void)arg;
+    shmalloc_map map = open_map(heap);
+    return shmalloc_tx_begin(heap) < 0 || change_all(&map) || shmalloc_tx_abort(heap) < 0;
+}
+/* The new key makes the stripe split, in the middle of the transaction. */
+static int splits_and_commits(shmalloc_heap *heap, void *arg)
+{
+    (void)arg;
+    shmalloc_map map = open_map(heap);
+    return shmalloc_tx_begin(heap) < 0 || put(&map, 0, 0, 21) || put(&map, 0, 60, 20) ||
+           put(&map, 0, 61, 20) || shmalloc_tx_commit(heap) < 0;
+}
+static int splits_and_aborts(shmalloc_heap *heap, void *arg)
+{
+    (void)arg;
+    shmalloc_map map = open_map(heap);
+    return shmalloc_tx_begin(heap) < 0 || put(&map, 0, 0, 21) || put(&map, 0, 60, 20) ||
+           put(&map, 0, 61, 20) || shmalloc_tx_abort(heap) < 0;
+}
+
 /* ---- judging ---- */
 
 struct list {
@@ -284,13 +326,60 @@ static const struct {
     {"split", even, put_new},
     {"split, chained buckets", chained, put_new},
     {"split, longer array of segments", short_array, put_new},
+    {"transaction, commit", some, commits},
+    {"transaction, abort", some, aborts},
+    {"transaction, split, commit", chained, splits_and_commits},
+    {"transaction, split, abort", chained, splits_and_aborts},
 };
+
+static shmalloc_crashtest test_of(size_t i)
+{
+    shmalloc_crashtest test = SHMALLOC_CRASHTEST_INIT;
+    test.name = ops[i].name;
+    test.setup = ops[i].setup;
+    test.operation = ops[i].operation;
+    test.recover = recover;
+    test.verify = verify;
+    test.describe = describe;
+    test.proceed = proceed;
+    test.seconds = 60;
+    test.kills = 2000;
+    return test;
+}
+
+static int find_planted(void)
+{
+    static const char *const in[FAULTS] = {"", "put, new", "split, chained buckets",
+                                           "transaction, split, abort"};
+    static const char *const names[FAULTS] = {"none", "count not mended", "split not finished",
+                                              "moved words not cleared before rollback"};
+    struct fixture f;
+    int missed = 0;
+    fixture_begin(&f);
+    for (planted = 1; planted < FAULTS; planted++)
+        for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
+            if (strcmp(ops[i].name, in[planted]) != 0)
+                continue;
+            shmalloc_crashtest test = test_of(i);
+            test.modes = SHMALLOC_CRASHTEST_DEAD;
+            test.keep = f.dir;
+            test.report = fopen("/dev/null", "w");
+            int found = shmalloc_crashtest_run(&test) == 1;
+            fclose(test.report);
+            printf("planted: %s: %s\n", names[planted], found ? "found" : "NOT FOUND");
+            missed |= !found;
+        }
+    fixture_end(&f);
+    return missed;
+}
 
 int main(int argc, char **argv)
 {
     const char *only = argc > 2 && strcmp(argv[1], "--op") == 0 ? argv[2] : "";
     int failed = 0, run = 0;
     find_keys();
+    if (argc > 1 && strcmp(argv[1], "--planted") == 0)
+        return find_planted();
     if (*only) {
         argv[2] = argv[0];
         argv += 2;
@@ -299,16 +388,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
         if (!strstr(ops[i].name, only))
             continue;
-        shmalloc_crashtest test = SHMALLOC_CRASHTEST_INIT;
-        test.name = ops[i].name;
-        test.setup = ops[i].setup;
-        test.operation = ops[i].operation;
-        test.recover = recover;
-        test.verify = verify;
-        test.describe = describe;
-        test.proceed = proceed;
-        test.seconds = 60;
-        test.kills = 2000;
+        shmalloc_crashtest test = test_of(i);
         failed |= shmalloc_crashtest_main(argc, argv, &test);
         run++;
     }
