@@ -479,7 +479,7 @@ int shmalloc_queue_send_ref(shmalloc_queue *queue, shmalloc_ref *ref, uint64_t t
 
 /* ---- taking ---- */
 
-/* What is in a cell that is FULL, or READING and nobody's. */
+/* What is in a cell that this thread has just taken. */
 static int read_cell(const struct queue *q, struct smf_cell *cell, uint64_t position,
                      shmalloc_message *out)
 {
@@ -511,18 +511,19 @@ static int take_cell(struct call *c, struct smf_cell *cell, uint64_t position, u
                      shmalloc_message *out)
 {
     uint64_t name = my_name(c->t);
-    int fault = read_cell(c->q, cell, position, out);
     count_claim(c->t, 1);
-    if (SMI_LIKELY(!fault &&
-                   swap_word(&cell->state, word,
-                             smi_cell_word(c->q->ring, position, SMF_CELL_READING, name)))) {
-        out->redelivered = smi_cell_state(word) == SMF_CELL_READING;
-        out->opaque[1] = name;
-        return 1;
+    if (SMI_UNLIKELY(!swap_word(&cell->state, word, smi_cell_word(c->q->ring, position, SMF_CELL_READING, name)))) {
+        count_claim(c->t, -1ull);
+        return 0;
     }
-    count_claim(c->t, -1ull);
-    /* Under another word the cell was another's to change. */
-    return fault && load_word(&cell->state) == word ? damaged_message(c->q, position) : 0;
+    if (SMI_UNLIKELY(read_cell(c->q, cell, position, out) < 0)) { /* it stays as it was found */
+        store_word(&cell->state, word);
+        count_claim(c->t, -1ull);
+        return damaged_message(c->q, position);
+    }
+    out->redelivered = smi_cell_state(word) == SMF_CELL_READING;
+    out->opaque[1] = name;
+    return 1;
 }
 
 /* A cell that was claimed at that position: 1 when its message is this thread's now. */
