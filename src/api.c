@@ -881,7 +881,8 @@ static int wait_death(const shmalloc_heap *heap, uint64_t id, uint64_t timeout_n
         smi_os_sleep(left < DEATH_SLICE_NS ? left : DEATH_SLICE_NS);
         waited = smi_os_clock() - start;
     }
-    return rc == 1 ? smi_error(-ETIMEDOUT, "%s: the thread %#llx lives on", heap->path, (unsigned long long)id)
+    return rc == 1 ? smi_error(-ETIMEDOUT, "%s: the thread %#llx lives on", heap->path,
+                               (unsigned long long)id)
                    : rc;
 }
 

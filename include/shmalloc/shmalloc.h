@@ -720,10 +720,11 @@ SHMALLOC_API int shmalloc_wait(shmalloc_heap *heap, const uint32_t *word, uint32
 SHMALLOC_API int shmalloc_wake(shmalloc_heap *heap, const uint32_t *word, uint32_t count);
 
 /**
- * Sleep until the attachment `id` of shmalloc_self() has ended, at most `timeout_ns` nanoseconds. Noticed
- * within some 20 ms, by system calls of this thread; no other thread has to look.
+ * Sleep until the attachment `id` of shmalloc_self() has ended, at most `timeout_ns` nanoseconds.
+ * Noticed within some 20 ms, by system calls of this thread; no other thread has to look.
  *
- * @return 0: as shmalloc_is_alive() says 0, for good; -ETIMEDOUT; the errors of shmalloc_is_alive().
+ * @return 0: as shmalloc_is_alive() says 0, for good; -ETIMEDOUT; the errors of
+ * shmalloc_is_alive().
  *
  * Threads and processes: any, also a reader. No cancellation point.
  */

@@ -871,16 +871,16 @@ _Static_assert(sizeof(struct smf_vector) <= SMF_STRUCTURE_BYTES, "one size for a
  * writers store often and the lock lie on a line each. */
 struct smf_stripe {
     struct smf_user_mutex mutex;
-    uint64_t shape; /* buckets << SMF_MOVES_BITS | moves; 0 = no bucket yet. `moves` counts words that
-                       moved within a chain, and wraps [S] */
-    uint64_t dir;   /* ref of a block that is an array of refs of segments; 0 = none. Segments have 8,
-                       8, 16, 32 .. 512 and from the eighth on 1,024 buckets [S] */
+    uint64_t shape; /* buckets << SMF_MOVES_BITS | moves; 0 = no bucket yet. `moves` counts words
+                       that moved within a chain, and wraps [S] */
+    uint64_t dir;   /* ref of a block that is an array of refs of segments; 0 = none. Segments have
+                       8, 8, 16, 32 .. 512 and from the eighth on 1,024 buckets [S] */
     uint64_t reserved0[6];
     uint64_t count; /* entries [S] */
     uint64_t split; /* 0, or the number of the bucket that is being filled by a split, plus 1 [S] */
-    uint64_t in_dest;   /* 0, or ref of the word that is about to become 0 or something else; then the
-                           count is to be `in_count`, less 1 if the word was no 0, plus 1 if it is
-                           none [S] */
+    uint64_t in_dest;   /* 0, or ref of the word that is about to become 0 or something else; then
+                           the count is to be `in_count`, less 1 if the word was no 0, plus 1 if it
+                           is none [S] */
     uint64_t in_before; /* 1: it was no 0 [S] */
     uint64_t in_count;  /* the count before [S] */
     uint64_t reserved1[3];

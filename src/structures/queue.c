@@ -512,7 +512,8 @@ static int take_cell(struct call *c, struct smf_cell *cell, uint64_t position, u
 {
     uint64_t name = my_name(c->t);
     count_claim(c->t, 1);
-    if (SMI_UNLIKELY(!swap_word(&cell->state, word, smi_cell_word(c->q->ring, position, SMF_CELL_READING, name)))) {
+    if (SMI_UNLIKELY(!swap_word(&cell->state, word,
+                                smi_cell_word(c->q->ring, position, SMF_CELL_READING, name)))) {
         count_claim(c->t, -1ull);
         return 0;
     }
@@ -797,8 +798,10 @@ static int check_shape(const shmalloc_heap *heap, const shmalloc_queue_options *
 {
     shmalloc_queue_options o = SHMALLOC_QUEUE_OPTIONS_INIT;
     if (options && smi_sized_copy(&o, options, sizeof(o), sizeof(o)) < 0)
-        return smi_error(-EINVAL, "%s: the options' struct_size is %zu, or they ask for what this library does not know; start "
-                                  "from SHMALLOC_QUEUE_OPTIONS_INIT",
+        return smi_error(-EINVAL,
+                         "%s: the options' struct_size is %zu, or they ask for what this library "
+                         "does not know; start "
+                         "from SHMALLOC_QUEUE_OPTIONS_INIT",
                          heap->path, options->struct_size);
     *most = o.most ? o.most : 1 << 20;
     *capacity = o.capacity ? o.capacity : 1024;

@@ -37,7 +37,8 @@
 #include "slots/stacks.h"
 #include "slots/central.h"
 
-static const struct smi_structure_type *const types[] = {&smi_map_type, &smi_queue_type, &smi_vector_type};
+static const struct smi_structure_type *const types[] = {&smi_map_type, &smi_queue_type,
+                                                         &smi_vector_type};
 #define TYPES (sizeof(types) / sizeof(types[0]))
 
 const struct smi_structure_type *smi_structure_type(uint64_t tag)

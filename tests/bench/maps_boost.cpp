@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// maps_boost.cpp - boost::unordered_map in a managed_mapped_file, under one interprocess_mutex, without which processes cannot
+// maps_boost.cpp - boost::unordered_map in a managed_mapped_file, under one interprocess_mutex,
+// without which processes cannot
 // share it.
 #include <array>
 #include <boost/container_hash/hash.hpp>

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * messages.c - messages of 64 bytes between two processes: a queue in a heap, a pipe, a SOCK_SEQPACKET pair, POSIX mq, and
- * boost::interprocess::message_queue if it was there at the build.
+ * messages.c - messages of 64 bytes between two processes: a queue in a heap, a pipe, a
+ * SOCK_SEQPACKET pair, POSIX mq, and boost::interprocess::message_queue if it was there at the
+ * build.
  *
  *   messages [--cpus 1|2] [--rounds N] [--messages N]
  *
- * One way: how long a message takes when one process sends and the other receives as fast as they can. Round trip: one
- * message there, one back. The kinds take turns in each round, so that they meet the same machine; the ratios are medians of
- * the rounds' own. Processes are pinned to one or to two processors.
+ * One way: how long a message takes when one process sends and the other receives as fast as they
+ * can. Round trip: one message there, one back. The kinds take turns in each round, so that they
+ * meet the same machine; the ratios are medians of the rounds' own. Processes are pinned to one or
+ * to two processors.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -32,7 +34,8 @@
 #define TRIPS 4000
 
 enum kind { QUEUE, PIPE, SEQPACKET, POSIX_MQ, BOOST, KINDS };
-static const char *const names[] = {"shmalloc queue", "pipe", "SOCK_SEQPACKET", "POSIX mq", "boost message_queue"};
+static const char *const names[] = {"shmalloc queue", "pipe", "SOCK_SEQPACKET", "POSIX mq",
+                                    "boost message_queue"};
 
 #ifdef BENCH_BOOST
 void boost_queues_open(unsigned capacity, unsigned length);
@@ -85,7 +88,8 @@ static void open_queues(const char *path)
     shmalloc_queue_options shape = SHMALLOC_QUEUE_OPTIONS_INIT;
     options.flags = SHMALLOC_CREATE;
     shape.capacity = CAPACITY;
-    if (shmalloc_open(path, &options, &heap) < 0 || shmalloc_queue_open_root(heap, "0", &shape, &queues[0]) < 0 ||
+    if (shmalloc_open(path, &options, &heap) < 0 ||
+        shmalloc_queue_open_root(heap, "0", &shape, &queues[0]) < 0 ||
         shmalloc_queue_open_root(heap, "1", &shape, &queues[1]) < 0)
         stop("heap");
     unlink(path);
@@ -95,7 +99,8 @@ static void open_posix(void)
 {
     for (int i = 0; i < 2; i++) {
         char name[64];
-        struct mq_attr attributes = {.mq_maxmsg = 10, .mq_msgsize = LENGTH}; /* more is a privilege */
+        /* more is a privilege */
+        struct mq_attr attributes = {.mq_maxmsg = 10, .mq_msgsize = LENGTH};
         snprintf(name, sizeof(name), "/shmalloc-bench-%d-%d", (int)getpid(), i);
         posix[i] = mq_open(name, O_CREAT | O_RDWR, 0600, &attributes);
         is_there[POSIX_MQ] = posix[i] != (mqd_t)-1;
@@ -143,7 +148,8 @@ static ssize_t read_all(int fd, char *message)
 static void receive_message(enum kind kind, int way, void *message)
 {
     size_t length;
-    if (kind == QUEUE ? shmalloc_queue_receive(&queues[way], message, LENGTH, &length, SHMALLOC_NEVER) < 0
+    if (kind == QUEUE
+            ? shmalloc_queue_receive(&queues[way], message, LENGTH, &length, SHMALLOC_NEVER) < 0
         : kind == PIPE      ? read_all(pipes[way][0], message) != LENGTH
         : kind == SEQPACKET ? recv(sockets[way][1], message, LENGTH, 0) != LENGTH
         : kind == POSIX_MQ  ? mq_receive(posix[way], message, LENGTH, NULL) < 0
@@ -248,12 +254,13 @@ static void measure(int is_child, unsigned rounds, unsigned messages, int cpus)
         }
     if (is_child)
         _exit(0);
-    printf("%d bytes, 2 processes on %d CPU%s, %u rounds, medians, ns\n%-20s %10s %7s %12s %7s\n", LENGTH, cpus,
-           cpus == 1 ? "" : "s", rounds, "", "one way", "ratio", "round trip", "ratio");
+    printf("%d bytes, 2 processes on %d CPU%s, %u rounds, medians, ns\n%-20s %10s %7s %12s %7s\n",
+           LENGTH, cpus, cpus == 1 ? "" : "s", rounds, "", "one way", "ratio", "round trip",
+           "ratio");
     for (enum kind kind = 0; kind < KINDS; kind++)
         if (is_there[kind])
-            printf("%-20s %10.0f %7.2f %12.0f %7.2f\n", names[kind], median(way[kind], rounds), ratio(way, kind, rounds),
-                   median(trip[kind], rounds), ratio(trip, kind, rounds));
+            printf("%-20s %10.0f %7.2f %12.0f %7.2f\n", names[kind], median(way[kind], rounds),
+                   ratio(way, kind, rounds), median(trip[kind], rounds), ratio(trip, kind, rounds));
 }
 
 int main(int argc, char **argv)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * mutex.c - what it costs to lock and unlock a mutex that nobody else wants, beside a bare robust one.
+ * mutex.c - what it costs to lock and unlock a mutex that nobody else wants, beside a bare robust
+ * one.
  *
  *   mutex [-n pairs] [-r rounds]
  *

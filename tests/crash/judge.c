@@ -118,7 +118,8 @@ void judge_use_cond(shmalloc_heap *heap, struct world *world)
     works(shmalloc_mutex_lock(heap, &world->cond_mutex));
     works(shmalloc_mutex_consistent(heap, &world->cond_mutex));
     int rc = shmalloc_cond_timedwait(heap, &world->cond, &world->cond_mutex, 1);
-    right(rc == 0 || rc == -ETIMEDOUT || rc == SHMALLOC_OWNER_DIED, "cond_timedwait: %d %s", rc, shmalloc_errmsg());
+    right(rc == 0 || rc == -ETIMEDOUT || rc == SHMALLOC_OWNER_DIED, "cond_timedwait: %d %s", rc,
+          shmalloc_errmsg());
     works(shmalloc_cond_broadcast(heap, &world->cond));
     works(shmalloc_mutex_unlock(heap, &world->cond_mutex));
 }

@@ -698,7 +698,8 @@ static void lock_for_cond(struct stage *s)
 }
 static void cond_wait(struct stage *s)
 {
-    must_code(shmalloc_cond_timedwait(s->heap, &s->world->cond, &s->world->cond_mutex, 1), -ETIMEDOUT);
+    must_code(shmalloc_cond_timedwait(s->heap, &s->world->cond, &s->world->cond_mutex, 1),
+              -ETIMEDOUT);
 }
 static void waited(struct stage *s)
 {

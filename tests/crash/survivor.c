@@ -482,7 +482,8 @@ static uint32_t living_from(unsigned part)
     return ((1u << (SURVIVORS - part)) - 1) << (part + 1);
 }
 
-/* What the mutex has to answer: an owner that is not named yet, or any more, left nothing half done. */
+/* What the mutex has to answer: an owner that is not named yet, or any more, left nothing half
+ * done. */
 static int answer_of_mutex(const struct stage *s)
 {
     const struct smf_user_mutex *mutex = (const void *)&s->world->mutex;

@@ -4,8 +4,9 @@
  *
  *   readers [-s seconds] [-t threads]     half of them read
  *
- * A block repeats the number of its word and one random number. What a section that counted has copied must be whole.
- * Blocks are read and written by atomic loads and stores, because an ousted section may read one that is used anew.
+ * A block repeats the number of its word and one random number. What a section that counted has
+ * copied must be whole. Blocks are read and written by atomic loads and stores, because an ousted
+ * section may read one that is used anew.
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -57,9 +58,11 @@ static void read_one(uint64_t key)
     if (rc == SHMALLOC_EOUSTED || !has_copy)
         return;
     must_work(rc);
-    must(copy[0] == key, "word %llu led to a block of word %llu", (unsigned long long)key, (unsigned long long)copy[0]);
+    must(copy[0] == key, "word %llu led to a block of word %llu", (unsigned long long)key,
+         (unsigned long long)copy[0]);
     for (unsigned i = 2; i < WORDS; i++)
-        must(copy[i] == copy[1], "a block of word %llu was freed under its reader", (unsigned long long)key);
+        must(copy[i] == copy[1], "a block of word %llu was freed under its reader",
+             (unsigned long long)key);
 }
 
 static void *work(void *arg)
@@ -103,10 +106,11 @@ int main(int argc, char **argv)
     for (unsigned i = 0; i < KEYS; i++)
         named += table->word[i] != 0;
     shmalloc_stats stats = heap_stats(f.heap);
-    must(stats.allocated_blocks == named && stats.retired_blocks == 0, "%llu blocks, %llu retired, %llu are named",
-         (unsigned long long)stats.allocated_blocks, (unsigned long long)stats.retired_blocks, (unsigned long long)named);
-    printf("%llu stored, %llu reads, %llu ousted\n", (unsigned long long)stored, (unsigned long long)reads,
-           (unsigned long long)ousts);
+    must(stats.allocated_blocks == named && stats.retired_blocks == 0,
+         "%llu blocks, %llu retired, %llu are named", (unsigned long long)stats.allocated_blocks,
+         (unsigned long long)stats.retired_blocks, (unsigned long long)named);
+    printf("%llu stored, %llu reads, %llu ousted\n", (unsigned long long)stored,
+           (unsigned long long)reads, (unsigned long long)ousts);
     fixture_end(&f);
     return 0;
 }

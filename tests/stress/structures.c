@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * structures.c - threads on one queue and one vector. For ThreadSanitizer, which does not start under the unit tests' framework;
- * without it: are all messages received, once, and all elements whole?
+ * structures.c - threads on one queue and one vector. For ThreadSanitizer, which does not start
+ * under the unit tests' framework; without it: are all messages received, once, and all elements
+ * whole?
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -28,7 +29,8 @@ static void *send_all(void *arg)
     uint64_t message[40] = {0};
     for (uint64_t i = 1; i <= MESSAGES; i++) {
         message[0] = i;
-        must_work(shmalloc_queue_send(&queue, message, i % 16 == 0 ? sizeof(message) : 16, SHMALLOC_NEVER));
+        must_work(shmalloc_queue_send(&queue, message, i % 16 == 0 ? sizeof(message) : 16,
+                                      SHMALLOC_NEVER));
     }
     return arg;
 }
@@ -39,7 +41,8 @@ static void *receive_some(void *arg)
     size_t length;
     shmalloc_message m;
     for (unsigned i = 0; i < MESSAGES / 2; i++) {
-        must_work(shmalloc_queue_receive(&queue, message, sizeof(message), &length, SHMALLOC_NEVER));
+        must_work(
+            shmalloc_queue_receive(&queue, message, sizeof(message), &length, SHMALLOC_NEVER));
         __atomic_fetch_add(&sum, message[0], __ATOMIC_RELAXED);
         must_work(shmalloc_queue_take(&queue, &m, SHMALLOC_NEVER));
         memcpy(message, m.data, 8);
@@ -89,7 +92,8 @@ int main(void)
     for (uintptr_t i = 0; i < 2 * PAIRS; i++)
         pthread_create(&threads[i], NULL, i % 2 ? send_all : receive_some, NULL);
     for (uintptr_t i = 0; i < 4; i++)
-        pthread_create(&threads[2 * PAIRS + i], NULL, i % 2 ? change_vector : read_vector, (void *)i);
+        pthread_create(&threads[2 * PAIRS + i], NULL, i % 2 ? change_vector : read_vector,
+                       (void *)i);
     for (int i = 0; i < 2 * PAIRS; i++)
         pthread_join(threads[i], NULL);
     pthread_join(threads[2 * PAIRS + 1], NULL);
@@ -97,8 +101,8 @@ int main(void)
     __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
     pthread_join(threads[2 * PAIRS], NULL);
     pthread_join(threads[2 * PAIRS + 2], NULL);
-    must(received == PAIRS * MESSAGES && sum == PAIRS * (uint64_t)MESSAGES * (MESSAGES + 1) / 2, "%llu received",
-         (unsigned long long)received);
+    must(received == PAIRS * MESSAGES && sum == PAIRS * (uint64_t)MESSAGES * (MESSAGES + 1) / 2,
+         "%llu received", (unsigned long long)received);
     must_be_sound(f.heap);
     fixture_end(&f);
     printf("%llu messages received\n", (unsigned long long)received);

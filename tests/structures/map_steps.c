@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * map_steps.c - shmalloc_map, killed at every instruction of each of its operations: everybody dies,
- * or one of two processes.
+ * map_steps.c - shmalloc_map, killed at every instruction of each of its operations: everybody
+ * dies, or one of two processes.
  *
  *   map_steps [--op "part of a name"] [options of the kit]
  *   map_steps --planted             each planted fault has to be found

@@ -4,9 +4,9 @@
  *
  *   vector_kills [KILLS] [SEED]
  *
- * Two processes append, set and truncate under a lock of the model's own, two read. Who is killed leaves its operation done
- * or not done; all else is as the model has it. Elements of 40 bytes are whole whenever they are read. At the end no block is
- * left but the vector's.
+ * Two processes append, set and truncate under a lock of the model's own, two read. Who is killed
+ * leaves its operation done or not done; all else is as the model has it. Elements of 40 bytes are
+ * whole whenever they are read. At the end no block is left but the vector's.
  */
 #include <signal.h>
 #include <stdio.h>
@@ -28,7 +28,8 @@
 
 enum { NOTHING, APPEND, SET, TRUNCATE };
 
-/* What the vector has, as of the last operation that was seen to end; the one under way, which may have happened. */
+/* What the vector has, as of the last operation that was seen to end; the one under way, which may
+ * have happened. */
 static struct model {
     volatile uint32_t locked_by; /* worker + 1, 0 nobody */
     volatile int failed;
@@ -40,7 +41,8 @@ static struct model {
 
 static _Noreturn void report(const char *text, uint64_t index)
 {
-    fprintf(stderr, "vector_kills: element %llu %s (%s)\n", (unsigned long long)index, text, shmalloc_errmsg());
+    fprintf(stderr, "vector_kills: element %llu %s (%s)\n", (unsigned long long)index, text,
+            shmalloc_errmsg());
     model->failed = 1;
     _exit(3);
 }
@@ -82,8 +84,12 @@ static void settle_model(const shmalloc_vector *v)
 static void change_once(shmalloc_vector *v, struct rng *rng)
 {
     uint64_t element[ELEMENT / 8], length = model->length;
-    int what = length == 0 || (length < MOST && rng_below(rng, 2)) ? APPEND : rng_below(rng, 200) ? SET : TRUNCATE;
-    model->index = what == SET ? rng_below(rng, length) : what == TRUNCATE ? rng_below(rng, length + 1) : length;
+    int what = length == 0 || (length < MOST && rng_below(rng, 2)) ? APPEND
+               : rng_below(rng, 200)                               ? SET
+                                                                   : TRUNCATE;
+    model->index = what == SET        ? rng_below(rng, length)
+                   : what == TRUNCATE ? rng_below(rng, length + 1)
+                                      : length;
     model->value = rng_next(rng);
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     model->what = what;
@@ -104,8 +110,8 @@ static void write_for_ever(shmalloc_vector *v, int worker, struct rng *rng)
 {
     for (;;) {
         uint32_t nobody = 0;
-        if (!__atomic_compare_exchange_n(&model->locked_by, &nobody, (uint32_t)worker + 1, 0, __ATOMIC_SEQ_CST,
-                                         __ATOMIC_SEQ_CST)) {
+        if (!__atomic_compare_exchange_n(&model->locked_by, &nobody, (uint32_t)worker + 1, 0,
+                                         __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
             usleep(20);
             continue;
         }
@@ -141,7 +147,8 @@ static int work(void *arg)
     shmalloc_vector v;
     shmalloc_heap *heap = heap_open(job->path);
     must_work(shmalloc_vector_open_root(heap, "vector", ELEMENT, &v));
-    if (job->worker < WRITERS && model->locked_by == (uint32_t)job->worker + 1) { /* the one before was killed with it */
+    /* the one before was killed with it */
+    if (job->worker < WRITERS && model->locked_by == (uint32_t)job->worker + 1) {
         settle_model(&v);
         __atomic_store_n(&model->locked_by, 0, __ATOMIC_SEQ_CST);
     }
@@ -167,14 +174,17 @@ static int look_at_the_rest(const char *path)
     for (uint64_t i = 0; i < model->length; i++) {
         must_work(shmalloc_vector_get(&v, i, element));
         if (stamp_of(element, i) != model->stamp[i])
-            return fprintf(stderr, "vector_kills: element %llu is another\n", (unsigned long long)i), 1;
+            return fprintf(stderr, "vector_kills: element %llu is another\n",
+                           (unsigned long long)i),
+                   1;
     }
     must_be_sound(heap);
     must_work(shmalloc_vector_remove(heap, "vector"));
     must_work(shmalloc_each_block(heap, count_block, &blocks));
     must_work(shmalloc_close(heap));
-    printf("%llu operations, %llu reads, %llu elements left, %llu blocks\n", (unsigned long long)model->operations,
-           (unsigned long long)model->reads, (unsigned long long)model->length, (unsigned long long)blocks);
+    printf("%llu operations, %llu reads, %llu elements left, %llu blocks\n",
+           (unsigned long long)model->operations, (unsigned long long)model->reads,
+           (unsigned long long)model->length, (unsigned long long)blocks);
     return blocks != 0;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * vector_steps.c - a process dies at each instruction of each operation on a vector: with everybody else, or while another one
- * goes on. The kit does it (shmalloc/crashtest.h).
+ * vector_steps.c - a process dies at each instruction of each operation on a vector: with everybody
+ * else, or while another one goes on. The kit does it (shmalloc/crashtest.h).
  *
  *   vector_steps [NAME]     all operations, or those whose names contain NAME
  */
@@ -109,7 +109,9 @@ static int print_element(uint64_t index, const void *bytes, void *arg)
 static int reach_structure(const struct smi_structure_seen *seen, void *arg)
 {
     reach(seen->ref, NULL);
-    return (seen->head->life & SMF_LIFE_STATE) == SMF_LIFE_NONE ? 0 : seen->type->each_ref(arg, seen->ref, reach, NULL);
+    return (seen->head->life & SMF_LIFE_STATE) == SMF_LIFE_NONE
+               ? 0
+               : seen->type->each_ref(arg, seen->ref, reach, NULL);
 }
 
 CALLBACK(describe_all)
@@ -141,8 +143,9 @@ CALLBACK(go_on)
     if (shmalloc_vector_open_root(heap, "vector", 0, &v) < 0)
         return 0;
     memset(element, 'Z', sizeof(element));
-    if (shmalloc_vector_append(&v, element, &index) < 0 || shmalloc_vector_set(&v, 0, element) < 0 ||
-        shmalloc_vector_get(&v, index, got) < 0 || *got != 'Z' || shmalloc_vector_get(&v, 0, got) < 0 || *got != 'Z' ||
+    if (shmalloc_vector_append(&v, element, &index) < 0 ||
+        shmalloc_vector_set(&v, 0, element) < 0 || shmalloc_vector_get(&v, index, got) < 0 ||
+        *got != 'Z' || shmalloc_vector_get(&v, 0, got) < 0 || *got != 'Z' ||
         shmalloc_vector_truncate(&v, 1) < 0 || shmalloc_vector_count(&v) != 1)
         return shmalloc_crashtest_fail("it cannot be used: %s", shmalloc_errmsg());
     return 0;

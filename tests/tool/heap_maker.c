@@ -10,7 +10,8 @@
  *   pile=N             allocate N small blocks of one size and free them all (10,000 at most)
  *   roots=N            bind N roots
  *   dangle             bind the root "freed" to a block, free that
- *   structures         bind a queue of three messages, of which one is taken, and a vector; leave a header out of use
+ *   structures         bind a queue of three messages, of which one is taken, and a vector; leave a
+ *                      header out of use
  *   odd-names          bind roots whose names hold control characters and invalid UTF-8
  *   close              close the heap in order
  *   hold               print "ready", wait for end of input
@@ -19,8 +20,9 @@
  *   churn              print "ready", allocate and free for ever in two threads
  *   stop-in-lock       a child allocates and is stopped where the log of a class lock is armed;
  *                      print "ready PID", wait for end of input, let the child go on
- *   deadlock           two threads hold a mutex each and wait for the other's, one waits for a word, one has a
- *                      mutex that another left by ending; print "ready", wait for end of input, end without a word
+ *   deadlock           two threads hold a mutex each and wait for the other's, one waits for a
+ *                      word, one has a mutex that another left by ending; print "ready", wait for
+ *                      end of input, end without a word
  *   die                die by SIGKILL
  */
 #include <pthread.h>
@@ -72,9 +74,11 @@ static void make_structures(void)
     shmalloc_queue_options options = SHMALLOC_QUEUE_OPTIONS_INIT;
     memset(bytes, 0xab, sizeof(bytes));
     if (shmalloc_queue_open_root(heap, "jobs", &options, &queue) < 0 ||
-        shmalloc_queue_send(&queue, "make coffee", 12, 0) < 0 || shmalloc_queue_send(&queue, bytes, 300, 0) < 0 ||
-        shmalloc_ref_alloc(heap, 100, &ref) < 0 || shmalloc_queue_send_ref(&queue, &ref, 0) < 0 ||
-        shmalloc_queue_take(&queue, &message, 0) < 0 || shmalloc_vector_open_root(heap, "values", 8, &vector) < 0)
+        shmalloc_queue_send(&queue, "make coffee", 12, 0) < 0 ||
+        shmalloc_queue_send(&queue, bytes, 300, 0) < 0 || shmalloc_ref_alloc(heap, 100, &ref) < 0 ||
+        shmalloc_queue_send_ref(&queue, &ref, 0) < 0 ||
+        shmalloc_queue_take(&queue, &message, 0) < 0 ||
+        shmalloc_vector_open_root(heap, "values", 8, &vector) < 0)
         fail("structures");
     for (uint64_t i = 0; i < 100; i++)
         if (shmalloc_vector_append(&vector, &i, NULL) < 0)

@@ -651,8 +651,8 @@ static void must_trip(const char *invariant, void *word, size_t bytes, uint64_t 
     uint64_t good = 0;
     memcpy(&good, word, bytes);
     memcpy(word, &value, bytes);
-    must(note_invariant(invariant), "%#llx should trip %s; the check says: %s", (unsigned long long)value, invariant,
-         shmalloc_errmsg());
+    must(note_invariant(invariant), "%#llx should trip %s; the check says: %s",
+         (unsigned long long)value, invariant, shmalloc_errmsg());
     memcpy(word, &good, bytes);
     must_work(shmalloc_check(f.heap));
 }
@@ -676,7 +676,8 @@ Test(queue, the_check_finds_each_damage)
     must_trip("Q2", &header->cells, 8, UINT64_MAX - 63);
     must_trip("Q3", &cell_of(&q, 3)->state, 8, 7ull << SMF_CELL_STATE_SHIFT);
     must_trip("Q3", &cell_of(&q, 3)->state, 8, 5ull << SMF_CELL_LAP_SHIFT);
-    must_trip("Q3", &cell_of(&q, 3)->state, 8, (uint64_t)SMF_CELL_WRITING << SMF_CELL_STATE_SHIFT | 1500ull << 24);
+    must_trip("Q3", &cell_of(&q, 3)->state, 8,
+              (uint64_t)SMF_CELL_WRITING << SMF_CELL_STATE_SHIFT | 1500ull << 24);
     must_trip("Q4", &cell_of(&q, 3)->flags, 4, SMF_CELL_BLOCK);
     must_trip("Q4", &cell_of(&q, 0)->ref, 8, 8192);
     must_trip("Q4", &cell_of(&q, 0)->length, 4, 100000);

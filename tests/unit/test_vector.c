@@ -282,7 +282,8 @@ static void must_trip(const char *invariant, uint64_t *word, uint64_t value)
     char place[16];
     snprintf(place, sizeof(place), "%s at ", invariant);
     must(shmalloc_check(f.heap) == SHMALLOC_ECORRUPT && strstr(shmalloc_errmsg(), place),
-         "%#llx should trip %s; the check says: %s", (unsigned long long)value, invariant, shmalloc_errmsg());
+         "%#llx should trip %s; the check says: %s", (unsigned long long)value, invariant,
+         shmalloc_errmsg());
     *word = good;
     must_work(shmalloc_check(f.heap));
 }

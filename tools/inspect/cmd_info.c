@@ -253,7 +253,8 @@ static void print_space(struct inspect *in, const shmalloc_stats *s)
     printf("  cached      %s in free slots and large blocks that threads keep\n",
            inspect_bytes(s->cached, a));
     if (s->retired_blocks)
-        printf("  retired     %s in %s, not yet freed: they may still be read\n", inspect_bytes(s->retired, a),
+        printf("  retired     %s in %s, not yet freed: they may still be read\n",
+               inspect_bytes(s->retired, a),
                inspect_count(s->retired_blocks, "block", "blocks", n));
     printf("  free slots  %s in slabs\n", inspect_bytes(s->central_free, a));
     printf("  free runs   %s, the largest %s; %s of it with storage\n",

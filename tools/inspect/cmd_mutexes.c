@@ -2,8 +2,9 @@
 /*
  * cmd_mutexes.c - users' mutexes that are held, by whom and since when, and who waits.
  *
- * A mutex may lie anywhere in a block. So they are found by what threads note of themselves: what they hold and what they
- * wait for. A note is believed when the owner's word of the mutex names that thread.
+ * A mutex may lie anywhere in a block. So they are found by what threads note of themselves: what
+ * they hold and what they wait for. A note is believed when the owner's word of the mutex names
+ * that thread.
  */
 #include "inspect.h"
 
@@ -64,7 +65,8 @@ static struct mutex *known_mutex(uint64_t ref)
     return NULL;
 }
 
-/* The mutex at `ref`, if its owner's word names a thread slot; `slot` that very one, or any when it is SMF_THREADS. */
+/* The mutex at `ref`, if its owner's word names a thread slot; `slot` that very one, or any when it
+ * is SMF_THREADS. */
 static void add_mutex(struct inspect *in, uint64_t ref, uint32_t slot, uint64_t since)
 {
     struct smf_user_mutex m;
@@ -74,8 +76,10 @@ static void add_mutex(struct inspect *in, uint64_t ref, uint32_t slot, uint64_t 
     if (named >= SMF_THREADS || seen.threads[named].serial != m.owner >> SMF_OWNER_SERIAL_SHIFT ||
         (slot < SMF_THREADS && slot != named))
         return;
-    seen.mutexes[seen.mutex_count++] = (struct mutex){
-        .ref = ref, .since = since, .slot = (uint32_t)named, .inconsistent = (m.owner & SMF_LEFT) != 0};
+    seen.mutexes[seen.mutex_count++] = (struct mutex){.ref = ref,
+                                                      .since = since,
+                                                      .slot = (uint32_t)named,
+                                                      .inconsistent = (m.owner & SMF_LEFT) != 0};
 }
 
 static void read_threads(struct inspect *in)
@@ -84,7 +88,8 @@ static void read_threads(struct inspect *in)
         uint64_t ref;
         const struct smf_thread *t = smi_view_thread(&in->view, i, &ref);
         if (t)
-            seen.threads[i] = (struct thread){t->serial, t->owner, t->tid, t->owner ? t->waits_for : 0, t->waits_since, 0};
+            seen.threads[i] = (struct thread){
+                t->serial, t->owner, t->tid, t->owner ? t->waits_for : 0, t->waits_since, 0};
     }
 }
 
@@ -163,8 +168,9 @@ static void print_mutex(struct inspect *in, const struct mutex *m)
 {
     printf("%#-14llx held by ", (unsigned long long)m->ref);
     print_thread(in, m->slot, "", m->since);
-    printf("%s%s%s%s%s\n", m->inconsistent ? ", inconsistent since an owner's death" : "", m->deadlock ? ", " : "",
-           inspect_color(in, m->deadlock ? RED : PLAIN), m->deadlock ? "deadlock" : "", inspect_color(in, PLAIN));
+    printf("%s%s%s%s%s\n", m->inconsistent ? ", inconsistent since an owner's death" : "",
+           m->deadlock ? ", " : "", inspect_color(in, m->deadlock ? RED : PLAIN),
+           m->deadlock ? "deadlock" : "", inspect_color(in, PLAIN));
     for (uint32_t i = 0; i < SMF_THREADS; i++) {
         if (!seen.threads[i].is_waiting || seen.threads[i].waits_for != m->ref)
             continue;
@@ -189,7 +195,8 @@ static void print_all(struct inspect *in)
         printf("\n");
     }
     if (inspect_is_live(in))
-        printf("%sThe heap is in use: this is a moving picture.%s\n", inspect_color(in, DIM), inspect_color(in, PLAIN));
+        printf("%sThe heap is in use: this is a moving picture.%s\n", inspect_color(in, DIM),
+               inspect_color(in, PLAIN));
 }
 
 /* ---- JSON ----------------------------------------------------------------------------------- */
@@ -270,4 +277,5 @@ static enum verdict run(struct inspect *in)
     return SOUND;
 }
 
-const struct subcommand inspect_mutexes = {"mutexes", "users' mutexes that are held, by whom, who waits", help, run, NULL};
+const struct subcommand inspect_mutexes = {
+    "mutexes", "users' mutexes that are held, by whom, who waits", help, run, NULL};
