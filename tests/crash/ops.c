@@ -861,7 +861,109 @@ static void recover(struct stage *s)
     must_code(shmalloc_recover(s->path), SHMALLOC_ECORRUPT);
 }
 
+/* ---- transactions ---- */
+
+static void tx_once(struct stage *s) /* the thread has a log then */
+{
+    must_work(shmalloc_tx_begin(s->heap));
+    must_work(shmalloc_tx_commit(s->heap));
+}
+static void tx_no_log(struct stage *s)
+{
+    four_small(s);
+}
+static void tx_written(struct stage *s)
+{
+    tx_no_log(s);
+    tx_once(s);
+}
+static void tx_swap(struct stage *s)
+{
+    uint64_t *word = s->world->word, first = word[0];
+    must_work(shmalloc_tx_add(s->heap, &word[0], sizeof(word[0])));
+    must_work(shmalloc_tx_add(s->heap, &word[1], sizeof(word[1])));
+    __atomic_store_n(&word[0], word[1], __ATOMIC_RELAXED);
+    __atomic_store_n(&word[1], first, __ATOMIC_RELAXED);
+}
+static void tx_add(struct stage *s)
+{
+    must_work(shmalloc_tx_begin(s->heap));
+    tx_swap(s);
+    must_work(shmalloc_tx_commit(s->heap));
+}
+static void tx_alloc(struct stage *s)
+{
+    must_work(shmalloc_tx_begin(s->heap));
+    must_work(shmalloc_tx_alloc(s->heap, SMALL, &s->world->word[8]));
+    must_work(shmalloc_tx_alloc(s->heap, LARGE, &s->world->word[9]));
+    must_work(shmalloc_tx_commit(s->heap));
+}
+static void tx_free(struct stage *s)
+{
+    must_work(shmalloc_tx_begin(s->heap));
+    must_work(shmalloc_tx_free(s->heap, &s->world->word[3]));
+    must_work(shmalloc_tx_free(s->heap, &s->world->word[2]));
+    must_work(shmalloc_tx_commit(s->heap));
+}
+static void tx_store(struct stage *s) /* visible one after the other, so one word */
+{
+    must_work(shmalloc_tx_begin(s->heap));
+    must_work(shmalloc_tx_alloc(s->heap, SMALL, &s->kept_ref));
+    must_work(shmalloc_tx_store(s->heap, &s->world->word[8], s->kept_ref));
+    must_work(shmalloc_tx_commit(s->heap));
+}
+static void tx_all(struct stage *s)
+{
+    tx_swap(s);
+    must_work(shmalloc_tx_alloc(s->heap, SMALL, &s->world->word[8]));
+    must_work(shmalloc_tx_free(s->heap, &s->world->word[3]));
+    must_work(shmalloc_tx_add(s->heap, &s->world->word[16], 40 * sizeof(uint64_t)));
+}
+static void tx_mixed(struct stage *s)
+{
+    must_work(shmalloc_tx_begin(s->heap));
+    tx_all(s);
+    must_work(shmalloc_tx_commit(s->heap));
+}
+static void tx_lock_mixed(struct stage *s)
+{
+    must_work(shmalloc_tx_begin(s->heap));
+    must_work(shmalloc_tx_lock(s->heap, &s->world->mutex));
+    tx_all(s);
+    must_work(shmalloc_tx_commit(s->heap));
+}
+static void tx_abort(struct stage *s)
+{
+    must_work(shmalloc_tx_begin(s->heap));
+    tx_all(s);
+    must_work(shmalloc_tx_abort(s->heap));
+}
+static void tx_grow(struct stage *s) /* of the log */
+{
+    must_work(shmalloc_tx_begin(s->heap));
+    tx_swap(s);
+    must_work(shmalloc_tx_add(s->heap, shmalloc_ptr(s->heap, s->world->word[5]), 20000));
+    must_work(shmalloc_tx_free(s->heap, &s->world->word[3]));
+    must_work(shmalloc_tx_commit(s->heap));
+}
+static void tx_written_medium(struct stage *s)
+{
+    tx_written(s);
+    link_block(s, 5, 20000);
+    write_block(s, 5, 20000); /* which are added and stay as they are */
+}
+
 const struct op ops[] = {
+    {"transaction, first", 0, tx_no_log, tx_add},
+    {"transaction, add", 0, tx_written, tx_add},
+    {"transaction, alloc", 0, tx_written, tx_alloc},
+    {"transaction, free", 0, tx_written, tx_free},
+    {"transaction, store", 0, tx_written, tx_store},
+    {"transaction, mixed", 0, tx_written, tx_mixed},
+    {"transaction, mixed, hardened", OP_HARDENED, tx_written, tx_mixed},
+    {"transaction, mixed, with its mutex", OP_MUTEX, tx_written, tx_lock_mixed},
+    {"transaction, abort", 0, tx_written, tx_abort},
+    {"transaction, longer log", 0, tx_written_medium, tx_grow},
     {"alloc from the cache", 0, one_small, take_small},
     {"alloc, refill", 0, four_small, take_small},
     {"alloc, new slab", 0, nothing, take_small},

@@ -43,6 +43,7 @@ struct stage {
     struct world *world;
     void *kept[1024]; /* blocks that nothing in the heap refers to */
     unsigned kept_count;
+    shmalloc_ref kept_ref; /* of one that a word is about to name */
 };
 
 struct op {
