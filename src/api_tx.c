@@ -105,6 +105,13 @@ int shmalloc_tx_free(shmalloc_heap *heap, shmalloc_ref *ref)
     return x ? smi_tx_free(x, ref) : rc;
 }
 
+int shmalloc_tx_retire(shmalloc_heap *heap, shmalloc_ref *ref)
+{
+    int rc;
+    struct smi_tx *x = open_in(heap, &rc);
+    return x ? smi_tx_retire(x, ref) : rc;
+}
+
 int shmalloc_tx_store(shmalloc_heap *heap, uint64_t *word, uint64_t value)
 {
     int rc;

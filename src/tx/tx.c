@@ -11,6 +11,7 @@
 #include "platform/os.h"
 #include "slots/block.h"
 #include "slots/fast.h"
+#include "tx/retire.h"
 
 #define KEPT_CHUNKS 3u /* that stay for the next transaction: 112 KiB */
 
@@ -583,19 +584,33 @@ static int may_free(struct smi_tx *x, uint64_t ref, uint64_t *size)
     return 0;
 }
 
-int smi_tx_free(struct smi_tx *x, uint64_t *word)
+/* The commit frees or retires the block. */
+static int defer(struct smi_tx *x, enum smf_entry_type type, uint64_t *word)
 {
     uint64_t ref = word ? SMI_LOAD(word) : 1, size = 0;
     if (ref == 0)
         return 0;
     int rc = word ? may_free(x, ref, &size) : 0;
-    if (rc < 0 || (rc = add_word(x, word)) < 0 || !place(x, SMF_ENTRY_FREE, ref, 0, &rc))
+    if (rc < 0 || (rc = add_word(x, word)) < 0 || !place(x, type, ref, 0, &rc))
         return rc;
     append(x, 0);
     x->deferred++;
     cover(x, ref, ref + size);
     SMI_STORE(word, 0);
     return 0;
+}
+
+int smi_tx_free(struct smi_tx *x, uint64_t *word)
+{
+    return defer(x, SMF_ENTRY_FREE, word);
+}
+
+int smi_tx_retire(struct smi_tx *x, uint64_t *word)
+{
+    int state = smi_os_cancel_off();
+    int rc = word && SMI_LOAD(word) != 0 ? smi_retire_make_room(x->t) : 0; /* when it commits it is too late */
+    smi_os_cancel_restore(state);
+    return rc < 0 ? rc : defer(x, SMF_ENTRY_RETIRE, word);
 }
 
 int smi_tx_store(struct smi_tx *x, uint64_t *word, uint64_t value)

@@ -100,6 +100,7 @@ int smi_tx_add(struct smi_tx *x, const void *address, uint64_t len);
 /* `out`: a word in the heap, which is added, or not. */
 int smi_tx_alloc(struct smi_tx *x, const struct smi_request *request, uint64_t *out);
 int smi_tx_free(struct smi_tx *x, uint64_t *ref);
+int smi_tx_retire(struct smi_tx *x, uint64_t *ref);
 int smi_tx_store(struct smi_tx *x, uint64_t *word, uint64_t value);
 /* An entry of a structure: see smi_log_register(). At most 8 words. */
 int smi_tx_note(struct smi_tx *x, uint32_t kind, uint64_t ref, const uint64_t *words,

@@ -5,10 +5,12 @@
 #include <errno.h>
 #include <string.h>
 
+#include "handle/readers.h"
 #include "pages/pages.h"
 #include "slots/block.h"
 #include "slots/stacks.h"
 #include "slots/fast.h"
+#include "tx/retire.h"
 
 static const struct smi_tx_kind *kinds[SMF_ENTRY_KINDS];
 
@@ -219,13 +221,38 @@ static int finish_kind(const struct smi_log *log, const struct smi_logged *logge
     return logged->type >= SMF_ENTRY_KIND ? call_kind(log, logged, entry, 1) : 0;
 }
 
+/* Free the block when no section can be reading it any more. */
+static int retire_logged(const struct smi_log *log, uint64_t *word, uint64_t ref)
+{
+    if (ref == 0)
+        return 0;
+    int rc = log->t ? smi_retire(log->t, ref, word) : 0;
+    if (rc == SHMALLOC_EDOUBLEFREE || rc == SHMALLOC_EBADREF ||
+        rc == -ENOTSUP) { /* the last: it stays allocated */
+        SMI_STORE(word, 0);
+        return 0;
+    }
+    if (log->t && !smi_pages_lack_room(rc))
+        return rc;
+    uint64_t stamp = smi_readers_advance(log->heap);
+    if (stamp == 0)
+        return SHMALLOC_ECORRUPT;
+    if (!smi_readers_oust(log->heap, stamp))
+        return smi_error(-ENOTSUP,
+                         "%s: this process has no membarrier, which readers in others rely on, so "
+                         "it cannot finish the transaction of a dead thread; allow it the system "
+                         "call membarrier(2)",
+                         log->heap->path);
+    return give_logged(log, word, ref);
+}
+
 static int finish_free(const struct smi_log *log, const struct smi_logged *logged,
                        struct smf_entry *entry, void *arg)
 {
     (void)arg;
-    return logged->type == SMF_ENTRY_FREE || logged->type == SMF_ENTRY_RETIRE
-               ? give_logged(log, &entry->ref, logged->ref)
-               : 0;
+    return logged->type == SMF_ENTRY_FREE     ? give_logged(log, &entry->ref, logged->ref)
+           : logged->type == SMF_ENTRY_RETIRE ? retire_logged(log, &entry->ref, logged->ref)
+                                              : 0;
 }
 
 int smi_log_finish(const struct smi_log *log)

@@ -340,6 +340,104 @@ Test(tx, out_of_order_is_tried_only)
     drop_world();
 }
 
+Test(tx, replaced_blocks_are_retired)
+{
+    struct world *w = make_world();
+    uint64_t start = blocks();
+    for (int i = 0; i < 5000; i++) { /* more than two bags have */
+        shmalloc_ref fresh = 0, old = w->ref[0];
+        must_work(shmalloc_tx_begin(f.heap));
+        must_work(shmalloc_tx_lock(f.heap, &w->low));
+        must_work(shmalloc_tx_alloc(f.heap, i % 100 ? 64 : 100000, &fresh));
+        must_work(shmalloc_tx_store(f.heap, &w->ref[0], fresh));
+        must_work(shmalloc_tx_retire(f.heap, &old));
+        must_work(i % 3 ? shmalloc_tx_commit(f.heap) : shmalloc_tx_abort(f.heap));
+    }
+    cr_assert_eq(blocks(), start + 1);
+    must_be_sound(f.heap);
+    must_code(shmalloc_tx_retire(f.heap, &w->ref[0]), SHMALLOC_ENOTX);
+    drop_world();
+}
+
+static int look_in_copy(void *arg)
+{
+    struct world *w = shmalloc_ptr(arg, world_ref);
+    must_code(shmalloc_tx_add(arg, w->bytes, 1), SHMALLOC_ENOTX);
+    must(w->word[0] == 0 && w->ref[0] == 0, "the copy has what the parent did not commit");
+    must_work(shmalloc_tx_begin(arg));
+    must_work(shmalloc_tx_lock(arg, &w->low)); /* which the parent holds */
+    must_work(shmalloc_tx_add(arg, &w->word[0], 8));
+    w->word[0] = 5;
+    must_work(shmalloc_tx_commit(arg));
+    must_work(shmalloc_check(arg));
+    return 0;
+}
+
+Test(tx, in_a_private_heap)
+{
+    shmalloc_heap *heap;
+    must_work(shmalloc_open_private(NULL, &heap));
+    must_work(shmalloc_ref_alloc_zeroed(heap, sizeof(struct world), &world_ref));
+    struct world *w = shmalloc_ptr(heap, world_ref);
+    for (int commit = 0; commit < 2; commit++) {
+        must_work(shmalloc_tx_begin(heap));
+        must_work(shmalloc_tx_lock(heap, &w->low));
+        must_work(shmalloc_tx_add(heap, w->word, sizeof(w->word)));
+        w->word[0] = 1;
+        must_work(shmalloc_tx_alloc(heap, 100, &w->ref[0]));
+        cr_assert_eq(run_child(look_in_copy, heap), 0);
+        must_work(commit ? shmalloc_tx_commit(heap) : shmalloc_tx_abort(heap));
+        cr_assert(w->word[0] == (commit ? 1 : 0) && (w->ref[0] != 0) == commit);
+    }
+    must_work(shmalloc_check(heap));
+    must_work(shmalloc_tx_begin(heap));
+    must_work(shmalloc_close(heap));
+}
+
+Test(tx, in_a_hardened_heap)
+{
+    const char *path = fixture_path(&f, "hardened");
+    shmalloc_heap *heap = heap_create(path, SHMALLOC_HARDENED);
+    shmalloc_ref ref, copy, again;
+    must_work(shmalloc_ref_alloc(heap, 100, &ref));
+    for (int commit = 0; commit < 2; commit++) {
+        must_work(shmalloc_tx_begin(heap));
+        copy = again = ref;
+        must_work(shmalloc_tx_free(heap, &copy));
+        must_code(shmalloc_tx_free(heap, &again), SHMALLOC_EDOUBLEFREE); /* found at once */
+        must_work(shmalloc_tx_alloc(heap, 100, &copy));
+        must_work(commit ? shmalloc_tx_commit(heap) : shmalloc_tx_abort(heap));
+        must_be_sound(heap);
+        cr_assert_eq(heap_stats(heap).allocated_blocks, 1);
+    }
+    must_work(shmalloc_close(heap));
+}
+
+/* The owner before left it inconsistent; what a transaction mends is mended by its commit. */
+static int die_beside(void *arg)
+{
+    (void)arg;
+    shmalloc_heap *heap = fixture_join(&f);
+    struct world *w = world_in(heap);
+    must_work(shmalloc_mutex_lock(heap, &w->low));
+    return raise(SIGKILL);
+}
+
+Test(tx, what_a_dead_owner_left_is_mended_by_the_commit)
+{
+    struct world *w = make_world();
+    cr_assert_eq(run_child(die_beside, NULL), -SIGKILL);
+    for (int commit = 0; commit < 2; commit++) {
+        must_work(shmalloc_tx_begin(f.heap));
+        must_code(shmalloc_tx_lock(f.heap, &w->low), SHMALLOC_OWNER_DIED);
+        must_work(shmalloc_mutex_consistent(f.heap, &w->low));
+        must_work(commit ? shmalloc_tx_commit(f.heap) : shmalloc_tx_abort(f.heap));
+    }
+    must_work(shmalloc_mutex_lock(f.heap, &w->low));
+    must_work(shmalloc_mutex_unlock(f.heap, &w->low));
+    drop_world();
+}
+
 /* ---- deaths ---- */
 
 enum way { BY_LOW, BY_HIGH, BY_ADOPTION };
