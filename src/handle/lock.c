@@ -12,7 +12,15 @@
 static _Thread_local struct {
     uint32_t index[8];
     unsigned count;
+    unsigned changing; /* 1: it takes or gives up one, and what is noted may be wrong by that one */
 } held;
+
+/* Said before the mutex is taken, and taken back when that is noted: an exit() in a signal handler in between must not
+ * take the heap for one in which this thread holds nothing. */
+static void change(unsigned changing)
+{
+    SMI_STORE(&held.changing, changing);
+}
 
 static void note_acquired(uint32_t index)
 {
@@ -33,6 +41,11 @@ int smi_lock_any_held(void)
     return held.count > 0;
 }
 
+int smi_lock_may_be_held(void)
+{
+    return held.count > 0 || SMI_LOAD(&held.changing);
+}
+
 int smi_lock_is_ours(const shmalloc_heap *heap, uint32_t index)
 {
     for (unsigned i = 0; i < held.count; i++)
@@ -43,7 +56,7 @@ int smi_lock_is_ours(const shmalloc_heap *heap, uint32_t index)
 
 void smi_lock_forget(void)
 {
-    held.count = 0;
+    held.count = held.changing = 0;
 }
 
 int smi_lock_repair(shmalloc_heap *heap, uint32_t index)
@@ -83,16 +96,23 @@ static int take_over(shmalloc_heap *heap, uint32_t index)
 /* What pthread_mutex_lock or _trylock answered, other than EBUSY. */
 static int answer(shmalloc_heap *heap, uint32_t index, int rc)
 {
-    if (rc != 0 && rc != EOWNERDEAD)
+    if (rc != 0 && rc != EOWNERDEAD) {
+        change(0);
         return smi_heap_poison(heap, "lock %u answers \"%s\"", index, shmalloc_strerror(-rc));
+    }
     note_acquired(index);
+    change(0);
     return rc == EOWNERDEAD ? take_over(heap, index) : 0;
 }
 
 int smi_lock_try(shmalloc_heap *heap, uint32_t index)
 {
+    change(1);
     int rc = pthread_mutex_trylock((pthread_mutex_t *)heap->locks[index].mutex);
-    return rc == EBUSY ? -EBUSY : answer(heap, index, rc);
+    if (rc != EBUSY)
+        return answer(heap, index, rc);
+    change(0);
+    return -EBUSY;
 }
 
 /*
@@ -136,6 +156,7 @@ int smi_lock_acquire(shmalloc_heap *heap, uint32_t index)
 {
     struct smf_lock *lock = &heap->locks[index];
     pthread_mutex_t *mutex = (pthread_mutex_t *)lock->mutex;
+    change(1);
     int rc = pthread_mutex_trylock(mutex);
     if (rc == EBUSY) {
         __atomic_fetch_add(&lock->waits, 1, __ATOMIC_RELAXED);
@@ -148,8 +169,10 @@ int smi_lock_acquire(shmalloc_heap *heap, uint32_t index)
 
 void smi_lock_release(shmalloc_heap *heap, uint32_t index)
 {
+    change(1);
     note_released(index);
     pthread_mutex_unlock((pthread_mutex_t *)heap->locks[index].mutex);
+    change(0);
 }
 
 int smi_lock_acquire_all(shmalloc_heap *heap)

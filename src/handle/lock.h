@@ -44,6 +44,8 @@ int smi_lock_repair(shmalloc_heap *heap, uint32_t index);
 
 /* Does the calling thread hold a lock of a heap? */
 int smi_lock_any_held(void);
+/* The same where a signal handler may have interrupted it while it took or gave up one. */
+int smi_lock_may_be_held(void);
 /* Does it hold this one, or has it the heap alone, before the process is attached? For
  * assertions. */
 int smi_lock_is_ours(const shmalloc_heap *heap, uint32_t index);

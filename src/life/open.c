@@ -338,7 +338,7 @@ int smi_heap_may_leave(const shmalloc_heap *heap)
 {
     return __atomic_load_n(&heap->epoch, __ATOMIC_ACQUIRE) != 0 && heap->process_index >= 0 &&
            heap->processes[heap->process_index].pid == smi_os_process_id() &&
-           !smi_registry_is_held() && !smi_lock_any_held() && is_alone(heap);
+           !smi_registry_is_held() && !smi_lock_may_be_held() && is_alone(heap);
 }
 
 /* A process that ends without closing: what it has cached goes back. If other threads of it may
@@ -347,7 +347,7 @@ int smi_heap_may_leave(const shmalloc_heap *heap)
  * repair can undo. */
 __attribute__((destructor)) static void leave_all(void)
 {
-    if (smi_lock_any_held() || !smi_registry_trylock())
+    if (smi_lock_may_be_held() || !smi_registry_trylock())
         return;
     for (shmalloc_heap *heap = smi_heaps; heap; heap = heap->next)
         if (!heap->read_only && !heap->is_private && !heap->stays && heap->epoch != 0 &&
