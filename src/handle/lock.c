@@ -15,8 +15,8 @@ static _Thread_local struct {
     unsigned changing; /* 1: it takes or gives up one, and what is noted may be wrong by that one */
 } held;
 
-/* Said before the mutex is taken, and taken back when that is noted: an exit() in a signal handler in between must not
- * take the heap for one in which this thread holds nothing. */
+/* Said before the mutex is taken, and taken back when that is noted: an exit() in a signal handler
+ * in between must not take the heap for one in which this thread holds nothing. */
 static void change(unsigned changing)
 {
     SMI_STORE(&held.changing, changing);

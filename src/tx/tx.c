@@ -608,7 +608,8 @@ int smi_tx_free(struct smi_tx *x, uint64_t *word)
 int smi_tx_retire(struct smi_tx *x, uint64_t *word)
 {
     int state = smi_os_cancel_off();
-    int rc = word && SMI_LOAD(word) != 0 ? smi_retire_make_room(x->t) : 0; /* when it commits it is too late */
+    /* when it commits it is too late */
+    int rc = word && SMI_LOAD(word) != 0 ? smi_retire_make_room(x->t) : 0;
     smi_os_cancel_restore(state);
     return rc < 0 ? rc : defer(x, SMF_ENTRY_RETIRE, word);
 }

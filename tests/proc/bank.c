@@ -4,11 +4,12 @@
  *
  * Usage: bank [-k KILLS] [-s SECONDS] [-w WORKERS] [-h]
  *
- * Accounts have money, whose sum never changes, and a list of blocks, of which they say how many there are. Each
- * transaction locks two accounts, in any order, moves money, puts a block into a list or takes one out, and commits or
- * aborts. Workers are killed; the others find out by the mutexes, or the parent by adopting. Now and then all are
- * killed: then the sum is right, each list has as many blocks as it should, and the heap has these blocks and no others.
- * -h: in a hardened heap.
+ * Accounts have money, whose sum never changes, and a list of blocks, of which they say how many
+ * there are. Each transaction locks two accounts, in any order, moves money, puts a block into a
+ * list or takes one out, and commits or aborts. Workers are killed; the others find out by the
+ * mutexes, or the parent by adopting. Now and then all are killed: then the sum is right, each list
+ * has as many blocks as it should, and the heap has these blocks and no others. -h: in a hardened
+ * heap.
  */
 #include <signal.h>
 #include <stdio.h>
@@ -58,7 +59,8 @@ static int take_node(shmalloc_heap *heap, struct account *a)
 static int put_node(shmalloc_heap *heap, struct account *a, struct rng *rng)
 {
     shmalloc_ref ref;
-    int rc = shmalloc_tx_alloc(heap, rng_below(rng, 50) == 0 ? 70000 : 16 + rng_below(rng, 500), &ref);
+    int rc =
+        shmalloc_tx_alloc(heap, rng_below(rng, 50) == 0 ? 70000 : 16 + rng_below(rng, 500), &ref);
     if (rc < 0)
         return rc;
     ((struct node *)shmalloc_ptr(heap, ref))->next = a->first;
@@ -76,8 +78,10 @@ static int move_money(shmalloc_heap *heap, void *arg)
     if (rc == 0)
         rc = shmalloc_tx_add(heap, c->from->purse, sizeof(c->from->purse));
     if (rc == 0)
-        rc = rng_below(c->rng, 4) == 0 ? shmalloc_tx_add(heap, c->to, sizeof(*c->to)) /* its mutex, too */
-                                       : shmalloc_tx_add(heap, c->to->purse, sizeof(c->to->purse) + 16 + 8 + 300);
+        /* its mutex, too */
+        rc = rng_below(c->rng, 4) == 0
+                 ? shmalloc_tx_add(heap, c->to, sizeof(*c->to))
+                 : shmalloc_tx_add(heap, c->to->purse, sizeof(c->to->purse) + 16 + 8 + 300);
     if (rc != 0)
         return rc;
     int64_t amount = (int64_t)rng_below(c->rng, 100);
@@ -118,22 +122,24 @@ static void judge(void)
         for (shmalloc_ref ref = accounts[i].first; ref != 0; n++) {
             must(n < MOST_NODES + 1, "the list of account %d has no end", i);
             const struct node *node = shmalloc_ptr(f.heap, ref);
-            must(node && shmalloc_usable_size(f.heap, node) > 0, "account %d has %#llx, which is no block", i,
-                 (unsigned long long)ref);
+            must(node && shmalloc_usable_size(f.heap, node) > 0,
+                 "account %d has %#llx, which is no block", i, (unsigned long long)ref);
             ref = node->next;
         }
-        must(n == accounts[i].nodes, "account %d says %llu blocks, and has %llu", i, (unsigned long long)accounts[i].nodes,
-             (unsigned long long)n);
+        must(n == accounts[i].nodes, "account %d says %llu blocks, and has %llu", i,
+             (unsigned long long)accounts[i].nodes, (unsigned long long)n);
         for (int j = 0; j < PURSES; j++)
             sum += accounts[i].purse[j];
         for (size_t j = 1; j < sizeof(accounts[i].text); j++)
-            must(accounts[i].text[j] == accounts[i].text[0], "the text of account %d is half another's", i);
+            must(accounts[i].text[j] == accounts[i].text[0],
+                 "the text of account %d is half another's", i);
         nodes += n;
     }
     must(sum == ACCOUNTS * PURSES * START, "the sum is %lld", (long long)sum);
     size_t count = all_blocks(f.heap, &blocks);
     free(blocks);
-    must(count == nodes + 1, "the heap has %zu blocks, expected %llu", count, (unsigned long long)nodes + 1);
+    must(count == nodes + 1, "the heap has %zu blocks, expected %llu", count,
+         (unsigned long long)nodes + 1);
     must(shmalloc_trim(f.heap) >= 0, "trim: %s", shmalloc_errmsg());
     must_be_sound(f.heap);
 }
@@ -158,8 +164,9 @@ int main(int argc, char **argv)
     fixture_begin_heap(&f, flags);
     counts = shared_memory((MOST_WORKERS + 1) * sizeof(uint64_t));
     shmalloc_ref ref;
-    must(shmalloc_root_get_or_create(f.heap, "bank", 0, sizeof(struct account) * ACCOUNTS, NULL, NULL, &ref) ==
-             SHMALLOC_CREATED, "%s", shmalloc_errmsg());
+    must(shmalloc_root_get_or_create(f.heap, "bank", 0, sizeof(struct account) * ACCOUNTS, NULL,
+                                     NULL, &ref) == SHMALLOC_CREATED,
+         "%s", shmalloc_errmsg());
     accounts = shmalloc_ptr(f.heap, ref);
     for (int i = 0; i < ACCOUNTS; i++)
         for (int j = 0; j < PURSES; j++)
@@ -187,7 +194,8 @@ int main(int argc, char **argv)
             fixture_reopen(&f); /* adoption at an orderly close */
             accounts = shmalloc_ptr(f.heap, ref);
         }
-        for (int i = 0; all && i < ACCOUNTS; i++) { /* or the next owner of each mutex, who has nothing to judge */
+        for (int i = 0; all && i < ACCOUNTS; i++) { /* or the next owner of each mutex, who has
+                                                       nothing to judge */
             must_work(shmalloc_mutex_lock(f.heap, &accounts[i].mutex));
             must_work(shmalloc_mutex_unlock(f.heap, &accounts[i].mutex));
         }
