@@ -969,9 +969,8 @@ SHMALLOC_API SHMALLOC_USE_RESULT
 int shmalloc_tx_free(shmalloc_heap *heap, shmalloc_ref *ref);
 
 /** shmalloc_tx_free() of a block that others may be reading in sections: the commit retires it, as
- * shmalloc_retire()
- *  does. To replace one: shmalloc_tx_alloc() the new one, fill it, shmalloc_tx_store() its ref, and
- *  retire a copy of the old ref. Codes of both. */
+ *  shmalloc_retire() does. To replace one: shmalloc_tx_alloc() the new one, fill it,
+ *  shmalloc_tx_store() its ref, and retire a copy of the old ref. Codes of both. */
 SHMALLOC_API SHMALLOC_USE_RESULT
 int shmalloc_tx_retire(shmalloc_heap *heap, shmalloc_ref *ref);
 

@@ -483,11 +483,13 @@ static uint32_t living_from(unsigned part)
 }
 
 /* What the mutex has to answer: an owner that is not named yet, or any more, left nothing half
- * done. */
+ * done, nor did one whose transaction held it. */
 static int answer_of_mutex(const struct stage *s)
 {
     const struct smf_user_mutex *mutex = (const void *)&s->world->mutex;
-    return mutex->owner != 0 ? SHMALLOC_OWNER_DIED : 0;
+    return (mutex->owner & SMF_LEFT) || (mutex->owner != 0 && !(mutex->owner & SMF_OWNER_TX))
+               ? SHMALLOC_OWNER_DIED
+               : 0;
 }
 
 static void judge_alone(const void *arg)
