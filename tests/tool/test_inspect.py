@@ -153,7 +153,8 @@ class HeapsInUse(InspectTest):
         steps = [(0, 0, "none", ""), (1, 0, "take", ", allocating"), (1, 8, "take", ", reallocating"),
                  (2, 8, "give", ", freeing"), (word | 4, 8, "short-take", ", allocating"),
                  (word | 5, 0, "short-give", ", freeing"), (word | 6, 0, "short-exchange", ", reallocating")]
-        steps += [(op, 8, "unknown", ", in an unknown step") for op in (3, word | 1, word | 7, word)]
+        steps += [(op, 8, "unknown", ", in an unknown step") for op in (word | 1, word | 7, word)]
+        steps += [(3, 8, "move", ", sending or receiving a ref")]
         for op, old, key, text in steps:
             self.patch(slot + LINK, struct.pack("<6Q", op, word, 0, 0, 0, old))
             status, answer = run_json("procs", self.heap)
