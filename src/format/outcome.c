@@ -6,7 +6,7 @@
 static const char no_stack[] = "it names a stack that the thread slot does not have";
 static const char not_next[] = "it names a word of a stack that is not the next";
 
-static void change(struct smi_outcome *out, uint64_t ref, uint64_t value)
+static void add_change(struct smi_outcome *out, uint64_t ref, uint64_t value)
 {
     out->change[out->count++] = (struct smi_change){ref, value};
 }
@@ -99,10 +99,10 @@ static const char *finish_old(const struct smi_sight *s, const struct smf_thread
     if (link->old != 0 && link->old_array == 0) {
         out->large = link->old;
     } else if (link->old != 0 && is_in_limbo(s, thread, link->old_array)) {
-        change(out, link->old_array, link->old & SMF_REF_MASK);
+        add_change(out, link->old_array, link->old & SMF_REF_MASK);
     } else if (link->old != 0) {
-        change(out, link->old_array + 8 * (link->old_count + 1), link->old);
-        change(out, link->old_array, link->old_count + 1);
+        add_change(out, link->old_array + 8 * (link->old_count + 1), link->old);
+        add_change(out, link->old_array, link->old_count + 1);
     }
     return NULL;
 }
@@ -115,9 +115,9 @@ static const char *outcome_of_take(const struct smi_sight *s, uint64_t thread_re
     const uint64_t *scratch = look_inside(s, scratch_ref, 8);
     int is_done = user == link->fresh;
     if (link->fresh_array != 0)
-        change(out, link->fresh_array, link->fresh_count - (is_done ? 1 : 0));
+        add_change(out, link->fresh_array, link->fresh_count - (is_done ? 1 : 0));
     else if (is_done && scratch && load(scratch) == (link->fresh & SMF_REF_MASK))
-        change(out, scratch_ref, 0);
+        add_change(out, scratch_ref, 0);
     return is_done ? finish_old(s, thread, link, out) : NULL;
 }
 
@@ -131,7 +131,7 @@ static const char *outcome_of_move(const struct smi_sight *s, const struct smf_l
         return "it names a word that cannot be";
     uint64_t happened = __atomic_load_n(word, __ATOMIC_ACQUIRE) != link->fresh_array;
     if (happened == link->fresh_count && user == link->old)
-        change(out, link->dest, 0);
+        add_change(out, link->dest, 0);
     return NULL;
 }
 
@@ -157,7 +157,7 @@ static const char *outcome_of_full(const struct smi_sight *s, uint64_t thread_re
     if (link->op == SMF_LINK_TAKE)
         return outcome_of_take(s, thread_ref, thread, link, user, out);
     if (user == link->old)
-        change(out, link->dest, 0);
+        add_change(out, link->dest, 0);
     return finish_old(s, thread, link, out);
 }
 
@@ -172,11 +172,11 @@ static const char *outcome_of_short(const struct smi_sight *s, uint64_t thread_r
     uint64_t ref = load(word);
     int same = ref != 0 && (user & SMF_REF_MASK) == ref;
     if (op == SMF_LINK_SHORT_GIVE && same)
-        change(out, smi_link_dest(link), 0);
+        add_change(out, smi_link_dest(link), 0);
     else if (op != SMF_LINK_SHORT_GIVE && same)
-        change(out, link->dest, 0);
+        add_change(out, link->dest, 0);
     else if (op == SMF_LINK_SHORT_EXCHANGE && ref != 0)
-        change(out, link->fresh, 0);
+        add_change(out, link->fresh, 0);
     return NULL;
 }
 
