@@ -40,7 +40,7 @@ void map_damage_begin(struct map_damage *d, int transaction)
 {
     shmalloc_options heap_options = SHMALLOC_OPTIONS_INIT;
     shmalloc_map_options options = SHMALLOC_MAP_OPTIONS_INIT;
-    char key[32];
+    char key[64] = {0};
     memset(d, 0, sizeof(*d));
     options.stripes = 2;
     heap_options.max_size = 16 << 20;
@@ -101,7 +101,7 @@ static void must_answer(int64_t rc)
 
 void map_damage_use(struct map_damage *d)
 {
-    char key[32], value[64];
+    char key[32], value[64] = {0};
     uint64_t sum = 0;
     shmalloc_map again;
     for (unsigned i = 0; i < MAP_DAMAGE_KEYS + 20; i += 3) {
