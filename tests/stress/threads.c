@@ -30,6 +30,7 @@ struct counter {
 static struct fixture f;
 static uint64_t mailboxes[MAILBOXES]; /* refs on their way from one thread to another */
 static struct counter *counters;
+static shmalloc_ref rooted[ROOTS]; /* what each root is bound to */
 static uint64_t deadline, seed;
 static uint64_t operations, lives, forks, added;
 
@@ -84,10 +85,10 @@ static void use_roots(struct rng *rng)
         int rc = shmalloc_root_remove(f.heap, name);
         must(rc == 0 || rc == SHMALLOC_ENOROOT, "%d", rc);
     } else if (rng_below(rng, 2)) {
-        must_work(shmalloc_root_set(f.heap, name, i, i * 8));
+        must_work(shmalloc_root_set(f.heap, name, i, rooted[i]));
     } else {
         int rc = shmalloc_root_get(f.heap, name, i, &ref);
-        must(rc == SHMALLOC_ENOROOT || (rc == 0 && ref == i * 8), "%d", rc);
+        must(rc == SHMALLOC_ENOROOT || (rc == 0 && ref == rooted[i]), "%d", rc);
     }
 }
 
@@ -156,6 +157,7 @@ static void end_all(shmalloc_ref counters_ref, const struct usage *empty)
     for (int i = 0; i < ROOTS; i++) {
         snprintf(name, sizeof(name), "%d", i);
         shmalloc_root_remove(f.heap, name);
+        must_work(shmalloc_ref_free(f.heap, &rooted[i]));
     }
     must_work(shmalloc_ref_free(f.heap, &counters_ref));
     must_be_as_before(f.heap, empty);
@@ -183,6 +185,8 @@ int main(int argc, char **argv)
     struct usage empty = usage_now(f.heap);
     must_work(shmalloc_ref_alloc_zeroed(f.heap, MUTEXES * sizeof(struct counter), &counters_ref));
     counters = shmalloc_ptr(f.heap, counters_ref);
+    for (int i = 0; i < ROOTS; i++)
+        must_work(shmalloc_ref_alloc(f.heap, 8, &rooted[i]));
     deadline = now_ns() + seconds * 1000000000ull;
     for (uintptr_t i = 0; i < threads; i++)
         must(pthread_create(&starters[i], NULL, start_lives, (void *)i) == 0, "pthread_create");
