@@ -233,6 +233,18 @@ static int splits_and_aborts(shmalloc_heap *heap, void *arg)
            put(&map, 0, 61, 20) || shmalloc_tx_abort(heap) < 0;
 }
 
+static int frees(shmalloc_heap *heap, void *arg)
+{
+    (void)arg;
+    return shmalloc_map_free_root(heap, "map") < 0;
+}
+static int nothing(shmalloc_heap *heap, void *arg)
+{
+    (void)heap;
+    (void)arg;
+    return 0;
+}
+
 /* ---- judging ---- */
 
 struct list {
@@ -271,7 +283,14 @@ static int describe(shmalloc_heap *heap, void *arg)
 {
     struct list list = {.count = 0};
     (void)arg;
-    shmalloc_map map = open_map(heap);
+    shmalloc_map map;
+    for (shmalloc_ref unused = heap->state->structure_headers; unused;
+         unused = ((struct smf_structure *)smi_at(heap, unused))->next)
+        shmalloc_crashtest_reached(unused);
+    if (shmalloc_map_open_root(heap, "map", NULL, &map) == SHMALLOC_ENOROOT) {
+        shmalloc_crashtest_print("no map\n");
+        return 0;
+    }
     if (shmalloc_map_each(&map, note, &list) != 0)
         return shmalloc_crashtest_fail("each: %s", shmalloc_errmsg());
     qsort(list.line, list.count, sizeof(list.line[0]), by_text);
@@ -299,7 +318,10 @@ static int proceed(shmalloc_heap *heap, void *arg)
 {
     struct map_walk walk;
     (void)arg;
-    shmalloc_map map = open_map(heap);
+    shmalloc_map map;
+    if (shmalloc_map_open_root(heap, "map", NULL, &map) == SHMALLOC_ENOROOT && empty(heap, NULL))
+        return shmalloc_crashtest_fail("a new map: %s", shmalloc_errmsg());
+    map = open_map(heap);
     for (unsigned i = 0; i < 12; i++)
         if (put(&map, 0, 70 + i, 24) || put(&map, 3, 70 + i, 24))
             return shmalloc_crashtest_fail("put: %s", shmalloc_errmsg());
@@ -314,6 +336,8 @@ static const struct {
     const char *name;
     shmalloc_crashtest_fn *setup, *operation;
 } ops[] = {
+    {"make", nothing, empty},
+    {"free, chained buckets", chained, frees},
     {"first put", empty, put_new},
     {"put, new", some, put_new},
     {"put, new, chained bucket", full_bucket, put_new},
