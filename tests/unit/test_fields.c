@@ -98,6 +98,9 @@ static const struct field state_fields[] = {
     WHOLE(smf_state, applying),
     WHOLE(smf_state, structure_headers),
     WHOLE(smf_state, orphans),
+    WHOLE(smf_state, next_checksum),
+    WHOLE(smf_state, next_layout_version),
+    ARRAY(smf_state, next_layout_name, char),
     ARRAY(smf_state, spare, uint64_t),
 };
 
@@ -680,6 +683,7 @@ static const struct exception {
     {"state*", "applying", 0, "room for what comes, read by nobody"},
     {"state*", "structure_headers", 0, "looked at with the structures: test_queue.c"},
     {"state*", "orphans", 0, "room for what comes, read by nobody"},
+    {"state*", "next_*", 0, "counts only when it is the checksum of the header with that layout"},
     {"state*", "spare", 0, "read by nobody"},
     {"state*", "decay_ns", 0, "a setting: any time is possible"},
     {"state*", "retain", 0, "a setting: any number of bytes is possible"},
