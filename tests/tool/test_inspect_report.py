@@ -404,16 +404,30 @@ class Papers(ReportTest):
                 self.assertIn(word, out)
             self.assertLessEqual(max(map(len, out.splitlines())), 90)
 
+    def source(self, path):
+        with open(os.path.join(support.SOURCE, path), encoding="utf-8") as file:
+            return file.read()
+
+    def calls(self, header):
+        """Names of the functions that a public header declares."""
+        declared = re.findall(r"SHMALLOC_API\s[^;(]*?\b(shmalloc_\w+)\(", header)
+        self.assertEqual(len(declared), len(re.findall(r"^SHMALLOC_API\s", header, re.MULTILINE)))
+        return declared
+
     def test_manual_names_every_call_and_code(self):
-        with open(os.path.join(support.SOURCE, "include/shmalloc/shmalloc.h"), encoding="utf-8") as file:
-            header = file.read()
-        with open(os.path.join(support.SOURCE, "tools/man/shmalloc.3"), encoding="utf-8") as file:
-            manual = file.read()
-        calls = re.findall(r"SHMALLOC_API [^;(]*?\b(shmalloc_\w+)\(", header)
+        header = self.source("include/shmalloc/shmalloc.h")
+        words = set(re.findall(r"\w+", self.source("tools/man/shmalloc.3")))
+        calls = self.calls(header)
         codes = re.findall(r"(SHMALLOC_E[A-Z]+) = -", header)
         self.assertGreater(len(calls), 30)
-        for name in (*calls, *codes):
-            self.assertIn(name, manual)
+        self.assertEqual({*calls, *codes} - words, set())
+
+    def test_manual_names_every_call_on_structures(self):
+        words = set(re.findall(r"\w+", self.source("tools/man/shmalloc-structures.3")))
+        for name in ("queue", "vector", "map"):
+            calls = self.calls(self.source(f"include/shmalloc/{name}.h"))
+            self.assertGreater(len(calls), 10)
+            self.assertEqual(set(calls) - words, set())
 
 
 if __name__ == "__main__":
