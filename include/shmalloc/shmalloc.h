@@ -42,7 +42,9 @@
  * What the program itself stores is its own to order: the compiler may move and merge plain stores.
  * A structure that is to be whole after a kill is made ready first and linked last, by
  * shmalloc_store() (or by the library: shmalloc_ref_alloc() and its kin store the ref word so).
- * examples/list.c shows it, and shmalloc-crashtest(3) tests it.
+ * examples/list.c shows it, and shmalloc-crashtest(3) tests it. Transactions (shmalloc_tx_run())
+ * make several changes one, and <shmalloc/map.h>, queue.h and vector.h are whole after a kill by
+ * themselves.
  *
  * Errors: every function that can fail returns 0 or a count, or a negative code: a negated errno
  * value when the system refused, or one of enum shmalloc_error. Out-parameters are written only on
@@ -651,7 +653,8 @@ typedef struct shmalloc_mutex {
  * Lock. Not recursive.
  *
  * After SHMALLOC_OWNER_DIED the dead owner's unfinished alloc, free or realloc is resolved; what it
- * was doing to *your* data you must judge. When that is whole again, say so by
+ * was doing to *your* data you must judge, but for what it changed in a transaction that had locked
+ * the mutex: that is whole, and the answer is 0. When your data are whole again, say so by
  * shmalloc_mutex_consistent(). Who unlocks without it hands the same answer to the next owner, and
  * so on: it is never lost, and never final. A thread that ended holding the mutex counts as dead.
  * So does one that held it when the heap was copied or the machine stopped: in the copy, and after
