@@ -107,7 +107,8 @@ SHMALLOC_API int shmalloc_map_open_root(shmalloc_heap *heap, const char *name,
  * holds goes back in many steps after that. A process that is killed meanwhile leaves the rest to
  * the next call that makes or frees a map. Calls on the map that are under way in other threads end
  * with SHMALLOC_EGONE or as if they had come before.
- * @return 0; SHMALLOC_EBADREF; SHMALLOC_EGONE: it was freed already; -EBUSY inside a transaction.
+ * @return 0; SHMALLOC_EBADREF; SHMALLOC_EGONE: it was freed already; SHMALLOC_EINTX inside a
+ *         transaction of the calling thread.
  */
 SHMALLOC_API int shmalloc_map_free(shmalloc_heap *heap, shmalloc_ref *ref);
 

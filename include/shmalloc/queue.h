@@ -124,7 +124,8 @@ SHMALLOC_API shmalloc_ref shmalloc_queue_ref(const shmalloc_queue *queue);
  * is stopped, its memory comes back later.
  *
  * @return 0, or a negative code: those of shmalloc_queue_open(), SHMALLOC_EREADONLY, SHMALLOC_EBUSY
- * as for _create(). Visible, crash-atomic: after a kill `*ref` (in the heap) names the whole queue,
+ * as for _create(), SHMALLOC_EINTX inside a transaction of the calling thread. Visible,
+ * crash-atomic: after a kill `*ref` (in the heap) names the whole queue,
  * or is 0 and the queue's memory comes back when the dead process is noticed.
  */
 SHMALLOC_API SHMALLOC_USE_RESULT

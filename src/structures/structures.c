@@ -36,6 +36,7 @@
 #include "slots/block.h"
 #include "slots/stacks.h"
 #include "slots/central.h"
+#include "tx/tx.h"
 
 static const struct smi_structure_type *const types[] = {&smi_map_type, &smi_queue_type,
                                                          &smi_vector_type};
@@ -538,6 +539,17 @@ int smi_structure_open_root(shmalloc_heap *heap, const char *text, uint16_t tag,
 
 /* ---- freeing, for users ---- */
 
+/* Freeing is no part of a transaction: what the thread's own one changed in the structure would be
+ * judged and given back after its blocks are gone. */
+static int outside_transactions(const struct smi_thread *t)
+{
+    return !smi_tx_of(t) ? 0
+                         : smi_error(SHMALLOC_EINTX,
+                                     "%s: a structure is not freed inside a transaction; commit or "
+                                     "abort it first",
+                                     t->heap->path);
+}
+
 int smi_structure_free(shmalloc_heap *heap, shmalloc_ref *ref, uint16_t tag)
 {
     int rc;
@@ -546,7 +558,7 @@ int smi_structure_free(shmalloc_heap *heap, shmalloc_ref *ref, uint16_t tag)
     if (!ref)
         return smi_error(-EINVAL, "%s: no ref to free", heap->path);
     struct smi_thread *t = idle_thread(heap, &rc);
-    if (!t)
+    if (!t || (rc = outside_transactions(t)) < 0)
         return rc;
     int in_heap = smi_ref_of(heap, ref, &at);
     if (in_heap && at % 8 != 0)
@@ -575,7 +587,8 @@ int smi_structure_remove(shmalloc_heap *heap, const char *text, uint16_t tag)
     struct smi_name name;
     struct smi_use use;
     struct smi_thread *t = idle_thread(heap, &rc);
-    if (!t || (rc = smi_structure_open_root(heap, text, tag, &use)) < 0)
+    if (!t || (rc = outside_transactions(t)) < 0 ||
+        (rc = smi_structure_open_root(heap, text, tag, &use)) < 0)
         return rc;
     if ((rc = smi_name_of(heap, text, &name)) < 0)
         return rc;

@@ -384,6 +384,22 @@ Test(map, a_freed_map_says_so)
     drop();
 }
 
+Test(map, is_not_freed_in_a_transaction)
+{
+    shmalloc_ref ref;
+    make(0);
+    put_numbers(0, 10);
+    must_work(shmalloc_root_get(f.heap, "map", 0, &ref));
+    must_work(shmalloc_tx_begin(f.heap));
+    must_code(put("new", "value"), 1);
+    must_code(shmalloc_map_free_root(f.heap, "map"), SHMALLOC_EINTX);
+    must_code(shmalloc_map_free(f.heap, &ref), SHMALLOC_EINTX);
+    must_work(shmalloc_tx_abort(f.heap));
+    cr_assert_eq(shmalloc_map_count(&map), 10);
+    must_work(shmalloc_check(f.heap));
+    drop();
+}
+
 Test(map, nested_maps_go_with_the_outer_one)
 {
     shmalloc_map_options options = SHMALLOC_MAP_OPTIONS_INIT;
