@@ -569,7 +569,7 @@ static LONG_WAY int retire_long(shmalloc_heap *heap, shmalloc_ref *ref)
     return rc;
 }
 
-int shmalloc_retire(shmalloc_heap *heap, shmalloc_ref *ref)
+int (shmalloc_retire)(shmalloc_heap *heap, shmalloc_ref *ref)
 {
     struct smi_thread *t = smi_current;
     uint64_t at = (uint64_t)((uintptr_t)ref - (uintptr_t)t->base);

@@ -91,21 +91,21 @@ int shmalloc_tx_add(shmalloc_heap *heap, const void *address, size_t len)
     return x ? smi_tx_add(x, address, len) : rc;
 }
 
-int shmalloc_tx_alloc(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
+int (shmalloc_tx_alloc)(shmalloc_heap *heap, size_t size, shmalloc_ref *out)
 {
     int rc;
     struct smi_tx *x = open_in(heap, &rc);
     return x ? smi_tx_alloc(x, &(struct smi_request){.size = size}, out) : rc;
 }
 
-int shmalloc_tx_free(shmalloc_heap *heap, shmalloc_ref *ref)
+int (shmalloc_tx_free)(shmalloc_heap *heap, shmalloc_ref *ref)
 {
     int rc;
     struct smi_tx *x = open_in(heap, &rc);
     return x ? smi_tx_free(x, ref) : rc;
 }
 
-int shmalloc_tx_retire(shmalloc_heap *heap, shmalloc_ref *ref)
+int (shmalloc_tx_retire)(shmalloc_heap *heap, shmalloc_ref *ref)
 {
     int rc;
     struct smi_tx *x = open_in(heap, &rc);

@@ -1135,6 +1135,11 @@ int shmalloc_check(const shmalloc_heap *heap);
 #define shmalloc_ref_realloc(heap, ref, size) \
     shmalloc_ref_realloc(heap, SHMALLOC_ADDRESS_OF_REF(ref), size)
 #define shmalloc_ref_free(heap, ref) shmalloc_ref_free(heap, SHMALLOC_ADDRESS_OF_REF(ref))
+#define shmalloc_retire(heap, ref) shmalloc_retire(heap, SHMALLOC_ADDRESS_OF_REF(ref))
+#define shmalloc_tx_alloc(heap, size, out) \
+    shmalloc_tx_alloc(heap, size, SHMALLOC_ADDRESS_OF_REF(out))
+#define shmalloc_tx_free(heap, ref) shmalloc_tx_free(heap, SHMALLOC_ADDRESS_OF_REF(ref))
+#define shmalloc_tx_retire(heap, ref) shmalloc_tx_retire(heap, SHMALLOC_ADDRESS_OF_REF(ref))
 #endif
 
 #ifdef __cplusplus

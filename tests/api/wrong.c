@@ -28,6 +28,10 @@ int call_all(shmalloc_heap *heap, struct node *node, void *block, shmalloc_ref *
     rc += shmalloc_ref_realloc(heap, word, 9);
     rc += shmalloc_ref_alloc_tagged(heap, 8, 7, rc ? &ref : refs);
     rc += shmalloc_ref_dup(heap, node, sizeof(*node), &node->next);
+    rc += shmalloc_retire(heap, &node->next) + (shmalloc_retire)(heap, word);
+    rc += shmalloc_tx_alloc(heap, 8, node->children) + (shmalloc_tx_alloc)(heap, 8, word);
+    rc += shmalloc_tx_free(heap, word) + (shmalloc_tx_free)(heap, word);
+    rc += shmalloc_tx_retire(heap, NULL) + (shmalloc_tx_retire)(heap, word);
 #ifdef WRONG
     rc += CALL(WRONG);
 #endif

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# wrong.sh FILE COMPILER ARGS... - FILE compiles; with each call of the ref family and each argument that is not the
+# wrong.sh FILE COMPILER ARGS... - FILE compiles; with each call that stores a ref and each argument that is not the
 # address of a ref it does not, whatever warnings are off.
 source=$1
 shift
@@ -14,7 +14,11 @@ shmalloc_ref_alloc_aligned(heap,16,8,x)
 shmalloc_ref_alloc_tagged(heap,8,1,x)
 shmalloc_ref_dup(heap,node,8,x)
 shmalloc_ref_realloc(heap,x,8)
-shmalloc_ref_free(heap,x)'
+shmalloc_ref_free(heap,x)
+shmalloc_retire(heap,x)
+shmalloc_tx_alloc(heap,8,x)
+shmalloc_tx_free(heap,x)
+shmalloc_tx_retire(heap,x)'
 wrong='block
 node
 &block
