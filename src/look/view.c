@@ -576,6 +576,11 @@ const struct smf_log *smi_view_log(struct smi_view *view, const struct smf_threa
     return smi_view_at(view, thread->tx_log, sizeof(struct smf_log));
 }
 
+uint64_t smi_view_tx_phase(const struct smi_view *view, const struct smf_thread *thread)
+{
+    return smi_format_is_older(&view->header) ? SMF_TX_IDLE : thread->tx_state & SMF_TX_PHASE;
+}
+
 /* Those of chunk `i` up to `end`. */
 static const char *each_in_chunk(struct smi_view *view, uint64_t i, uint64_t ref, uint64_t end,
                                  void (*visit)(const struct smi_logged *logged, uint64_t at,
@@ -886,19 +891,32 @@ static uint64_t block_bytes(struct smi_view *view, uint64_t ref)
     return d && d->kind == SMF_PAGE_LARGE ? (uint64_t)d->page_count << SMF_PAGE_SHIFT : 0;
 }
 
+struct smi_view_retired smi_view_retired(struct smi_view *view, const struct smf_thread *thread)
+{
+    struct smi_view_retired retired = {0, 0};
+    const struct smf_bag *bags = smi_view_limbo(view, thread);
+    for (uint32_t b = 0; bags && b < SMF_LIMBO_PAGES; b++)
+        for (uint64_t i = 0, count = smi_bag_count(&bags[b]); i < count; i++) {
+            retired.bytes += block_bytes(view, bags[b].refs[i]);
+            retired.blocks++;
+        }
+    return retired;
+}
+
+static uint64_t less(uint64_t from, uint64_t what)
+{
+    return what < from ? from - what : 0;
+}
+
 /* So do retired blocks, which nobody has any more. */
 static void count_retired(struct smi_view *view, const struct smf_thread *thread,
                           shmalloc_stats *out)
 {
-    const struct smf_bag *bags = smi_view_limbo(view, thread);
-    for (uint32_t b = 0; bags && b < SMF_LIMBO_PAGES; b++)
-        for (uint64_t i = 0, count = smi_bag_count(&bags[b]); i < count; i++) {
-            uint64_t bytes = block_bytes(view, bags[b].refs[i]);
-            out->retired += bytes;
-            out->retired_blocks++;
-            out->allocated -= bytes < out->allocated ? bytes : out->allocated;
-            out->allocated_blocks -= out->allocated_blocks > 0;
-        }
+    struct smi_view_retired retired = smi_view_retired(view, thread);
+    out->retired += retired.bytes;
+    out->retired_blocks += retired.blocks;
+    out->allocated = less(out->allocated, retired.bytes);
+    out->allocated_blocks = less(out->allocated_blocks, retired.blocks);
 }
 
 /* Cached slots look allocated in their slabs' bitmaps: count them out. In a moving heap the two may

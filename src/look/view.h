@@ -150,7 +150,10 @@ int smi_view_keeps_any(const struct smi_view *view, const struct smf_thread *thr
  * that can be read. */
 const struct smf_log *smi_view_log(struct smi_view *view, const struct smf_thread *thread);
 
-/* Call `visit` for each entry of it, as they were before the transaction is rolled back or
+/* The phase of a thread slot's transaction, enum smf_tx_phase or what cannot be one. */
+uint64_t smi_view_tx_phase(const struct smi_view *view, const struct smf_thread *thread);
+
+/* Call `visit` for each entry of its log, as they were before the transaction is rolled back or
  * finished, with the entry's ref. NULL, or a few words about what is wrong, and in *at where. */
 const char *smi_view_each_logged(struct smi_view *view, const struct smf_thread *thread,
                                  void (*visit)(const struct smi_logged *logged, uint64_t at,
@@ -197,6 +200,12 @@ int smi_view_find_block(struct smi_view *view, const struct smi_cached *cached, 
 
 /* The two bags of a thread slot; NULL: it names none, or what cannot be one. */
 const struct smf_bag *smi_view_limbo(struct smi_view *view, const struct smf_thread *thread);
+
+/* What is in them. */
+struct smi_view_retired {
+    uint64_t blocks, bytes;
+};
+struct smi_view_retired smi_view_retired(struct smi_view *view, const struct smf_thread *thread);
 
 /* Tag of slot `index` of a slab, 0 none. */
 uint16_t smi_view_slot_tag(struct smi_view *view, const struct smf_page *slab, uint32_t index);

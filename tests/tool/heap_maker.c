@@ -10,6 +10,9 @@
  *   pile=N             allocate N small blocks of one size and free them all (10,000 at most)
  *   roots=N            bind N roots
  *   dangle             bind the root "freed" to a block, free that
+ *   transaction        begin one and add, allocate, free and store in it; it stays open
+ *   retire=N           allocate N small blocks and retire them in a read section, which stays
+ *                      open
  *   structures         bind a queue of three messages, of which one is taken, and a vector; leave a
  *                      header out of use
  *   odd-names          bind roots whose names hold control characters and invalid UTF-8
@@ -112,6 +115,34 @@ static void take_and_give(size_t size, long count)
     for (long i = 0; i < count && i < MOST_AT_ONCE; i++)
         if (shmalloc_ref_free(heap, &refs[i]) < 0)
             fail("free");
+}
+
+/* Leaves an entry of each kind but retire. */
+static void leave_transaction(void)
+{
+    uint64_t *words;
+    shmalloc_ref root, ref;
+    if (shmalloc_root_get_or_create(heap, "changed", 0, 64, NULL, NULL, &root) < 0 ||
+        shmalloc_ref_alloc(heap, 40, &ref) < 0)
+        fail("what a transaction changes");
+    words = shmalloc_ptr(heap, root);
+    if (shmalloc_tx_begin(heap) < 0 || shmalloc_tx_add(heap, words, 16) < 0)
+        fail("tx_add");
+    words[0] = words[1] = 1;
+    shmalloc_ref made;
+    if (shmalloc_tx_alloc(heap, 40, &made) < 0 || shmalloc_tx_free(heap, &ref) < 0 ||
+        shmalloc_tx_store(heap, &words[2], 2) < 0)
+        fail("transaction");
+}
+
+static void retire(long count)
+{
+    shmalloc_ref ref;
+    if (shmalloc_read_begin(heap) < 0)
+        fail("read_begin");
+    for (long i = 0; i < count; i++)
+        if (shmalloc_ref_alloc(heap, PILED_SIZE, &ref) < 0 || shmalloc_retire(heap, &ref) < 0)
+            fail("retire");
 }
 
 static void make_roots(long count)
@@ -357,6 +388,10 @@ static void run(const char *step)
         take_and_give(KEPT_SIZE, count);
     else if (strncmp(step, "pile=", 5) == 0)
         take_and_give(PILED_SIZE, count);
+    else if (strcmp(step, "transaction") == 0)
+        leave_transaction();
+    else if (strncmp(step, "retire=", 7) == 0)
+        retire(count);
     else if (strncmp(step, "roots=", 6) == 0)
         make_roots(count);
     else if (strcmp(step, "odd-names") == 0)

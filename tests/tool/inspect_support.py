@@ -24,6 +24,11 @@ BUCKETS = 4384 - 512 * 8  # smf_roots.bucket
 LINK = 64             # smf_thread.link
 BINS = 192            # smf_thread.bins
 SPANS = 960           # smf_thread.spans
+SECTION = 1088        # smf_thread.section_epoch
+OUSTED = 1096         # smf_thread.ousted
+TX_STATE = 1152       # smf_thread.tx_state
+TX_LOG = 1160         # smf_thread.tx_log
+LOG_BYTES = 704       # smf_log, behind which the first entry begins
 OPEN = 2**64 - 1      # SMF_OPEN
 THREAD_BYTES = 4 * 8192  # SMF_THREAD_PAGES
 KEPT_BYTES = 13 * 8192   # of a block of heap_maker's keep=N

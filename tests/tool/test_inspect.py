@@ -16,8 +16,9 @@ import time
 import unittest
 
 import inspect_support as support
-from inspect_support import (BINS, BUCKETS, CANNOT_TELL, DAMAGED, END_OF_AREAS_AT, KEPT_BYTES, LINK, OPEN,
-                             POISON, ROOTS_AT, SOUND, SPANS, THREADS_AT, Held, InspectTest, fnv, run,
+from inspect_support import (BINS, BUCKETS, CANNOT_TELL, DAMAGED, END_OF_AREAS_AT, KEPT_BYTES, LINK,
+                             LOG_BYTES, OPEN, OUSTED, POISON, ROOTS_AT, SECTION, SOUND, SPANS, THREADS_AT,
+                             TX_LOG, TX_STATE, Held, InspectTest, fnv, run,
                              run_in_terminal, run_json, terminal_env)
 
 COMMANDS = ("info", "check", "roots", "procs", "mutexes")
@@ -161,6 +162,84 @@ class HeapsInUse(InspectTest):
             [thread] = answer["processes"][0]["threads"]
             self.assertEqual((status, thread["step"]), (SOUND, key))
             self.assertRegex(run("procs", self.heap)[1], r"(?m)cached slots, [\d.]+ \w+%s$" % text)
+
+    def thread(self):
+        """What procs says of the only thread, in JSON and in text."""
+        status, answer = run_json("procs", self.heap)
+        self.assertEqual(status, SOUND)
+        [thread] = answer["processes"][0]["threads"]
+        [line] = [line for line in run("procs", self.heap)[1].splitlines() if line.startswith("      thread ")]
+        return thread, line
+
+    def test_no_transaction_and_no_section(self):
+        with Held(self.heap, "create", "fill=10", "hold"):
+            thread, line = self.thread()
+            self.assertEqual(thread["transaction"], {"state": "none", "entries": 0, "log_bytes": 0})
+            self.assertEqual((thread["section"], thread["section_over"]), (0, False))
+            self.assertEqual((thread["retired_blocks"], thread["retired_bytes"]), (0, 0))
+            self.assertRegex(line, r"cached slots, [\d.]+ \w+$")
+            self.assertEqual(run_json("info", self.heap)[1]["transactions"], 0)
+            self.assertNotIn("in flight", run("info", self.heap)[1])
+
+    def test_open_transaction(self):
+        with Held(self.heap, "create", "transaction", "hold"):
+            self.assertEqual(self.thread()[0]["transaction"]["state"], "open")
+            self.assertEqual(run_json("info", self.heap)[1]["transactions"], 1)
+        os.remove(self.heap)
+        self.make("create", "transaction", "die", ends_by=-signal.SIGKILL)
+        slot = self.word(self.word(THREADS_AT))
+        log, state = self.word(slot + TX_LOG), self.word(slot + TX_STATE)
+        bytes_used = self.word(log) - LOG_BYTES  # all is in the first chunk
+        thread, line = self.thread()
+        entries = thread["transaction"]["entries"]
+        self.assertGreaterEqual(entries, 4)
+        self.assertEqual(thread["transaction"], {"state": "open", "entries": entries, "log_bytes": bytes_used})
+        self.assertTrue(line.endswith(", in an open transaction of %d entries, %d bytes of log" %
+                                      (entries, bytes_used)), line)
+        self.assertRegex(run("info", self.heap)[1], r"(?m)^  in flight   1 transaction$")
+        self.patch(slot + TX_STATE, struct.pack("<Q", state + 1))
+        self.assertEqual(self.thread()[0]["transaction"]["state"], "committed")
+        self.assertIn(", in a committed transaction of %d entries" % entries, self.thread()[1])
+        self.patch(slot + TX_STATE, struct.pack("<Q", state))
+        self.make("create", "close")  # who comes next rolls it back
+        self.assertEqual(run_json("info", self.heap)[1]["transactions"], 0)
+        self.assertEqual(run_json("check", self.heap)[0], SOUND)
+
+    def test_transaction_that_cannot_be(self):
+        self.make("create", "transaction", "die", ends_by=-signal.SIGKILL)
+        slot = self.word(self.word(THREADS_AT))
+        log, size = self.word(slot + TX_LOG), os.stat(self.heap).st_size
+        whole = self.thread()[0]["transaction"]
+        wrong = [(slot + TX_LOG, value) for value in (0, 8, log + 8, log + 8192, slot, size, 2**64 - 1)]
+        wrong += [(log, value) for value in (1, 8, LOG_BYTES + 8, self.word(log) + 8, 1 << 20, 1 << 48, 39 << 48,
+                                             40 << 48, 2**64 - 8, 2**64 - 1)]
+        wrong += [(log + LOG_BYTES, value) for value in (0, 2**32 - 1, 2**64 - 1)]
+        for at, value in wrong:
+            before = self.word(at)
+            self.patch(at, struct.pack("<Q", value))
+            transaction = self.thread()[0]["transaction"]
+            self.assertEqual(transaction["state"], "open")
+            self.assertTrue(transaction.get("log_error"), (at - log, hex(value)))
+            self.assertIn("(%s)" % transaction["log_error"], self.thread()[1])
+            self.assertLessEqual(transaction["entries"], whole["entries"])
+            self.patch(at, struct.pack("<Q", before))
+        self.patch(slot + TX_STATE, struct.pack("<Q", self.word(slot + TX_STATE) | 3))
+        self.assertEqual(self.thread()[0]["transaction"], {**whole, "state": "unknown"})
+        self.assertIn(", in a transaction in an unknown state of ", self.thread()[1])
+
+    def test_section_and_what_is_retired(self):
+        self.make("create", "retire=3", "die", ends_by=-signal.SIGKILL)
+        slot = self.word(self.word(THREADS_AT))
+        thread, line = self.thread()
+        self.assertGreater(thread["section"], 0)
+        self.assertEqual((thread["section"], thread["section_over"]), (self.word(slot + SECTION), False))
+        self.assertEqual((thread["retired_blocks"], thread["retired_bytes"]), (3, 3 * 48))
+        memory = run_json("info", self.heap)[1]["memory"]
+        self.assertEqual((memory["retired_blocks"], memory["retired"]), (3, 3 * 48))
+        self.assertRegex(line, r", in a read section, retired 3 blocks, 144 bytes$")
+        self.patch(slot + OUSTED, struct.pack("<Q", thread["section"]))
+        self.assertTrue(self.thread()[0]["section_over"])
+        self.assertIn(", in a read section that is over, retired 3 blocks", self.thread()[1])
 
     def test_churning(self):
         with Held(self.heap, "create", "fill=1000", "churn") as held:

@@ -41,6 +41,7 @@ static const char help[] =
     "  generation              number of times the heap was attached from rest\n"
     "  processes, threads      number alive; number of threads with a cache\n"
     "  in_flight               steps of dead, stopped or running threads\n"
+    "  transactions            number that is open, or committed and not yet finished\n"
     "  size                    bytes: file, heap, maximum, on_disk; number of chunks\n"
     "  memory                  bytes: allocated, cached, central_free, free, free_reserved,\n"
     "                          largest_free_run, metadata; number of allocated_blocks;\n"
@@ -164,6 +165,18 @@ static struct state state_of(struct inspect *in)
                           "unclean: in use when the machine stopped or the file was copied", RED};
 }
 
+/* Transactions that are open, or committed and not yet finished; of a settled view. */
+static uint32_t count_transactions(struct inspect *in)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < SMF_THREADS; i++) {
+        uint64_t ref;
+        const struct smf_thread *thread = smi_view_thread(&in->view, i, &ref);
+        count += thread && thread->owner && smi_view_tx_phase(&in->view, thread) != SMF_TX_IDLE;
+    }
+    return count;
+}
+
 static void print_state(struct inspect *in, const shmalloc_stats *stats)
 {
     struct state state = state_of(in);
@@ -175,6 +188,10 @@ static void print_state(struct inspect *in, const shmalloc_stats *stats)
         printf(" by %s with %s", inspect_count(in->users.processes, "process", "processes", n[0]),
                inspect_count(stats->threads, "thread", "threads", n[1]));
     printf("; generation %llu\n", (unsigned long long)s->generation);
+    uint32_t transactions = count_transactions(in);
+    if (transactions)
+        printf("  in flight   %s\n",
+               inspect_count(transactions, "transaction", "transactions", n[0]));
     if (s->poison)
         printf("  poisoned    %s%s; the heap can only be read%s\n", inspect_color(in, RED),
                shmalloc_strerror((int)(0 - s->poison)), inspect_color(in, PLAIN));
@@ -195,6 +212,7 @@ static void add_state(struct inspect *in, const shmalloc_stats *stats)
     inspect_add_number(in->out, "processes", in->users.processes);
     inspect_add_number(in->out, "threads", stats->threads);
     inspect_add_number(in->out, "in_flight", in->view.in_flight);
+    inspect_add_number(in->out, "transactions", count_transactions(in));
 }
 
 /* ---- space ---------------------------------------------------------------------------------- */

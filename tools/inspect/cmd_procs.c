@@ -20,7 +20,8 @@
 
 static const char help[] =
     "Processes that have the heap open, their threads with what they have cached and keep,\n"
-    "and the locks of the heap that they hold at this moment. A process that died without\n"
+    "their open transactions and read sections, what they retired, and the locks of the\n"
+    "heap that they hold at this moment. A process that died without\n"
     "closing the heap is shown as dead until another one has brought back what it had\n"
     "cached.\n"
     "\n"
@@ -39,7 +40,8 @@ static const char help[] =
     "                          minor_faults and major_faults (page faults of the whole\n"
     "                          program so far; where /proc tells),\n"
     "                          threads: list of: slot, tid, cached_slots, cached_bytes,\n"
-    "                          kept_blocks, kept_bytes, step, section, locks (names)\n"
+    "                          kept_blocks, kept_bytes, step, transaction, section,\n"
+    "                          section_over, retired_blocks, retired_bytes, locks (names)\n"
     "    kept_blocks           large blocks that the thread freed and keeps for its next\n"
     "                          requests; kept_bytes are not in cached_bytes\n"
     "    step                  an alloc, free or realloc with a ref word in the heap under\n"
@@ -47,13 +49,31 @@ static const char help[] =
     "                          \"short-exchange\", by the record that the thread has of it (a\n"
     "                          short one is of the fast way; a realloc of the other is\n"
     "                          \"take\"); \"none\"; \"unknown\": no record says that\n"
+    "    transaction           state: \"none\"; \"open\": rolled back if its thread dies;\n"
+    "                          \"committed\": finished by others then; \"unknown\": damaged;\n"
+    "                          entries and log_bytes of its log, or as many as can be read;\n"
+    "                          log_error, in words, only if something is wrong with that\n"
+    "    section               epoch that the thread's read section began at; 0: in none;\n"
+    "                          section_over is true when it no longer keeps others from\n"
+    "                          freeing what it reads\n"
+    "    retired_blocks        blocks that the thread retired and are not yet freed, and\n"
+    "                          retired_bytes\n"
     "  locks_of_others         list of: lock, tid, for holders that no thread slot names\n";
+
+struct transaction {
+    uint64_t phase, entries, bytes;
+    const char *wrong; /* about its log; NULL nothing */
+};
 
 struct thread {
     uint32_t slot, process;
     uint32_t tid;
-    uint64_t cached_slots, cached_bytes, section;
+    uint64_t cached_slots, cached_bytes;
+    uint64_t section; /* epoch at which its read section began; 0: it is in none */
+    int section_is_over;
     struct smi_view_kept kept;
+    struct smi_view_retired retired;
+    struct transaction tx;
     const struct step *step;
 };
 
@@ -119,8 +139,11 @@ static void read_threads(struct inspect *in, struct census *census)
         struct thread thread = {.slot = i,
                                 .process = (uint32_t)t->owner - 1,
                                 .tid = (uint32_t)t->tid,
-                                .step = step_of(&t->link),
-                                .section = t->section};
+                                .step = step_of(&t->link)};
+        if (!smi_format_is_older(&in->view.header)) {
+            thread.section = t->section_epoch;
+            thread.section_is_over = thread.section != 0 && t->ousted >= thread.section;
+        }
         for (unsigned k = 0; k < SMF_CLASSES; k++) {
             struct smi_view_stack stack;
             smi_view_read_stack(&in->view, ref, t, k, &stack);
@@ -131,15 +154,39 @@ static void read_threads(struct inspect *in, struct census *census)
     }
 }
 
-/* Of a view that is settled: the descriptors of the blocks are looked at. */
-static void read_kept(struct inspect *in, struct census *census)
+static void count_logged(const struct smi_logged *logged, uint64_t at, void *arg)
+{
+    struct transaction *tx = arg;
+    (void)at;
+    tx->entries++;
+    tx->bytes += logged->bytes;
+}
+
+static struct transaction transaction_of(struct inspect *in, const struct smf_thread *t)
+{
+    struct transaction tx = {.phase = smi_view_tx_phase(&in->view, t)};
+    uint64_t at;
+    if (tx.phase == SMF_TX_IDLE)
+        return tx;
+    if (!smi_view_log(&in->view, t))
+        tx.wrong = "is not there";
+    else
+        tx.wrong = smi_view_each_logged(&in->view, t, count_logged, &tx, &at);
+    return tx;
+}
+
+/* Of a view that is settled: the descriptors of blocks and of spans are looked at. */
+static void read_spans(struct inspect *in, struct census *census)
 {
     for (uint32_t i = 0; i < census->thread_count; i++) {
         uint64_t ref;
         struct thread *thread = &census->threads[i];
         const struct smf_thread *t = smi_view_thread(&in->view, thread->slot, &ref);
-        if (t)
-            thread->kept = smi_view_kept(&in->view, thread->slot, t);
+        if (!t)
+            continue;
+        thread->kept = smi_view_kept(&in->view, thread->slot, t);
+        thread->retired = smi_view_retired(&in->view, t);
+        thread->tx = transaction_of(in, t);
     }
 }
 
@@ -215,6 +262,41 @@ static const struct smf_process *process_at(struct inspect *in, const struct cen
 
 /* ---- text ----------------------------------------------------------------------------------- */
 
+static const char *state_of(const struct transaction *tx)
+{
+    static const char *const states[] = {[SMF_TX_IDLE] = "none",
+                                         [SMF_TX_ACTIVE] = "open",
+                                         [SMF_TX_COMMITTED] = "committed",
+                                         [SMF_TX_COMMITTED + 1] = "unknown"};
+    return states[tx->phase & SMF_TX_PHASE];
+}
+
+static void print_transaction(const struct transaction *tx)
+{
+    char entries[64], bytes[32];
+    if (tx->phase == SMF_TX_IDLE)
+        return;
+    if (tx->phase > SMF_TX_COMMITTED)
+        printf(", in a transaction in an unknown state");
+    else
+        printf(", in %s transaction", tx->phase == SMF_TX_ACTIVE ? "an open" : "a committed");
+    printf(" of %s, %s of log", inspect_count(tx->entries, "entry", "entries", entries),
+           inspect_bytes(tx->bytes, bytes));
+    if (tx->wrong)
+        printf(" (%s)", tx->wrong);
+}
+
+static void print_reading(const struct thread *thread)
+{
+    char blocks[64], bytes[32];
+    if (thread->section)
+        printf(", in a read section%s", thread->section_is_over ? " that is over" : "");
+    if (thread->retired.blocks)
+        printf(", retired %s, %s",
+               inspect_count(thread->retired.blocks, "block", "blocks", blocks),
+               inspect_bytes(thread->retired.bytes, bytes));
+}
+
 static void print_thread(struct inspect *in, struct census *census, const struct thread *thread)
 {
     char slots[32], bytes[32], name[48], blocks[64];
@@ -225,6 +307,8 @@ static void print_thread(struct inspect *in, struct census *census, const struct
                inspect_count(thread->kept.blocks, "large block", "large blocks", blocks),
                inspect_bytes(thread->kept.bytes, bytes));
     printf("%s", thread->step->doing);
+    print_transaction(&thread->tx);
+    print_reading(thread);
     const char *before = ", holds ";
     for (uint32_t i = 0; i < census->lock_count; i++) {
         if (census->locks[i].tid != thread->tid)
@@ -284,6 +368,17 @@ static void print_all(struct inspect *in, struct census *census)
 
 /* ---- JSON ----------------------------------------------------------------------------------- */
 
+static struct json_object *transaction_object(const struct transaction *tx)
+{
+    struct json_object *object = json_object_new_object();
+    inspect_add_text(object, "state", state_of(tx));
+    inspect_add_number(object, "entries", tx->entries);
+    inspect_add_number(object, "log_bytes", tx->bytes);
+    if (tx->wrong)
+        inspect_add_text(object, "log_error", tx->wrong);
+    return object;
+}
+
 static struct json_object *thread_object(struct inspect *in, struct census *census,
                                          const struct thread *thread)
 {
@@ -296,7 +391,11 @@ static struct json_object *thread_object(struct inspect *in, struct census *cens
     inspect_add_number(object, "kept_blocks", thread->kept.blocks);
     inspect_add_number(object, "kept_bytes", thread->kept.bytes);
     inspect_add_text(object, "step", thread->step->key);
+    inspect_add(object, "transaction", transaction_object(&thread->tx));
     inspect_add_number(object, "section", thread->section);
+    inspect_add_flag(object, "section_over", thread->section_is_over);
+    inspect_add_number(object, "retired_blocks", thread->retired.blocks);
+    inspect_add_number(object, "retired_bytes", thread->retired.bytes);
     for (uint32_t i = 0; i < census->lock_count; i++) {
         if (census->locks[i].tid != thread->tid)
             continue;
@@ -374,7 +473,7 @@ static enum verdict run(struct inspect *in)
     int rc = smi_view_settle(&in->view, NULL, NULL);
     if (rc < 0)
         return inspect_report_error(in, smi_error(rc, "%s: %s", in->path, shmalloc_strerror(rc)));
-    read_kept(in, &census);
+    read_spans(in, &census);
     if (in->out)
         add_all(in, &census);
     else
