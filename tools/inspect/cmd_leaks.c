@@ -517,10 +517,14 @@ static void add_all(struct search *s)
 
 /*
  * While a heap is in use, what links two blocks may be read before it is stored and the block after
- * that; then the block looks leaked. So the heap is looked at until a look takes no block away any
- * more: those that stay were leaked in each look, and nobody wrote to them in between.
+ * that; then the block looks leaked. So the heap is looked at until AGREED looks in a row take no
+ * block away: those that stay were leaked in each look, and nobody wrote to them in between. One
+ * such look is not enough: where a block is freed and allocated all the time, and nobody writes to
+ * it, it looks leaked in two looks in a row now and then.
  */
-#define MOST_LOOKS 8
+#define AGREED 6
+#define MOST_LOOKS 40
+#define MOST_WAIT_NS 50000000ull /* between two looks */
 #define HASHED 512u /* bytes of a block */
 
 static struct suspect suspect_of(struct search *s, uint64_t i)
@@ -572,7 +576,8 @@ static int look_once(struct search *s)
 {
     if (s->looks > 0) {
         forget_look(s);
-        smi_os_sleep(10000000ull * s->looks);
+        uint64_t wait_ns = 10000000ull * s->looks;
+        smi_os_sleep(wait_ns < MOST_WAIT_NS ? wait_ns : MOST_WAIT_NS);
         int rc = smi_view_reload(&s->in->view);
         if (rc < 0)
             return rc;
@@ -599,17 +604,17 @@ static void acquit(struct search *s)
 
 static int look_until_agreed(struct search *s)
 {
-    uint64_t before;
+    unsigned agreed = 0;
     int rc;
     do {
-        before = s->suspect_count;
+        uint64_t before = s->suspect_count;
         if ((rc = look_once(s)) < 0)
             return rc;
         if (!inspect_is_live(s->in))
             return 0;
         rc = agree(s);
-    } while (rc == 0 && s->suspect_count > 0 && s->looks < MOST_LOOKS &&
-             (s->looks == 1 || s->suspect_count != before));
+        agreed = s->looks > 1 && s->suspect_count == before ? agreed + 1 : 0;
+    } while (rc == 0 && s->suspect_count > 0 && s->looks < MOST_LOOKS && agreed < AGREED);
     if (rc == 0)
         acquit(s);
     return rc;
