@@ -21,7 +21,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define PIECE 8192 /* bytes counted at once, and what the last word has beyond them */
+#define PIECE 8192 /* bytes counted at once, and the rest of the last word, if a key can have it */
 
 struct file { /* the value in the map of files; its key is a number */
     uint64_t counted; /* bytes */
@@ -33,7 +33,7 @@ struct worker {
     int64_t number; /* the file, and how long it is in the map */
     struct file file;
     size_t length;
-    unsigned char text[PIECE + SHMALLOC_MAP_KEY_MAX]; /* its next piece, and is it the last? */
+    unsigned char text[SHMALLOC_MAP_KEY_MAX]; /* its next piece, and is it the last? */
     size_t size;
     int is_last;
 };
