@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * bank.c - transfers between accounts are transactions: whoever is killed, no money is lost or made.
+ * bank.c - transfers between accounts as transactions: whoever is killed, the sum stays the same.
  *
  *     bank HEAP KILLS
  *

@@ -221,11 +221,17 @@ static uint64_t count_of(const struct seen_stripe *stripe)
     return word ? s->in_count + (*word != 0) - s->in_before : s->count;
 }
 
+/* How many segments have the stripe's buckets: the array has room for as many at least. */
+static uint64_t segments_of(const struct seen_stripe *stripe)
+{
+    uint64_t offset;
+    return stripe->buckets ? smi_map_segment_of(stripe->buckets - 1, &offset) + 1ull : 0;
+}
+
 static void check_segments(struct seen_stripe *stripe)
 {
     struct smi_view *view = stripe->of->view;
-    uint64_t offset, last = stripe->buckets ? smi_map_segment_of(stripe->buckets - 1, &offset) : 0;
-    for (uint64_t i = 0; stripe->buckets && i <= last; i++) {
+    for (uint64_t i = 0; i < segments_of(stripe); i++) {
         const uint64_t *ref = smi_view_at(view, stripe->dir + 8 * i, 8);
         if (!ref ||
             !smi_structure_has_block(view, *ref, 64ull * smi_map_segment_buckets((uint32_t)i))) {
@@ -240,8 +246,9 @@ static void check_stripe(struct seen_stripe *stripe, struct chain_words *chain)
 {
     uint64_t at = stripe->of->table + stripe->number * sizeof(struct smf_stripe);
     if (stripe->dir != 0 &&
-        !smi_structure_has_block(stripe->of->view, stripe->dir, 8 * sizeof(uint64_t))) {
-        report(stripe->of, "M2", at, "the array of segments of a map is no block");
+        !smi_structure_has_block(stripe->of->view, stripe->dir,
+                                 segments_of(stripe) * sizeof(uint64_t))) {
+        report(stripe->of, "M2", at, "the array of segments of a map is no block of its length");
         return;
     }
     check_segments(stripe);
