@@ -956,7 +956,9 @@ int shmalloc_tx_add(shmalloc_heap *heap, const void *address, size_t len);
 
 /**
  * Allocate a block that is freed again if the transaction is rolled back, and store its ref in
- * `*out`, which is added if it lies in the heap. The contents are indeterminate. Codes of
+ * `*out`, which is added if it lies in the heap. The contents are indeterminate. Until the end of
+ * the transaction it is freed by shmalloc_tx_free() only: shmalloc_free(), shmalloc_ref_free() or a
+ * resize of it would be undone as if the block were still the transaction's. Codes of
  * shmalloc_ref_alloc().
  */
 SHMALLOC_API SHMALLOC_USE_RESULT

@@ -75,9 +75,10 @@ static int release_threads_of(shmalloc_heap *heap, uint32_t process, uint64_t *m
         struct smf_thread *slot = slot_of(heap, i, process), *any = smi_thread_slot(heap, i);
         if (any && any->owner == 0) /* of a thread that was killed at the end of its end */
             smi_stacks_count_claims(heap, any);
-        if (slot && !heap->is_older)
-            SMI_STORE(&slot->using_structure, 0);
         rc = slot ? smi_adopt_settle(heap, slot, i) : 0;
+        /* after its step: until that is resolved, what it used may not be taken apart */
+        if (slot && rc == 0 && !heap->is_older)
+            SMI_STORE(&slot->using_structure, 0);
     }
     for (uint32_t i = 0; rc == 0 && i < made; i++) {
         struct smf_thread *slot = slot_of(heap, i, process);

@@ -156,9 +156,9 @@ static int handle_of(const struct smi_use *use, shmalloc_map *map)
 
 int shmalloc_map_create(shmalloc_heap *heap, const shmalloc_map_options *options, shmalloc_ref *ref)
 {
-    uint64_t stripes, flags;
-    struct smi_thread *t;
-    struct smf_map *map;
+    uint64_t stripes = 0, flags = 0;
+    struct smi_thread *t = NULL;
+    struct smf_map *map = NULL;
     int rc = options_of(heap, options, &stripes, &flags);
     if (rc == 0 && !ref)
         rc = smi_error(-EINVAL, "%s: no place for the ref", heap->path);
@@ -179,10 +179,10 @@ int shmalloc_map_open(shmalloc_heap *heap, shmalloc_ref ref, shmalloc_map *map)
 int shmalloc_map_open_root(shmalloc_heap *heap, const char *name,
                            const shmalloc_map_options *options, shmalloc_map *map)
 {
-    uint64_t stripes, flags, ref;
+    uint64_t stripes = 0, flags = 0, ref;
     struct smi_use use;
-    struct smi_thread *t;
-    struct smf_map *made;
+    struct smi_thread *t = NULL;
+    struct smf_map *made = NULL;
     int rc = options_of(heap, options, &stripes, &flags);
     if (rc < 0)
         return rc;

@@ -22,10 +22,13 @@
  */
 #include "structures/map_tx.h"
 
+#include <errno.h>
+
 #include "handle/readers.h"
 #include "slots/block.h"
 #include "slots/stacks.h"
 #include "structures/map.h"
+#include "structures/map_type.h"
 
 /* tests/structures/map_seen.c plants a fault, to show that it finds it. */
 #ifndef SMI_PLANTED
@@ -111,12 +114,18 @@ static int retire_entry(const struct smi_log *log, uint64_t *name)
         uint64_t stamp = smi_readers_advance(log->heap);
         if (stamp == 0)
             return SHMALLOC_ECORRUPT;
-        smi_readers_oust(log->heap, stamp);
+        if (!smi_readers_oust(log->heap, stamp))
+            return smi_error(-ENOTSUP,
+                             "%s: this process has no membarrier, which readers in others rely on, "
+                             "so it cannot finish the transaction of a dead thread; allow it the "
+                             "system call membarrier(2)",
+                             log->heap->path);
         SMI_STORE(name, ref); /* without a tag, which only readers of an active transaction want */
         rc = smi_block_give(log->heap, ref, name);
     }
-    if (rc == SHMALLOC_EBADREF ||
-        rc == SHMALLOC_EDOUBLEFREE) { /* damage: it is none of the map's any more */
+    /* Damage: it is none of the map's any more. Or, of a living thread, no grace period can be had:
+     * the entry stays allocated, since a commit may not fail half way. */
+    if (rc == SHMALLOC_EBADREF || rc == SHMALLOC_EDOUBLEFREE || (log->t && rc == -ENOTSUP)) {
         SMI_STORE(name, 0);
         rc = 0;
     }
@@ -184,7 +193,7 @@ static int roll_back_entry(const struct smi_log *log, uint64_t *name, const uint
 
 static const struct smi_tx_kind kind = {.commit = commit_entry, .rollback = roll_back_entry};
 
-__attribute__((constructor)) static void take_part(void)
+void smi_map_take_part(void)
 {
     smi_log_register(SMI_MAP_KIND, &kind);
 }

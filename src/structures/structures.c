@@ -22,6 +22,7 @@
  * of a class of the library.
  */
 #include "structures/structures.h"
+#include "structures/map_type.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -262,9 +263,11 @@ static int end_structures(shmalloc_heap *heap, struct smf_thread *slot, uint32_t
     return rc;
 }
 
-/* The folders below call what is here only so: this one is the roof. */
-__attribute__((constructor)) static void announce(void)
+/* The folders below call what is here only so: this one is the roof. Nothing below names it, so
+ * static programs have the linker look for it (-u, in src/meson.build and the pkg-config file). */
+__attribute__((constructor)) void smi_structures_announce(void)
 {
+    smi_map_take_part();
     smi_release_structure = end_structures;
     smi_check_structures = smi_structures_check;
 }
@@ -309,12 +312,26 @@ static int end_own(struct smi_thread *t)
     return rc;
 }
 
+/* Freeing is no part of a transaction: what the thread's own one changed in the structure would be
+ * judged and given back after its blocks are gone. */
+static int outside_transactions(const struct smi_thread *t)
+{
+    return !smi_tx_of(t) ? 0
+                         : smi_error(SHMALLOC_EINTX,
+                                     "%s: a structure is not freed inside a transaction; commit or "
+                                     "abort it first",
+                                     t->heap->path);
+}
+
 /* The thread's context, with nothing of before in its slot. */
 static struct smi_thread *idle_thread(shmalloc_heap *heap, int *rc)
 {
     struct smi_thread *t = smi_structure_enter_long(heap, rc);
     if (!t || t->slot->structure == 0)
         return t;
+    /* What goes on here may be the end of something that the thread's own transaction changed. */
+    if ((*rc = outside_transactions(t)) < 0)
+        return NULL;
     *rc = end_own(t);
     if (*rc == 1)
         *rc = smi_error(
@@ -538,17 +555,6 @@ int smi_structure_open_root(shmalloc_heap *heap, const char *text, uint16_t tag,
 }
 
 /* ---- freeing, for users ---- */
-
-/* Freeing is no part of a transaction: what the thread's own one changed in the structure would be
- * judged and given back after its blocks are gone. */
-static int outside_transactions(const struct smi_thread *t)
-{
-    return !smi_tx_of(t) ? 0
-                         : smi_error(SHMALLOC_EINTX,
-                                     "%s: a structure is not freed inside a transaction; commit or "
-                                     "abort it first",
-                                     t->heap->path);
-}
 
 int smi_structure_free(shmalloc_heap *heap, shmalloc_ref *ref, uint16_t tag)
 {

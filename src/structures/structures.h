@@ -104,6 +104,9 @@ int smi_structure_open(shmalloc_heap *heap, shmalloc_ref ref, uint16_t tag, stru
 int smi_structure_open_root(shmalloc_heap *heap, const char *name, uint16_t tag,
                             struct smi_use *out);
 
+/* Runs before main(), where structures are linked at all. */
+void smi_structures_announce(void);
+
 /* Free the structure that *ref names, and all in it. */
 int smi_structure_free(shmalloc_heap *heap, shmalloc_ref *ref, uint16_t tag);
 /* The same of the root `name`, which goes. */
