@@ -11,6 +11,8 @@
  *   roots=N            bind N roots
  *   dangle             bind the root "freed" to a block, free that
  *   transaction        begin one and add, allocate, free and store in it; it stays open
+ *   map-transaction    make a map with the key "a", begin a transaction and change that key and
+ *                      another one in it; it stays open
  *   retire=N           allocate N small blocks and retire them in a read section, which stays
  *                      open
  *   structures         bind a queue of three messages, of which one is taken, and a vector; leave a
@@ -37,6 +39,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <shmalloc/map.h>
 #include <shmalloc/queue.h>
 #include <shmalloc/vector.h>
 
@@ -133,6 +136,17 @@ static void leave_transaction(void)
     if (shmalloc_tx_alloc(heap, 40, &made) < 0 || shmalloc_tx_free(heap, &ref) < 0 ||
         shmalloc_tx_store(heap, &words[2], 2) < 0)
         fail("transaction");
+}
+
+static void change_map(void)
+{
+    shmalloc_map_options options = SHMALLOC_MAP_OPTIONS_INIT;
+    shmalloc_map map;
+    if (shmalloc_map_open_root(heap, "map", &options, &map) < 0 ||
+        shmalloc_map_put(&map, "a", 1, "before", 6) < 0 || shmalloc_tx_begin(heap) < 0 ||
+        shmalloc_map_put(&map, "a", 1, "after", 5) < 0 ||
+        shmalloc_map_put(&map, "b", 1, "after", 5) < 0)
+        fail("a map in a transaction");
 }
 
 static void retire(long count)
@@ -390,6 +404,8 @@ static void run(const char *step)
         take_and_give(PILED_SIZE, count);
     else if (strcmp(step, "transaction") == 0)
         leave_transaction();
+    else if (strcmp(step, "map-transaction") == 0)
+        change_map();
     else if (strncmp(step, "retire=", 7) == 0)
         retire(count);
     else if (strncmp(step, "roots=", 6) == 0)

@@ -6,6 +6,7 @@ Usage: test_inspect_structures.py SHMALLOC-INSPECT HEAP_MAKER [unittest argument
 """
 
 import json
+import signal
 import struct
 
 import inspect_support as support
@@ -16,6 +17,18 @@ def run_named(command, path, *names):
     status, out, err = run(command, "--json", path, *names)
     assert err == "", err
     return status, json.loads(out)
+
+
+class Transactions(InspectTest):
+    def test_the_tool_rolls_a_dead_ones_maps_back(self):
+        """It is linked statically, and nothing in it names what a map's pending entries need."""
+        self.make("create", "map-transaction", "die", ends_by=-signal.SIGKILL)
+        status, out, err = run("trim", self.heap)
+        self.assertEqual((status, err), (SOUND, ""), out)
+        status, answer = run_named("dump", self.heap, "map")
+        items = [(item["key"], item["text"]) for item in answer["items"]]
+        self.assertEqual((status, items), (SOUND, [("a", "before")]), answer)
+        self.assertEqual(run_json("procs", self.heap)[1]["processes"], [])
 
 
 class Structures(InspectTest):
