@@ -313,7 +313,7 @@ static int find_planted(void)
                                         "full too early"};
     for (int fault = 1; fault < FAULTS; fault++) {
         int found = 0;
-        for (unsigned tries = 0; !found && tries < 10; tries++) {
+        for (unsigned tries = 0; !found && tries < 100; tries++) { /* chance has a say in each */
             pid_t pid = fork(); /* a fault may end it anyhow */
             if (pid == 0)
                 _exit(run_kills(300, fault, test_seed() + tries) != 0);
