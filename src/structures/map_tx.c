@@ -24,7 +24,6 @@
 
 #include <errno.h>
 
-#include "handle/readers.h"
 #include "slots/block.h"
 #include "slots/stacks.h"
 #include "structures/map.h"
@@ -111,15 +110,9 @@ static int retire_entry(const struct smi_log *log, uint64_t *name)
         rc = SMI_PLANTED(NO_GRACE) ? smi_block_free(log->t, ref, name)
                                    : smi_retire(log->t, ref, name);
     } else {
-        uint64_t stamp = smi_readers_advance(log->heap);
-        if (stamp == 0)
-            return SHMALLOC_ECORRUPT;
-        if (!smi_readers_oust(log->heap, stamp))
-            return smi_error(-ENOTSUP,
-                             "%s: this process has no membarrier, which readers in others rely on, "
-                             "so it cannot finish the transaction of a dead thread; allow it the "
-                             "system call membarrier(2)",
-                             log->heap->path);
+        rc = smi_log_end_readers(log);
+        if (rc < 0)
+            return rc;
         SMI_STORE(name, ref); /* without a tag, which only readers of an active transaction want */
         rc = smi_block_give(log->heap, ref, name);
     }

@@ -221,6 +221,20 @@ static int finish_kind(const struct smi_log *log, const struct smi_logged *logge
     return logged->type >= SMF_ENTRY_KIND ? call_kind(log, logged, entry, 1) : 0;
 }
 
+int smi_log_end_readers(const struct smi_log *log)
+{
+    uint64_t stamp = smi_readers_advance(log->heap);
+    if (stamp == 0)
+        return SHMALLOC_ECORRUPT;
+    if (!smi_readers_oust(log->heap, stamp))
+        return smi_error(-ENOTSUP,
+                         "%s: this process has no membarrier, which readers in others rely on, so "
+                         "it cannot finish the transaction of a dead thread; allow it the system "
+                         "call membarrier(2)",
+                         log->heap->path);
+    return 0;
+}
+
 /* Free the block when no section can be reading it any more. */
 static int retire_logged(const struct smi_log *log, uint64_t *word, uint64_t ref)
 {
@@ -234,16 +248,8 @@ static int retire_logged(const struct smi_log *log, uint64_t *word, uint64_t ref
     }
     if (log->t && !smi_pages_lack_room(rc))
         return rc;
-    uint64_t stamp = smi_readers_advance(log->heap);
-    if (stamp == 0)
-        return SHMALLOC_ECORRUPT;
-    if (!smi_readers_oust(log->heap, stamp))
-        return smi_error(-ENOTSUP,
-                         "%s: this process has no membarrier, which readers in others rely on, so "
-                         "it cannot finish the transaction of a dead thread; allow it the system "
-                         "call membarrier(2)",
-                         log->heap->path);
-    return give_logged(log, word, ref);
+    rc = smi_log_end_readers(log);
+    return rc < 0 ? rc : give_logged(log, word, ref);
 }
 
 static int finish_free(const struct smi_log *log, const struct smi_logged *logged,

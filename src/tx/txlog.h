@@ -79,4 +79,8 @@ struct smi_tx_kind {
 /* `kind` is less than SMF_ENTRY_KINDS. Before any heap is open. */
 void smi_log_register(uint32_t kind, const struct smi_tx_kind *handlers);
 
+/* Oust all read sections that are open, so that what is unlinked already may be freed. 0;
+ * SHMALLOC_ECORRUPT; -ENOTSUP: this process has no membarrier, and somebody else has to do it. */
+int smi_log_end_readers(const struct smi_log *log);
+
 #endif
