@@ -22,28 +22,15 @@
 static shmalloc_map map;
 
 /* As HEAP_SUITE, but headers of structures stay, so those that the tests need are there before. */
-static void suite_begin(void)
+static void use_headers(void)
 {
-    shmalloc_ref ref[24] = {0};
-    fixture_begin_heap(&f, 0);
-    for (unsigned i = 0; i < 24; i++)
-        must_work(shmalloc_map_create(f.heap, NULL, &ref[i]));
-    for (unsigned i = 0; i < 24; i++)
-        must_work(shmalloc_map_free(f.heap, &ref[i]));
-    before = usage_now(f.heap);
+    shmalloc_ref refs[24] = {0};
+    for (int i = 0; i < 24; i++)
+        must_work(shmalloc_map_create(f.heap, NULL, &refs[i]));
+    for (int i = 0; i < 24; i++)
+        must_work(shmalloc_map_free(f.heap, &refs[i]));
 }
-
-static void suite_end(void)
-{
-    must_be_sound(f.heap);
-    must_work(shmalloc_close(f.heap));
-    must_be_sound_on_disk(f.path);
-    f.heap = heap_open(f.path);
-    must_be_as_before(f.heap, &before);
-    fixture_end(&f);
-}
-
-TestSuite(map, .init = suite_begin, .fini = suite_end, .timeout = 120);
+HEAP_SUITE_AFTER(map, 0, 120, use_headers());
 
 static void make(unsigned stripes)
 {

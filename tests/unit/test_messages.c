@@ -317,7 +317,7 @@ Test(messages, files_with_attributes)
     must_work(shmalloc_close(heap_create(inside, 0)));
     for (int i = 0; i < 2; i++) {
         if (!set_attribute(path, attributes[i].attribute)) {
-            suite_end();
+            heap_suite_end();
             cr_skip_test("attributes cannot be set here");
         }
         must_explain(open_with(path, 0), -EPERM, path, attributes[i].word, attributes[i].remedy,
@@ -351,7 +351,7 @@ Test(messages, an_attribute_set_meanwhile)
     pattern_fill(shmalloc_ptr(heap, ref), 0, 3 << 20, 1);
     if (!set_attribute(path, FS_IMMUTABLE_FL)) {
         shmalloc_close(heap);
-        suite_end();
+        heap_suite_end();
         cr_skip_test("attributes cannot be set here");
     }
     must_explain(shmalloc_ref_alloc(heap, 20 << 20, &large), -EPERM, path, "immutable", "chattr -i",

@@ -117,7 +117,7 @@ Test(proc, what_is_missing_is_told)
     for (int way = 0; way < WAYS; way++) {
         int status = run_child(without_proc, &way);
         if (status == NOT_PERMITTED && way != ONLY_PROCESSES) { /* which Linux has since 5.8 */
-            suite_end();
+            heap_suite_end();
             cr_skip_test("no mounts of our own here");
         }
         cr_assert(status == 0 || status == NOT_PERMITTED, "way %d: %d", way, status);

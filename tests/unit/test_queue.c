@@ -19,34 +19,18 @@
 #include <shmalloc/queue.h>
 
 #include "slots/context.h"
-#include "support.h"
-#include "view_check.h"
-
-static struct fixture f;
-static struct usage before;
+#include "heap_suite.h"
 
 /* Headers that were used once stay; so some are used before the counting begins. */
-static void suite_begin(void)
+static void use_headers(void)
 {
     shmalloc_ref refs[4];
-    fixture_begin_heap(&f, 0);
     for (int i = 0; i < 4; i++)
         must_work(shmalloc_queue_create(f.heap, NULL, &refs[i]));
     for (int i = 0; i < 4; i++)
         must_work(shmalloc_queue_free(f.heap, &refs[i]));
-    before = usage_now(f.heap);
 }
-
-static void suite_end(void)
-{
-    must_be_sound(f.heap);
-    must_work(shmalloc_close(f.heap));
-    must_be_sound_on_disk(f.path);
-    f.heap = heap_open(f.path);
-    must_be_as_before(f.heap, &before);
-    fixture_end(&f);
-}
-TestSuite(queue, .init = suite_begin, .fini = suite_end, .timeout = 60);
+HEAP_SUITE_AFTER(queue, 0, 60, use_headers());
 
 /* ---- helpers ---- */
 

@@ -16,39 +16,24 @@
 #include <shmalloc/vector.h>
 
 #include "slots/context.h"
-#include "support.h"
-#include "view_check.h"
-
-static struct fixture f;
-static struct usage before;
+#include "heap_suite.h"
 
 /* Headers that were used once stay, and what a thread needs to retire blocks; so both are there
  * before the counting begins. */
-static void suite_begin(void)
+static void use_headers(void)
 {
-    shmalloc_ref refs[2], retired;
-    fixture_begin_heap(&f, 0);
+    shmalloc_ref refs[2];
     for (int i = 0; i < 2; i++)
         must_work(shmalloc_queue_create(f.heap, NULL, &refs[i]));
     for (int i = 0; i < 2; i++)
         must_work(shmalloc_queue_free(f.heap, &refs[i]));
+    shmalloc_ref retired;
     must_work(shmalloc_ref_alloc(f.heap, 8, &retired));
     must_work(shmalloc_retire(f.heap, &retired));
     must_work(shmalloc_close(f.heap));
     f.heap = heap_open(f.path);
-    before = usage_now(f.heap);
 }
-
-static void suite_end(void)
-{
-    must_be_sound(f.heap);
-    must_work(shmalloc_close(f.heap));
-    must_be_sound_on_disk(f.path);
-    f.heap = heap_open(f.path);
-    must_be_as_before(f.heap, &before);
-    fixture_end(&f);
-}
-TestSuite(vector, .init = suite_begin, .fini = suite_end, .timeout = 60);
+HEAP_SUITE_AFTER(vector, 0, 60, use_headers());
 
 static shmalloc_vector make(size_t element)
 {
